@@ -1,0 +1,263 @@
+"""
+The mathematics of the HR loss, as pure functions of tensors.
+
+Notation: ``q`` is the softmax of the logits (the soft decision), ``p`` the distribution of the labels, ``n`` the number
+of examples, ``M`` the number of classes. Logarithms are natural, so every value is in nats. Equation numbers are those
+of Picot, Piantanida, Messina and Labeau, "Modelling the Uncertainty of a Deep Neural Network Enhances its Adversarial
+Robustness", GRETSI 2019.
+
+Shapes follow :class:`torch.nn.CrossEntropyLoss`: logits are ``(C,)``, ``(N, C)`` or ``(N, C, d1, ...)``; each position
+``d1, ...`` counts as an example of its own. float16 and bfloat16 are computed in, and returned as, float32.
+"""
+
+import math
+from typing import Literal, NamedTuple, get_args
+
+import torch
+from torch import Tensor
+
+from art_hrloss.numerics import entropy, exponential_mean, log_softmax
+
+Reduction = Literal["batch", "none", "mean", "sum"]
+
+
+class HRLossTerms(NamedTuple):
+    """The two terms of eq. (3), in nats; the loss is their sum."""
+
+    conditional_entropy: Tensor
+    """H(Y^|X), at least 0 and at most log M."""
+    renyi_divergence: Tensor
+    """alpha D_alpha(p_XY || p_XY^), at least 0: the factor alpha is already in it."""
+
+
+def softmax_entropy(logits: Tensor) -> Tensor:
+    """
+    Entropy of each example's softmax, ``- sum_k q_k log q_k``.
+
+    :param logits: Shape ``(C,)``, ``(N, C)`` or ``(N, C, d1, ...)``; a class at -inf is one that never occurs.
+    :return: Nats in [0, log C], of the logits' shape without the class dimension.
+    """
+    return entropy(log_softmax(_classes_last(logits)))
+
+
+def conditional_entropy(logits: Tensor) -> Tensor:
+    """
+    The uncertainty of the soft decision, ``H(Y^|X) = mean_i [- sum_k q_ik log q_ik]`` (section 2.1).
+
+    :param logits: Shape ``(C,)``, ``(N, C)`` or ``(N, C, d1, ...)``.
+    :return: A scalar in [0, log C], in nats.
+    """
+    return softmax_entropy(logits).mean()
+
+
+def renyi_divergence(log_p: Tensor, log_q: Tensor, *, alpha: float, dim: int = -1) -> Tensor:
+    """
+    Renyi divergence as the paper scales it, ``1 / (alpha (alpha - 1)) log sum_k p_k^alpha q_k^(1 - alpha)`` (eq. (4)).
+
+    The factor 1/alpha is the paper's; most libraries leave it out. At alpha = 1 it is the limit, the Kullback-Leibler
+    divergence. It is inf where p gives weight to what q excludes (for alpha >= 1) or where the two are disjoint.
+
+    :param log_p: Log-probabilities of the first distribution, normalised along `dim`; -inf is probability 0.
+    :param log_q: Log-probabilities of the second, broadcastable to `log_p`.
+    :param alpha: The order, finite and above 0.
+    :param dim: The dimension that holds the distribution.
+    :return: Nats, at least 0 up to rounding, of the broadcast shape without `dim`.
+    """
+    alpha = check_alpha(alpha)
+    log_p, log_q = _as_float(log_p), _as_float(log_q)
+    log_p, log_q = torch.broadcast_tensors(log_p, log_q)
+    log_p, log_q = log_p.movedim(dim, -1), log_q.movedim(dim, -1)
+    if alpha < 0.5:  # D_alpha(p || q) = D_(1 - alpha)(q || p), which does not divide by alpha.
+        return _log_ratio_mean(log_q, log_p, -alpha) / (1 - alpha)
+    return _log_ratio_mean(log_p, log_q, alpha - 1) / alpha
+
+
+def hr_loss_terms(
+    logits: Tensor,
+    target: Tensor,
+    *,
+    alpha: float = 1.6,
+    weight: Tensor | None = None,
+    ignore_index: int = -100,
+    label_smoothing: float = 0.0,
+    reduction: Reduction = "batch",
+) -> HRLossTerms:
+    """
+    The two terms of :func:`hr_loss`, with the same parameters: H(Y^|X) and alpha D_alpha(p_XY || p_XY^).
+
+    :return: Two tensors, scalars unless `reduction` is "none"; their sum is the loss.
+    """
+    alpha = check_alpha(alpha)
+    check_reduction(reduction)
+    check_label_smoothing(label_smoothing)
+    log_q = log_softmax(_classes_last(logits))
+    uncertainty = entropy(log_q)
+    divergence, mass = _label_divergence(
+        log_q, _checked_target(logits, target), alpha - 1, weight, ignore_index, label_smoothing
+    )
+    if reduction in ("none", "sum"):
+        terms = HRLossTerms(*(torch.where(mass == 0, 0.0, mass * term) for term in (uncertainty, divergence)))
+        return terms if reduction == "none" else HRLossTerms(*(term.sum() for term in terms))
+    log_mass = mass.reshape(-1).log()
+    order = alpha - 1 if reduction == "batch" else 0.0
+    return HRLossTerms(
+        exponential_mean(uncertainty.reshape(-1), log_mass, 0.0),
+        exponential_mean(divergence.reshape(-1), log_mass, order),
+    )
+
+
+def hr_loss(
+    logits: Tensor,
+    target: Tensor,
+    *,
+    alpha: float = 1.6,
+    weight: Tensor | None = None,
+    ignore_index: int = -100,
+    label_smoothing: float = 0.0,
+    reduction: Reduction = "batch",
+) -> Tensor:
+    """
+    The HR loss, ``L_HR = H(Y^|X) + alpha D_alpha(p_XY || p_XY^)`` (eq. (3)).
+
+    On a batch, with p_XY its empirical distribution,
+
+        ``H(Y^|X)        = sum_i m_i [- sum_k q_ik log q_ik]``
+        ``alpha D_alpha  = 1 / (alpha - 1) log sum_i m_i sum_k p_ik^alpha q_ik^(1 - alpha)``
+
+    where p_i is the label distribution of example i and m_i its share of the batch. For class indices the inner sum is
+    ``q_i,y_i^(1 - alpha)``. Every option is a choice of the distribution p_XY(i, k) under which both terms are taken:
+
+    * `label_smoothing` s mixes each example's labels with the uniform distribution: (1 - s) p_ik + s / M;
+    * `weight` reweighs the joint: p_XY(i, k) is proportional to w_k p_ik, so that m_i is proportional to sum_k w_k p_ik
+      and p_i is normalised anew. For class indices without smoothing and alpha = 1 the divergence is then the weighted
+      mean of CrossEntropyLoss; for probabilities CrossEntropyLoss divides by N instead of by the total weight;
+    * `ignore_index` takes an example out of the distribution.
+
+    The loss of the batch is *not* a mean over its examples: the logarithm couples them. The per-example loss, that of a
+    batch of one, is ``u_i [H(q_i) + alpha D_alpha(p_i || q_i)]`` with u_i = sum_k w_k p_ik (1 without weights); for a
+    class index without smoothing it is ``w_y [H(q_i) - log q_i,y]``, whatever alpha is.
+
+    :param logits: Shape ``(C,)``, ``(N, C)`` or ``(N, C, d1, ...)``, floating point.
+    :param target: Class indices (integers, the logits' shape without C), or probabilities (the logits' shape, not
+           negative; a row's sum is the example's weight; integers are taken as one-hot labels).
+    :param alpha: Order of the divergence, finite and above 0; the paper's bound needs alpha > 1, alpha = 1 is the limit
+           H + KL.
+    :param weight: A weight per class, shape ``(C,)``, not negative.
+    :param ignore_index: The class index whose examples count for nothing; has no meaning for probabilities.
+    :param label_smoothing: Between 0 and 1.
+    :param reduction: "batch" is eq. (3); "none", "mean" and "sum" are of the per-example loss, "mean" being weighted
+           by u_i.
+    :return: Nats, at least 0: a scalar, or with "none" the logits' shape without C. inf where a label that occurs has
+             probability 0 (for alpha < 1 and a batch: where all of them have); NaN for "batch" and "mean" of no example
+             at all, with zero gradients, as CrossEntropyLoss.
+    :raises TypeError: If the logits are not floating point, or class indices not integers.
+    :raises ValueError: If a shape or a parameter is out of range.
+    :raises RuntimeError: If a class index is out of range; on a GPU torch reports it as it does for CrossEntropyLoss.
+    """
+    uncertainty, divergence = hr_loss_terms(
+        logits,
+        target,
+        alpha=alpha,
+        weight=weight,
+        ignore_index=ignore_index,
+        label_smoothing=label_smoothing,
+        reduction=reduction,
+    )
+    return uncertainty + divergence
+
+
+def check_alpha(alpha: float) -> float:
+    """Return `alpha` as a float; raise unless it is a finite number above 0."""
+    if isinstance(alpha, (bool, Tensor)) or not hasattr(alpha, "__float__"):
+        raise TypeError(f"expected alpha to be a number, but got {type(alpha).__name__}")
+    value = float(alpha)
+    if not (math.isfinite(value) and value > 0):
+        raise ValueError(f"expected alpha to be finite and above 0, but got {alpha}")
+    return value
+
+
+def check_reduction(reduction: str) -> None:
+    """Raise unless `reduction` is one of the four."""
+    if reduction not in get_args(Reduction):
+        raise ValueError(f"expected reduction to be one of {list(get_args(Reduction))}, but got {reduction!r}")
+
+
+def check_label_smoothing(label_smoothing: float) -> None:
+    """Raise unless `label_smoothing` lies in [0, 1]."""
+    if not isinstance(label_smoothing, (int, float)) or not 0 <= label_smoothing <= 1:
+        raise ValueError(f"expected label_smoothing to lie in [0, 1], but got {label_smoothing}")
+
+
+def _as_float(values: Tensor) -> Tensor:
+    """Values as they are, half precisions as float32; anything else is an error."""
+    if not isinstance(values, Tensor) or not values.is_floating_point():
+        came = values.dtype if isinstance(values, Tensor) else type(values).__name__
+        raise TypeError(f"expected a floating-point tensor, but got {came}")
+    return values.float() if values.dtype in (torch.float16, torch.bfloat16) else values
+
+
+def _classes_last(logits: Tensor) -> Tensor:
+    """Logits with the class dimension moved to the end."""
+    logits = _as_float(logits)
+    if logits.ndim == 0 or logits.shape[min(1, logits.ndim - 1)] == 0:
+        raise ValueError(f"expected logits of shape (C,), (N, C) or (N, C, d1, ...), but got {tuple(logits.shape)}")
+    return logits if logits.ndim == 1 else logits.movedim(1, -1)
+
+
+def _checked_target(logits: Tensor, target: Tensor) -> Tensor:
+    """Class indices as int64, or probabilities with the class dimension at the end; told apart by their shape."""
+    if not isinstance(target, Tensor):
+        raise TypeError(f"expected the target to be a tensor, but got {type(target).__name__}")
+    classes = 0 if logits.ndim == 1 else 1
+    index_shape = logits.shape[:classes] + logits.shape[classes + 1 :]
+    if target.shape == logits.shape and not target.is_complex():
+        return target if logits.ndim == 1 else target.movedim(1, -1)
+    if target.shape != index_shape:
+        raise ValueError(
+            f"expected a target of shape {tuple(index_shape)} (class indices) or {tuple(logits.shape)} (probabilities) "
+            f"for logits of shape {tuple(logits.shape)}, but got {tuple(target.shape)}"
+        )
+    if target.is_floating_point() or target.is_complex() or target.dtype == torch.bool:
+        raise TypeError(f"expected class indices to be integers, but got {target.dtype}")
+    return target.long()
+
+
+def _label_divergence(
+    log_q: Tensor,
+    target: Tensor,
+    order: float,
+    weight: Tensor | None,
+    ignore_index: int,
+    label_smoothing: float,
+) -> tuple[Tensor, Tensor]:
+    """Per example, alpha D_alpha(p_i || q_i), and its mass sum_k w_k p_ik: 0 for an ignored one."""
+    classes = log_q.shape[-1]
+    if weight is not None:
+        if weight.shape != (classes,):
+            raise ValueError(f"expected weight of shape ({classes},), one per class, but got {tuple(weight.shape)}")
+        weight = weight.to(log_q)
+    if target.ndim == log_q.ndim:
+        target = target.to(log_q.dtype)
+        joint = target * (1 - label_smoothing) + target.sum(-1, keepdim=True) * (label_smoothing / classes)
+    else:
+        used = target != ignore_index
+        index = torch.where(used, target, 0).unsqueeze(-1)
+        if label_smoothing == 0:
+            mass = torch.ones_like(log_q) if weight is None else weight.expand_as(log_q)
+            mass = mass.gather(-1, index).squeeze(-1)
+            return torch.where(used, -log_q.gather(-1, index).squeeze(-1), 0.0), torch.where(used, mass, 0.0)
+        joint = torch.full_like(log_q, label_smoothing / classes)
+        joint = joint.scatter_add(-1, index, torch.full_like(log_q[..., :1], 1 - label_smoothing)) * used.unsqueeze(-1)
+    joint = joint if weight is None else joint * weight
+    mass = joint.sum(-1)
+    p = joint / torch.where(mass == 0, 1.0, mass).unsqueeze(-1)
+    absent = p == 0
+    log_p = torch.where(absent, -torch.inf, torch.where(absent, 1.0, p).log())
+    return torch.where(mass == 0, 0.0, _log_ratio_mean(log_p, log_q, order)), mass
+
+
+def _log_ratio_mean(log_p: Tensor, log_q: Tensor, order: float) -> Tensor:
+    """``1 / order log E_p[(p / q)^order]`` over the last dimension: alpha D_alpha for order alpha - 1."""
+    possible = ~log_p.isneginf()
+    ratio = torch.where(possible, log_p, 0.0) - torch.where(possible, log_q, 0.0)
+    return exponential_mean(ratio, log_p, order)

@@ -1,0 +1,181 @@
+"""What is run: frozen, validated values, and the keys under which their results are kept."""
+
+import hashlib
+import json
+import math
+import re
+from dataclasses import dataclass, fields, is_dataclass
+from typing import Any, Literal, get_args
+
+# Part of every key. Raise it when the meaning or the default of a field changes, so that no old result passes for a
+# new one.
+SPEC_VERSION = 1
+
+AttackName = Literal["none", "fgm"]
+AttackLossName = Literal["ce", "hr", "torch-ce", "clipped-ce", "clipped-hr"]
+LossName = Literal["ce", "hr"]
+ModelName = Literal["small-cnn", "lenet", "resnet"]
+OptimizerName = Literal["sgd", "adam"]
+
+
+class ConfigError(ValueError):
+    """A value that describes no experiment; says what was expected and what came."""
+
+
+@dataclass(frozen=True)
+class LossSpec:
+    """A training loss: cross-entropy, or the HR loss with its alpha."""
+
+    name: LossName
+    alpha: float | None = None
+
+    def __post_init__(self) -> None:
+        _expect_one_of("loss", self.name, get_args(LossName))
+        if (self.alpha is not None) != (self.name == "hr"):
+            raise ConfigError(f"expected an alpha for the loss hr and for no other, but got {self}")
+        if self.alpha is not None and not 0 < self.alpha < math.inf:
+            raise ConfigError(f"expected alpha above 0, but got {self.alpha}")
+
+    def __str__(self) -> str:
+        return self.name.upper() if self.alpha is None else f"{self.name.upper()}({self.alpha:g})"
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a network is trained on a data set, whatever the loss."""
+
+    model: ModelName
+    """The architecture; see benchmarks/models.py."""
+    epochs: int
+    """Passes over the training images."""
+    batch_size: int
+    """Images per step; the last batch of an epoch may be smaller."""
+    lr: float
+    """Learning rate."""
+    lr_drops: tuple[tuple[int, float], ...] = ()
+    """Pairs (epoch, factor): from that epoch on the learning rate is lr times the factor."""
+    optimizer: OptimizerName = "sgd"
+    """Plain SGD, or Adam with torch's defaults."""
+    momentum: float = 0.0
+    """Of SGD."""
+    l2: float = 0.0
+    """The penalty l2 * sum of squares of the convolutions' kernels is part of the objective."""
+    blocks: int = 1
+    """n of the ResNet-6n+2; of no meaning to other models."""
+    subtract_pixel_mean: bool = False
+    """Whether the network's first step subtracts the training images' mean, pixel by pixel."""
+    validation_size: int = 5000
+    """Images held out of the training part; they are never trained on."""
+    split_seed: int = 2019
+    """Draws the validation images, and the test images of data sets without an official test part."""
+    threads: int = 1
+    """Of torch on the CPU. A part of the recipe because sums, and so results, are rounded by how they are divided."""
+
+    def __post_init__(self) -> None:
+        _expect_one_of("model", self.model, get_args(ModelName))
+        _expect_one_of("optimizer", self.optimizer, get_args(OptimizerName))
+        for name in ("epochs", "batch_size", "blocks", "validation_size", "threads", "lr"):
+            if not 0 < getattr(self, name) < math.inf:
+                raise ConfigError(f"expected {name} above 0, but got {getattr(self, name)}")
+        for name in ("momentum", "l2", "split_seed"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ConfigError(f"expected {name} to be at least 0, but got {getattr(self, name)}")
+        for field in fields(self):
+            if field.type is int and not isinstance(getattr(self, field.name), int):
+                raise ConfigError(f"expected {field.name} to be a whole number, but got {getattr(self, field.name)}")
+
+    def lr_at(self, epoch: int) -> float:
+        """The learning rate of an epoch, counted from 0."""
+        factors = [factor for start, factor in sorted(self.lr_drops) if epoch >= start]
+        return self.lr * (factors[-1] if factors else 1.0)
+
+
+@dataclass(frozen=True)
+class RunSpec:
+    """One training: a data set, a recipe, a loss and a seed."""
+
+    dataset: str
+    recipe: Recipe
+    loss: LossSpec
+    seed: int
+
+    def key(self) -> str:
+        """16 hexadecimal digits that name this run wherever it is done: a hash of its canonical JSON."""
+        text = json.dumps({"version": SPEC_VERSION, "run": canonical(self)}, sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+    def __str__(self) -> str:
+        return f"{self.dataset}, {self.loss}, seed {self.seed}"
+
+
+@dataclass(frozen=True)
+class AttackSpec:
+    """One attack of a trained network: which, driven by which loss, and how large."""
+
+    name: AttackName
+    loss: AttackLossName | None = None
+    """The loss whose per-example gradient drives the attack; see benchmarks/losses.py."""
+    eps: float = 0.0
+    """Largest change of a pixel, where images lie in [0, 1]."""
+
+    def __post_init__(self) -> None:
+        _expect_one_of("attack", self.name, get_args(AttackName))
+        if self.name == "none" and (self.loss is not None or self.eps != 0):
+            raise ConfigError(f"expected no loss and no eps where there is no attack, but got {self}")
+        if self.name != "none":
+            _expect_one_of("the attack's loss", self.loss, get_args(AttackLossName))
+            if not 0 < self.eps < math.inf:
+                raise ConfigError(f"expected eps above 0 for the attack {self.name}, but got {self.eps}")
+
+    def key(self) -> str:
+        """A readable name, such as fgm-hr-0.1, that can name a file."""
+        return self.name if self.loss is None else f"{self.name}-{self.loss}-{self.eps!r}"
+
+
+@dataclass(frozen=True)
+class Grid:
+    """A declared set of evaluations: every loss and seed on every data set, each under every attack."""
+
+    name: str
+    recipes: tuple[tuple[str, Recipe], ...]
+    """Pairs (data set, recipe)."""
+    losses: tuple[LossSpec, ...]
+    seeds: tuple[int, ...]
+    attacks: tuple[AttackSpec, ...]
+
+    def __post_init__(self) -> None:
+        if not re.fullmatch(r"[a-z0-9][a-z0-9-]*", self.name):
+            raise ConfigError(f"expected a grid's name in lower-case letters, digits and dashes, but got {self.name!r}")
+        datasets = [dataset for dataset, _ in self.recipes]
+        if len(set(datasets)) != len(datasets):
+            raise ConfigError(f"expected one recipe per data set in grid {self.name}, but got {datasets}")
+        for field in fields(self)[1:]:
+            values: tuple[Any, ...] = getattr(self, field.name)
+            if not values or len(set(values)) != len(values):
+                raise ConfigError(f"expected {field.name} of grid {self.name} to be distinct and not empty: {values}")
+
+    def runs(self) -> list[RunSpec]:
+        """All trainings, ordered so that the losses of one seed stand together."""
+        return [
+            RunSpec(dataset, recipe, loss, seed)
+            for dataset, recipe in self.recipes
+            for seed in self.seeds
+            for loss in self.losses
+        ]
+
+
+def canonical(spec: Any) -> Any:
+    """
+    A spec as plain values, without the fields that are at their default.
+
+    So a field that is added later, with the old behaviour as its default, leaves every key as it was.
+    """
+    if is_dataclass(spec):
+        values = ((field, getattr(spec, field.name)) for field in fields(spec))
+        return {field.name: canonical(value) for field, value in values if value != field.default}
+    return [canonical(value) for value in spec] if isinstance(spec, tuple) else spec
+
+
+def _expect_one_of(what: str, value: object, known: tuple[str, ...]) -> None:
+    if value not in known:
+        raise ConfigError(f"expected {what} to be one of {list(known)}, but got {value!r}")

@@ -1,0 +1,249 @@
+"""Data sets by name, as arrays: the embedded digits, torchvision's MNIST, CIFAR-10 and SVHN, and any NAME.npz.
+
+Every source ends as images uint8 (N, C, H, W) and labels int64 (N,), validated once, here. Files are taken to be
+hostile: no pickle is opened unless its MD5 is torchvision's own, and MNIST and CIFAR-10 must have the official content.
+"""
+
+import hashlib
+import re
+import zipfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+BUILT_IN = ("digits", "mnist", "cifar10", "svhn")
+DIGITS_TEST_SIZE = 360
+
+# `digest(train, test)` of the official data. SVHN is not here: its files are known by torchvision's MD5 alone.
+OFFICIAL_SHA256: Mapping[str, str] = MappingProxyType(
+    {
+        "mnist": "e0130f111822ed58de3ba94ad450971c80ee446d2ff4d08e2b4c8e8be16eae50",
+        "cifar10": "088db17c50ddf8b6d4ae26627291c330435e1f1bd0f0f70db194a685896d7abd",
+    }
+)
+
+
+class DataError(ValueError):
+    """A data set that cannot be used; the message names the file, what was expected and what came."""
+
+
+@dataclass(frozen=True, eq=False)
+class Split:
+    """Examples of one part of a data set: images (N, C, H, W) and the class of each, (N,)."""
+
+    images: npt.NDArray[np.uint8]
+    labels: npt.NDArray[np.int64]
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+
+@dataclass(frozen=True, eq=False)
+class Dataset:
+    """A data set in its three parts; labels run from 0 to `classes` - 1."""
+
+    name: str
+    classes: int
+    train: Split
+    validation: Split
+    test: Split
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """Channels, height and width of every image."""
+        _, channels, height, width = self.train.images.shape
+        return channels, height, width
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Digest of the three parts, whatever the name and the source."""
+        return digest(self.train, self.validation, self.test)
+
+
+def digest(*splits: Split) -> str:
+    """SHA-256, in hexadecimal, of the images' shape, the images and the labels of each split in turn."""
+    sha256 = hashlib.sha256()
+    for split in splits:
+        sha256.update(str(split.images.shape).encode())
+        sha256.update(np.ascontiguousarray(split.images).data)
+        sha256.update(np.ascontiguousarray(split.labels, dtype="<i8").data)
+    return sha256.hexdigest()
+
+
+def load(name: str, *, data_dir: Path, download: bool = False, validation_size: int, split_seed: int = 2019) -> Dataset:
+    """Load a data set and draw its validation part from its training part.
+
+    MNIST, CIFAR-10 and SVHN are read from torchvision's own files in `data_dir`. Where there are none, MNIST and
+    CIFAR-10 are read from NAME.npz there; where that is missing too, torchvision downloads its files if it may.
+
+    :param name: "digits", "mnist", "cifar10", "svhn", or the NAME of a NAME.npz with x_train, y_train, x_test, y_test:
+        images uint8 (N, H, W) or (N, H, W, C) with C 1 or 3, labels integers (N,) from 0 to classes - 1.
+    :param data_dir: Folder of the files.
+    :param download: Whether torchvision may download files that are missing or damaged.
+    :param validation_size: Number of training examples to set aside for validation.
+    :param split_seed: Seed of the draw; for "digits", which has no test part of its own, of the test part as well.
+    :return: The same arrays in the same order for the same arguments and content.
+    :raises DataError: If the data set is unknown, missing, damaged, not what its name says, or too small to split.
+    """
+    if not re.fullmatch(r"\w[\w.-]*", name):
+        raise DataError(f"expected a plain data set name (letters, digits, '_', '-', inner '.'), but got {name!r}")
+    data_dir = data_dir.expanduser()
+    if name == "digits":
+        train, test = _digits(split_seed)
+    elif name in BUILT_IN:
+        train, test = _official(name, data_dir, download=download)
+    else:
+        train, test = _npz(data_dir / f"{name}.npz")
+    classes = int(train.labels.max()) + 1
+    limit = len(train) - classes  # more training examples stay than there are classes
+    if not 1 <= validation_size < limit:
+        raise DataError(f"{name}: expected validation_size from 1 to less than {limit}, but got {validation_size}")
+    train, validation = _set_aside(train, validation_size, split_seed)
+    return Dataset(name, classes, train, validation, test)
+
+
+def _set_aside(split: Split, size: int, seed: int) -> tuple[Split, Split]:
+    """Part a split at random into what stays and the `size` examples set aside."""
+    aside, stay = np.split(np.random.default_rng(seed).permutation(len(split)), [size])
+    return Split(split.images[stay], split.labels[stay]), Split(split.images[aside], split.labels[aside])
+
+
+def _digits(split_seed: int) -> tuple[Split, Split]:
+    # Imported here, as torchvision is below, so that a data set costs only its own library's import.
+    from sklearn.datasets import load_digits
+
+    levels, labels = load_digits(return_X_y=True)
+    images = np.rint(levels.reshape(-1, 1, 8, 8) * 255 / 16).astype(np.uint8)
+    return _set_aside(Split(images, labels.astype(np.int64)), DIGITS_TEST_SIZE, split_seed)
+
+
+def _official(name: str, data_dir: Path, *, download: bool) -> tuple[Split, Split]:
+    files = _torchvision_files(name, data_dir)
+    npz = data_dir / f"{name}.npz"
+    if name in OFFICIAL_SHA256 and npz.exists() and not any(path.exists() for path in files):
+        source = npz
+        train, test = _npz(npz)
+    else:
+        _ensure_whole(files, name, data_dir, download=download)
+        source = next(iter(files)).parent
+        with _reading(source):
+            train, test = _checked(source, *_torchvision_arrays(name, data_dir, download=False))
+    expected, came = OFFICIAL_SHA256.get(name), digest(train, test)
+    if expected not in (None, came):
+        raise DataError(
+            f"{source} is not the official {name}: expected content of SHA-256 {expected}, but got {came}; "
+            "give it another name to use it under that name"
+        )
+    return train, test
+
+
+def _ensure_whole(files: Mapping[Path, bool], name: str, data_dir: Path, *, download: bool) -> None:
+    """Make sure that torchvision's files are whole, downloading them where that is needed and allowed."""
+    otherwise = f"put them into {next(iter(files)).parent}"
+    if name in OFFICIAL_SHA256:
+        otherwise += f", or, with none of them there, use {data_dir / name}.npz"
+    else:  # nothing could show an .npz to be official
+        otherwise += f"; {name}.npz is not accepted: other digits go under their own name, such as {name}_grey.npz"
+    if download and not all(files.values()):
+        try:
+            _torchvision_arrays(name, data_dir, download=True)
+        except Exception as error:  # whatever goes wrong in the network, on the disk or in an archive
+            raise DataError(f"{name}: expected to download its files, but got {error!r}; {otherwise}") from error
+        files = _torchvision_files(name, data_dir)
+    if damaged := ", ".join(str(path) for path, whole in files.items() if not whole):
+        raise DataError(
+            f"{name}: expected torchvision's files, but missing or altered: {damaged}; pass --download, {otherwise}"
+        )
+
+
+def _torchvision_files(name: str, data_dir: Path) -> dict[Path, bool]:
+    """Torchvision's files, and whether each is whole: there, and of the right MD5 where torchvision has one for it."""
+    from torchvision.datasets import CIFAR10, MNIST, SVHN
+    from torchvision.datasets.utils import check_integrity
+
+    if name == "mnist":
+        md5s = {data_dir / "MNIST" / "raw" / Path(archive).stem: None for archive, _ in MNIST.resources}
+    elif name == "cifar10":
+        batches = [*CIFAR10.train_list, *CIFAR10.test_list, (CIFAR10.meta["filename"], CIFAR10.meta["md5"])]
+        md5s = {data_dir / CIFAR10.base_folder / file: md5 for file, md5 in batches}
+    else:
+        md5s = {data_dir / file: md5 for _, file, md5 in (SVHN.split_list["train"], SVHN.split_list["test"])}
+    return {path: check_integrity(path, md5) for path, md5 in md5s.items()}
+
+
+def _torchvision_arrays(name: str, data_dir: Path, *, download: bool) -> list[npt.NDArray[Any]]:
+    """Training images, (N, H, W) or (N, H, W, C), and labels, test images and labels."""
+    from torchvision.datasets import CIFAR10, MNIST, SVHN
+
+    if name == "svhn":
+        svhn = [SVHN(data_dir, split=split, download=download) for split in ("train", "test")]
+        return [array for part in svhn for array in (part.data.transpose(0, 2, 3, 1), part.labels)]
+    reader = MNIST if name == "mnist" else CIFAR10  # which unpickles no file before it has compared the MD5
+    parts = [reader(data_dir, train=train, download=download) for train in (True, False)]
+    return [np.asarray(array) for part in parts for array in (part.data, part.targets)]
+
+
+def _npz(path: Path) -> tuple[Split, Split]:
+    names = ("x_train", "y_train", "x_test", "y_test")
+    if not path.exists():
+        found = ", ".join(sorted(file.name for file in path.parent.glob("*.npz"))) or "no .npz file"
+        raise DataError(f"expected one of {', '.join(BUILT_IN)}, or a file {path}, but found {found} there")
+    with _reading(path), path.open("rb") as file:
+        if not zipfile.is_zipfile(file):  # numpy.load would take it for a pickle, and advise to allow that
+            raise DataError(f"{path}: expected a zip of arrays, but got a file that is none, or is cut short")
+        file.seek(0)
+        arrays = np.load(file, allow_pickle=False)
+        if missing := [name for name in names if name not in arrays]:
+            raise DataError(f"{path}: expected arrays {', '.join(names)}, but got no {', '.join(missing)}")
+        return _checked(path, *(np.asarray(arrays[name]) for name in names))
+
+
+@contextmanager
+def _reading(source: Path) -> Iterator[None]:
+    """Turn what a reader raises on a damaged file, which can be nearly anything, into a DataError that names it."""
+    try:
+        yield
+    except DataError:
+        raise
+    except Exception as error:
+        raise DataError(f"{source}: expected a readable data set, but got {error!r}") from error
+
+
+def _checked(source: Path, *arrays: npt.NDArray[Any]) -> tuple[Split, Split]:
+    """Validate training images and labels, test images and labels, and give them their common form."""
+    train = _checked_split(f"{source}: expected train", *arrays[:2])
+    test = _checked_split(f"{source}: expected test", *arrays[2:])
+    here, there = train.images.shape[1:], test.images.shape[1:]
+    if here != there:
+        raise DataError(f"{source}: expected test images of shape (C, H, W) {here}, as in train, but got {there}")
+    classes = np.unique(train.labels)
+    if len(classes) < 2 or not np.array_equal(classes, np.arange(len(classes))):
+        raise DataError(
+            f"{source}: expected train labels of 2 or more classes, numbered from 0 with none left out, "
+            f"but got {len(classes)} different labels from {classes[0]} to {classes[-1]}"
+        )
+    if unseen := np.setdiff1d(test.labels, classes).tolist():
+        raise DataError(f"{source}: expected test labels to occur in train, but these do not: {unseen[:10]}")
+    return train, test
+
+
+def _checked_split(expected: str, images: npt.NDArray[Any], labels: npt.NDArray[Any]) -> Split:
+    grey = images.ndim == 3
+    if images.dtype != np.uint8 or not images.size or not (grey or (images.ndim == 4 and images.shape[3] in (1, 3))):
+        raise DataError(
+            f"{expected} images to be uint8 of shape (N, H, W) or (N, H, W, C) with C 1 or 3, none of them 0, "
+            f"but got {images.dtype} of shape {images.shape}"
+        )
+    if labels.dtype.kind not in "iu" or labels.shape != images.shape[:1]:
+        raise DataError(
+            f"{expected} labels to be integers of shape {images.shape[:1]}, but got {labels.dtype} {labels.shape}"
+        )
+    channels_first = images[:, np.newaxis] if grey else images.transpose(0, 3, 1, 2)
+    return Split(np.ascontiguousarray(channels_first), labels.astype(np.int64))

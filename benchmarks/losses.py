@@ -1,0 +1,62 @@
+"""Loss specs -> modules."""
+
+from torch import Tensor, nn
+
+from art_hrloss import HRLoss
+from art_hrloss.functional import hr_loss_terms
+from benchmarks.config import AttackLossName, LossSpec
+
+
+def training_loss(spec: LossSpec) -> nn.Module:
+    """The loss of a batch: a scalar in nats."""
+    return nn.CrossEntropyLoss() if spec.alpha is None else HRLoss(spec.alpha)
+
+
+def attack_loss(name: AttackLossName) -> nn.Module:
+    """
+    The loss of each example, for class indices of shape ``(n,)``.
+
+    * "hr" is H(q) - log q_y, whatever alpha is;
+    * "ce" is - log q_y with the exact gradient;
+    * "torch-ce" is the same as torch computes it. Past a margin of 17 its float32 gradient has lost the true class, so
+      the attack goes astray: what it leaves standing beyond "ce" is masking;
+    * "clipped-ce" and "clipped-hr" are both computed from clipped probabilities, as in Keras 2, and so perhaps in
+      the paper: past a margin of about 16 the gradient of CE is exactly 0 and the attack stands still.
+    """
+    losses: dict[AttackLossName, nn.Module] = {
+        "hr": HRLoss(reduction="none"),
+        "ce": ExactCrossEntropy(),
+        "torch-ce": nn.CrossEntropyLoss(reduction="none"),
+        "clipped-ce": ClippedLoss(with_entropy=False),
+        "clipped-hr": ClippedLoss(with_entropy=True),
+    }
+    return losses[name]
+
+
+class ExactCrossEntropy(nn.CrossEntropyLoss):
+    """Cross-entropy per example: the divergence alone of the HR loss at alpha = 1, to full precision at any margin."""
+
+    def __init__(self) -> None:
+        super().__init__(reduction="none")
+
+    def forward(self, input: Tensor, target: Tensor) -> Tensor:  # the parameter names of CrossEntropyLoss
+        """Logits ``(n, C)`` and class indices ``(n,)`` to nats, ``(n,)``."""
+        return hr_loss_terms(input, target, alpha=1.0, reduction="none").renyi_divergence
+
+
+class ClippedLoss(nn.CrossEntropyLoss):
+    """
+    Cross-entropy or HR loss per example, from float32 probabilities clipped to [1e-7, 1 - 1e-7], as in Keras 2.
+
+    An ablation, to show what such numerics do to an evaluation: never to be trained or trusted.
+    """
+
+    def __init__(self, *, with_entropy: bool) -> None:
+        super().__init__(reduction="none")
+        self.with_entropy = with_entropy
+
+    def forward(self, input: Tensor, target: Tensor) -> Tensor:  # the parameter names of CrossEntropyLoss
+        """Logits ``(n, C)`` and class indices ``(n,)`` to nats, ``(n,)``."""
+        q = input.float().softmax(1).clamp(1e-7, 1 - 1e-7)
+        loss = -q.gather(1, target.unsqueeze(1)).squeeze(1).log()
+        return loss - (q * q.log()).sum(1) if self.with_entropy else loss

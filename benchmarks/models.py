@@ -1,0 +1,123 @@
+"""The networks, each mapping images in [0, 1] to logits. Normalisation sits inside, so eps is in the data's units."""
+
+import torch
+from torch import Tensor, nn
+
+from benchmarks.config import Recipe
+
+
+def build(recipe: Recipe, *, image_shape: tuple[int, int, int], classes: int, seed: int) -> nn.Module:
+    """
+    A network with its weights drawn from a seed, the same whatever the loss it is to be trained with.
+
+    :param recipe: Names the architecture.
+    :param image_shape: Channels, height and width.
+    :param classes: Number of logits.
+    :param seed: Seed of the initial weights; torch's global generator is left as it was.
+    :return: Modules whose input is a float tensor of shape ``(n, *image_shape)``.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        if recipe.model == "resnet":
+            network = resnet(image_shape[0], classes, blocks=recipe.blocks)
+        else:
+            network = lenet(image_shape, classes, small=recipe.model == "small-cnn")
+    mean = PixelMean(image_shape) if recipe.subtract_pixel_mean else nn.Identity()
+    # Convolutions on the CPU run about a third faster with the channels last.
+    return nn.Sequential(mean, network).to(memory_format=torch.channels_last)
+
+
+class PixelMean(nn.Module):
+    """Subtracts the training images' mean, pixel by pixel; it is kept with the weights."""
+
+    mean: Tensor
+
+    def __init__(self, image_shape: tuple[int, int, int]) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(image_shape))
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Images of shape ``(n, C, H, W)``, centred."""
+        return images - self.mean
+
+
+def lenet(image_shape: tuple[int, int, int], classes: int, *, small: bool = False) -> nn.Module:
+    """
+    The max-pool LeNet: two convolutions, each with max-pooling, and two fully connected layers.
+
+    The form is that of the paper's appendix C, which gives no sizes; these are the well-known LeNet's.
+
+    :param image_shape: Channels, height and width.
+    :param classes: Number of logits.
+    :param small: 3 x 3 padded kernels and 100 hidden units instead of 5 x 5 and 500, for 8 x 8 images.
+    :return: The network, with torch's own initialisation.
+    """
+    channels, height, width = image_shape
+    kernel, padding, hidden = (3, 1, 100) if small else (5, 0, 500)
+    shrink = kernel - 1 - 2 * padding
+    height, width = (((size - shrink) // 2 - shrink) // 2 for size in (height, width))
+    if min(height, width) < 1:
+        raise ValueError(f"expected images large enough for a LeNet (small={small}), but got {image_shape}")
+    return nn.Sequential(
+        # Pooling before the ReLU gives the same values for less work: both are monotone.
+        nn.Conv2d(channels, 20, kernel, padding=padding),
+        nn.MaxPool2d(2),
+        nn.ReLU(),
+        nn.Conv2d(20, 50, kernel, padding=padding),
+        nn.MaxPool2d(2),
+        nn.ReLU(),
+        nn.Flatten(),
+        nn.Linear(50 * height * width, hidden),
+        nn.ReLU(),
+        nn.Linear(hidden, classes),
+    )
+
+
+def resnet(channels: int, classes: int, *, blocks: int) -> nn.Module:
+    """
+    ResNet of 6n+2 layers for small images (He et al. 2016, section 4.2), in the form that the paper's recipe points to.
+
+    Three stages of 16, 32 and 64 channels with `blocks` residual blocks each; a 1 x 1 convolution on the shortcut where
+    the shape changes; He-normal weights, zero biases; global average pooling.
+
+    :param channels: Channels of the images.
+    :param classes: Number of logits.
+    :param blocks: n, at least 1.
+    """
+    layers: list[nn.Module] = [nn.Conv2d(channels, 16, 3, padding=1), _batch_norm(16), nn.ReLU()]
+    width = 16
+    for stage, stage_width in enumerate((16, 32, 64)):
+        for block in range(blocks):
+            layers.append(ResidualBlock(width, stage_width, stride=2 if stage > 0 and block == 0 else 1))
+            width = stage_width
+    network = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(width, classes))
+    for module in network.modules():
+        if isinstance(module, (nn.Conv2d, nn.Linear)):
+            nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
+            nn.init.zeros_(module.bias)  # type: ignore[arg-type]  # every layer here has a bias
+    return network
+
+
+class ResidualBlock(nn.Module):
+    """Two 3 x 3 convolutions with batch normalisation, added to the input or to a 1 x 1 convolution of it."""
+
+    def __init__(self, width_in: int, width_out: int, *, stride: int) -> None:
+        super().__init__()
+        self.residual = nn.Sequential(
+            nn.Conv2d(width_in, width_out, 3, stride=stride, padding=1),
+            _batch_norm(width_out),
+            nn.ReLU(),
+            nn.Conv2d(width_out, width_out, 3, padding=1),
+            _batch_norm(width_out),
+        )
+        same = width_in == width_out and stride == 1
+        self.shortcut = nn.Identity() if same else nn.Conv2d(width_in, width_out, 1, stride=stride)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Features of shape ``(n, width_out, H / stride, W / stride)``."""
+        return torch.relu(self.residual(images) + self.shortcut(images))
+
+
+def _batch_norm(width: int) -> nn.BatchNorm2d:
+    """With the constants of Keras, on which the paper's recipe rests: its momentum 0.99 is torch's 0.01."""
+    return nn.BatchNorm2d(width, eps=1e-3, momentum=0.01)

@@ -1,0 +1,40 @@
+"""Seeds -> means and intervals: pure functions."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import scipy.stats
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A mean over seeds with its confidence interval, mean - half_width to mean + half_width."""
+
+    mean: float
+    half_width: float
+    """NaN for a single seed, which says nothing of its own spread."""
+    n: int
+
+    def __str__(self) -> str:
+        return f"{self.mean:.3f}" if math.isnan(self.half_width) else f"{self.mean:.3f} ± {self.half_width:.3f}"
+
+
+def mean_interval(values: Sequence[float], *, confidence: float = 0.95) -> Interval:
+    """
+    The mean of one value per seed, with Student's t interval for the mean over all seeds that could have been drawn.
+
+    :param values: At least one, all finite.
+    :param confidence: Between 0 and 1.
+    :raises ValueError: If there is no value, or one that is not finite.
+    """
+    array = np.asarray(values, dtype=np.float64)
+    if array.size == 0 or not np.isfinite(array).all():
+        raise ValueError(f"expected at least one value, all finite, but got {list(values)}")
+    if not 0 < confidence < 1:
+        raise ValueError(f"expected confidence between 0 and 1, but got {confidence}")
+    if array.size == 1:
+        return Interval(float(array[0]), math.nan, 1)
+    quantile = scipy.stats.t.ppf((1 + confidence) / 2, array.size - 1)
+    return Interval(float(array.mean()), float(quantile * array.std(ddof=1) / math.sqrt(array.size)), array.size)

@@ -1,0 +1,172 @@
+"""The networks have the shapes and sizes they are named for, and come from their seed alone."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import nn
+
+from benchmarks import models
+from benchmarks.config import LossSpec, Recipe
+from benchmarks.losses import attack_loss, training_loss
+
+RECIPE = Recipe(model="lenet", epochs=1, batch_size=1, lr=1.0)
+RESNET = replace(RECIPE, model="resnet", subtract_pixel_mean=True)
+CASES = [
+    # parameters: counted by hand from the layers' sizes
+    pytest.param(RECIPE, (1, 28, 28), 20 * 26 + 50 * 501 + 500 * 801 + 10 * 501, id="lenet"),
+    pytest.param(replace(RECIPE, model="small-cnn"), (1, 8, 8), 20 * 10 + 50 * 181 + 100 * 201 + 10 * 101, id="small"),
+    pytest.param(
+        RESNET,
+        (3, 32, 32),
+        (16 * 28 + 32)
+        + (2 * 16 * 145 + 2 * 32)
+        + (32 * 145 + 32 * 289 + 2 * 64 + 32 * 17)
+        + (64 * 289 + 64 * 577 + 2 * 128 + 64 * 33)
+        + 10 * 65,
+        id="resnet-8",
+    ),
+    pytest.param(
+        replace(RESNET, blocks=2),
+        (3, 32, 32),
+        # Each further block: two convolutions that keep the width, each with a batch normalisation.
+        (16 * 28 + 32)
+        + (4 * 16 * 145 + 4 * 32)
+        + (32 * 145 + 3 * 32 * 289 + 4 * 64 + 32 * 17)
+        + (64 * 289 + 3 * 64 * 577 + 4 * 128 + 64 * 33)
+        + 10 * 65,
+        id="resnet-14",
+    ),
+]
+
+
+@pytest.mark.parametrize(("recipe", "shape", "parameters"), CASES)
+def test_size_and_shape(recipe: Recipe, shape: tuple[int, int, int], parameters: int) -> None:
+    model = models.build(recipe, image_shape=shape, classes=10, seed=0)
+    assert model(torch.rand(2, *shape)).shape == (2, 10)
+    assert sum(p.numel() for p in model.parameters()) == parameters
+
+
+@pytest.mark.parametrize(("recipe", "shape", "parameters"), CASES)
+def test_the_seed_alone_decides_the_weights(recipe: Recipe, shape: tuple[int, int, int], parameters: int) -> None:
+    before = torch.random.get_rng_state()
+    first, second, other = (models.build(recipe, image_shape=shape, classes=10, seed=s) for s in (7, 7, 8))
+    assert torch.equal(before, torch.random.get_rng_state())
+    assert all(torch.equal(a, b) for a, b in zip(first.parameters(), second.parameters(), strict=True))
+    assert not all(torch.equal(a, b) for a, b in zip(first.parameters(), other.parameters(), strict=True))
+
+
+def test_resnet_layers_are_6n_plus_2() -> None:
+    for blocks in (1, 3):
+        network = models.resnet(3, 10, blocks=blocks)
+        weighted = [m for m in network.modules() if isinstance(m, (nn.Conv2d, nn.Linear))]
+        shortcuts = [m for m in weighted if isinstance(m, nn.Conv2d) and m.kernel_size == (1, 1)]
+        assert len(weighted) - len(shortcuts) == 6 * blocks + 2
+        assert len(shortcuts) == 2
+
+
+def test_the_mean_is_subtracted_inside_the_network() -> None:
+    model = models.build(RESNET, image_shape=(3, 32, 32), classes=10, seed=0).eval()
+    images = torch.rand(2, 3, 32, 32)
+    plain = model(images)
+    model[0].mean.fill_(0.25)
+    torch.testing.assert_close(model(images + 0.25), plain, rtol=1e-4, atol=1e-5)
+    assert "0.mean" in model.state_dict()
+
+
+def test_the_lenet_is_convolution_relu_and_pooling_twice_and_two_layers() -> None:
+    network = models.lenet((1, 8, 8), 10, small=True)
+    first, second = (module for module in network if isinstance(module, nn.Conv2d))
+    hidden, last = (module for module in network if isinstance(module, nn.Linear))
+    features = images = torch.rand(3, 1, 8, 8)
+    for convolution in (first, second):
+        features = torch.max_pool2d(convolution(features).relu(), 2)
+    torch.testing.assert_close(network(images), last(hidden(features.flatten(1)).relu()))
+
+
+def test_a_residual_block_is_rectified_after_the_shortcut_is_added() -> None:
+    block = models.ResidualBlock(4, 4, stride=1).eval()
+    # With no residual at all, what is left is the rectified input.
+    for parameter in block.residual[-1].parameters():
+        nn.init.zeros_(parameter)
+    features = torch.randn(2, 4, 6, 6)
+    assert torch.equal(block(features), features.relu())
+
+
+def test_the_resnet_starts_he_normal_without_biases() -> None:
+    for module in models.resnet(3, 10, blocks=1).modules():
+        if isinstance(module, (nn.Conv2d, nn.Linear)):
+            inputs = module.weight[0].numel()
+            # The standard deviation of n draws strays by a share of 1 / sqrt(2 n); four times that is allowed.
+            stray = 4 / (2 * module.weight.numel()) ** 0.5
+            assert module.weight.std().item() == pytest.approx((2 / inputs) ** 0.5, rel=stray)
+            assert not module.bias.any()
+
+
+def test_batch_statistics_move_by_a_hundredth_per_step_as_in_keras() -> None:
+    network = models.resnet(3, 10, blocks=1).train()
+    images = torch.rand(4, 3, 8, 8)
+    mean = network[0](images).mean((0, 2, 3))
+    network(images)
+    torch.testing.assert_close(network[1].running_mean, 0.01 * mean, rtol=1e-4, atol=1e-6)
+    assert network[1].eps == 1e-3
+
+
+def test_images_too_small_for_the_network_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"large enough for a LeNet .* but got \(1, 8, 8\)"):
+        models.build(RECIPE, image_shape=(1, 8, 8), classes=10, seed=0)
+
+
+@pytest.mark.parametrize("margin", [5.0, 30.0, 60.0])
+def test_exact_cross_entropy_keeps_its_gradient_at_any_margin(margin: float) -> None:
+    logits = torch.tensor([[margin, 0.0, -1.0]], requires_grad=True)
+    loss = attack_loss("ce")(logits, torch.tensor([0]))
+    gradient = torch.autograd.grad(loss.sum(), logits)[0].double()
+    # In closed form: q_k for the others, and minus their sum for the true class.
+    odds = torch.tensor([-margin, -margin - 1], dtype=torch.float64).exp()
+    others = odds / (1 + odds.sum())
+    expected = torch.cat([-others.sum(0, keepdim=True), others])[None]
+    torch.testing.assert_close(gradient, expected, rtol=1e-5, atol=0)
+    torch.testing.assert_close(loss.double(), odds.sum(0, keepdim=True).log1p(), rtol=1e-5, atol=0)
+
+
+@pytest.mark.parametrize("name", ["ce", "hr"])
+def test_clipped_losses_are_the_exact_ones_until_they_saturate(name: str) -> None:
+    logits = torch.tensor([[4.0, 0.0, -1.0], [15.0, 0.0, -1.0], [17.0, 0.0, -1.0]], requires_grad=True)
+    labels = torch.zeros(3, dtype=torch.long)
+    values, gradients = [], []
+    for loss in (attack_loss(name), attack_loss(f"clipped-{name}")):
+        values.append(loss(logits, labels).detach())
+        gradients.append(torch.autograd.grad(loss(logits, labels).sum(), logits)[0])
+    torch.testing.assert_close(values[1][0], values[0][0], rtol=1e-5, atol=0)
+    torch.testing.assert_close(gradients[1][0], gradients[0][0], rtol=1e-5, atol=0)
+    assert (gradients[1][1] != 0).any()
+    assert (gradients[0][2] != 0).all()
+    if name == "ce":
+        assert (gradients[1][2] == 0).all()
+
+
+def test_torchs_cross_entropy_loses_the_true_class_at_a_margin_of_30() -> None:
+    logits = torch.tensor([[30.0, 0.0, -1.0]], requires_grad=True)
+    loss = attack_loss("torch-ce")(logits, torch.tensor([0]))
+    gradient = torch.autograd.grad(loss.sum(), logits)[0]
+    assert gradient[0, 0] == 0
+    assert (gradient[0, 1:] > 0).all()
+
+
+@pytest.mark.parametrize("alpha", [1.2, 3.0])
+def test_training_losses_are_means_in_nats_at_their_own_alpha(alpha: float) -> None:
+    logits, labels = torch.randn(6, 3, generator=torch.Generator().manual_seed(0)).double(), torch.arange(6) % 3
+    q = logits.softmax(1)
+    true = q[torch.arange(6), labels]
+    torch.testing.assert_close(training_loss(LossSpec("ce"))(logits, labels), -true.log().mean())
+    entropy = -(q * q.log()).sum(1).mean()
+    divergence = (true ** (1 - alpha)).mean().log() / (alpha - 1)
+    torch.testing.assert_close(training_loss(LossSpec("hr", alpha))(logits, labels), entropy + divergence)
+
+
+def test_clipped_losses_stop_at_a_ten_millionth() -> None:
+    logits = torch.tensor([[0.0, 20.0]], requires_grad=True)
+    loss = attack_loss("clipped-ce")(logits, torch.tensor([0]))
+    torch.testing.assert_close(loss, torch.tensor([1e-7]).log().neg())
+    assert not torch.autograd.grad(loss.sum(), logits)[0].any()

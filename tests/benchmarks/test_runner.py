@@ -1,0 +1,279 @@
+"""The command line from end to end, in real processes, on real digits."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from benchmarks import data, grids, runner
+from benchmarks.__main__ import main
+from benchmarks.config import RunSpec
+from benchmarks.data import Dataset
+from benchmarks.store import Store, StoreError
+
+SMALL = ["--seeds", "2", "--epochs", "1"]
+# What the command line makes of these overrides.
+GRID = replace(
+    grids.digits(),
+    seeds=(0, 1),
+    recipes=tuple((name, replace(recipe, epochs=1)) for name, recipe in grids.digits().recipes),
+)
+
+
+def files(root: Path) -> dict[str, bytes]:
+    """Everything under a store but its tables, and but what a killed process had begun to write, by relative name."""
+    paths = (p for p in sorted((root / "runs").rglob("*")) if p.is_file() and p.suffix != ".part")
+    return {str(p.relative_to(root)): p.read_bytes() for p in paths}
+
+
+@pytest.fixture(scope="module")
+def pool_store(tmp_path_factory) -> Path:
+    """A small grid, done by a pool of two processes."""
+    root = tmp_path_factory.mktemp("pool")
+    assert main(["run", *SMALL, "--store", str(root), "--workers", "2"]) == 0
+    return root
+
+
+def test_a_grid_leaves_weights_curves_records_and_tables(pool_store: Path) -> None:
+    kept = files(pool_store)
+    keys = {run.key() for run in GRID.runs()}
+    assert {name.split("/")[1] for name in kept} == keys
+    for key in keys:
+        names = {name.removeprefix(f"runs/{key}/") for name in kept if key in name}
+        records = {f"records/{attack.key()}.json" for attack in GRID.attacks}
+        assert names == {"spec.json", "curve.json", "model.safetensors", *records}
+    tables = pool_store / "reports" / "digits-seeds-2-epochs-1"
+    assert (
+        "Made by `python -m benchmarks run --grid digits --seeds 2 --epochs 1`" in (tables / "table_1.md").read_text()
+    )
+
+
+def test_one_process_gives_the_same_files_as_a_pool(pool_store: Path, tmp_path: Path) -> None:
+    assert main(["run", *SMALL, "--store", str(tmp_path), "--workers", "1"]) == 0
+    assert files(tmp_path) == files(pool_store)
+
+
+def test_what_is_there_is_used_again_and_said(pool_store: Path, capsys) -> None:
+    before = {path: path.stat().st_mtime_ns for path in (pool_store / "runs").rglob("*")}
+    assert main(["run", *SMALL, "--store", str(pool_store)]) == 0
+    assert "4 runs, 4 of them already in" in capsys.readouterr().out
+    assert {path: path.stat().st_mtime_ns for path in (pool_store / "runs").rglob("*")} == before
+
+
+def test_a_report_needs_no_training(pool_store: Path, capsys) -> None:
+    table = pool_store / "reports/digits-seeds-2-epochs-1/table_1.md"
+    text = table.read_text()
+    table.unlink()
+    assert main(["report", *SMALL, "--store", str(pool_store)]) == 0
+    assert table.read_text() == text
+    assert "Table 1 on digits" in capsys.readouterr().out
+
+
+def test_a_run_that_fails_is_recorded_and_the_others_go_on(tmp_path: Path) -> None:
+    good, bad = GRID.runs()[:2]
+    bad = replace(bad, recipe=replace(bad.recipe, lr=1e30))
+    jobs = [runner.Job(run, GRID.attacks, tmp_path, tmp_path, "cpu") for run in (bad, good)]
+    store, ended, trained = Store(tmp_path), {}, []
+
+    def on_end(run: RunSpec, error: BaseException | None) -> None:
+        ended[run] = error
+        trained.append(store.is_trained(good))
+
+    assert runner.run_all(jobs, runner.local_executor(1), on_end) == 1
+    assert trained == [False, True], "each is told as it ends, not when all have"
+    assert "the loss of digits" in str(ended[bad])
+    assert ended[good] is None
+    assert "TrainingError: the loss of digits" in (store.folder(bad) / "error.txt").read_text()
+    assert store.record(good, GRID.attacks[-1]) is not None
+
+
+def test_a_command_whose_runs_fail_says_so_and_exits_with_1(tmp_path: Path, monkeypatch, capsys) -> None:
+    ((name, recipe),) = GRID.recipes
+    broken = replace(GRID, name="broken", seeds=(0,), recipes=((name, replace(recipe, lr=1e30)),))
+    monkeypatch.setitem(grids.GRIDS, "digits", lambda: broken)
+    monkeypatch.setattr(runner, "available_cpus", lambda: 1)
+    monkeypatch.chdir(tmp_path)
+    # Without arguments: the default subcommand, grid and store.
+    assert main([]) == 1
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "seed 0: failed: the loss of digits" in shown
+    assert "2 of 2 runs failed; their error.txt in hrloss-store/runs says why." in shown
+    assert len(list(tmp_path.glob("hrloss-store/runs/*/error.txt"))) == 2
+
+
+def job_of(run: RunSpec, store: Path, device: str = "cpu") -> runner.Job:
+    return runner.Job(run, GRID.attacks, store, store, device)
+
+
+def test_a_job_sent_again_trains_nothing_and_makes_what_is_missing(
+    pool_store: Path, tmp_path: Path, monkeypatch
+) -> None:
+    shutil.copytree(pool_store / "runs", tmp_path / "runs")
+    store, run, attack = Store(tmp_path), GRID.runs()[0], GRID.attacks[-1]
+    assert runner.missing_runs(GRID, store) == []
+    whole = files(tmp_path)
+    (store.folder(run) / "records" / f"{attack.key()}.json").unlink()
+    assert runner.missing_runs(GRID, store) == [run]
+    monkeypatch.setattr(runner, "train", None)
+    runner.execute(job_of(run, tmp_path))
+    assert files(tmp_path) == whole
+
+
+def test_a_job_checks_its_data_itself(tmp_path: Path) -> None:
+    run = GRID.runs()[0]
+    Store(tmp_path).open(run, "other")
+    with pytest.raises(StoreError, match="made from data with fingerprint other"):
+        runner.execute(job_of(run, tmp_path))
+
+
+@pytest.mark.parametrize(("device", "of_torch"), [("cpu", "cpu"), ("gpu", "cuda")])
+def test_a_job_runs_where_and_with_as_many_threads_as_it_says(
+    device: str, of_torch: str, tmp_path: Path, monkeypatch
+) -> None:
+    def watch(run: RunSpec, dataset: Dataset, store: Store, *, device: torch.device) -> None:
+        seen.append((device.type, torch.get_num_threads()))
+        raise KeyError("a failure")
+
+    seen: list[tuple[str, int]] = []
+    monkeypatch.setattr(runner, "train", watch)
+    run, before = GRID.runs()[0], torch.get_num_threads()
+    run = replace(run, recipe=replace(run.recipe, threads=before + 1))
+    with pytest.raises(KeyError, match="a failure"):
+        runner.execute(job_of(run, tmp_path, device))
+    assert seen == [(of_torch, before + 1)]
+    assert torch.get_num_threads() == before, "given back, even after a failure"
+
+
+def test_data_are_split_as_the_recipe_says(tmp_path: Path) -> None:
+    recipe = replace(GRID.recipes[0][1], validation_size=100, split_seed=7)
+    expected = data.load("digits", data_dir=tmp_path, validation_size=100, split_seed=7)
+    assert runner.load_data("digits", recipe, data_dir=tmp_path).fingerprint == expected.fingerprint
+
+
+def test_a_download_is_asked_for_where_the_data_belong(tmp_path: Path, monkeypatch) -> None:
+    asked = {}
+
+    def no_network(name: str, **options) -> None:
+        asked.update(options)
+        raise data.DataError("no network")
+
+    monkeypatch.setattr(data, "load", no_network)
+    arguments = ["run", "--data-dir", str(tmp_path), "--store", str(tmp_path)]
+    for download in (False, True):
+        assert main([*arguments, "--download"] if download else arguments) == 2
+        assert (asked["download"], asked["data_dir"]) == (download, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "workers"),
+    [
+        ([], 8),
+        (["--threads", "4"], 2),
+        (["--threads", "16"], 1),
+        (["--device", "gpu"], 1),
+        (["--workers", "3"], 3),
+        (["--seeds", "2"], 4),  # as many as there are runs
+    ],
+    ids=["default", "threads", "more threads than processors", "gpu", "workers", "few runs"],
+)
+def test_processors_are_shared_out(arguments: list[str], workers: int, tmp_path: Path, monkeypatch) -> None:
+    pools: list[int] = []
+    sent: list[runner.Job] = []
+    monkeypatch.setattr(runner, "available_cpus", lambda: 8)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(runner, "local_executor", lambda n: pools.append(n) or runner.InProcess())
+    monkeypatch.setattr(runner, "run_all", lambda jobs, executor, ended: sent.extend(jobs) or 0)
+    assert main(["run", *arguments, "--store", str(tmp_path)]) == 0
+    assert pools == [workers]
+    options = dict(zip(arguments[::2], arguments[1::2], strict=True))
+    assert {job.run.recipe.threads for job in sent} == {int(options.get("--threads", 1))}
+    assert {job.device_type for job in sent} == {options.get("--device", "cpu")}
+
+
+def test_a_gpu_that_is_not_there_is_refused(tmp_path: Path, monkeypatch, capsys) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert main(["run", "--device", "gpu", "--store", str(tmp_path)]) == 2
+    assert "expected a GPU that torch can use" in " ".join(capsys.readouterr().err.split())
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_report_says_what_is_not_there_yet(pool_store: Path, capsys) -> None:
+    assert main(["report", "--seeds", "3", "--epochs", "1", "--store", str(pool_store)]) == 0
+    assert "2 of 6 runs are not complete" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["run", "--grid", "mnits"], "expected grid to be one of ['digits', 'mnist-short'], but got 'mnits'"),
+        (["run", "--grid", "mnist-short", "--data-dir", "nowhere"], "mnist"),
+        (["run", "--seeds", "-1"], "expected seeds to be at least 1, but got -1"),
+        (["run", "--epochs", "-1"], "expected epochs above 0, but got -1"),
+        (["run", "--workers", "0"], "expected workers to be at least 1, but got 0"),
+        (["run", "--threads", "0"], "expected threads above 0, but got 0"),
+        (["report", "--grid", ""], "but got ''"),
+        (
+            ["report"],
+            "hrloss-store holds no results of the grid digits: `python -m benchmarks run --grid digits --store",
+        ),
+    ],
+    ids=["grid", "data", "seeds", "epochs", "workers", "threads", "no grid", "no results"],
+)
+def test_bad_input_is_answered_before_anything_is_made(
+    arguments: list[str], message: str, tmp_path: Path, monkeypatch, capsys
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(arguments) == 2
+    assert message in capsys.readouterr().err.replace("\n", " ")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_store_made_from_other_data_is_refused(pool_store: Path, tmp_path: Path, capsys) -> None:
+    run = GRID.runs()[0]
+    spec = tmp_path / "runs" / run.key() / "spec.json"
+    spec.parent.mkdir(parents=True)
+    spec.write_text(json.dumps({"run": {}, "data": "other"}))
+    assert main(["run", *SMALL, "--store", str(tmp_path)]) == 2
+    assert "was made from data with fingerprint other" in capsys.readouterr().err.replace("\n", " ")
+
+
+def test_a_store_may_have_brackets_in_its_name(tmp_path: Path, capsys) -> None:
+    assert main(["report", "--store", str(tmp_path / "[/x]")]) == 2
+    assert "[/x] holds no results" in capsys.readouterr().err.replace("\n", " ")
+
+
+@pytest.mark.parametrize("end", [signal.SIGINT, signal.SIGTERM], ids=["ctrl-c", "terminate"])
+def test_ctrl_c_ends_it_soon_and_the_same_command_goes_on(pool_store: Path, tmp_path: Path, end: int) -> None:
+    command = [sys.executable, "-m", "benchmarks", "run", *SMALL, "--store", str(tmp_path), "--workers", "2"]
+    # A session of its own, as a terminal gives it: the interrupt reaches parent and workers alike.
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, start_new_session=True)
+    deadline = time.monotonic() + 60
+    while not list(tmp_path.rglob("curve.json")) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    if end == signal.SIGINT:
+        os.killpg(process.pid, end)
+    else:
+        process.send_signal(end)  # a scheduler's reaches the parent alone
+    output, _ = process.communicate(timeout=20)
+    assert process.returncode == 130
+    assert "the same command goes on from there" in " ".join(output.split())
+    assert main(command[3:]) == 0
+    assert files(tmp_path) == files(pool_store)
+
+
+def test_help_names_the_grids_and_what_they_cost(capsys) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["run", "--help"])
+    assert ended.value.code == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    for name in grids.GRIDS:
+        assert f"Grid {name}:" in shown
+    assert "two cores" in shown

@@ -1,0 +1,137 @@
+"""The paper's equations in the plainest writing, to test the package against: loops over examples and classes.
+
+Picot, Piantanida, Messina, Labeau, "Modelling the Uncertainty of a Deep Neural Network Enhances its Adversarial
+Robustness", GRETSI 2019. Nothing here is stable, fast or differentiable, and nothing needs to be: decimals of 100
+digits and unbounded exponents neither underflow at q = exp(-5000) nor cancel at alpha = 1 + 1e-12, so each equation
+stands as it is printed. Every function takes numbers, lists or arrays and gives float64 (or arrays of it).
+"""
+
+from collections.abc import Callable, Sequence
+from decimal import MAX_EMAX, MIN_EMIN, Context, Decimal, localcontext
+from functools import wraps
+from typing import Any
+
+import numpy as np
+
+DIGITS = Context(prec=100, Emax=MAX_EMAX, Emin=MIN_EMIN, traps=[])
+Row = list[Decimal]
+
+
+def exactly(function: Callable[..., Any]) -> Callable[..., np.ndarray]:
+    """Run `function` in 100 digits and round what it gives to float64."""
+
+    @wraps(function)
+    def rounded(*args: Any, **options: Any) -> np.ndarray:
+        with localcontext(DIGITS):
+            return np.array(function(*args, **options), dtype=np.float64)
+
+    return rounded
+
+
+def _softmax(z: Sequence[float]) -> Row:
+    """q_k = exp(z_k) / sum_j exp(z_j)."""
+    powers = [Decimal(float(z_k)).exp() for z_k in z]
+    return [power / sum(powers) for power in powers]
+
+
+def _entropy(q: Row) -> Decimal:
+    """- sum_k q_k log q_k, where 0 log 0 = 0."""
+    return -sum((q_k * q_k.ln() for q_k in q if q_k > 0), Decimal(0))
+
+
+def _renyi(mu: Row, nu: Row, alpha: Decimal) -> Decimal:
+    """Eq. (4): 1/(alpha (alpha - 1)) log E_mu[(d nu/d mu)^(1 - alpha)]; at alpha = 1 its limit, E_mu[log d mu/d nu]."""
+    atoms = [(m, n) for m, n in zip(mu, nu, strict=True) if m > 0]
+    if alpha == 1:
+        return -sum(m * (n / m).ln() for m, n in atoms)
+    return sum(m * (n / m) ** (1 - alpha) for m, n in atoms).ln() / (alpha * (alpha - 1))
+
+
+def _labels(target: Any, classes: int, smoothing: float) -> list[Row]:
+    """p_ik: the labels' distributions, from class indices or from probabilities, mixed with the uniform one."""
+    target, share = np.asarray(target), Decimal(float(smoothing))
+    if target.ndim == 1:
+        target = [[int(k == y) for k in range(classes)] for y in target]
+    return [[(1 - share) * Decimal(float(p)) + share / classes for p in row] for row in target]
+
+
+def _joint(
+    logits: Any, target: Any, weight: Any = None, label_smoothing: float = 0.0, ignore_index: int = -100
+) -> tuple[list[Row], list[Row]]:
+    """w_k p_ik, the joint distribution of (X, Y) up to its scale, and q_ik. An ignored example has no mass at all."""
+    q = [_softmax(z) for z in logits]
+    p = _labels(target, len(q[0]), label_smoothing)
+    w = [Decimal(float(w_k)) for w_k in (np.ones(len(q[0])) if weight is None else weight)]
+    kept = [np.ndim(y) > 0 or int(y) != ignore_index for y in target]
+    return [[w_k * p_ik * keep for w_k, p_ik in zip(w, p_i, strict=True)] for p_i, keep in zip(p, kept, strict=True)], q
+
+
+def _equation_3(mass: list[Row], q: list[Row], alpha: Decimal) -> Decimal:
+    """Eq. (3): H(Y^|X) + alpha D_alpha(p_XY || p_X p_Y^|X), for p_XY(i, k) proportional to mass[i][k]."""
+    total = sum(map(sum, mass))
+    p_x = [sum(row) / total for row in mass]
+    p_xy = [m / total for row in mass for m in row]
+    p_xy_hat = [p_i * q_ik for p_i, q_i in zip(p_x, q, strict=True) for q_ik in q_i]
+    uncertainty = sum(p_i * _entropy(q_i) for p_i, q_i in zip(p_x, q, strict=True))
+    return uncertainty + alpha * _renyi(p_xy, p_xy_hat, alpha)
+
+
+@exactly
+def softmax(logits: Any) -> list[Row]:
+    """p_Y^|X: the softmax of each row of logits (n, M)."""
+    return [_softmax(z) for z in logits]
+
+
+@exactly
+def conditional_entropy(logits: Any) -> Decimal:
+    """H(Y^|X) of sec. 2.1: mean_i [- sum_k q_ik log q_ik]."""
+    return sum(_entropy(_softmax(z)) for z in logits) / len(logits)
+
+
+@exactly
+def renyi_divergence(p: Sequence[float], q: Sequence[float], alpha: float) -> Decimal:
+    """Eq. (4), D_alpha(p || q), of two distributions on one finite set."""
+    return _renyi([Decimal(float(p_k)) for p_k in p], [Decimal(float(q_k)) for q_k in q], Decimal(float(alpha)))
+
+
+@exactly
+def hr_loss(logits: Any, target: Any, alpha: float, reduction: str = "batch", **options: Any) -> Any:
+    """The HR loss of logits (n, M) and labels (n,) or label distributions (n, M).
+
+    "batch" is eq. (3) under the joint distribution p_XY(i, k) proportional to w_k p_ik, without the ignored examples.
+    "none" is eq. (3) of each example alone times its mass u_i = sum_k w_k p_ik; "sum" and "mean" are their sum and
+    their sum over sum_i u_i. Options: weight, label_smoothing, ignore_index.
+    """
+    mass, q = _joint(logits, target, **options)
+    if reduction == "batch":
+        return _equation_3(mass, q, Decimal(float(alpha)))
+    u = [sum(row) for row in mass]
+    each = [
+        u_i * _equation_3([row], [q_i], Decimal(float(alpha))) if u_i else Decimal(0)
+        for u_i, row, q_i in zip(u, mass, q, strict=True)
+    ]
+    return {"none": each, "sum": sum(each), "mean": sum(each) / sum(u)}[reduction]
+
+
+@exactly
+def cross_entropy(logits: Any, target: Any, **options: Any) -> Decimal:
+    """E[-log q_Y^|X(Y|X)] under the joint distribution of (X, Y), options as in `hr_loss`."""
+    mass, q = _joint(logits, target, **options)
+    pairs = [(m, q_ik) for row, q_i in zip(mass, q, strict=True) for m, q_ik in zip(row, q_i, strict=True) if m > 0]
+    return -sum(m * q_ik.ln() for m, q_ik in pairs) / sum(m for m, _ in pairs)
+
+
+@exactly
+def gradient(logits: Any, labels: Sequence[int], alpha: float) -> list[Row]:
+    """The closed gradient of eq. (3) by the logits, for hard labels y.
+
+    dL/dz_i = (1/n) [- q_i (log q_i + H_i)] + w_i (q_i - onehot(y_i)), where w_i is q_i,y_i^(1-alpha) over its sum.
+    """
+    q = [_softmax(z) for z in logits]
+    powers = [q_i[y] ** (1 - Decimal(float(alpha))) for q_i, y in zip(q, labels, strict=True)]
+    shares = [power / sum(powers) for power in powers]
+    rows = []
+    for q_i, y, w_i in zip(q, labels, shares, strict=True):
+        h_i = _entropy(q_i)
+        rows.append([-q_k * (q_k.ln() + h_i) / len(q) + w_i * (q_k - int(k == y)) for k, q_k in enumerate(q_i)])
+    return rows

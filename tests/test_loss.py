@@ -1,0 +1,286 @@
+"""`HRLoss`, the module: a CrossEntropyLoss that gives what `hr_loss` gives, whatever is done to it."""
+
+import copy
+import io
+import pickle
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from art_hrloss import HRLoss, hr_loss
+
+WEIGHT = torch.tensor([0.5, 2.0, 1.0])
+SETTINGS: dict[str, dict[str, Any]] = {
+    "defaults": {},
+    "alpha": {"alpha": 3.0},
+    "limit": {"alpha": 1.0},
+    "weight": {"weight": WEIGHT},
+    "ignore": {"ignore_index": 1},
+    "smoothing": {"label_smoothing": 0.2},
+    "sum": {"reduction": "sum"},
+    "none": {"reduction": "none"},
+    "all": {"alpha": 2.0, "weight": WEIGHT, "ignore_index": 0, "label_smoothing": 0.1, "reduction": "sum"},
+}
+every_setting = pytest.mark.parametrize("settings", SETTINGS.values(), ids=SETTINGS)
+
+
+def data(n: int = 6) -> tuple[Tensor, Tensor]:
+    """Logits and labels of three classes."""
+    random = np.random.default_rng(0)
+    logits = torch.from_numpy(random.normal(scale=2.0, size=(n, 3))).float()
+    return logits, torch.from_numpy(random.integers(3, size=n))
+
+
+def saved_and_loaded(loss: HRLoss) -> HRLoss:
+    """Through torch's own file format, as a whole module."""
+    file = io.BytesIO()
+    torch.save(loss, file)
+    file.seek(0)
+    return torch.load(file, weights_only=False)
+
+
+COPIES: dict[str, Callable[[HRLoss], HRLoss]] = {
+    "copy": copy.copy,
+    "deepcopy": copy.deepcopy,
+    "pickle": lambda loss: pickle.loads(pickle.dumps(loss)),
+    "torch.save": saved_and_loaded,
+}
+
+
+# What it computes
+
+
+@every_setting
+@pytest.mark.parametrize("kind", ["indices", "probabilities"])
+def test_it_is_hr_loss_with_its_settings(settings: dict[str, Any], kind: str) -> None:
+    logits, labels = data()
+    target = labels if kind == "indices" else logits.flip(0).softmax(1)
+    value = HRLoss(**settings)(logits, target)
+    assert torch.equal(value, hr_loss(logits, target, **settings))
+    # That the settings arrive: each changes the loss, except that probabilities have no index to ignore.
+    if settings and not (kind == "probabilities" and set(settings) == {"ignore_index"}):
+        assert not torch.equal(value, hr_loss(logits, target))
+
+
+def test_alpha_comes_first() -> None:
+    logits, labels = data()
+    assert torch.equal(HRLoss(2.5)(logits, labels), hr_loss(logits, labels, alpha=2.5))
+
+
+@pytest.mark.parametrize("shape", [(3,), (4, 3), (4, 3, 2), (4, 3, 2, 2)], ids=["C", "NC", "NCd", "NCdd"])
+def test_shapes_are_those_of_cross_entropy_loss(shape: tuple[int, ...]) -> None:
+    logits = torch.from_numpy(np.random.default_rng(0).normal(size=shape))
+    labels = logits.argmin(0 if len(shape) == 1 else 1)
+    value = HRLoss(reduction="none")(logits, labels)
+    assert value.shape == torch.nn.CrossEntropyLoss(reduction="none")(logits, labels).shape
+    assert torch.equal(value, hr_loss(logits, labels, reduction="none"))
+
+
+def test_arguments_go_by_the_names_of_cross_entropy_loss() -> None:
+    logits, labels = data()
+    assert torch.equal(HRLoss()(input=logits, target=labels), hr_loss(logits, labels))
+
+
+# What it is to torch and ART
+
+
+def test_it_is_a_cross_entropy_loss() -> None:
+    # By this type ART decides which labels to hand to a loss.
+    loss = HRLoss()
+    assert isinstance(loss, torch.nn.CrossEntropyLoss)
+    assert (loss.alpha, loss.reduction, loss.ignore_index, loss.label_smoothing) == (1.6, "batch", -100, 0.0)
+
+
+def test_the_reduction_is_read_at_each_call_and_may_be_assigned() -> None:
+    # ART sets `reduction` on the loss it was given, reads a value, and sets it back.
+    logits, labels = data()
+    loss = HRLoss()
+    for reduction in ("none", "mean", "sum", "batch"):
+        loss.reduction = reduction
+        assert torch.equal(loss(logits, labels), hr_loss(logits, labels, reduction=reduction))
+    loss.reduction = "average"
+    with pytest.raises(ValueError, match=r"expected reduction to be one of .* but got 'average'"):
+        loss(logits, labels)
+
+
+def test_a_call_leaves_no_trace() -> None:
+    logits, labels = data()
+    loss = HRLoss(weight=WEIGHT.clone())
+    before = pickle.dumps(loss)
+    first = loss(logits, labels)
+    loss(logits.flip(0) * 10, labels)
+    assert pickle.dumps(loss) == before
+    assert torch.equal(loss(logits, labels), first)
+
+
+def test_train_and_eval_mode_do_not_matter() -> None:
+    logits, labels = data()
+    assert torch.equal(HRLoss().eval()(logits, labels), HRLoss().train()(logits, labels))
+
+
+def test_it_has_no_parameters_and_no_state_but_the_weight() -> None:
+    assert list(HRLoss(weight=WEIGHT).parameters()) == []
+    assert HRLoss().state_dict() == {}
+    # As in CrossEntropyLoss, so that a checkpoint of one loads into the other.
+    state = torch.nn.CrossEntropyLoss(weight=WEIGHT).state_dict()
+    assert HRLoss(weight=WEIGHT).state_dict().keys() == state.keys()
+    loss = HRLoss(weight=torch.ones(3))
+    loss.load_state_dict(state)
+    assert torch.equal(loss.weight, WEIGHT)
+
+
+@every_setting
+@pytest.mark.parametrize("way", COPIES.values(), ids=COPIES)
+def test_a_copy_gives_the_same_loss(way: Callable[[HRLoss], HRLoss], settings: dict[str, Any]) -> None:
+    logits, labels = data()
+    loss = HRLoss(**settings)
+    duplicate = way(loss)
+    assert type(duplicate) is HRLoss
+    assert repr(duplicate) == repr(loss)
+    assert torch.equal(duplicate(logits, labels), loss(logits, labels))
+
+
+@pytest.mark.parametrize("way", COPIES.values(), ids=COPIES)
+def test_a_copy_has_a_reduction_of_its_own(way: Callable[[HRLoss], HRLoss]) -> None:
+    loss = HRLoss()
+    way(loss).reduction = "none"
+    assert loss.reduction == "batch"
+
+
+@pytest.mark.parametrize(
+    ("settings", "text"),
+    [
+        ({}, "HRLoss(alpha=1.6, reduction='batch')"),
+        ({"alpha": 2, "reduction": "none"}, "HRLoss(alpha=2.0, reduction='none')"),
+        ({"weight": WEIGHT}, "HRLoss(alpha=1.6, reduction='batch', weight=[0.5, 2.0, 1.0])"),
+        (
+            {"ignore_index": 0, "label_smoothing": 0.1},
+            "HRLoss(alpha=1.6, reduction='batch', ignore_index=0, label_smoothing=0.1)",
+        ),
+    ],
+    ids=["defaults", "alpha", "weight", "options"],
+)
+def test_repr_shows_alpha_and_what_is_not_default(settings: dict[str, Any], text: str) -> None:
+    assert repr(HRLoss(**settings)) == text
+
+
+# Precisions
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.int64], ids=str)
+def test_the_weight_may_have_a_dtype_of_its_own(dtype: torch.dtype) -> None:
+    logits, labels = data()
+    whole = torch.tensor([1.0, 2.0, 3.0])  # exact in every dtype
+    assert torch.equal(HRLoss(weight=whole.to(dtype))(logits, labels), HRLoss(weight=whole)(logits, labels))
+
+
+def test_to_moves_the_weight_and_nothing_else() -> None:
+    logits, labels = data()
+    loss = HRLoss(weight=WEIGHT).to(torch.float64)
+    assert loss.weight.dtype == torch.float64
+    value = loss(logits.double(), labels)
+    assert value.dtype == torch.float64
+    assert torch.equal(value, hr_loss(logits.double(), labels, weight=WEIGHT.double()))
+
+
+# The warning
+
+
+@pytest.mark.parametrize("alpha", [0.5, 1.6])
+def test_reduction_mean_says_that_alpha_is_not_in_it(alpha: float) -> None:
+    with pytest.warns(UserWarning, match="does not depend on alpha.*reduction='batch'") as caught:
+        HRLoss(alpha, reduction="mean")
+    assert [warning.filename for warning in caught] == [__file__]  # it points to the caller's line
+
+
+def test_what_the_warning_says_is_true() -> None:
+    logits, labels = data()
+    values = [hr_loss(logits, labels, alpha=alpha, reduction="mean") for alpha in (0.5, 1.6, 50.0)]
+    assert torch.equal(values[0], values[1])
+    assert torch.equal(values[0], values[2])
+    assert hr_loss(logits, labels, alpha=1.6) > hr_loss(logits, labels, alpha=0.5)
+
+
+def test_no_warning_where_there_is_nothing_to_say() -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        HRLoss(1, reduction="mean")  # at alpha = 1 "mean" is "batch"
+        for reduction in ("batch", "sum", "none"):
+            HRLoss(reduction=reduction)
+        loss = HRLoss()
+        loss.reduction = "mean"  # as ART does
+        loss(*data())
+        pickle.loads(pickle.dumps(loss))
+        copy.deepcopy(loss)
+
+
+# In use
+
+
+@pytest.mark.parametrize("settings", [{}, {"alpha": 50.0}, {"reduction": "sum"}], ids=["paper", "alpha50", "sum"])
+def test_a_linear_model_learns_with_it(settings: dict[str, Any]) -> None:
+    torch.manual_seed(0)
+    features = torch.randn(60, 4)
+    labels = features[:, :3].argmax(1)
+    model, loss = torch.nn.Linear(4, 3), HRLoss(**settings)
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.1)
+    losses = []
+    for _ in range(40):
+        optimizer.zero_grad()
+        value = loss(model(features), labels)
+        value.backward()
+        optimizer.step()
+        losses.append(value.item())
+    assert losses[-1] < 0.5 * losses[0]
+    assert (model(features).argmax(1) == labels).float().mean() > 0.9
+
+
+# Bad settings
+
+
+BAD: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
+    "alpha 0": ({"alpha": 0}, ValueError, "expected alpha to be finite and above 0, but got 0"),
+    "alpha below 0": ({"alpha": -1.6}, ValueError, "expected alpha to be finite and above 0, but got -1.6"),
+    "alpha nan": ({"alpha": float("nan")}, ValueError, "expected alpha to be finite and above 0, but got nan"),
+    "alpha inf": ({"alpha": float("inf")}, ValueError, "expected alpha to be finite and above 0, but got inf"),
+    "alpha text": ({"alpha": "1.6"}, TypeError, "expected alpha to be a number, but got str"),
+    "alpha bool": ({"alpha": True}, TypeError, "expected alpha to be a number, but got bool"),
+    "alpha a weight": ({"alpha": WEIGHT}, TypeError, "expected alpha to be a number, but got Tensor"),
+    "reduction unknown": ({"reduction": "avg"}, ValueError, "expected reduction to be one of .*, but got 'avg'"),
+    "reduction None": ({"reduction": None}, ValueError, "expected reduction to be one of .*, but got None"),
+    "smoothing below 0": ({"label_smoothing": -0.1}, ValueError, r"label_smoothing to lie in \[0, 1\], but got -0.1"),
+    "smoothing above 1": ({"label_smoothing": 1.5}, ValueError, r"label_smoothing to lie in \[0, 1\], but got 1.5"),
+    "smoothing None": ({"label_smoothing": None}, ValueError, r"label_smoothing to lie in \[0, 1\], but got None"),
+    "weight a list": ({"weight": [1.0, 2.0]}, TypeError, "expected weight to be a tensor, but got list"),
+    "weight a matrix": (
+        {"weight": torch.ones(2, 2)},
+        ValueError,
+        "expected weight to be one finite number >= 0 per class",
+    ),
+    "weight below 0": ({"weight": torch.tensor([1.0, -1.0])}, ValueError, r"per class, but got tensor\(\[ 1., -1.\]\)"),
+    "weight nan": ({"weight": torch.tensor([1.0, float("nan")])}, ValueError, "per class, but got .*nan"),
+    "weight inf": ({"weight": torch.tensor([1.0, float("inf")])}, ValueError, "per class, but got .*inf"),
+}
+
+
+@pytest.mark.parametrize(("settings", "error", "message"), BAD.values(), ids=BAD)
+def test_bad_settings_are_named_at_once(settings: dict[str, Any], error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        HRLoss(**settings)
+
+
+def test_a_positional_weight_is_refused() -> None:
+    # CrossEntropyLoss takes it first; here alpha is first, and everything else goes by its name.
+    with pytest.raises(TypeError, match="positional argument"):
+        HRLoss(1.6, WEIGHT)  # type: ignore[misc]
+
+
+def test_a_weight_for_other_classes_is_named_when_called() -> None:
+    logits, labels = data()
+    with pytest.raises(ValueError, match=r"expected weight of shape \(3,\), one per class, but got \(2,\)"):
+        HRLoss(weight=torch.ones(2))(logits, labels)

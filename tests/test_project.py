@@ -1,0 +1,120 @@
+"""What the README and the metadata say is so."""
+
+import ast
+import configparser
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import scipy.stats
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
+# The order in which README lists the modules; data flow one way.
+HOUSE = re.findall(r"^  (\w+)\.py", README.split("benchmarks/        ")[1].split("tests/")[0], re.MULTILINE)
+
+
+def imports(path: Path) -> set[str]:
+    """All modules that a file imports, wherever in it."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {name.name for name in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            found |= {node.module} | {f"{node.module}.{name.name}" for name in node.names}
+    return found
+
+
+def test_readme_lists_every_module() -> None:
+    assert sorted(HOUSE) == sorted(p.stem for p in (ROOT / "benchmarks").glob("*.py") if p.stem != "__init__")
+    plugin = re.findall(r"^  (\w+)\.py", README.split("art_hrloss/        ")[1].split("benchmarks/")[0], re.MULTILINE)
+    assert sorted(plugin) == sorted(p.stem for p in (ROOT / "art_hrloss").glob("*.py") if p.stem != "__init__")
+
+
+@pytest.mark.parametrize("module", HOUSE)
+def test_a_benchmark_module_imports_only_those_above_it(module: str) -> None:
+    used = {name.split(".")[1] for name in imports(ROOT / f"benchmarks/{module}.py") if name.startswith("benchmarks.")}
+    assert used <= set(HOUSE[: HOUSE.index(module)])
+
+
+def test_the_plugin_knows_nothing_of_the_benchmarks_and_needs_only_what_it_names() -> None:
+    used = {name.split(".")[0] for p in (ROOT / "art_hrloss").glob("*.py") for name in imports(p)}
+    assert used - set(sys.stdlib_module_names) == {"art", "art_hrloss", "numpy", "torch"}
+    code = "import sys, art_hrloss.functional; print(sorted({'torchvision', 'tyro', 'benchmarks'} & set(sys.modules)))"
+    shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
+    assert shown.stdout.strip() == "[]"
+
+
+def test_the_mathematics_needs_torch_alone() -> None:
+    for module in ("numerics", "functional", "loss"):
+        used = {name.split(".")[0] for name in imports(ROOT / f"art_hrloss/{module}.py")}
+        assert used - set(sys.stdlib_module_names) <= {"art_hrloss", "torch"}
+
+
+def test_one_version_everywhere() -> None:
+    metadata = configparser.ConfigParser()
+    metadata.read(ROOT / "setup.cfg")
+    version = metadata["metadata"]["version"]
+    assert f"version: {version}\n" in (ROOT / "CITATION.cff").read_text()
+    assert re.search(r"^## (\S+)", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE).group(1) == version
+
+
+def test_readme_example_runs_and_its_attack_bites(capsys) -> None:
+    (example,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    scope: dict = {}
+    exec(compile(example, "README.md", "exec"), scope)
+    clean = (scope["classifier"].predict(scope["images"][1500:]).argmax(1) == scope["labels"][1500:]).mean()
+    accuracies = [float(value) for value in re.findall(r"gradients: ([\d.]+)", capsys.readouterr().out)]
+    assert clean > 0.85
+    assert len(accuracies) == 2
+    assert max(accuracies) < clean - 0.2
+
+
+PUBLISHED = sorted((ROOT / "benchmarks/results").glob("*/table_1.md"))
+
+
+@pytest.mark.parametrize("path", PUBLISHED, ids=lambda path: path.parent.name)
+def test_readme_shows_the_published_tables_and_their_commands(path: Path) -> None:
+    published = path.read_text()
+    table = "\n".join(line for line in published.splitlines() if line.startswith("|"))
+    assert table in README
+    command = re.search(r"Made by (`.*`)", published).group(1)
+    assert f"made by {command}" in README
+
+
+@pytest.mark.parametrize("path", PUBLISHED, ids=lambda path: path.parent.name)
+def test_published_entries_are_those_of_the_published_records(path: Path) -> None:
+    records = pd.read_csv(path.with_name("records.csv"))
+    records = records[(records.trained == "HR(1.6)") & (records.attack_loss == "torch-ce")]
+    text = path.read_text()
+    for eps, seeds in records.groupby("eps"):
+        share = seeds.correct / seeds.n
+        interval = scipy.stats.t.interval(0.95, len(share) - 1, share.mean(), share.sem())
+        entry = f"{share.mean():.3f} ± {interval[1] - share.mean():.3f}"
+        row = next(line for line in text.split(f"| {eps:g} |")[1].splitlines() if "torch's CE" in line)
+        assert row.split(" | ")[3] == entry
+
+
+def test_readme_draws_its_paired_differences_from_the_records() -> None:
+    records = pd.read_csv(ROOT / "benchmarks/results/mnist-short/records.csv")
+    records["accuracy"] = records.correct / records.n
+
+    def of(trained: str, loss: str, eps: float) -> pd.Series:
+        rows = records[(records.trained == trained) & (records.attack_loss == loss) & (records.eps == eps)]
+        return rows.set_index("seed").accuracy
+
+    def paired(first: pd.Series, second: pd.Series, digits: int = 2) -> str:
+        difference = first - second
+        half_width = scipy.stats.t.ppf(0.975, len(difference) - 1) * difference.sem()
+        return f"{difference.mean():.{digits}f} ± {half_width:.{digits}f}"
+
+    text = " ".join(README.split())
+    by_loss = {eps: paired(of("HR(1.6)", "ce", eps), of("CE", "ce", eps)) for eps in (0.1, 0.25)}
+    assert f"keep {by_loss[0.25]} more at eps 0.25 under the CE attack, and {by_loss[0.1]} more at eps 0.1" in text
+    ce = paired(of("CE", "clipped-ce", 0.25), of("CE", "ce", 0.25), digits=3)
+    hr = paired(of("HR(1.6)", "clipped-ce", 0.25), of("HR(1.6)", "ce", 0.25))
+    assert f"that adds {ce} for CE-trained networks and {hr} for HR-trained ones" in text
+    assert (records.zero_gradient[records.attack_loss.isin(["ce", "hr"])] == 0).all()
