@@ -14,6 +14,9 @@ SPEC_VERSION = 1
 AttackName = Literal["none", "fgm"]
 AttackLossName = Literal["ce", "hr", "torch-ce", "clipped-ce", "clipped-hr"]
 LossName = Literal["ce", "hr"]
+DeviceName = Literal["cpu", "gpu"]
+SplitName = Literal["test", "validation"]
+UnitsName = Literal["range", "data"]
 ModelName = Literal["small-cnn", "lenet", "resnet"]
 OptimizerName = Literal["sgd", "adam"]
 
@@ -30,6 +33,7 @@ class LossSpec:
     alpha: float | None = None
 
     def __post_init__(self) -> None:
+        _as_floats(self, "alpha")
         _expect_one_of("loss", self.name, get_args(LossName))
         if (self.alpha is not None) != (self.name == "hr"):
             raise ConfigError(f"expected an alpha for the loss hr and for no other, but got {self}")
@@ -38,6 +42,40 @@ class LossSpec:
 
     def __str__(self) -> str:
         return self.name.upper() if self.alpha is None else f"{self.name.upper()}({self.alpha:g})"
+
+
+@dataclass(frozen=True)
+class AttackSpec:
+    """One attack of a trained network: which, driven by which loss, how large, and on which images."""
+
+    name: AttackName
+    loss: AttackLossName | None = None
+    """The loss whose per-example gradient drives the attack; see benchmarks/losses.py."""
+    eps: float = 0.0
+    """Largest change of a pixel, in `units`."""
+    units: UnitsName = "range"
+    """What an eps of 1 is: "range", the whole range of a pixel; "data", one unit of what the network is given, of which
+    the range has the recipe's input_scale."""
+    split: SplitName = "test"
+    """The part of the data set that is attacked."""
+
+    def __post_init__(self) -> None:
+        _as_floats(self, "eps")
+        _expect_one_of("attack", self.name, get_args(AttackName))
+        _expect_one_of("units", self.units, get_args(UnitsName))
+        _expect_one_of("split", self.split, get_args(SplitName))
+        if self.name == "none" and (self.loss is not None or self.eps != 0 or self.units != "range"):
+            raise ConfigError(f"expected no loss, no eps and no units where there is no attack, but got {self}")
+        if self.name != "none":
+            _expect_one_of("the attack's loss", self.loss, get_args(AttackLossName))
+            if not 0 < self.eps < math.inf:
+                raise ConfigError(f"expected eps above 0 for the attack {self.name}, but got {self.eps}")
+
+    def key(self) -> str:
+        """A readable name, such as fgm-hr-0.1, that can name a file."""
+        parts = [] if self.split == "test" else [self.split]
+        parts += [self.name] if self.loss is None else [self.name, self.loss, repr(self.eps)]
+        return "-".join(parts if self.units == "range" else [*parts, self.units])
 
 
 @dataclass(frozen=True)
@@ -64,25 +102,41 @@ class Recipe:
     """n of the ResNet-6n+2; of no meaning to other models."""
     subtract_pixel_mean: bool = False
     """Whether the network's first step subtracts the training images' mean, pixel by pixel."""
+    input_scale: float = 1.0
+    """The network is given images in [0, input_scale]: 255 for pixels as they are stored."""
     validation_size: int = 5000
     """Images held out of the training part; they are never trained on."""
     split_seed: int = 2019
     """Draws the validation images, and the test images of data sets without an official test part."""
     threads: int = 1
     """Of torch on the CPU. A part of the recipe because sums, and so results, are rounded by how they are divided."""
+    device: DeviceName = "cpu"
+    """Where to train and to attack, in ART's words. A part of the recipe because each rounds in its own way."""
+    curve_every: int = 0
+    """Attack the network after every so many epochs, for Fig. 1; 0 for never."""
+    curve_attacks: tuple[AttackSpec, ...] = ()
+    """The attacks then made."""
 
     def __post_init__(self) -> None:
+        _as_floats(self, "lr", "momentum", "l2", "input_scale")
+        object.__setattr__(self, "lr_drops", tuple((start, float(factor)) for start, factor in self.lr_drops))
         _expect_one_of("model", self.model, get_args(ModelName))
         _expect_one_of("optimizer", self.optimizer, get_args(OptimizerName))
-        for name in ("epochs", "batch_size", "blocks", "validation_size", "threads", "lr"):
+        _expect_one_of("device", self.device, get_args(DeviceName))
+        for name in ("epochs", "batch_size", "blocks", "validation_size", "threads", "lr", "input_scale"):
             if not 0 < getattr(self, name) < math.inf:
                 raise ConfigError(f"expected {name} above 0, but got {getattr(self, name)}")
-        for name in ("momentum", "l2", "split_seed"):
+        for name in ("momentum", "l2", "split_seed", "curve_every"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise ConfigError(f"expected {name} to be at least 0, but got {getattr(self, name)}")
         for field in fields(self):
             if field.type is int and not isinstance(getattr(self, field.name), int):
                 raise ConfigError(f"expected {field.name} to be a whole number, but got {getattr(self, field.name)}")
+        if bool(self.curve_every) != bool(self.curve_attacks):
+            raise ConfigError(
+                "expected curve_every and curve_attacks together, "
+                f"but got {self.curve_every} and {[attack.key() for attack in self.curve_attacks]}"
+            )
 
     def lr_at(self, epoch: int) -> float:
         """The learning rate of an epoch, counted from 0."""
@@ -109,30 +163,6 @@ class RunSpec:
 
 
 @dataclass(frozen=True)
-class AttackSpec:
-    """One attack of a trained network: which, driven by which loss, and how large."""
-
-    name: AttackName
-    loss: AttackLossName | None = None
-    """The loss whose per-example gradient drives the attack; see benchmarks/losses.py."""
-    eps: float = 0.0
-    """Largest change of a pixel, where images lie in [0, 1]."""
-
-    def __post_init__(self) -> None:
-        _expect_one_of("attack", self.name, get_args(AttackName))
-        if self.name == "none" and (self.loss is not None or self.eps != 0):
-            raise ConfigError(f"expected no loss and no eps where there is no attack, but got {self}")
-        if self.name != "none":
-            _expect_one_of("the attack's loss", self.loss, get_args(AttackLossName))
-            if not 0 < self.eps < math.inf:
-                raise ConfigError(f"expected eps above 0 for the attack {self.name}, but got {self.eps}")
-
-    def key(self) -> str:
-        """A readable name, such as fgm-hr-0.1, that can name a file."""
-        return self.name if self.loss is None else f"{self.name}-{self.loss}-{self.eps!r}"
-
-
-@dataclass(frozen=True)
 class Grid:
     """A declared set of evaluations: every loss and seed on every data set, each under every attack."""
 
@@ -144,8 +174,10 @@ class Grid:
     attacks: tuple[AttackSpec, ...]
 
     def __post_init__(self) -> None:
-        if not re.fullmatch(r"[a-z0-9][a-z0-9-]*", self.name):
-            raise ConfigError(f"expected a grid's name in lower-case letters, digits and dashes, but got {self.name!r}")
+        if not re.fullmatch(r"[a-z0-9]([a-z0-9._-]*[a-z0-9])?", self.name):
+            raise ConfigError(
+                f"expected a grid's name in lower-case letters, digits, dots, dashes, underscores, but got {self.name!r}"
+            )
         datasets = [dataset for dataset, _ in self.recipes]
         if len(set(datasets)) != len(datasets):
             raise ConfigError(f"expected one recipe per data set in grid {self.name}, but got {datasets}")
@@ -174,6 +206,13 @@ def canonical(spec: Any) -> Any:
         values = ((field, getattr(spec, field.name)) for field in fields(spec))
         return {field.name: canonical(value) for field, value in values if value != field.default}
     return [canonical(value) for value in spec] if isinstance(spec, tuple) else spec
+
+
+def _as_floats(spec: Any, *names: str) -> None:
+    """Turn whole numbers into floats, so that 1 and 1.0 have one key."""
+    for name in names:
+        value = getattr(spec, name)
+        object.__setattr__(spec, name, float(value) if isinstance(value, int) else value)
 
 
 def _expect_one_of(what: str, value: object, known: tuple[str, ...]) -> None:

@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
 BUILT_IN = ("digits", "mnist", "cifar10", "svhn")
 DIGITS_TEST_SIZE = 360
@@ -43,6 +44,10 @@ class Split:
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    def tensors(self, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+        """Images as float32 in [0, 1], shape ``(N, C, H, W)``, and labels, shape ``(N,)``."""
+        return torch.from_numpy(self.images).to(device).float() / 255, torch.from_numpy(self.labels).to(device)
 
 
 @dataclass(frozen=True, eq=False)

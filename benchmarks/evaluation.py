@@ -1,76 +1,147 @@
 """Checkpoint x attack -> one record."""
 
+import base64
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
+from art.attacks import EvasionAttack
 from art.estimators.classification import PyTorchClassifier
+from torch import nn
 
 from art_hrloss import HRClassifier
-from benchmarks import attacks
+from benchmarks import attacks, models
 from benchmarks.config import AttackSpec, RunSpec
-from benchmarks.data import Dataset
+from benchmarks.data import Dataset, Split
 from benchmarks.losses import training_loss
 from benchmarks.store import Store
-from benchmarks.training import new_model, tensors
 
 BATCH_SIZE = 250
+# Edges of the bins of margins; the first and the last bin hold all that lies beyond them.
+MARGIN_EDGES = tuple(range(-40, 41))
 
 
-def evaluate(run: RunSpec, specs: Sequence[AttackSpec], data: Dataset, store: Store, *, device_type: str) -> None:
+def evaluate(run: RunSpec, specs: Sequence[AttackSpec], data: Dataset, store: Store) -> None:
     """
     Attack a trained run and keep one record per attack; those that are there are not made again.
 
     :param run: A trained run.
     :param specs: The attacks.
-    :param data: The run's data set; its test part is attacked, with the true labels.
+    :param data: The run's data set, attacked at the true labels.
     :param store: Where the weights are and the records go.
-    :param device_type: "cpu" or "gpu", in ART's words.
     """
     missing = [spec for spec in specs if store.record(run, spec) is None]
     if not missing:
         return
-    classifier = load_classifier(run, data, store, device_type=device_type)
-    images, labels = (tensor.numpy() for tensor in tensors(data.test, torch.device("cpu")))
-    for spec in missing:
-        store.save_record(run, spec, measure(spec, classifier, images, labels))
-
-
-def load_classifier(run: RunSpec, data: Dataset, store: Store, *, device_type: str) -> HRClassifier:
-    """A trained run as a classifier of ART's, for images in [0, 1]."""
-    model = new_model(run, data)
+    model = models.build_for(run.recipe, data)
     model.load_state_dict(store.load_checkpoint(run))
+    classifier = as_classifier(model, run, data)
+    for spec in missing:
+        store.save_record(run, spec, measure(spec, classifier, split_of(data, spec), run.recipe.input_scale))
+
+
+def as_classifier(model: nn.Module, run: RunSpec, data: Dataset) -> HRClassifier:
+    """A network as a classifier of ART's, for images in [0, 1]."""
     return HRClassifier(
         model,
         training_loss(run.loss),
         input_shape=data.image_shape,
         nb_classes=data.classes,
         clip_values=(0.0, 1.0),
-        device_type=device_type,
+        device_type=run.recipe.device,
     )
 
 
-def measure(spec: AttackSpec, classifier: PyTorchClassifier, images: np.ndarray, labels: np.ndarray) -> dict[str, Any]:
+def split_of(data: Dataset, spec: AttackSpec) -> Split:
+    """The part of a data set that is attacked."""
+    return data.test if spec.split == "test" else data.validation
+
+
+def accuracy_under(spec: AttackSpec, classifier: PyTorchClassifier, split: Split, input_scale: float) -> float:
+    """Share of a split's images that are classified right once attacked: a record's accuracy, and no more than that."""
+    images, _ = _attacked(spec, classifier, split, input_scale)
+    return float((classifier.predict(images, batch_size=BATCH_SIZE).argmax(1) == split.labels).mean())
+
+
+def measure(spec: AttackSpec, classifier: PyTorchClassifier, split: Split, input_scale: float = 1.0) -> dict[str, Any]:
     """
     One evaluation, as plain values.
 
     :param spec: The attack.
-    :param classifier: The network under attack.
-    :param images: float32 in [0, 1], shape ``(n, C, H, W)``.
-    :param labels: True classes, shape ``(n,)``.
-    :return: n, correct (how many of the attacked images are classified right), and for an attack zero_gradient: at how
-             many of the clean images the gradient that drives it is exactly 0 everywhere, so that it cannot move.
+    :param classifier: The network under attack, for images in [0, 1].
+    :param split: The images, attacked at their true labels.
+    :param input_scale: Units of the network's input in the range of a pixel.
+    :return:
+        * n, the number of images, and correct, how many of the attacked ones are classified right;
+        * zero_gradient, but for no attack: at how many of the clean images the gradient that drives the attack is
+          exactly 0 everywhere, so that it cannot move;
+        * confusion, shape (C, C): row i, column j is the mean probability of class i over the attacked images of class
+          j, the semi-empirical confusion matrix; None for a class without images;
+        * margins: how many attacked images have a margin (the true class's logit less the largest other) in each bin
+          of MARGIN_EDGES, and margin_percentiles, its percentiles 1, 50 and 99;
+        * samples: the first image of every class as attacked (its pixels rounded to 8 bits, in base64, channels
+          first), with its label, the prediction and the probability of that.
     """
-    attack = attacks.build(spec, classifier, batch_size=BATCH_SIZE)
-    attacked = images if attack is None else attack.generate(images, labels)
-    predictions = classifier.predict(attacked, batch_size=BATCH_SIZE).argmax(1)
+    images, attack = _attacked(spec, classifier, split, input_scale)
+    labels = split.labels
+    logits = classifier.predict(images, batch_size=BATCH_SIZE)
+    predictions = logits.argmax(1)
     record: dict[str, Any] = {"n": len(labels), "correct": int((predictions == labels).sum())}
     if attack is not None:
-        zero = 0
-        for start in range(0, len(images), BATCH_SIZE):
-            batch = slice(start, start + BATCH_SIZE)
-            gradient = attack.estimator.loss_gradient(images[batch], labels[batch])
-            zero += int((gradient == 0).reshape(len(gradient), -1).all(1).sum())
-        record["zero_gradient"] = zero
-    return record
+        clean = _as_floats(split)
+        record["zero_gradient"] = sum(
+            _count_zero(attack.estimator.loss_gradient(clean[batch], labels[batch]))
+            for batch in (slice(start, start + BATCH_SIZE) for start in range(0, len(labels), BATCH_SIZE))
+        )
+    probabilities = torch.from_numpy(logits).double().softmax(1).numpy()
+    margins = _margins(logits.astype(np.float64), labels)
+    counts, _ = np.histogram(margins.clip(MARGIN_EDGES[0], MARGIN_EDGES[-1]), MARGIN_EDGES)
+    return record | {
+        "confusion": _confusion(probabilities, labels),
+        "margins": counts.tolist(),
+        "margin_percentiles": np.percentile(margins, (1, 50, 99)).tolist(),
+        "samples": [
+            {
+                "pixels": base64.b64encode(np.rint(images[i] * 255).astype(np.uint8).tobytes()).decode(),
+                "shape": list(images[i].shape),
+                "label": int(labels[i]),
+                "prediction": int(predictions[i]),
+                "confidence": float(probabilities[i].max()),
+            }
+            for i in np.unique(labels, return_index=True)[1]
+        ],
+    }
+
+
+def _attacked(
+    spec: AttackSpec, classifier: PyTorchClassifier, split: Split, input_scale: float
+) -> tuple[npt.NDArray[np.float32], EvasionAttack | None]:
+    """The images after the attack, in [0, 1], and the attack."""
+    attack = attacks.build(spec, classifier, batch_size=BATCH_SIZE, input_scale=input_scale)
+    images = _as_floats(split)
+    return (images if attack is None else attack.generate(images, split.labels)), attack
+
+
+def _as_floats(split: Split) -> npt.NDArray[np.float32]:
+    images: npt.NDArray[np.float32] = split.tensors(torch.device("cpu"))[0].numpy()
+    return images
+
+
+def _count_zero(gradients: npt.NDArray[np.float32]) -> int:
+    return int((gradients == 0).reshape(len(gradients), -1).all(1).sum())
+
+
+def _confusion(probabilities: npt.NDArray[np.float64], labels: npt.NDArray[np.int64]) -> list[list[float | None]]:
+    classes = range(probabilities.shape[1])
+    columns = [probabilities[labels == c].mean(0) if (labels == c).any() else [None] * len(classes) for c in classes]
+    return [[None if column[i] is None else float(column[i]) for column in columns] for i in classes]
+
+
+def _margins(logits: npt.NDArray[np.float64], labels: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
+    true = np.take_along_axis(logits, labels[:, np.newaxis], axis=1)
+    others = logits.copy()
+    np.put_along_axis(others, labels[:, np.newaxis], -np.inf, axis=1)
+    margins: npt.NDArray[np.float64] = true[:, 0] - others.max(1)
+    return margins

@@ -4,6 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.config import Recipe
+from benchmarks.data import Dataset
 
 
 def build(recipe: Recipe, *, image_shape: tuple[int, int, int], classes: int, seed: int) -> nn.Module:
@@ -22,9 +23,34 @@ def build(recipe: Recipe, *, image_shape: tuple[int, int, int], classes: int, se
             network = resnet(image_shape[0], classes, blocks=recipe.blocks)
         else:
             network = lenet(image_shape, classes, small=recipe.model == "small-cnn")
-    mean = PixelMean(image_shape) if recipe.subtract_pixel_mean else nn.Identity()
+    preparation: list[nn.Module] = []
+    if recipe.subtract_pixel_mean:
+        preparation.append(PixelMean(image_shape))
+    if recipe.input_scale != 1:
+        preparation.append(Scale(recipe.input_scale))
     # Convolutions on the CPU run about a third faster with the channels last.
-    return nn.Sequential(mean, network).to(memory_format=torch.channels_last)
+    return nn.Sequential(nn.Sequential(*preparation), network).to(memory_format=torch.channels_last)
+
+
+def build_for(recipe: Recipe, data: Dataset, *, seed: int = 0) -> nn.Module:
+    """As :func:`build`, for the images and classes of a data set; knows its training images' mean if it wants it."""
+    model = build(recipe, image_shape=data.image_shape, classes=data.classes, seed=seed)
+    for module in model.modules():
+        if isinstance(module, PixelMean):
+            module.mean.copy_(torch.from_numpy(data.train.images.mean(0) / 255))
+    return model
+
+
+class Scale(nn.Module):
+    """Multiplies images by a factor, as if they had not been divided by it."""
+
+    def __init__(self, factor: float) -> None:
+        super().__init__()
+        self.factor = factor
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Images of any shape, times the factor."""
+        return images * self.factor
 
 
 class PixelMean(nn.Module):

@@ -1,25 +1,30 @@
 """Plan -> any concurrent.futures.Executor -> store."""
 
-import multiprocessing
-import os
-import signal
+import threading
 import traceback
 from collections.abc import Callable, Iterator
-from concurrent.futures import Executor, Future, ProcessPoolExecutor, as_completed
-from dataclasses import dataclass
+from concurrent.futures import BrokenExecutor, Executor, Future, as_completed
+from contextlib import AbstractContextManager, suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import torch
+from filelock import Timeout
 
 from benchmarks import data
 from benchmarks.config import AttackSpec, Grid, Recipe, RunSpec
 from benchmarks.data import Dataset
 from benchmarks.evaluation import evaluate
-from benchmarks.store import Store
+from benchmarks.executors import InProcess
+from benchmarks.store import DamagedError, Store, StoreError
 from benchmarks.training import train
 
-OnEnd = Callable[[RunSpec, BaseException | None], None]
+# How often a run is begun again after the worker that did it died.
+ATTEMPTS = 3
+
+# torch's threads, and the generator that initial weights are drawn from, belong to the process; a worker of a cluster
+# may do several jobs in one.
+_one_job_at_a_time = threading.Lock()
 
 
 @dataclass(frozen=True)
@@ -30,24 +35,60 @@ class Job:
     attacks: tuple[AttackSpec, ...]
     store: Path
     data_dir: Path
-    device_type: str
-    """"cpu" or "gpu", in ART's words."""
+    wait: bool = False
+    """Whether to wait for another process that works on the same run, or to leave the run to it."""
 
 
-def execute(job: Job) -> None:
+@dataclass(frozen=True)
+class Outcome:
+    """How a job ended."""
+
+    error: BaseException | None = None
+    """What made it fail; it is in the store as well."""
+    busy: bool = False
+    """Whether the run was left to another process."""
+    messages: tuple[str, ...] = ()
+    """What is to be known about it, such as files that had to be set aside."""
+
+
+OnEnd = Callable[[RunSpec, Outcome], None]
+
+
+def execute(job: Job) -> Outcome:
     """
     Train a run as far as it is not yet trained, and make the records that are missing.
 
-    Doing it twice does nothing the second time, so a job that was lost can simply be sent again.
+    Doing it twice does nothing the second time, so a job that was lost can simply be sent again. While another process
+    works on the run, this one does not.
+
+    :raises Exception: Whatever makes the run fail, having been kept in the store.
     """
-    store, recipe, threads = Store(job.store), job.run.recipe, torch.get_num_threads()
+    store = Store(job.store)
+    try:
+        with _one_job_at_a_time, store.lock(job.run).acquire(timeout=-1 if job.wait else 0):
+            messages = store.set_damaged_aside(job.run, job.attacks)
+            try:
+                _work(job, store)
+            except Exception as error:
+                with suppress(StoreError, OSError):  # the disk may be full
+                    store.save_error(job.run, "".join(traceback.format_exception(error)))
+                    store.log(job.run, "failed", message=str(error))
+                raise
+    except Timeout:
+        return Outcome(busy=True)
+    return Outcome(messages=tuple(messages))
+
+
+def _work(job: Job, store: Store) -> None:
+    recipe, threads = job.run.recipe, torch.get_num_threads()
     dataset = load_data(job.run.dataset, recipe, data_dir=job.data_dir)
     store.open(job.run, dataset.fingerprint)
     torch.set_num_threads(recipe.threads)
     try:
         if not store.is_trained(job.run):
-            train(job.run, dataset, store, device=torch.device("cuda" if job.device_type == "gpu" else "cpu"))
-        evaluate(job.run, job.attacks, dataset, store, device_type=job.device_type)
+            store.log(job.run, "training", from_epoch=store.epochs_done(job.run) + 1)
+            train(job.run, dataset, store)
+        evaluate(job.run, job.attacks, dataset, store)
     finally:
         torch.set_num_threads(threads)
 
@@ -74,7 +115,8 @@ def prepare(grid: Grid, store: Store, *, data_dir: Path, download: bool) -> None
         dataset = load_data(name, recipe, data_dir=data_dir, download=download)
         for run in grid.runs():
             if run.dataset == name:
-                store.open(run, dataset.fingerprint)
+                with suppress(DamagedError):  # set aside, and told, when the run is worked on
+                    store.check(run, dataset.fingerprint)
 
 
 def missing_runs(grid: Grid, store: Store) -> list[RunSpec]:
@@ -88,72 +130,61 @@ def steps(grid: Grid, run: RunSpec) -> int:
 
 
 def steps_done(grid: Grid, store: Store, run: RunSpec) -> int:
-    """How many of a run's steps the store already holds."""
-    return store.epochs_done(run) + sum(store.record(run, attack) is not None for attack in grid.attacks)
+    """How many of a run's steps the store already holds; a file that cannot be used holds none."""
+    done = 0
+    with suppress(DamagedError):
+        done = store.epochs_done(run)
+    for attack in grid.attacks:
+        with suppress(DamagedError):
+            done += store.record(run, attack) is not None
+    return done
 
 
-def run_all(jobs: list[Job], executor: Executor, on_end: OnEnd) -> int:
+def run_all(jobs: list[Job], executor: Callable[[], AbstractContextManager[Executor]], on_end: OnEnd) -> int:
     """
-    Send every job to the executor and wait; a job that fails is recorded in the store and the others go on.
+    Send every job to an executor and wait; a job that fails is recorded in the store and the others go on.
+
+    Runs that another process works on are left to it at first, and waited for once there is nothing else to do. Runs
+    whose worker died are sent again, to a new executor if the death broke the old one.
 
     :param jobs: What to do.
-    :param executor: Where: a pool of processes, a cluster's executor, or :class:`InProcess`.
-    :param on_end: Called for each run as it ends, with its error if it failed.
+    :param executor: Opens one: a pool of processes, a cluster's, or :class:`benchmarks.executors.InProcess`.
+    :param on_end: Called for each run as it ends.
     :return: How many jobs failed.
     """
-    others, failures = multiprocessing.active_children(), 0
-    try:
-        for job, future in _ended(jobs, executor):
-            error = future.exception()
-            if error is not None:
-                failures += 1
-                Store(job.store).save_error(job.run, "".join(traceback.format_exception(error)))
-            on_end(job.run, error)
-    except KeyboardInterrupt:
-        executor.shutdown(wait=False, cancel_futures=True)
-        # A pool would wait for its workers to end their runs; what those have kept is whole at any moment.
-        for worker in multiprocessing.active_children():
-            if worker not in others:
-                worker.terminate()
-        raise
+    attempts = dict.fromkeys((job.run for job in jobs), 0)
+    failures = 0
+    while jobs:
+        again: list[Job] = []
+        with executor() as opened:
+            for job, future in _ended(jobs, opened):
+                error = future.exception()
+                outcome = future.result() if error is None else Outcome(error=error)
+                if isinstance(error, BrokenExecutor) and attempts[job.run] < ATTEMPTS:
+                    attempts[job.run] += 1
+                    again.append(job)
+                elif outcome.busy:
+                    again.append(replace(job, wait=True))
+                else:
+                    failures += error is not None
+                    _keep_error_of_a_dead_worker(job, error)
+                    on_end(job.run, outcome)
+        jobs = again
     return failures
 
 
-def _ended(jobs: list[Job], executor: Executor) -> Iterator[tuple[Job, Future[None]]]:
+def _keep_error_of_a_dead_worker(job: Job, error: BaseException | None) -> None:
+    """An error that came from within the job is in the store already; one that ended the worker is not."""
+    store = Store(job.store)
+    if error is not None and store.error(job.run) is None:
+        with suppress(StoreError, OSError, Timeout), store.lock(job.run).acquire(timeout=0):
+            store.save_error(job.run, "".join(traceback.format_exception(error)))
+
+
+def _ended(jobs: list[Job], executor: Executor) -> Iterator[tuple[Job, Future[Outcome]]]:
     """Each job with its future, as it ends."""
     if isinstance(executor, InProcess):  # it ends a job before it takes the next
         yield from ((job, executor.submit(execute, job)) for job in jobs)
     else:
         futures = {executor.submit(execute, job): job for job in jobs}
         yield from ((futures[future], future) for future in as_completed(futures))
-
-
-def available_cpus() -> int:
-    """Processors that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def local_executor(workers: int) -> Executor:
-    """A pool of spawned processes; for a single worker, this process itself."""
-    if workers == 1:
-        return InProcess()
-    context = multiprocessing.get_context("spawn")
-    return ProcessPoolExecutor(workers, mp_context=context, initializer=_leave_interrupts_to_the_parent)
-
-
-class InProcess(Executor):
-    """An executor that does each job at once, here."""
-
-    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
-        """Call the function and return its outcome as a future."""
-        future: Future[Any] = Future()
-        try:
-            future.set_result(fn(*args, **kwargs))
-        except Exception as error:
-            future.set_exception(error)
-        return future
-
-
-def _leave_interrupts_to_the_parent() -> None:
-    # Ctrl-C reaches the whole process group; the parent alone decides what becomes of its workers.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)

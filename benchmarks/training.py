@@ -1,6 +1,7 @@
 """RunSpec -> checkpoint and learning curve."""
 
 import math
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -10,7 +11,8 @@ from torch import Tensor, nn
 
 from benchmarks import models
 from benchmarks.config import Recipe, RunSpec
-from benchmarks.data import Dataset, Split
+from benchmarks.data import Dataset
+from benchmarks.evaluation import accuracy_under, as_classifier, split_of
 from benchmarks.losses import training_loss
 from benchmarks.store import Store
 
@@ -19,43 +21,53 @@ class TrainingError(RuntimeError):
     """Training that cannot go on; says where and why."""
 
 
-def train(run: RunSpec, data: Dataset, store: Store, *, device: torch.device) -> None:
+def train(run: RunSpec, data: Dataset, store: Store) -> None:
     """
     Train a run from where it stands, keep its state after every epoch, and its weights at the end.
 
     The seed fixes the initial weights and the order of the images, whatever the loss, so that the losses of one seed
     are compared as pairs. A run that is resumed ends, on the CPU, in the same bits as one that was not interrupted. A
     row of the curve holds epoch (from 1), lr, train_loss (mean over the batches, nats), train_accuracy (as the epoch
-    went by) and validation_accuracy (after it).
+    went by), validation_accuracy (after it) and, every so many epochs, attacks: the accuracy under each attack that
+    the recipe names. The log gets each epoch's seconds, and those of its training alone.
 
     :param run: What to train.
     :param data: Its data set.
-    :param store: Where state, curve and weights go.
-    :param device: Where to compute.
+    :param store: Where state, curve and weights go; the run's lock is the caller's.
     :raises TrainingError: If the loss is no longer finite.
     """
+    recipe = run.recipe
+    device = torch.device("cuda" if recipe.device == "gpu" else "cpu")
     model_seed, order_seed = (int(s) for s in np.random.SeedSequence(run.seed).generate_state(2))
-    model = new_model(run, data, seed=model_seed).to(device)
-    optimizer = build_optimizer(run.recipe, model)
+    model = models.build_for(recipe, data, seed=model_seed).to(device)
+    optimizer = build_optimizer(recipe, model)
     order = torch.Generator().manual_seed(order_seed)
-    curve: list[dict[str, float]] = []
+    curve: list[dict[str, Any]] = []
     state = store.load_state(run)
     if state is not None:
         model.load_state_dict(state["model"])
         optimizer.load_state_dict(state["optimizer"])
         order.set_state(state["order"])
         curve = state["curve"]
-    images, labels = tensors(data.train, device)
+    images, labels = data.train.tensors(device)
+    validation = data.validation.tensors(device)
+    classifier = as_classifier(model, run, data)
     loss = training_loss(run.loss).to(device)
-    for epoch in range(len(curve), run.recipe.epochs):
+    for epoch in range(len(curve), recipe.epochs):
+        begun = time.perf_counter()
         for group in optimizer.param_groups:
-            group["lr"] = run.recipe.lr_at(epoch)
-        batches = torch.randperm(len(images), generator=order).to(device).split(run.recipe.batch_size)
+            group["lr"] = recipe.lr_at(epoch)
+        batches = torch.randperm(len(images), generator=order).to(device).split(recipe.batch_size)
         row = train_epoch(model, loss, optimizer, ((images[batch], labels[batch]) for batch in batches))
+        trained = time.perf_counter()
         if not math.isfinite(row["train_loss"]):
             raise TrainingError(f"the loss of {run} became {row['train_loss']} in epoch {epoch + 1}")
-        row |= {"epoch": epoch + 1, "lr": run.recipe.lr_at(epoch)}
-        row["validation_accuracy"] = accuracy(model, data.validation, device)
+        row |= {"epoch": epoch + 1, "lr": recipe.lr_at(epoch), "validation_accuracy": accuracy(model, *validation)}
+        if recipe.curve_every and (epoch + 1) % recipe.curve_every == 0:
+            row["attacks"] = {
+                spec.key(): accuracy_under(spec, classifier, split_of(data, spec), recipe.input_scale)
+                for spec in recipe.curve_attacks
+            }
         curve.append(row)
         store.save_state(
             run,
@@ -66,12 +78,14 @@ def train(run: RunSpec, data: Dataset, store: Store, *, device: torch.device) ->
                 "curve": curve,
             },
         )
+        seconds = {"training": round(trained - begun, 3), "seconds": round(time.perf_counter() - begun, 3)}
+        store.log(run, "epoch", epoch=epoch + 1, **seconds)
     store.save_checkpoint(run, model.state_dict())
 
 
 def train_epoch(
     model: nn.Module, loss: nn.Module, optimizer: torch.optim.Optimizer, batches: Iterator[tuple[Tensor, Tensor]]
-) -> dict[str, float]:
+) -> dict[str, Any]:
     """One pass over the batches; returns train_loss and train_accuracy."""
     model.train()
     losses: list[Tensor] = []
@@ -94,21 +108,11 @@ def train_epoch(
 
 
 @torch.no_grad()
-def accuracy(model: nn.Module, split: Split, device: torch.device, *, batch_size: int = 500) -> float:
-    """Share of a split's images that the model, in evaluation mode, gets right."""
+def accuracy(model: nn.Module, images: Tensor, labels: Tensor, *, batch_size: int = 500) -> float:
+    """Share of images that the model, in evaluation mode, gets right."""
     model.eval()
-    images, labels = tensors(split, device)
     batches = zip(images.split(batch_size), labels.split(batch_size), strict=True)
-    return sum(int((model(x).argmax(1) == y).sum()) for x, y in batches) / len(split)
-
-
-def new_model(run: RunSpec, data: Dataset, *, seed: int = 0) -> nn.Module:
-    """The run's network, untrained, knowing the training images' mean if its recipe wants it to."""
-    model = models.build(run.recipe, image_shape=data.image_shape, classes=data.classes, seed=seed)
-    for module in model.modules():
-        if isinstance(module, models.PixelMean):
-            module.mean.copy_(torch.from_numpy(data.train.images.mean(0) / 255))
-    return model
+    return sum(int((model(x).argmax(1) == y).sum()) for x, y in batches) / len(labels)
 
 
 def build_optimizer(recipe: Recipe, model: nn.Module) -> torch.optim.Optimizer:
@@ -122,7 +126,3 @@ def build_optimizer(recipe: Recipe, model: nn.Module) -> torch.optim.Optimizer:
         return torch.optim.Adam(groups, lr=recipe.lr)
     return torch.optim.SGD(groups, lr=recipe.lr, momentum=recipe.momentum)
 
-
-def tensors(split: Split, device: torch.device) -> tuple[Tensor, Tensor]:
-    """A split as images in [0, 1], shape ``(n, C, H, W)``, and labels, shape ``(n,)``."""
-    return torch.from_numpy(split.images).to(device).float() / 255, torch.from_numpy(split.labels).to(device)
