@@ -1,21 +1,21 @@
 """Checkpoint x attack -> one record."""
 
 import base64
-from collections.abc import Sequence
+import hashlib
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from art.attacks import EvasionAttack
 from art.estimators.classification import PyTorchClassifier
 from torch import nn
 
-from art_hrloss import HRClassifier
+from art_hrloss import HRClassifier, attack_view
 from benchmarks import attacks, models
-from benchmarks.config import AttackSpec, RunSpec
+from benchmarks.config import AttackLossName, AttackSpec, RunSpec
 from benchmarks.data import Dataset, Split
-from benchmarks.losses import training_loss
+from benchmarks.losses import attack_loss, training_loss
 from benchmarks.store import Store
 
 BATCH_SIZE = 250
@@ -37,9 +37,21 @@ def evaluate(run: RunSpec, specs: Sequence[AttackSpec], data: Dataset, store: St
         return
     model = models.build_for(run.recipe, data)
     model.load_state_dict(store.load_checkpoint(run))
-    classifier = as_classifier(model, run, data)
-    for spec in missing:
-        store.save_record(run, spec, measure(spec, classifier, split_of(data, spec), run.recipe.input_scale))
+    for spec, record in measure_all(missing, as_classifier(model, run, data), data, run.recipe.input_scale):
+        store.save_record(run, spec, record)
+
+
+def measure_all(
+    specs: Sequence[AttackSpec], classifier: HRClassifier, data: Dataset, input_scale: float = 1.0
+) -> Iterator[tuple[AttackSpec, dict[str, Any]]]:
+    """Each attack with its record: see :func:`measure`. What attacks of one loss have in common is computed once."""
+    by_loss: dict[AttackLossName | None, list[AttackSpec]] = {}
+    for spec in specs:
+        by_loss.setdefault(spec.loss, []).append(spec)
+    for loss, same in by_loss.items():
+        view = _remembering(attack_view(classifier, attack_loss(loss or "ce")))
+        for spec in same:
+            yield spec, measure(spec, view, data.test if spec.split == "test" else data.validation, input_scale)
 
 
 def as_classifier(model: nn.Module, run: RunSpec, data: Dataset) -> HRClassifier:
@@ -54,23 +66,12 @@ def as_classifier(model: nn.Module, run: RunSpec, data: Dataset) -> HRClassifier
     )
 
 
-def split_of(data: Dataset, spec: AttackSpec) -> Split:
-    """The part of a data set that is attacked."""
-    return data.test if spec.split == "test" else data.validation
-
-
-def accuracy_under(spec: AttackSpec, classifier: PyTorchClassifier, split: Split, input_scale: float) -> float:
-    """Share of a split's images that are classified right once attacked: a record's accuracy, and no more than that."""
-    images, _ = _attacked(spec, classifier, split, input_scale)
-    return float((classifier.predict(images, batch_size=BATCH_SIZE).argmax(1) == split.labels).mean())
-
-
 def measure(spec: AttackSpec, classifier: PyTorchClassifier, split: Split, input_scale: float = 1.0) -> dict[str, Any]:
     """
     One evaluation, as plain values.
 
     :param spec: The attack.
-    :param classifier: The network under attack, for images in [0, 1].
+    :param classifier: The network under attack, for images in [0, 1], as seen through the attack's loss.
     :param split: The images, attacked at their true labels.
     :param input_scale: Units of the network's input in the range of a pixel.
     :return:
@@ -84,17 +85,16 @@ def measure(spec: AttackSpec, classifier: PyTorchClassifier, split: Split, input
         * samples: the first image of every class as attacked (its pixels rounded to 8 bits, in base64, channels
           first), with its label, the prediction and the probability of that.
     """
-    images, attack = _attacked(spec, classifier, split, input_scale)
-    labels = split.labels
+    attack = attacks.build(spec, classifier, batch_size=BATCH_SIZE, input_scale=input_scale)
+    clean, labels = split.tensors(torch.device("cpu"))[0].numpy(), split.labels
+    images = clean if attack is None else attack.generate(clean, labels)
     logits = classifier.predict(images, batch_size=BATCH_SIZE)
     predictions = logits.argmax(1)
     record: dict[str, Any] = {"n": len(labels), "correct": int((predictions == labels).sum())}
     if attack is not None:
-        clean = _as_floats(split)
-        record["zero_gradient"] = sum(
-            _count_zero(attack.estimator.loss_gradient(clean[batch], labels[batch]))
-            for batch in (slice(start, start + BATCH_SIZE) for start in range(0, len(labels), BATCH_SIZE))
-        )
+        batches = (slice(start, start + BATCH_SIZE) for start in range(0, len(labels), BATCH_SIZE))
+        gradients = (classifier.loss_gradient(clean[batch], labels[batch]) for batch in batches)
+        record["zero_gradient"] = sum(int((g == 0).reshape(len(g), -1).all(1).sum()) for g in gradients)
     probabilities = torch.from_numpy(logits).double().softmax(1).numpy()
     margins = _margins(logits.astype(np.float64), labels)
     counts, _ = np.histogram(margins.clip(MARGIN_EDGES[0], MARGIN_EDGES[-1]), MARGIN_EDGES)
@@ -115,22 +115,28 @@ def measure(spec: AttackSpec, classifier: PyTorchClassifier, split: Split, input
     }
 
 
-def _attacked(
-    spec: AttackSpec, classifier: PyTorchClassifier, split: Split, input_scale: float
-) -> tuple[npt.NDArray[np.float32], EvasionAttack | None]:
-    """The images after the attack, in [0, 1], and the attack."""
-    attack = attacks.build(spec, classifier, batch_size=BATCH_SIZE, input_scale=input_scale)
-    images = _as_floats(split)
-    return (images if attack is None else attack.generate(images, split.labels)), attack
+def _remembering(classifier: HRClassifier) -> HRClassifier:
+    """
+    The classifier, made to answer from memory where it is asked for the same images again.
 
+    FGSM asks for the same gradients at every eps, and ART predicts the attacked images once more for its log. Labels
+    play no part: an image has one.
+    """
 
-def _as_floats(split: Split) -> npt.NDArray[np.float32]:
-    images: npt.NDArray[np.float32] = split.tensors(torch.device("cpu"))[0].numpy()
-    return images
+    def remembering(ask: Callable[..., npt.NDArray[np.float32]]) -> Callable[..., npt.NDArray[np.float32]]:
+        answers: dict[bytes, npt.NDArray[np.float32]] = {}
 
+        def answer(x: npt.NDArray[np.float32], *args: Any, **kwargs: Any) -> npt.NDArray[np.float32]:
+            key = hashlib.blake2b(np.ascontiguousarray(x)).digest()
+            if key not in answers:
+                answers[key] = ask(x, *args, **kwargs)
+            return answers[key]
 
-def _count_zero(gradients: npt.NDArray[np.float32]) -> int:
-    return int((gradients == 0).reshape(len(gradients), -1).all(1).sum())
+        return answer
+
+    classifier.predict = remembering(classifier.predict)
+    classifier.loss_gradient = remembering(classifier.loss_gradient)
+    return classifier
 
 
 def _confusion(probabilities: npt.NDArray[np.float64], labels: npt.NDArray[np.int64]) -> list[list[float | None]]:

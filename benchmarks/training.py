@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from benchmarks import models
 from benchmarks.config import Recipe, RunSpec
 from benchmarks.data import Dataset
-from benchmarks.evaluation import accuracy_under, as_classifier, split_of
+from benchmarks.evaluation import as_classifier, measure_all
 from benchmarks.losses import training_loss
 from benchmarks.store import Store
 
@@ -64,10 +64,8 @@ def train(run: RunSpec, data: Dataset, store: Store) -> None:
             raise TrainingError(f"the loss of {run} became {row['train_loss']} in epoch {epoch + 1}")
         row |= {"epoch": epoch + 1, "lr": recipe.lr_at(epoch), "validation_accuracy": accuracy(model, *validation)}
         if recipe.curve_every and (epoch + 1) % recipe.curve_every == 0:
-            row["attacks"] = {
-                spec.key(): accuracy_under(spec, classifier, split_of(data, spec), recipe.input_scale)
-                for spec in recipe.curve_attacks
-            }
+            measured = measure_all(recipe.curve_attacks, classifier, data, recipe.input_scale)
+            row["attacks"] = {spec.key(): record["correct"] / record["n"] for spec, record in measured}
         curve.append(row)
         store.save_state(
             run,
