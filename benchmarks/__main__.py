@@ -1,5 +1,5 @@
 """
-Train and attack the paper's grid, and make its tables.
+Train and attack the paper's grid, and make its tables and figures.
 
 Without arguments: `run`, on the digits that come with scikit-learn, in about half a minute.
 """
@@ -7,119 +7,188 @@ Without arguments: `run`, on the digits that come with scikit-learn, in about ha
 import inspect
 import signal
 import sys
-import threading
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import torch
 import tyro
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from benchmarks import grids, report, runner
-from benchmarks.config import AttackSpec, ConfigError, Grid, RunSpec
+from benchmarks import executors, grids, report, runner, status
+from benchmarks.cells import Results, load
+from benchmarks.config import ConfigError, Grid, LossSpec, Recipe
 from benchmarks.data import DataError
+from benchmarks.executors import Cluster, ClusterError
+from benchmarks.progress import following
 from benchmarks.store import Store, StoreError
+from benchmarks.tables import alpha_table, table_1
 
 
 @dataclass(frozen=True)
 class GridOptions:
-    """Which grid, and where its results are kept."""
+    """
+    Which grid, and where its results are kept.
+
+    What is overridden becomes part of every run's key and of the grid's name, so that it replaces no other results.
+    """
 
     grid: str = "digits"
     """The grid's name, one of those listed above."""
     store: Path = Path("hrloss-store")
     """Folder of results. What it already holds is used, not made again."""
+    dataset: str | None = None
+    """Of the grid's data sets, only this one; or, where the grid has a single one, this one in its place."""
     seeds: int | None = None
-    """Use the seeds 0, 1, ... so many of them. Default: the grid's own five."""
+    """Use the seeds 0, 1, ... so many of them, instead of the grid's own five."""
     epochs: int | None = None
-    """Train for so many epochs instead of the grid's. Such runs are kept apart from the grid's own."""
+    """Train for so many epochs instead of the grid's; where the learning rate drops stays as it is."""
+    alpha: float | None = None
+    """Train with the HR loss of this alpha, and of no other."""
+    batch_size: int | None = None
+    """Images per training step."""
     threads: int | None = None
-    """Threads of each training on the CPU instead of 1. Kept apart too, for they round differently."""
+    """Threads of each training on the CPU, instead of 1."""
+    device: Literal["cpu", "gpu"] | None = None
+    """Where to train and attack, instead of on the CPU."""
 
     def resolve(self) -> Grid:
         """
-        The grid, with what is overridden in its name, so that its tables do not replace those of the whole.
+        The grid, with what is overridden.
 
         :raises ConfigError: If there is no such grid, or a value is out of range.
         """
         grid = grids.get(self.grid)
         if self.seeds is not None and self.seeds < 1:
             raise ConfigError(f"expected seeds to be at least 1, but got {self.seeds}")
-        changes: dict[str, Any] = dict(self._overrides())
-        name = "-".join([grid.name, *(f"{name}-{value}" for name, value in changes.items())])
-        seeds = tuple(range(changes.pop("seeds"))) if "seeds" in changes else grid.seeds
-        recipes = tuple((dataset, replace(recipe, **changes)) for dataset, recipe in grid.recipes)
-        return replace(grid, name=name, recipes=recipes, seeds=seeds)
+        given: dict[str, Any] = dict(self._overrides())
+        of_recipe = {name: value for name, value in given.items() if name in {f.name for f in fields(Recipe)}}
+        recipes = tuple((dataset, replace(recipe, **of_recipe)) for dataset, recipe in self._recipes(grid))
+        losses = grid.losses
+        if self.alpha is not None:
+            losses = (*(loss for loss in losses if loss.name != "hr"), LossSpec("hr", self.alpha))
+        return replace(
+            grid,
+            name="-".join([grid.name, *(f"{name.replace('_', '-')}-{value}" for name, value in given.items())]),
+            recipes=recipes,
+            losses=losses,
+            seeds=grid.seeds if self.seeds is None else tuple(range(self.seeds)),
+        )
 
     @property
     def command(self) -> str:
         """What makes these results from nothing, to stand under the tables."""
-        overrides = (f" --{name} {value}" for name, value in self._overrides())
+        overrides = (f" --{name.replace('_', '-')} {value}" for name, value in self._overrides())
         return f"python -m benchmarks run --grid {self.grid}" + "".join(overrides)
 
-    def _overrides(self) -> list[tuple[str, int]]:
-        values = ((name, getattr(self, name)) for name in ("seeds", "epochs", "threads"))
-        return [(name, value) for name, value in values if value is not None]
+    def resuming(self) -> str:
+        """The same command, with its store."""
+        return f"{self.command} --store {self.store}"
+
+    def _recipes(self, grid: Grid) -> tuple[tuple[str, Recipe], ...]:
+        named = tuple(pair for pair in grid.recipes if self.dataset in (None, pair[0]))
+        if not named and len(grid.recipes) > 1:
+            raise ConfigError(
+                f"expected dataset to be one of {[name for name, _ in grid.recipes]}, which grid {grid.name} has "
+                f"recipes for, but got {self.dataset!r}"
+            )
+        return named or tuple((str(self.dataset), recipe) for _, recipe in grid.recipes)
+
+    def _overrides(self) -> list[tuple[str, str | int | float]]:
+        names = ("dataset", "seeds", "epochs", "alpha", "batch_size", "threads", "device")
+        return [(name, value) for name in names if (value := getattr(self, name)) is not None]
 
 
 @dataclass(frozen=True)
 class Run(GridOptions):
-    """Train every run of a grid, attack it, and print the tables."""
+    """Train every run of a grid, attack it, and make the tables and figures."""
 
     data_dir: Path = Path("~/.cache/art_hrloss")
     """Folder of the data sets: torchvision's own files, or NAME.npz with x_train, y_train, x_test, y_test."""
     download: bool = False
     """Let torchvision download what is not there, into the data folder."""
     workers: int | None = None
-    """Runs at once, each in a process of its own. Default: one per processor; 1 runs in this process."""
-    device: Literal["cpu", "gpu"] = "cpu"
-    """Where to train and attack. It is no part of a run's key, and a GPU rounds differently: give it its own store."""
+    """Runs at once, each in a process of its own. Default: as many as the processors have threads for; 1 runs in this
+    process."""
+    scheduler: str | None = None
+    """Address of a Dask cluster's scheduler, such as tcp://127.0.0.1:8786, whose workers do the runs. They need this
+    program, the data folder and the store under the same paths."""
+    tls_ca: Path | None = None
+    """Certificates of the authorities that the cluster's are signed by, PEM; for tls:// addresses."""
+    tls_cert: Path | None = None
+    """This client's certificate, PEM."""
+    tls_key: Path | None = None
+    """This client's private key, PEM."""
 
     def __call__(self, console: Console) -> int:
         """Do it; returns the exit status."""
-        if self.workers is not None and self.workers < 1:
-            raise ConfigError(f"expected workers to be at least 1, but got {self.workers}")
-        if self.device == "gpu" and not torch.cuda.is_available():
+        cluster = self._cluster()
+        if self.device == "gpu" and not cluster and not torch.cuda.is_available():
             raise ConfigError("expected a GPU that torch can use for --device gpu, but there is none")
-        grid, store = self.resolve(), Store(self.store)
-        data_dir = self.data_dir.expanduser()
+        grid, store = self.resolve(), Store(self.store.expanduser().resolve())
+        data_dir = self.data_dir.expanduser().resolve()
         runner.prepare(grid, store, data_dir=data_dir, download=self.download)
         missing, planned = runner.missing_runs(grid, store), len(grid.runs())
-        console.print(f"Grid {grid.name}: {planned} runs, {planned - len(missing)} of them already in {store.root}.")
-        at_once = self.workers or (1 if self.device == "gpu" else runner.available_cpus() // (self.threads or 1))
-        workers = max(1, min(at_once, len(missing)))
-        jobs = [runner.Job(run, grid.attacks, store.root, data_dir, self.device) for run in missing]
+        console.print(f"Grid {grid.name}: {planned} runs, {planned - len(missing)} of them already in {self.store}.")
         failures = 0
-        if jobs:
-            console.print(f"{len(jobs)} to do, {workers} at once.")
-            with runner.local_executor(workers) as executor, _progress(grid, store, console) as ended:
-                failures = runner.run_all(jobs, executor, ended)
-        print_tables(grid, store, console, self.command)
+        if missing:
+            jobs = [runner.Job(run, grid.attacks, store.root, data_dir) for run in missing]
+            fit = 1 if self.device == "gpu" else executors.available_cpus() // (self.threads or 1)
+            workers = max(1, min(self.workers or fit, len(jobs)))
+            where = f"on the cluster at {cluster.address}" if cluster else f"{workers} at once"
+            console.print(f"{len(jobs)} to do, {where}.")
+            with following(grid, store, console, at_once=None if cluster else workers) as ended:
+                failures = runner.run_all(
+                    jobs, cluster.executor if cluster else lambda: executors.local(workers), ended
+                )
+        make_report(load(grid, store), store, console, self.command)
         if failures:
-            console.print(f"{failures} of {len(jobs)} runs failed; their error.txt in {store.root}/runs says why.")
+            console.print(f"{failures} of {len(missing)} runs failed: `python -m benchmarks status` says why.")
         return 1 if failures else 0
+
+    def _cluster(self) -> Cluster | None:
+        files = (self.tls_ca, self.tls_cert, self.tls_key)
+        if self.scheduler is None and any(files):
+            raise ConfigError("expected --scheduler with --tls-ca, --tls-cert and --tls-key, but got none")
+        if self.workers is not None and (self.workers < 1 or self.scheduler is not None):
+            raise ConfigError(f"expected workers to be at least 1, and no scheduler beside it, but got {self.workers}")
+        return None if self.scheduler is None else Cluster(self.scheduler, *files)
+
+
+@dataclass(frozen=True)
+class Status(GridOptions):
+    """Show how far a grid is: which runs are done, running, failed, begun or missing, and the time left."""
+
+    def __call__(self, console: Console) -> int:
+        """Show it; returns the exit status."""
+        grid, store = self.resolve(), Store(self.store)
+        states = status.status(grid, store)
+        console.print(status.table(grid, states))
+        counts = {name: sum(state.state == name for state in states) for name in status.STATES}
+        console.print(", ".join(f"{count} {name}" for name, count in counts.items() if count))
+        if counts["done"] < len(states):
+            left = status.duration(status.seconds_left(states))
+            console.print(f"Time left at this pace: {left}. `{self.resuming()}` goes on.", soft_wrap=True)
+        return 0
 
 
 @dataclass(frozen=True)
 class Report(GridOptions):
-    """Make a grid's tables from the results that are there, without training or attacking anything."""
+    """Make a grid's tables and figures from the results that are there, without training or attacking anything."""
 
     def __call__(self, console: Console) -> int:
         """Do it; returns the exit status."""
         grid, store = self.resolve(), Store(self.store)
-        missing = runner.missing_runs(grid, store)
-        if report.record_frame(grid, store).empty:
-            made_by = f"{self.command} --store {store.root}"
-            raise StoreError(f"{store.root} holds no results of the grid {grid.name}: `{made_by}` makes them")
-        if missing:
+        results = load(grid, store)
+        if not results.records:
+            raise StoreError(f"{store.root} holds no results of the grid {grid.name}: `{self.resuming()}` makes them")
+        if missing := runner.missing_runs(grid, store):
             console.print(
-                f"{len(missing)} of {len(grid.runs())} runs are not complete: `{self.command}` goes on with them."
+                f"{len(missing)} of {len(grid.runs())} runs are not complete: `{self.resuming()}` goes on with them.",
+                soft_wrap=True,
             )
-        print_tables(grid, store, console, self.command)
+        make_report(results, store, console, self.command)
         return 0
 
 
@@ -131,45 +200,22 @@ def _help(command: type) -> str:
 
 Command = (
     Annotated[Run, tyro.conf.subcommand("run", description=_help(Run))]
+    | Annotated[Status, tyro.conf.subcommand("status", description=_help(Status))]
     | Annotated[Report, tyro.conf.subcommand("report", description=_help(Report))]
 )
 
 
-def print_tables(grid: Grid, store: Store, console: Console, command: str) -> None:
-    """Write the grid's tables, show them, and say where they are."""
-    files = report.write(grid, store, command=command)
-    for dataset, _ in grid.recipes:
-        console.print(report.table_1(grid, store, dataset).rich())
-    console.print("Tables:", *map(str, files), soft_wrap=True)
-
-
-@contextmanager
-def _progress(grid: Grid, store: Store, console: Console) -> Iterator[runner.OnEnd]:
-    """A progress bar that follows the store, whoever fills it, and a line for each run that ends."""
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    runs = grid.runs()
-    stop = threading.Event()
-    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
-        task = progress.add_task("epochs and attacks", total=sum(runner.steps(grid, run) for run in runs))
-
-        def follow() -> None:
-            while not stop.wait(0.5):
-                with suppress(StoreError):  # a damaged file is the runs' affair, and told by them
-                    progress.update(task, completed=sum(runner.steps_done(grid, store, run) for run in runs))
-
-        def ended(run: RunSpec, error: BaseException | None) -> None:
-            clean = store.record(run, AttackSpec("none"))
-            outcome = f"accuracy {clean['correct'] / clean['n']:.3f}" if clean else "done"
-            outcome = f"failed: {error}" if error else outcome
-            console.print(f"{run}: {outcome}", soft_wrap=True)
-
-        follower = threading.Thread(target=follow, daemon=True)
-        follower.start()
-        try:
-            yield ended
-        finally:
-            stop.set()
-            follower.join()
+def make_report(results: Results, store: Store, console: Console, command: str) -> None:
+    """Write the grid's tables and figures, show the first table, and say where they are."""
+    for problem in results.problems:
+        console.print(f"Counted as missing: {problem}", soft_wrap=True)
+    folder = store.report_folder(results.grid.name)
+    page = report.write(results, folder, command=command)
+    for dataset in results.datasets:
+        for table in (table_1(results, dataset), alpha_table(results, dataset)):
+            if table is not None:
+                console.print(table.rich())
+    console.print(f"Tables and figures: {folder}, and all of them in {page}", soft_wrap=True)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -182,11 +228,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     on_termination = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         return command(console)
-    except (ConfigError, DataError, StoreError, OSError) as error:
+    except (ConfigError, DataError, StoreError, ClusterError, OSError) as error:
         Console(stderr=True, markup=False, highlight=False).print(f"Error: {error}", style="red", soft_wrap=True)
         return 2
     except KeyboardInterrupt:
-        console.print("Interrupted. All is kept but the epochs in progress; the same command goes on from there.")
+        console.print(
+            "Interrupted. All is kept but the epochs in progress; the same command goes on from there:\n"
+            f"  {command.resuming()}",
+            soft_wrap=True,
+        )
         return 130
     finally:
         signal.signal(signal.SIGTERM, on_termination)

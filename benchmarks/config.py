@@ -174,9 +174,9 @@ class Grid:
     attacks: tuple[AttackSpec, ...]
 
     def __post_init__(self) -> None:
-        if not re.fullmatch(r"[a-z0-9]([a-z0-9._-]*[a-z0-9])?", self.name):
+        if not re.fullmatch(r"[A-Za-z0-9]([\w.-]*\w)?", self.name):
             raise ConfigError(
-                f"expected a grid's name in lower-case letters, digits, dots, dashes, underscores, but got {self.name!r}"
+                f"expected a grid's name in letters, digits, dots, dashes and underscores, but got {self.name!r}"
             )
         datasets = [dataset for dataset, _ in self.recipes]
         if len(set(datasets)) != len(datasets):

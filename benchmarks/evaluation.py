@@ -2,6 +2,7 @@
 
 import base64
 import hashlib
+import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -37,8 +38,11 @@ def evaluate(run: RunSpec, specs: Sequence[AttackSpec], data: Dataset, store: St
         return
     model = models.build_for(run.recipe, data)
     model.load_state_dict(store.load_checkpoint(run))
+    begun = time.perf_counter()
     for spec, record in measure_all(missing, as_classifier(model, run, data), data, run.recipe.input_scale):
         store.save_record(run, spec, record)
+        store.log(run, "record", attack=spec.key(), seconds=round(time.perf_counter() - begun, 3))
+        begun = time.perf_counter()
 
 
 def measure_all(
@@ -123,26 +127,26 @@ def _remembering(classifier: HRClassifier) -> HRClassifier:
     play no part: an image has one.
     """
 
-    def remembering(ask: Callable[..., npt.NDArray[np.float32]]) -> Callable[..., npt.NDArray[np.float32]]:
-        answers: dict[bytes, npt.NDArray[np.float32]] = {}
+    def remembering(ask: Callable[..., Any]) -> Callable[..., Any]:
+        answers: dict[bytes, Any] = {}
 
-        def answer(x: npt.NDArray[np.float32], *args: Any, **kwargs: Any) -> npt.NDArray[np.float32]:
-            key = hashlib.blake2b(np.ascontiguousarray(x)).digest()
+        def answer(x: npt.NDArray[np.float32], *args: Any, **kwargs: Any) -> Any:
+            key = hashlib.blake2b(x.tobytes()).digest()
             if key not in answers:
                 answers[key] = ask(x, *args, **kwargs)
             return answers[key]
 
         return answer
 
-    classifier.predict = remembering(classifier.predict)
-    classifier.loss_gradient = remembering(classifier.loss_gradient)
+    for name in ("predict", "loss_gradient"):
+        setattr(classifier, name, remembering(getattr(classifier, name)))
     return classifier
 
 
 def _confusion(probabilities: npt.NDArray[np.float64], labels: npt.NDArray[np.int64]) -> list[list[float | None]]:
     classes = range(probabilities.shape[1])
-    columns = [probabilities[labels == c].mean(0) if (labels == c).any() else [None] * len(classes) for c in classes]
-    return [[None if column[i] is None else float(column[i]) for column in columns] for i in classes]
+    means = [probabilities[labels == c].mean(0) if (labels == c).any() else None for c in classes]
+    return [[None if mean is None else float(mean[i]) for mean in means] for i in classes]
 
 
 def _margins(logits: npt.NDArray[np.float64], labels: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:

@@ -23,7 +23,7 @@ def torch_ce(eps: float) -> AttackSpec:
 
 
 def paper(loss: Literal["ce", "hr"], eps: float) -> AttackSpec:
-    """The paper protocol, as we read it: FGSM through clipped probabilities; eps in the units of the network's input."""
+    """The paper protocol as we read it: FGSM through clipped probabilities; eps in units of the network's input."""
     return AttackSpec("fgm", "clipped-ce" if loss == "ce" else "clipped-hr", eps, units="data")
 
 

@@ -1,19 +1,37 @@
 """Specs say what they mean, reject what means nothing, and keep their keys."""
 
+import hashlib
+import json
 from dataclasses import dataclass, replace
 
 import pytest
 
 from benchmarks import grids
-from benchmarks.config import AttackSpec, ConfigError, Grid, LossSpec, Recipe, RunSpec, canonical
+from benchmarks.config import AttackSpec, ConfigError, LossSpec, Recipe, RunSpec, canonical
 
 RECIPE = Recipe(model="lenet", epochs=2, batch_size=10, lr=0.1)
 RUN = RunSpec("mnist", RECIPE, LossSpec("hr", 1.6), seed=3)
+FGM = AttackSpec("fgm", "hr", 0.1)
+
+
+def with_recipe(**changes) -> RunSpec:
+    return replace(RUN, recipe=replace(RECIPE, **changes))
 
 
 def test_a_key_is_the_same_today_and_tomorrow() -> None:
     # Computed once and written down: a change here orphans every result that users hold.
     assert RUN.key() == "7c8dea85c4df8452"
+
+
+def test_the_key_of_a_run_with_every_kind_of_field_is_the_hash_of_its_canonical_json() -> None:
+    run = with_recipe(lr_drops=((1, 0.5),), input_scale=255, device="gpu", curve_every=2, curve_attacks=(FGM,))
+    text = (
+        '{"run":{"dataset":"mnist","loss":{"alpha":1.6,"name":"hr"},"recipe":{"batch_size":10,'
+        '"curve_attacks":[{"eps":0.1,"loss":"hr","name":"fgm"}],"curve_every":2,"device":"gpu","epochs":2,'
+        '"input_scale":255.0,"lr":0.1,"lr_drops":[[1,0.5]],"model":"lenet"},"seed":3},"version":1}'
+    )
+    assert run.key() == hashlib.sha256(text.encode()).hexdigest()[:16]
+    assert canonical(run) == json.loads(text)["run"]
 
 
 @pytest.mark.parametrize(
@@ -23,16 +41,58 @@ def test_a_key_is_the_same_today_and_tomorrow() -> None:
         replace(RUN, seed=4),
         replace(RUN, loss=LossSpec("ce")),
         replace(RUN, loss=LossSpec("hr", 1.7)),
-        replace(RUN, recipe=replace(RECIPE, lr=0.2)),
-        replace(RUN, recipe=replace(RECIPE, lr_drops=((1, 0.1),))),
+        with_recipe(lr=0.2),
+        with_recipe(lr_drops=((1, 0.1),)),
         # A zero where the default is another value: it must not pass for "not given".
-        replace(RUN, recipe=replace(RECIPE, split_seed=0)),
-        replace(RUN, recipe=replace(RECIPE, threads=2)),
+        with_recipe(split_seed=0),
+        with_recipe(threads=2),
+        with_recipe(device="gpu"),
+        with_recipe(input_scale=255.0),
+        with_recipe(curve_every=1, curve_attacks=(FGM,)),
     ],
-    ids=["dataset", "seed", "loss", "alpha", "lr", "lr_drops", "split_seed", "threads"],
+    ids=["dataset", "seed", "loss", "alpha", "lr", "lr_drops", "split_seed", "threads", "device", "scale", "curve"],
 )
 def test_whatever_changes_a_run_changes_its_key(other: RunSpec) -> None:
     assert other.key() != RUN.key()
+
+
+def test_how_the_curve_is_attacked_is_part_of_the_key() -> None:
+    curve = {"curve_every": 1, "curve_attacks": (FGM,)}
+    runs = [
+        with_recipe(**curve),
+        with_recipe(**{**curve, "curve_every": 2}),
+        with_recipe(**{**curve, "curve_attacks": (replace(FGM, eps=0.2),)}),
+        with_recipe(**{**curve, "curve_attacks": (replace(FGM, units="data"),)}),
+        with_recipe(**{**curve, "curve_attacks": (replace(FGM, split="validation"),)}),
+    ]
+    assert len({run.key() for run in runs}) == len(runs)
+
+
+WHOLE_AND_FLOAT = [
+    pytest.param(with_recipe(lr=1), with_recipe(lr=1.0), id="lr"),
+    pytest.param(with_recipe(momentum=1), with_recipe(momentum=1.0), id="momentum"),
+    pytest.param(with_recipe(l2=1), with_recipe(l2=1.0), id="l2"),
+    pytest.param(with_recipe(input_scale=255), with_recipe(input_scale=255.0), id="input_scale"),
+    pytest.param(with_recipe(lr_drops=[(1, 2)]), with_recipe(lr_drops=((1, 2.0),)), id="lr_drops"),
+    pytest.param(replace(RUN, loss=LossSpec("hr", 2)), replace(RUN, loss=LossSpec("hr", 2.0)), id="alpha"),
+    pytest.param(
+        with_recipe(curve_every=1, curve_attacks=(replace(FGM, eps=1),)),
+        with_recipe(curve_every=1, curve_attacks=(replace(FGM, eps=1.0),)),
+        id="eps",
+    ),
+]
+
+
+@pytest.mark.parametrize(("whole", "fraction"), WHOLE_AND_FLOAT)
+def test_a_whole_number_and_the_same_float_have_one_key(whole: RunSpec, fraction: RunSpec) -> None:
+    assert whole.key() == fraction.key()
+    assert whole == fraction
+    assert json.dumps(canonical(whole)) == json.dumps(canonical(fraction))
+
+
+def test_a_whole_number_at_a_default_is_the_default() -> None:
+    assert with_recipe(momentum=0, l2=0, input_scale=1).key() == RUN.key()
+    assert AttackSpec("fgm", "ce", 1).key() == AttackSpec("fgm", "ce", 1.0).key() == "fgm-ce-1.0"
 
 
 def test_a_field_added_later_at_its_default_changes_no_key() -> None:
@@ -44,29 +104,6 @@ def test_a_field_added_later_at_its_default_changes_no_key() -> None:
     assert canonical(LossSpecOfTomorrow("hr", 1.6, temperature=2.0)) != canonical(LossSpec("hr", 1.6))
 
 
-@pytest.mark.parametrize("grid", [make() for make in grids.GRIDS.values()], ids=list(grids.GRIDS))
-def test_no_two_runs_of_a_grid_share_a_key(grid: Grid) -> None:
-    assert len({run.key() for run in grid.runs()}) == len(grid.runs()) == 10
-
-
-@pytest.mark.parametrize("grid", [make() for make in grids.GRIDS.values()], ids=list(grids.GRIDS))
-def test_the_first_seeds_of_a_grid_are_those_that_the_command_line_takes(grid: Grid) -> None:
-    assert grid.seeds == tuple(range(len(grid.seeds)))
-
-
-def test_the_losses_of_a_seed_stand_together() -> None:
-    # So that an interrupted grid holds whole pairs.
-    runs = grids.digits().runs()
-    assert [(run.seed, run.loss.name) for run in runs[:4]] == [(0, "ce"), (0, "hr"), (1, "ce"), (1, "hr")]
-
-
-def test_mnist_short_is_the_papers_recipe_in_a_fiftieth_of_its_epochs() -> None:
-    ((dataset, recipe),) = grids.mnist_short().recipes
-    assert (dataset, recipe.model, recipe.batch_size) == ("mnist", "lenet", 100)
-    assert recipe.epochs == 1000 / 50
-    assert recipe.lr * recipe.epochs == pytest.approx(0.001 * 1000)
-
-
 def test_the_learning_rate_follows_the_drops_in_any_order() -> None:
     recipe = replace(RECIPE, lr=1.0, lr_drops=((120, 0.01), (80, 0.1)))
     assert [recipe.lr_at(epoch) for epoch in (0, 79, 80, 119, 120, 500)] == [1, 1, 0.1, 0.1, 0.01, 0.01]
@@ -76,6 +113,17 @@ def test_attack_keys_can_name_files_and_tell_eps_apart() -> None:
     keys = [AttackSpec("fgm", "hr", eps).key() for eps in (0.1, 0.1000001, 0.25)]
     assert len(set(keys)) == 3
     assert keys[0] == "fgm-hr-0.1"
+
+
+def test_attack_keys_tell_units_and_splits_apart() -> None:
+    specs = [replace(FGM, units=units, split=split) for units in ("range", "data") for split in ("test", "validation")]
+    assert [spec.key() for spec in specs] == [
+        "fgm-hr-0.1",
+        "validation-fgm-hr-0.1",
+        "fgm-hr-0.1-data",
+        "validation-fgm-hr-0.1-data",
+    ]
+    assert [AttackSpec("none", split=split).key() for split in ("test", "validation")] == ["none", "validation-none"]
 
 
 @pytest.mark.parametrize(
@@ -92,8 +140,22 @@ def test_attack_keys_can_name_files_and_tell_eps_apart() -> None:
         (lambda: replace(RECIPE, momentum=-0.1), "momentum to be at least 0"),
         (lambda: AttackSpec("fgm"), "the attack's loss to be one of"),
         (lambda: AttackSpec("fgm", "hr", 0.0), "eps above 0"),
-        (lambda: AttackSpec("none", "ce"), "no loss and no eps"),
-        (lambda: replace(grids.digits(), name="../x"), "lower-case letters"),
+        (lambda: AttackSpec("none", "ce"), "no loss, no eps and no units"),
+        (lambda: AttackSpec("none", eps=0.1), "no loss, no eps and no units"),
+        (lambda: AttackSpec("none", units="data"), "no loss, no eps and no units"),
+        (lambda: AttackSpec("pgd", "ce", 0.1), r"attack to be one of \['none', 'fgm'\], but got 'pgd'"),
+        (lambda: replace(FGM, units="pixels"), r"units to be one of \['range', 'data'\], but got 'pixels'"),
+        (lambda: replace(FGM, split="train"), r"split to be one of \['test', 'validation'\], but got 'train'"),
+        (lambda: replace(RECIPE, device="tpu"), r"device to be one of \['cpu', 'gpu'\], but got 'tpu'"),
+        (lambda: replace(RECIPE, input_scale=0), "input_scale above 0, but got 0"),
+        (lambda: replace(RECIPE, input_scale=-1.0), "input_scale above 0, but got -1"),
+        (lambda: replace(RECIPE, input_scale=float("nan")), "input_scale above 0, but got nan"),
+        (lambda: replace(RECIPE, threads=0), "threads above 0, but got 0"),
+        (lambda: replace(RECIPE, l2=-1e-4), "l2 to be at least 0"),
+        (lambda: replace(RECIPE, curve_every=-1, curve_attacks=(FGM,)), "curve_every to be at least 0, but got -1"),
+        (lambda: replace(RECIPE, curve_every=0.5, curve_attacks=(FGM,)), "curve_every to be a whole number"),
+        (lambda: replace(RECIPE, curve_every=5), r"curve_every and curve_attacks together, but got 5 and \[\]"),
+        (lambda: replace(RECIPE, curve_attacks=(FGM,)), r"together, but got 0 and \['fgm-hr-0.1'\]"),
         (lambda: replace(grids.digits(), seeds=()), "seeds of grid digits to be distinct and not empty"),
         (lambda: replace(grids.digits(), seeds=(1, 1)), "distinct"),
         (lambda: replace(RECIPE, lr=float("inf")), "lr above 0, but got inf"),
@@ -103,9 +165,42 @@ def test_attack_keys_can_name_files_and_tell_eps_apart() -> None:
             lambda: replace(grids.digits(), recipes=(("digits", RECIPE), ("digits", replace(RECIPE, lr=1.0)))),
             r"one recipe per data set in grid digits, but got \['digits', 'digits'\]",
         ),
-        (lambda: grids.get("mnits"), r"one of \['digits', 'mnist-short'\], but got 'mnits'"),
+        (lambda: replace(grids.digits(), attacks=()), "attacks of grid digits to be distinct and not empty"),
+        (lambda: replace(grids.digits(), losses=(LossSpec("hr", 2), LossSpec("hr", 2.0))), "losses of grid digits"),
     ],
 )
 def test_what_describes_no_experiment_is_refused(make, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         make()
+
+
+@pytest.mark.parametrize("name", ["a", "x1", "mnist-short", "mnist.v1.2", "alpha_1.6", "0-lr_0.5.b", "a..b", "A_"])
+def test_a_grids_name_may_hold_dots_dashes_and_underscores(name: str) -> None:
+    assert replace(grids.digits(), name=name).name == name
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "",
+        ".",
+        "..",
+        "../x",
+        "x/..",
+        "a/b",
+        "/a",
+        "a\\b",
+        ".a",
+        "a.",
+        "-a",
+        "a-",
+        "_a",
+        "a b",
+        "a\n",
+        "\na",
+        "a:b",
+    ],
+)
+def test_a_grids_name_is_one_plain_folder(name: str) -> None:
+    with pytest.raises(ConfigError, match="a grid's name in letters, digits, dots, dashes and underscores"):
+        replace(grids.digits(), name=name)

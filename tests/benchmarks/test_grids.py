@@ -1,0 +1,227 @@
+"""The named grids are the paper's recipes, and say in their docstrings what they are."""
+
+import re
+from dataclasses import replace
+
+import pytest
+
+from benchmarks import data, grids
+from benchmarks.config import AttackSpec, ConfigError, Grid, LossSpec, Recipe
+
+ALL = pytest.mark.parametrize("name", grids.GRIDS)
+LONG, SHORT = ("mnist", "cifar10", "svhn", "paper"), ("mnist-short", "cifar10-short", "svhn-short")
+NO_ATTACK = AttackSpec("none")
+
+
+def recipe_of(name: str) -> Recipe:
+    """The one recipe of a grid."""
+    ((_, recipe),) = grids.get(name).recipes
+    return recipe
+
+
+def keys(*names: str) -> set[str]:
+    return {run.key() for name in names for run in grids.get(name).runs()}
+
+
+def documentation(name: str) -> str:
+    return " ".join(grids.GRIDS[name].__doc__.split())
+
+
+@ALL
+def test_a_grid_is_valid_and_goes_by_its_name(name: str) -> None:
+    grid = grids.get(name)
+    assert isinstance(grid, Grid)
+    assert grid.name == name
+    assert {dataset for dataset, _ in grid.recipes} <= set(data.BUILT_IN)
+
+
+@ALL
+def test_no_two_runs_of_a_grid_share_a_key(name: str) -> None:
+    grid = grids.get(name)
+    assert len(keys(name)) == len(grid.runs()) == len(grid.recipes) * len(grid.losses) * 5
+
+
+@ALL
+def test_no_two_attacks_of_a_grid_share_a_file(name: str) -> None:
+    grid = grids.get(name)
+    attacked = [grid.attacks, *(recipe.curve_attacks for _, recipe in grid.recipes)]
+    assert all(len({attack.key() for attack in attacks}) == len(attacks) for attacks in attacked)
+
+
+@ALL
+def test_the_first_seeds_of_a_grid_are_those_that_the_command_line_takes(name: str) -> None:
+    assert grids.get(name).seeds == (0, 1, 2, 3, 4)
+
+
+@ALL
+def test_a_docstring_counts_the_trainings(name: str) -> None:
+    assert re.findall(r"(\d+) trainings", documentation(name)) == [str(len(grids.get(name).runs()))]
+
+
+@ALL
+def test_a_docstring_gives_no_other_number_of_epochs_than_the_recipe(name: str) -> None:
+    """Where one is given, the first is the grid's own; those after it are of what it shortens."""
+    given = re.search(r"(\d+) epochs", documentation(name))
+    if given is not None:
+        assert recipe_of(name).epochs == int(given.group(1))
+
+
+@pytest.mark.parametrize("name", SHORT)
+def test_a_short_grid_says_how_much_shorter_it_is(name: str) -> None:
+    long, short = recipe_of(name.removesuffix("-short")), recipe_of(name)
+    if name == "mnist-short":
+        assert f"{short.epochs} epochs at learning rate {short.lr}" in documentation(name)
+        assert "a fiftieth of the epochs" in documentation(name)
+    else:
+        assert f"{short.epochs} epochs in place of {long.epochs}" in documentation(name)
+
+
+def test_an_unknown_grid_lists_those_there_are() -> None:
+    names = ["alpha", "alpha-digits", "cifar10", "cifar10-short", "digits", "mnist", "mnist-short", "paper", "svhn"]
+    expected = f"expected grid to be one of {[*names, 'svhn-short']}, but got 'mnits'"
+    with pytest.raises(ConfigError, match=re.escape(expected)):
+        grids.get("mnits")
+
+
+def test_the_losses_of_a_seed_stand_together() -> None:
+    # So that an interrupted grid holds whole pairs.
+    runs = grids.digits().runs()
+    assert [(run.seed, run.loss.name) for run in runs[:4]] == [(0, "ce"), (0, "hr"), (1, "ce"), (1, "hr")]
+
+
+@pytest.mark.parametrize("name", ["digits", *LONG, *SHORT])
+def test_table_1_compares_cross_entropy_and_hr_at_alpha_1_6(name: str) -> None:
+    assert grids.get(name).losses == (LossSpec("ce"), LossSpec("hr", 1.6))
+
+
+def test_mnist_is_the_papers_recipe() -> None:
+    assert replace(recipe_of("mnist"), curve_every=0, curve_attacks=()) == Recipe(
+        model="lenet",
+        epochs=1000,
+        batch_size=100,
+        optimizer="sgd",
+        momentum=0.0,
+        lr=0.001,
+        lr_drops=(),
+        l2=0.0,
+        subtract_pixel_mean=False,
+        input_scale=1.0,
+        validation_size=5000,
+        device="cpu",
+    )
+
+
+@pytest.mark.parametrize(("name", "mean", "scale"), [("cifar10", True, 1.0), ("svhn", False, 255.0)])
+def test_cifar10_and_svhn_are_the_papers_resnet_with_kerass_schedule(name: str, mean: bool, scale: float) -> None:
+    recipe = recipe_of(name)
+    assert (recipe.model, recipe.blocks, recipe.epochs, recipe.batch_size) == ("resnet", 1, 200, 128)
+    assert (recipe.optimizer, recipe.lr, recipe.l2) == ("adam", 0.001, 1e-4)
+    assert (recipe.subtract_pixel_mean, recipe.input_scale) == (mean, scale)
+    # Keras counts from 0 and drops in the epochs after number 80, 120, 160 and 180.
+    epochs = [0, 80, 81, 120, 121, 160, 161, 180, 181, 199]
+    rates = [1e-3, 1e-3, 1e-4, 1e-4, 1e-5, 1e-5, 1e-6, 1e-6, 5e-7, 5e-7]
+    assert [recipe.lr_at(epoch) for epoch in epochs] == pytest.approx(rates, rel=1e-12)
+
+
+def test_paper_is_the_three_together_and_shares_their_results() -> None:
+    assert [dataset for dataset, _ in grids.get("paper").recipes] == ["mnist", "cifar10", "svhn"]
+    assert keys("paper") == keys("mnist", "cifar10", "svhn")
+    assert len(keys("paper")) == 30
+    assert all(grids.get(name).attacks == grids.get("paper").attacks for name in LONG)
+
+
+def test_the_short_grids_share_nothing_with_the_long_ones() -> None:
+    assert not keys(*SHORT) & keys(*LONG)
+    assert len(keys(*SHORT)) == 30
+
+
+@pytest.mark.parametrize("name", SHORT)
+def test_a_short_grid_differs_from_its_long_one_in_the_schedule_alone(name: str) -> None:
+    ((dataset, short),), ((same, long),) = (grids.get(n).recipes for n in (name, name.removesuffix("-short")))
+    assert dataset == same
+    schedule = ("epochs", "lr", "lr_drops", "curve_every")
+    assert replace(short, **{field: getattr(long, field) for field in schedule}) == long
+    assert short.epochs < long.epochs / 10
+    assert short.curve_every <= short.epochs / 2, "the curve has points to draw a line through"
+
+
+def test_mnist_short_is_the_papers_recipe_in_a_fiftieth_of_its_epochs() -> None:
+    recipe = recipe_of("mnist-short")
+    assert (recipe.model, recipe.batch_size) == ("lenet", 100)
+    assert recipe.epochs == 1000 / 50
+    assert recipe.lr * recipe.epochs == pytest.approx(0.001 * 1000)
+
+
+def test_cifar10_short_drops_its_rate_at_the_same_shares_of_its_epochs() -> None:
+    long, short = recipe_of("cifar10"), recipe_of("cifar10-short")
+    assert [factor for _, factor in short.lr_drops] == [factor for _, factor in long.lr_drops]
+    for (start, _), (long_start, _) in zip(short.lr_drops, long.lr_drops, strict=True):
+        assert start == round(long_start / long.epochs * short.epochs)
+
+
+@pytest.mark.parametrize("name", ["mnist", "cifar10", "svhn"])
+def test_the_curve_has_a_point_every_10_epochs_as_in_fig_1(name: str) -> None:
+    recipe = recipe_of(name)
+    assert recipe.curve_every == 10
+    assert recipe.epochs % recipe.curve_every == 0, "the last point is of the trained network"
+
+
+@pytest.mark.parametrize("name", ["digits", *LONG, *SHORT])
+def test_fig_1_has_the_cross_entropy_attack_in_both_protocols_at_the_eps_of_table_1(name: str) -> None:
+    for _, recipe in grids.get(name).recipes:
+        assert set(recipe.curve_attacks) == {
+            NO_ATTACK,
+            *(AttackSpec("fgm", "ce", eps) for eps in (0.1, 0.25)),
+            *(AttackSpec("fgm", "clipped-ce", eps, units="data") for eps in (0.1, 0.25)),
+        }
+        assert set(recipe.curve_attacks) < set(grids.get(name).attacks), "the table has the curve's last point"
+
+
+@pytest.mark.parametrize("name", ["digits", *LONG, *SHORT])
+def test_table_1_has_both_losses_at_both_eps_in_both_protocols(name: str) -> None:
+    attacks = grids.get(name).attacks
+    assert len(attacks) == 11
+    assert set(attacks) == {
+        NO_ATTACK,
+        *(AttackSpec("fgm", loss, eps) for loss in ("ce", "hr", "torch-ce") for eps in (0.1, 0.25)),
+        *(AttackSpec("fgm", f"clipped-{loss}", eps, units="data") for loss in ("ce", "hr") for eps in (0.1, 0.25)),
+    }
+
+
+@pytest.mark.parametrize("loss", ["ce", "hr"])
+def test_the_protocols_are_what_they_are_called(loss: str) -> None:
+    assert grids.sound(loss, 0.25) == AttackSpec("fgm", loss, 0.25, units="range", split="test")
+    assert grids.sound(loss, 0.25, "validation") == AttackSpec("fgm", loss, 0.25, split="validation")
+    assert grids.sound(loss, 0.0) == NO_ATTACK
+    assert grids.sound(loss, 0, "validation") == AttackSpec("none", split="validation")
+    assert grids.paper(loss, 0.25) == AttackSpec("fgm", f"clipped-{loss}", 0.25, units="data", split="test")
+    assert grids.torch_ce(0.25) == AttackSpec("fgm", "torch-ce", 0.25, units="range", split="test")
+
+
+@pytest.mark.parametrize("name", ["alpha", "alpha-digits"])
+def test_alpha_is_tried_from_1_to_4_beside_cross_entropy(name: str) -> None:
+    first, *rest = grids.get(name).losses
+    assert first == LossSpec("ce")
+    assert {loss.name for loss in rest} == {"hr"}
+    alphas = [loss.alpha for loss in rest]
+    assert alphas == sorted(alphas)
+    assert (alphas[0], alphas[-1]) == (1.0, 4.0)
+    assert 1.6 in alphas
+
+
+@pytest.mark.parametrize("name", ["alpha", "alpha-digits"])
+def test_alpha_is_judged_with_and_without_attack_on_validation_and_test_images(name: str) -> None:
+    attacks = grids.get(name).attacks
+    assert len(attacks) == 6
+    assert set(attacks) == {
+        AttackSpec(*attack, split=split)
+        for split in ("validation", "test")
+        for attack in (("none",), ("fgm", "ce", 0.1), ("fgm", "ce", 0.25))
+    }
+
+
+def test_alpha_is_chosen_on_the_short_grids_schedules_without_their_curves() -> None:
+    for dataset, recipe in grids.get("alpha").recipes:
+        assert recipe == replace(recipe_of(f"{dataset}-short"), curve_every=0, curve_attacks=())
+    assert recipe_of("alpha-digits") == replace(recipe_of("digits"), curve_every=0, curve_attacks=())
+    assert [dataset for dataset, _ in grids.get("alpha").recipes] == ["mnist", "cifar10", "svhn"]
