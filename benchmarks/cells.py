@@ -75,22 +75,12 @@ class Results:
 
     def record_frame(self) -> pd.DataFrame:
         """One row per evaluation that is there: how many of n images are classified right."""
-        return pd.DataFrame(
-            {
-                "dataset": run.dataset,
-                "trained": str(run.loss),
-                "seed": run.seed,
-                "attack": attack.name,
-                "attack_loss": attack.loss,
-                "eps": attack.eps,
-                "units": attack.units,
-                "split": attack.split,
-                "n": record["n"],
-                "correct": record["correct"],
-                "zero_gradient": record.get("zero_gradient"),
-            }
+        rows = [
+            (run.dataset, str(run.loss), run.seed, *_columns(attack).values(), *map(record.get, _COUNTS))
             for (run, attack), record in self.records.items()
-        ).astype({"zero_gradient": "Int64"})
+        ]
+        columns = ["dataset", "trained", "seed", *_columns(AttackSpec("none")), *_COUNTS]
+        return pd.DataFrame(rows, columns=columns).astype({"zero_gradient": "Int64"})
 
     def cell_frame(self) -> pd.DataFrame:
         """One row per entry, over the seeds."""
@@ -103,11 +93,7 @@ class Results:
                         {
                             "dataset": dataset,
                             "trained": str(loss),
-                            "attack": attack.name,
-                            "attack_loss": attack.loss,
-                            "eps": attack.eps,
-                            "units": attack.units,
-                            "split": attack.split,
+                            **_columns(attack),
                             "accuracy": cell.accuracy.mean if cell.accuracy else float("nan"),
                             "half_width_95": cell.accuracy.half_width if cell.accuracy else float("nan"),
                             "seeds": cell.accuracy.n if cell.accuracy else 0,
@@ -116,6 +102,19 @@ class Results:
                         }
                     )
         return pd.DataFrame(rows)
+
+
+_COUNTS = ("n", "correct", "zero_gradient")
+
+
+def _columns(attack: AttackSpec) -> dict[str, object]:
+    return {
+        "attack": attack.name,
+        "attack_loss": attack.loss,
+        "eps": attack.eps,
+        "units": attack.units,
+        "split": attack.split,
+    }
 
 
 def load(grid: Grid, store: Store) -> Results:

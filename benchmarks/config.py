@@ -73,7 +73,7 @@ class AttackSpec:
 
     def key(self) -> str:
         """A readable name, such as fgm-hr-0.1, that can name a file."""
-        parts = [] if self.split == "test" else [self.split]
+        parts: list[str] = [] if self.split == "test" else [self.split]
         parts += [self.name] if self.loss is None else [self.name, self.loss, repr(self.eps)]
         return "-".join(parts if self.units == "range" else [*parts, self.units])
 
@@ -119,7 +119,11 @@ class Recipe:
 
     def __post_init__(self) -> None:
         _as_floats(self, "lr", "momentum", "l2", "input_scale")
-        object.__setattr__(self, "lr_drops", tuple((start, float(factor)) for start, factor in self.lr_drops))
+        # In one order, so that the same drops have one key.
+        drops = sorted((int(start), float(factor)) for start, factor in self.lr_drops)
+        object.__setattr__(self, "lr_drops", tuple(drops))
+        if len(dict(drops)) != len(drops) or any(start < 0 or not 0 < factor < math.inf for start, factor in drops):
+            raise ConfigError(f"expected lr_drops to be pairs of distinct epochs and factors above 0, but got {drops}")
         _expect_one_of("model", self.model, get_args(ModelName))
         _expect_one_of("optimizer", self.optimizer, get_args(OptimizerName))
         _expect_one_of("device", self.device, get_args(DeviceName))
@@ -132,6 +136,10 @@ class Recipe:
         for field in fields(self):
             if field.type is int and not isinstance(getattr(self, field.name), int):
                 raise ConfigError(f"expected {field.name} to be a whole number, but got {getattr(self, field.name)}")
+        if not isinstance(self.subtract_pixel_mean, bool):
+            raise ConfigError(f"expected subtract_pixel_mean to be True or False, but got {self.subtract_pixel_mean!r}")
+        if not isinstance(self.curve_attacks, tuple) or len(set(self.curve_attacks)) != len(self.curve_attacks):
+            raise ConfigError(f"expected curve_attacks to be a tuple of distinct attacks, but got {self.curve_attacks}")
         if bool(self.curve_every) != bool(self.curve_attacks):
             raise ConfigError(
                 "expected curve_every and curve_attacks together, "
@@ -140,7 +148,7 @@ class Recipe:
 
     def lr_at(self, epoch: int) -> float:
         """The learning rate of an epoch, counted from 0."""
-        factors = [factor for start, factor in sorted(self.lr_drops) if epoch >= start]
+        factors = [factor for start, factor in self.lr_drops if epoch >= start]
         return self.lr * (factors[-1] if factors else 1.0)
 
 
@@ -152,6 +160,10 @@ class RunSpec:
     recipe: Recipe
     loss: LossSpec
     seed: int
+
+    def __post_init__(self) -> None:
+        if type(self.seed) is not int or self.seed < 0:
+            raise ConfigError(f"expected seed to be a whole number of at least 0, but got {self.seed!r}")
 
     def key(self) -> str:
         """16 hexadecimal digits that name this run wherever it is done: a hash of its canonical JSON."""

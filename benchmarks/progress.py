@@ -1,15 +1,15 @@
 """One display of a grid in work: a live line in a terminal, plain lines elsewhere."""
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskID, TextColumn
+from rich.progress import BarColumn, Progress, TextColumn
 
 from benchmarks.config import AttackSpec, Grid, RunSpec
 from benchmarks.runner import OnEnd, Outcome
-from benchmarks.status import duration, seconds_left, status
+from benchmarks.status import RunStatus, duration, seconds_left, status
 from benchmarks.store import DamagedError, Store
 
 # Seconds between two looks at the store, and between two plain lines where there is no terminal.
@@ -32,11 +32,15 @@ def following(grid: Grid, store: Store, console: Console, *, at_once: int | None
         task = live.add_task("", total=sum(run.recipe.epochs + len(grid.attacks) for run in grid.runs()))
 
         def follow() -> None:
+            states: list[RunStatus] = []
             pause = 0.0
             while not stop.wait(pause):
                 pause = LIVE if console.is_terminal else PLAIN
-                with suppress(OSError):  # a folder that vanishes while it is read is the runs' affair
-                    _show(grid, store, console, live, task, at_once)
+                states = status(grid, store, before=states)
+                line = _line(states, at_once)
+                live.update(task, completed=sum(state.epochs + state.records for state in states), description=line)
+                if not console.is_terminal:
+                    console.print(line, soft_wrap=True)
 
         def ended(run: RunSpec, outcome: Outcome) -> None:
             for message in outcome.messages:
@@ -52,19 +56,14 @@ def following(grid: Grid, store: Store, console: Console, *, at_once: int | None
             follower.join()
 
 
-def _show(grid: Grid, store: Store, console: Console, live: Progress, task: TaskID, at_once: int | None) -> None:
-    states = status(grid, store)
-    epochs, total = sum(state.epochs for state in states), sum(run.recipe.epochs for run in grid.runs())
+def _line(states: Sequence[RunStatus], at_once: int | None) -> str:
+    epochs, total = (sum(n) for n in zip(*((s.epochs, s.run.recipe.epochs) for s in states), strict=True))
     done = sum(state.state == "done" for state in states)
     latest = [state.accuracy for state in states if state.accuracy is not None and state.state == "running"]
-    line = (
-        f"{done}/{len(states)} runs, {epochs}/{total} epochs, "
-        f"left: {duration(seconds_left(states, at_once=at_once))}"
+    return (
+        f"{done}/{len(states)} runs, {epochs}/{total} epochs, left: {duration(seconds_left(states, at_once=at_once))}"
         + (f", last accuracy {latest[-1]:.3f}" if latest else "")
     )
-    live.update(task, completed=epochs + sum(state.records for state in states), description=line)
-    if not console.is_terminal:
-        console.print(line, soft_wrap=True)
 
 
 def _told(store: Store, run: RunSpec, outcome: Outcome) -> str:

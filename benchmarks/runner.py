@@ -1,7 +1,9 @@
 """Plan -> any concurrent.futures.Executor -> store."""
 
+import platform
 import threading
 import traceback
+from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import BrokenExecutor, Executor, Future, as_completed
 from contextlib import AbstractContextManager, suppress
@@ -12,19 +14,20 @@ import torch
 from filelock import Timeout
 
 from benchmarks import data
-from benchmarks.config import AttackSpec, Grid, Recipe, RunSpec
+from benchmarks.config import AttackSpec, ConfigError, Grid, Recipe, RunSpec
 from benchmarks.data import Dataset
 from benchmarks.evaluation import evaluate
-from benchmarks.executors import InProcess
+from benchmarks.executors import ClusterError, InProcess
 from benchmarks.store import DamagedError, Store, StoreError
 from benchmarks.training import train
-
-# How often a run is begun again after the worker that did it died.
-ATTEMPTS = 3
 
 # torch's threads, and the generator that initial weights are drawn from, belong to the process; a worker of a cluster
 # may do several jobs in one.
 _one_job_at_a_time = threading.Lock()
+
+
+class WorkerDiedError(RuntimeError):
+    """A worker that ended in mid-run; says whose."""
 
 
 @dataclass(frozen=True)
@@ -63,11 +66,17 @@ def execute(job: Job) -> Outcome:
 
     :raises Exception: Whatever makes the run fail, having been kept in the store.
     """
+    if not job.store.is_dir():  # it is where the command was given; a new one here would be seen by nobody
+        raise StoreError(
+            f"expected the store {job.store} on {platform.node()}, but it is not there: it must be on a disk that "
+            "all workers share, under the same path"
+        )
     store = Store(job.store)
     try:
-        with _one_job_at_a_time, store.lock(job.run).acquire(timeout=-1 if job.wait else 0):
-            messages = store.set_damaged_aside(job.run, job.attacks)
+        # Not 0: who looks whether a run is locked holds its lock for a moment.
+        with _one_job_at_a_time, store.lock(job.run).acquire(timeout=-1 if job.wait else 0.1):
             try:
+                messages = store.set_damaged_aside(job.run, job.attacks)
                 _work(job, store)
             except Exception as error:
                 with suppress(StoreError, OSError):  # the disk may be full
@@ -81,6 +90,8 @@ def execute(job: Job) -> Outcome:
 
 def _work(job: Job, store: Store) -> None:
     recipe, threads = job.run.recipe, torch.get_num_threads()
+    if recipe.device == "gpu" and not torch.cuda.is_available():  # ART would go on without, on the CPU
+        raise ConfigError(f"expected a GPU that torch can use for {job.run}, but there is none")
     dataset = load_data(job.run.dataset, recipe, data_dir=job.data_dir)
     store.open(job.run, dataset.fingerprint)
     torch.set_num_threads(recipe.threads)
@@ -120,56 +131,45 @@ def prepare(grid: Grid, store: Store, *, data_dir: Path, download: bool) -> None
 
 
 def missing_runs(grid: Grid, store: Store) -> list[RunSpec]:
-    """The runs that are not trained, or lack a record."""
-    return [run for run in grid.runs() if steps_done(grid, store, run) < steps(grid, run)]
-
-
-def steps(grid: Grid, run: RunSpec) -> int:
-    """A run's length in steps of progress: its epochs and its evaluations."""
-    return run.recipe.epochs + len(grid.attacks)
-
-
-def steps_done(grid: Grid, store: Store, run: RunSpec) -> int:
-    """How many of a run's steps the store already holds; a file that cannot be used holds none."""
-    done = 0
-    with suppress(DamagedError):
-        done = store.epochs_done(run)
-    for attack in grid.attacks:
-        with suppress(DamagedError):
-            done += store.record(run, attack) is not None
-    return done
+    """The runs of which something is not there, or cannot be used."""
+    return [run for run in grid.runs() if not store.is_done(run, grid.attacks)]
 
 
 def run_all(jobs: list[Job], executor: Callable[[], AbstractContextManager[Executor]], on_end: OnEnd) -> int:
     """
     Send every job to an executor and wait; a job that fails is recorded in the store and the others go on.
 
-    Runs that another process works on are left to it at first, and waited for once there is nothing else to do. Runs
-    whose worker died are sent again, to a new executor if the death broke the old one.
+    A run whose worker died is begun once more when the others are through, and alone: memory may have been short, or
+    another run on the same worker may have ended it. (Before Dask says that a worker died, it has begun the run again
+    as often as its scheduler's allowed-failures.) Runs that another process works on are left to it at first, and
+    waited for in the end.
 
     :param jobs: What to do.
     :param executor: Opens one: a pool of processes, a cluster's, or :class:`benchmarks.executors.InProcess`.
     :param on_end: Called for each run as it ends.
     :return: How many jobs failed.
+    :raises ClusterError: If a cluster is lost; its runs are then neither done nor failed.
     """
-    attempts = dict.fromkeys((job.run for job in jobs), 0)
+    for root in {job.store for job in jobs}:
+        root.mkdir(parents=True, exist_ok=True)
+    died: set[RunSpec] = set()
     failures = 0
-    while jobs:
-        again: list[Job] = []
-        with executor() as opened:
-            for job, future in _ended(jobs, opened):
-                error = future.exception()
-                outcome = future.result() if error is None else Outcome(error=error)
-                if isinstance(error, BrokenExecutor) and attempts[job.run] < ATTEMPTS:
-                    attempts[job.run] += 1
-                    again.append(job)
+    batches = deque([jobs])
+    with executor() as opened:
+        while batches:
+            busy: list[Job] = []
+            for job, outcome in _ended(batches.popleft(), opened):
+                if isinstance(outcome.error, WorkerDiedError) and job.run not in died:
+                    died.add(job.run)
+                    batches.append([job])
                 elif outcome.busy:
-                    again.append(replace(job, wait=True))
+                    busy.append(replace(job, wait=True))
                 else:
-                    failures += error is not None
-                    _keep_error_of_a_dead_worker(job, error)
+                    failures += outcome.error is not None
+                    _keep_error_of_a_dead_worker(job, outcome.error)
                     on_end(job.run, outcome)
-        jobs = again
+            if busy:
+                batches.append(busy)
     return failures
 
 
@@ -181,10 +181,23 @@ def _keep_error_of_a_dead_worker(job: Job, error: BaseException | None) -> None:
             store.save_error(job.run, "".join(traceback.format_exception(error)))
 
 
-def _ended(jobs: list[Job], executor: Executor) -> Iterator[tuple[Job, Future[Outcome]]]:
-    """Each job with its future, as it ends."""
+def _ended(jobs: list[Job], executor: Executor) -> Iterator[tuple[Job, Outcome]]:
+    """Each job with its outcome, as it ends."""
     if isinstance(executor, InProcess):  # it ends a job before it takes the next
-        yield from ((job, executor.submit(execute, job)) for job in jobs)
+        yield from ((job, _outcome(job, executor.submit(execute, job))) for job in jobs)
     else:
         futures = {executor.submit(execute, job): job for job in jobs}
-        yield from ((futures[future], future) for future in as_completed(futures))
+        yield from ((futures[future], _outcome(futures[future], future)) for future in as_completed(futures))
+
+
+def _outcome(job: Job, future: Future[Outcome]) -> Outcome:
+    error = future.exception()
+    if error is None:
+        return future.result()
+    if isinstance(error, ClusterError):
+        raise error
+    if isinstance(error, BrokenExecutor):
+        died = WorkerDiedError(f"the worker that did {job.run} died, perhaps for want of memory: {error}")
+        died.__cause__ = error
+        return Outcome(error=died)
+    return Outcome(error=error)

@@ -19,7 +19,7 @@ class Interval:
     n: int
 
     def __str__(self) -> str:
-        return f"{self.mean:.3f}" if math.isnan(self.half_width) else f"{self.mean:.3f} ± {self.half_width:.3f}"
+        return f"{self.mean:z.3f}" if math.isnan(self.half_width) else f"{self.mean:z.3f} ± {self.half_width:.3f}"
 
 
 def mean_interval(values: Sequence[float], *, confidence: float = 0.95) -> Interval:

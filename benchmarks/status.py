@@ -2,12 +2,14 @@
 
 from collections.abc import Callable, Hashable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import median
 from typing import Any, Literal, get_args
 
 from rich import box
+from rich.console import Group, RenderableType
 from rich.table import Table
+from rich.text import Text
 
 from benchmarks.config import AttackSpec, Grid, RunSpec
 from benchmarks.store import DamagedError, Store
@@ -21,26 +23,44 @@ class RunStatus:
     """How far a run is."""
 
     run: RunSpec
-    state: State
+    state: State = "missing"
     """"begun": some of it is there, and nobody works on it."""
-    epochs: int
+    epochs: int = 0
     """Epochs done."""
-    records: int
+    records: int = 0
     """Evaluations done."""
-    accuracy: float | None
+    accuracy: float | None = None
     """On the test images without attack, or, in training, on the validation images."""
-    error: str
-    """The last line of why it failed; empty if it did not."""
-    seconds_left: float | None
+    error: str = ""
+    """Of an unfinished run: the last line of why it failed, or which file cannot be used; empty if all is well."""
+    epoch_seconds: float | None = None
+    """Median length of the run's epochs; None if none was timed."""
+    record_seconds: float | None = None
+    """Median length of the run's evaluations; None if none was timed."""
+    seconds_left: float | None = None
     """Work left, in seconds of one worker; None while nothing like it has been timed."""
 
 
-def status(grid: Grid, store: Store) -> list[RunStatus]:
-    """How far each run of a grid is, in the grid's order."""
-    logs = {run: store.log_entries(run) for run in grid.runs()}
-    epoch_seconds = _seconds(logs, "epoch")
-    record_seconds = _seconds(logs, "record")
-    return [_status(grid, store, run, epoch_seconds(run), record_seconds(run)) for run in grid.runs()]
+def status(grid: Grid, store: Store, *, before: Sequence[RunStatus] = ()) -> list[RunStatus]:
+    """
+    How far each run of a grid is, in the grid's order. The store is read, and nothing in it changes.
+
+    The time left of a run is the epochs and evaluations it lacks at their median length: its own, else that of runs
+    that differ in the seed alone, else in seed and loss. As long as no evaluation of the kind has been timed, they
+    count as nothing, being short beside the training.
+
+    :param grid: Whose runs.
+    :param store: Where they are.
+    :param before: What an earlier call gave: the runs that were done then are not read again.
+    """
+    done = {state.run: state for state in before if state.state == "done"}
+    states = [done.get(run) or _look(grid, store, run) for run in grid.runs()]
+    epoch_seconds = _seconds_of_alike({state.run: state.epoch_seconds for state in states})
+    record_seconds = _seconds_of_alike({state.run: state.record_seconds for state in states})
+    return [
+        replace(state, seconds_left=_left(grid, state, epoch_seconds(state.run), record_seconds(state.run)))
+        for state in states
+    ]
 
 
 def seconds_left(states: Sequence[RunStatus], *, at_once: int | None = None) -> float | None:
@@ -51,92 +71,116 @@ def seconds_left(states: Sequence[RunStatus], *, at_once: int | None = None) -> 
     :param at_once: Runs done at the same time. Default: as many as are running, at least one.
     """
     unfinished = [state for state in states if state.state != "done"]
-    left = [state.seconds_left for state in unfinished]
-    if any(seconds is None for seconds in left):
+    left = [state.seconds_left for state in unfinished if state.seconds_left is not None]
+    if len(left) < len(unfinished):
         return None
     workers = at_once or sum(state.state == "running" for state in unfinished) or 1
-    return sum(seconds for seconds in left if seconds is not None) / max(1, min(workers, len(unfinished)))
+    # However many workers there are, a run is done by one of them.
+    return max(sum(left) / workers, max(left, default=0.0))
 
 
 def duration(seconds: float | None) -> str:
-    """A length of time to be read: "40 s", "12 min", "3.5 h"; "not known yet" for None."""
+    """
+    A length of time to be read; "unknown" for None.
+
+    >>> duration(40), duration(700), duration(12600), duration(300000)
+    ('40 s', '12 min', '3.5 h', '3.5 days')
+    """
     if seconds is None:
-        return "not known yet"
-    if seconds < 100:
+        return "unknown"
+    if seconds < 99.5:
         return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+    if seconds < 99.5 * 60:
+        return f"{seconds / 60:.0f} min"
+    return f"{seconds / 3600:.1f} h" if seconds < 2 * 86400 else f"{seconds / 86400:.1f} days"
 
 
-def table(grid: Grid, states: Sequence[RunStatus]) -> Table:
-    """The states for a terminal."""
+def table(grid: Grid, states: Sequence[RunStatus]) -> RenderableType:
+    """The states for a terminal of 80 columns or more; what is wrong with a run stands below them."""
     shown = Table(box=box.SIMPLE_HEAD, padding=(0, 1), show_edge=False)
-    for name in ("run", "state", "epochs", "records", "accuracy", "left", "error"):
-        shown.add_column(name, overflow="fold")
+    shown.add_column("run", overflow="fold")
+    shown.add_column("state", no_wrap=True)
+    for name in ("epochs", "records", "accuracy", "left"):
+        shown.add_column(name, justify="right", no_wrap=True)
     for state in states:
         shown.add_row(
-            str(state.run),
+            Text(str(state.run)),
             state.state,
             f"{state.epochs}/{state.run.recipe.epochs}",
             f"{state.records}/{len(grid.attacks)}",
             "" if state.accuracy is None else f"{state.accuracy:.3f}",
             "" if state.state == "done" else duration(state.seconds_left),
-            state.error,
         )
-    return shown
+    return Group(shown, *(Text(f"{state.run}: {state.error}") for state in states if state.error))
 
 
-def _status(
-    grid: Grid, store: Store, run: RunSpec, epoch_seconds: float | None, record_seconds: float | None
-) -> RunStatus:
-    epochs, accuracy, records = 0, None, 0
+def _look(grid: Grid, store: Store, run: RunSpec) -> RunStatus:
+    """A run as it is on disk, without the time left."""
+    if not store.folder(run).exists():  # which spares a look for every file of a large grid's runs
+        return RunStatus(run)
+    curve: list[dict[str, Any]] = []
     with suppress(DamagedError):
-        epochs = store.epochs_done(run)
         curve = store.curve(run)
-        accuracy = curve[-1]["validation_accuracy"] if curve else None
+    accuracy = curve[-1]["validation_accuracy"] if curve else None
+    records = 0
     for attack in grid.attacks:
         with suppress(DamagedError):
             record = store.record(run, attack)
             records += record is not None
             if record is not None and attack == AttackSpec("none"):
                 accuracy = record["correct"] / record["n"]
-    error = store.error(run)
-    missing_epochs, missing_records = run.recipe.epochs - epochs, len(grid.attacks) - records
-    state: State = "missing" if not epochs else "begun"
-    if not missing_epochs and not missing_records:
-        state = "done"
-    elif store.is_locked(run):
-        state = "running"
-    elif error is not None:
-        state = "failed"
-    parts = ((missing_epochs, epoch_seconds), (missing_records, record_seconds))
-    return RunStatus(
-        run,
-        state,
-        epochs,
-        records,
-        accuracy,
-        error.strip().splitlines()[-1] if error and error.strip() and state == "failed" else "",
-        None if any(n and s is None for n, s in parts) else sum(n * s for n, s in parts if s is not None),
-    )
+    state, error = _state(grid, store, run, begun=bool(curve or records))
+    epoch_seconds, record_seconds = _median_seconds(store, run)
+    return RunStatus(run, state, len(curve), records, accuracy, error, epoch_seconds, record_seconds)
 
 
-def _seconds(logs: dict[RunSpec, list[dict[str, Any]]], event: str) -> Callable[[RunSpec], float | None]:
-    """Median seconds of an event: of the run's own, else of runs alike but for their seed, else but for their loss."""
+def _state(grid: Grid, store: Store, run: RunSpec, *, begun: bool) -> tuple[State, str]:
+    """Its state, and what is wrong with it."""
+    if store.is_done(run, grid.attacks):
+        return "done", ""
+    if store.is_locked(run):
+        return "running", ""
+    failure = store.error(run)
+    if failure is not None:
+        return "failed", (failure.strip().splitlines() or ["for an unknown reason"])[-1]
+    damaged = "; ".join(str(error) for error in store.damaged(run, grid.attacks))
+    return "begun" if begun or damaged else "missing", damaged
+
+
+def _median_seconds(store: Store, run: RunSpec) -> tuple[float | None, float | None]:
+    """Of an epoch and of an evaluation of the run."""
+    timed: dict[str, list[float]] = {"epoch": [], "record": []}
+    for entry in store.log_entries(run):
+        if entry["event"] in timed:
+            timed[entry["event"]].append(entry["seconds"])
+    epoch, record = (median(seconds) if seconds else None for seconds in timed.values())
+    return epoch, record
+
+
+def _seconds_of_alike(own: dict[RunSpec, float | None]) -> Callable[[RunSpec], float | None]:
+    """Own seconds of a run, else the median of runs alike but for their seed, else but for seed and loss."""
     likenesses: tuple[Callable[[RunSpec], Hashable], ...] = (
         lambda run: run,
         lambda run: (run.dataset, run.recipe, run.loss),
         lambda run: (run.dataset, run.recipe),
     )
-    timed: list[dict[Hashable, list[float]]] = [{} for _ in likenesses]
-    for run, entries in logs.items():
-        seconds = [entry["seconds"] for entry in entries if entry["event"] == event]
-        for likeness, groups in zip(likenesses, timed, strict=True):
-            groups.setdefault(likeness(run), []).extend(seconds)
+    groups: dict[Hashable, list[float]] = {}
+    for run, seconds in own.items():
+        if seconds is not None:
+            for likeness in likenesses:
+                groups.setdefault(likeness(run), []).append(seconds)
+    medians = {group: median(seconds) for group, seconds in groups.items()}
 
     def of(run: RunSpec) -> float | None:
-        for likeness, groups in zip(likenesses, timed, strict=True):
-            if seconds := groups[likeness(run)]:
-                return median(seconds)
-        return None
+        return next((medians[group] for likeness in likenesses if (group := likeness(run)) in medians), None)
 
     return of
+
+
+def _left(grid: Grid, state: RunStatus, epoch_seconds: float | None, record_seconds: float | None) -> float | None:
+    if state.state == "done":
+        return 0.0
+    epochs, records = state.run.recipe.epochs - state.epochs, len(grid.attacks) - state.records
+    if (epochs and epoch_seconds is None) or (not epochs and records and record_seconds is None):
+        return None
+    return epochs * (epoch_seconds or 0.0) + records * (record_seconds or 0.0)

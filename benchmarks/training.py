@@ -58,7 +58,10 @@ def train(run: RunSpec, data: Dataset, store: Store) -> None:
         for group in optimizer.param_groups:
             group["lr"] = recipe.lr_at(epoch)
         batches = torch.randperm(len(images), generator=order).to(device).split(recipe.batch_size)
-        row = train_epoch(model, loss, optimizer, ((images[batch], labels[batch]) for batch in batches))
+        with torch.random.fork_rng():
+            # For networks with random layers: drawn anew in every epoch, so that a resumed run draws the same.
+            torch.manual_seed(int(np.random.SeedSequence((run.seed, epoch)).generate_state(1)[0]))
+            row = train_epoch(model, loss, optimizer, ((images[batch], labels[batch]) for batch in batches))
         trained = time.perf_counter()
         if not math.isfinite(row["train_loss"]):
             raise TrainingError(f"the loss of {run} became {row['train_loss']} in epoch {epoch + 1}")

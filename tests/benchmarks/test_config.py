@@ -204,3 +204,33 @@ def test_a_grids_name_may_hold_dots_dashes_and_underscores(name: str) -> None:
 def test_a_grids_name_is_one_plain_folder(name: str) -> None:
     with pytest.raises(ConfigError, match="a grid's name in letters, digits, dots, dashes and underscores"):
         replace(grids.digits(), name=name)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"lr_drops": ((-1, 0.1),)}, "expected lr_drops"),
+        ({"lr_drops": ((1, 0.0),)}, "expected lr_drops"),
+        ({"lr_drops": ((1, 0.1), (1, 0.2))}, "expected lr_drops"),
+        ({"subtract_pixel_mean": 1}, "expected subtract_pixel_mean to be True or False, but got 1"),
+        ({"curve_every": 1, "curve_attacks": [AttackSpec("none")]}, "expected curve_attacks to be a tuple"),
+        ({"curve_every": 1, "curve_attacks": (AttackSpec("none"),) * 2}, "expected curve_attacks to be a tuple"),
+    ],
+    ids=["epoch", "factor", "twice", "no bool", "list", "same attack"],
+)
+def test_a_recipe_that_would_have_two_keys_or_none_is_refused(changes: dict, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        Recipe(model="small-cnn", epochs=1, batch_size=1, lr=0.1, **changes)
+
+
+def test_the_same_drops_have_one_key() -> None:
+    drops = [((1, 0.1), (2, 0.01)), ((2, 0.01), (1.0, 0.1))]
+    recipes = [Recipe(model="small-cnn", epochs=3, batch_size=1, lr=0.1, lr_drops=pairs) for pairs in drops]
+    assert len({RunSpec("digits", recipe, LossSpec("ce"), 0).key() for recipe in recipes}) == 1
+    assert [recipes[1].lr_at(epoch) for epoch in range(3)] == [0.1, 0.1 * 0.1, 0.1 * 0.01]
+
+
+@pytest.mark.parametrize("seed", [-1, 1.0, True, "1"])
+def test_a_seed_that_is_no_whole_number_is_refused(seed) -> None:
+    with pytest.raises(ConfigError, match="expected seed to be a whole number"):
+        RunSpec("digits", Recipe(model="small-cnn", epochs=1, batch_size=1, lr=0.1), LossSpec("ce"), seed)

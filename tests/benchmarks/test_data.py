@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from scipy.io import savemat
 from sklearn.datasets import load_digits
 from torchvision.datasets import CIFAR10, MNIST, SVHN
@@ -420,3 +421,21 @@ def test_unknown_name(tmp_path, present, found):
 def test_folder_that_does_not_exist(tmp_path):
     with pytest.raises(DataError, match=r"found no \.npz file there"):
         load("three", tmp_path / "nowhere")
+
+
+class TestTensors:
+    def test_images_become_floats_between_0_and_1(self):
+        split = Split(np.array([[[[0, 128, 255]]]], np.uint8), np.array([3]))
+        images, labels = split.tensors(torch.device("cpu"))
+        assert (images.dtype, labels.dtype) == (torch.float32, torch.int64)
+        assert images.shape == (1, 1, 1, 3)
+        assert images.flatten().tolist() == pytest.approx([0, 128 / 255, 1])
+        assert labels.tolist() == [3]
+
+    def test_every_level_comes_back_and_the_arrays_stay_as_they_were(self):
+        levels = np.arange(256, dtype=np.uint8).reshape(2, 2, 8, 8)
+        split = Split(levels.copy(), np.array([1, 0]))
+        images, _ = split.tensors(torch.device("cpu"))
+        np.testing.assert_array_equal(np.rint(images.numpy() * 255), levels)
+        images.zero_()
+        np.testing.assert_array_equal(split.images, levels)

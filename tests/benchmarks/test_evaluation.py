@@ -1,13 +1,19 @@
 """Records hold what a plain torch loop would measure."""
 
+import base64
+import json
+import math
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from art.attacks.evasion import FastGradientMethod
 
-from art_hrloss import HRClassifier
-from benchmarks import attacks, data, evaluation, training
+from art_hrloss import HRClassifier, attack_view
+from benchmarks import attacks, data, evaluation, models, training
 from benchmarks.config import AttackSpec, LossSpec, Recipe, RunSpec
 from benchmarks.data import Dataset, Split
 from benchmarks.losses import attack_loss
@@ -17,7 +23,17 @@ CPU = torch.device("cpu")
 RUN = RunSpec(
     "digits", Recipe(model="small-cnn", epochs=6, batch_size=50, lr=3e-3, optimizer="adam"), LossSpec("ce"), 0
 )
+SCALED = replace(RUN, recipe=replace(RUN.recipe, input_scale=255.0))
 ATTACKS = [AttackSpec("none"), *(AttackSpec("fgm", loss, 0.1) for loss in ("ce", "hr", "torch-ce"))]
+PAPER = [AttackSpec("fgm", loss, 0.1, units="data") for loss in ("clipped-ce", "clipped-hr")]
+EVERY = [
+    *ATTACKS,
+    *PAPER,
+    AttackSpec("fgm", "ce", 0.25),
+    AttackSpec("none", split="validation"),
+    *(AttackSpec("fgm", "ce", eps, split="validation") for eps in (0.1, 0.25)),
+    AttackSpec("fgm", "clipped-ce", 0.25),
+]
 
 
 @pytest.fixture(scope="module")
@@ -28,14 +44,34 @@ def digits() -> Dataset:
 @pytest.fixture(scope="module")
 def trained(digits: Dataset, tmp_path_factory) -> Store:
     store = Store(tmp_path_factory.mktemp("store"))
-    training.train(RUN, digits, store, device=CPU)
+    training.train(RUN, digits, store)
     return store
+
+
+@pytest.fixture
+def fresh(trained: Store, tmp_path: Path) -> Store:
+    """A store with the trained weights and no records, and with the same network for images in [0, 255]."""
+    store = Store(tmp_path)
+    weights = trained.load_checkpoint(RUN)
+    store.save_checkpoint(RUN, weights)
+    store.save_checkpoint(SCALED, {**weights, "1.0.weight": weights["1.0.weight"] / 255})
+    return store
+
+
+def load(run: RunSpec, digits: Dataset, store: Store) -> HRClassifier:
+    model = models.build_for(run.recipe, digits)
+    model.load_state_dict(store.load_checkpoint(run))
+    return evaluation.as_classifier(model, run, digits)
+
+
+def seen_through(loss: str | None, classifier: HRClassifier) -> HRClassifier:
+    return attack_view(classifier, attack_loss(loss or "ce"))
 
 
 @pytest.fixture
 def surer(trained: Store, digits: Dataset) -> HRClassifier:
     """The trained network with its logits times 6: it decides as before, at margins past 17."""
-    classifier = evaluation.load_classifier(RUN, digits, trained, device_type="cpu")
+    classifier = load(RUN, digits, trained)
     with torch.no_grad():
         for parameter in classifier.model[1][-1].parameters():
             parameter *= 6
@@ -55,25 +91,259 @@ def plain_fgsm(model, images: torch.Tensor, labels: torch.Tensor, loss: str, eps
 
 
 @pytest.mark.parametrize("attack", ATTACKS, ids=lambda attack: attack.key())
-def test_a_record_is_what_plain_torch_measures(trained: Store, digits: Dataset, attack: AttackSpec) -> None:
-    evaluation.evaluate(RUN, [attack], digits, trained, device_type="cpu")
-    model = training.new_model(RUN, digits).eval()
-    model.load_state_dict(trained.load_checkpoint(RUN))
-    images, labels = training.tensors(digits.test, CPU)
+@pytest.mark.parametrize("split", ["test", "validation"])
+def test_a_record_is_what_plain_torch_measures(fresh: Store, digits: Dataset, attack: AttackSpec, split: str) -> None:
+    attack = replace(attack, split=split)
+    evaluation.evaluate(RUN, [attack], digits, fresh)
+    model = models.build_for(RUN.recipe, digits).eval()
+    model.load_state_dict(fresh.load_checkpoint(RUN))
+    images, labels = getattr(digits, split).tensors(CPU)
     if attack.loss is not None:
         images = plain_fgsm(model, images, labels, "hr" if attack.loss == "hr" else "ce", attack.eps)
-    record = trained.record(RUN, attack)
-    assert record["n"] == 360
+    record = fresh.record(RUN, attack)
+    assert record["n"] == {"test": 360, "validation": 180}[split]
     assert record["correct"] == int((model(images).argmax(1) == labels).sum())
     assert record.get("zero_gradient") == (None if attack.loss is None else 0)
 
 
+def recomputed(attacked: np.ndarray, logits: np.ndarray, labels: np.ndarray) -> dict[str, Any]:
+    """What a record says of attacked images and their logits, image by image, in plain float64."""
+    classes = logits.shape[1]
+    sums = [[0.0] * classes for _ in range(classes)]
+    counts, margins, bins, samples, correct = [0] * classes, [], [0] * 80, {}, 0
+    for image, row, label in zip(attacked, logits.astype(float).tolist(), labels.tolist(), strict=True):
+        odds = [math.exp(logit - max(row)) for logit in row]
+        q = [odd / sum(odds) for odd in odds]
+        prediction = row.index(max(row))
+        correct += prediction == label
+        counts[label] += 1
+        for i in range(classes):
+            sums[i][label] += q[i]
+        margins.append(row[label] - max(logit for i, logit in enumerate(row) if i != label))
+        bins[min(max(math.floor(margins[-1]) + 40, 0), 79)] += 1
+        if label not in samples:
+            samples[label] = (np.rint(image * 255).astype(int).ravel().tolist(), prediction, q[prediction])
+    margins.sort()
+    percentiles = []
+    for percent in (1, 50, 99):
+        rank = percent / 100 * (len(margins) - 1)
+        low = margins[math.floor(rank)]
+        percentiles.append(low + (margins[math.ceil(rank)] - low) * (rank - math.floor(rank)))
+    confusion = [[sums[i][j] / counts[j] if counts[j] else None for j in range(classes)] for i in range(classes)]
+    return {
+        "n": len(labels),
+        "correct": correct,
+        "confusion": confusion,
+        "margins": bins,
+        "margin_percentiles": percentiles,
+        "samples": [samples[label] for label in sorted(samples)],
+    }
+
+
+def assert_holds(record: dict[str, Any], expected: dict[str, Any], split: Split) -> None:
+    for name in ("n", "correct", "margins"):
+        assert record[name] == expected[name]
+    assert record["margin_percentiles"] == pytest.approx(expected["margin_percentiles"], rel=1e-12, abs=1e-12)
+    for ours, theirs in zip(record["confusion"], expected["confusion"], strict=True):
+        for our, their in zip(ours, theirs, strict=True):
+            assert our is their is None or our == pytest.approx(their, rel=1e-12, abs=1e-300)
+    assert [sample["label"] for sample in record["samples"]] == sorted(set(split.labels.tolist()))
+    for sample, (pixels, prediction, confidence) in zip(record["samples"], expected["samples"], strict=True):
+        assert list(base64.b64decode(sample["pixels"])) == pixels
+        assert sample["shape"] == list(split.images.shape[1:])
+        assert sample["prediction"] == prediction
+        assert sample["confidence"] == pytest.approx(confidence, rel=1e-12)
+
+
+@pytest.mark.parametrize("run", [RUN, SCALED], ids=["in [0, 1]", "in [0, 255]"])
+@pytest.mark.parametrize("spec", EVERY, ids=lambda attack: attack.key())
+def test_a_record_is_computed_from_the_attacked_images(
+    fresh: Store, digits: Dataset, run: RunSpec, spec: AttackSpec
+) -> None:
+    evaluation.evaluate(run, [spec], digits, fresh)
+    split = digits.validation if spec.split == "validation" else digits.test
+    classifier = load(run, digits, fresh)
+    images = split.images.astype(np.float32) / 255
+    if spec.loss is not None:
+        eps = spec.eps / 255 if (run, spec.units) == (SCALED, "data") else spec.eps
+        fgsm = FastGradientMethod(seen_through(spec.loss, classifier), norm=np.inf, eps=eps, batch_size=250)
+        images = fgsm.generate(images, split.labels)
+    with torch.no_grad():
+        # In batches as the evaluation's, so that the sums are rounded alike.
+        logits = torch.cat([classifier.model.eval()(batch) for batch in torch.from_numpy(images).split(250)]).numpy()
+    assert_holds(fresh.record(run, spec), recomputed(images, logits, split.labels), split)
+
+
+class Prescribed(torch.nn.Module):
+    """A network whose logits are its pixels, from -100 for black to 100 for white."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.unused = torch.nn.Parameter(torch.zeros(1))
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return (images.flatten(1) * 255).round() * (200 / 255) - 100 + self.unused
+
+
+def prescribed(pixels: list[list[int]], labels: list[int]) -> tuple[dict[str, Any], Split]:
+    split = Split(np.array(pixels, np.uint8)[:, None, None], np.array(labels))
+    classes = len(pixels[0])
+    classifier = HRClassifier(Prescribed(), torch.nn.CrossEntropyLoss(), (1, 1, classes), classes, clip_values=(0, 1))
+    return evaluation.measure(AttackSpec("none"), classifier, split), split
+
+
+def test_margins_beyond_the_edges_are_in_the_outer_bins_and_a_class_without_images_has_no_column() -> None:
+    # A step of a pixel is 200 / 255 = 0.784 of a logit.
+    pixels = [[255, 0, 0, 0], [0, 0, 255, 0], [51, 0, 0, 0], [0, 51, 0, 0], [7, 7, 0, 0], [8, 7, 0, 0], [3, 4, 5, 0]]
+    labels = [0, 0, 0, 0, 1, 0, 2]
+    record, split = prescribed(pixels, labels)
+    margins = [200, -200, 40, -40, 0, 200 / 255, 200 / 255]
+    assert {i: count for i, count in enumerate(record["margins"]) if count} == {79: 2, 0: 2, 40: 3}
+    assert sum(record["margins"]) == record["n"] == 7
+    assert record["margin_percentiles"][1] == pytest.approx(sorted(margins)[3], abs=1e-4)
+    assert record["correct"] == 4, "of equal logits the first class wins"
+    assert [row[3] for row in record["confusion"]] == [None] * 4
+    assert all(value is not None for row in record["confusion"] for value in row[:3])
+    for label in (0, 1, 2):
+        assert sum(row[label] for row in record["confusion"]) == pytest.approx(1, abs=1e-12)
+    # Row y^, column y: what was class 1 gets half of class 0's decision.
+    assert record["confusion"][0][1] == pytest.approx(1 / (2 + 2 * math.exp(-7 * 200 / 255)), rel=1e-5)
+    logits = np.array(pixels, np.float32) * np.float32(200 / 255) - 100
+    assert_holds(record, recomputed(np.array(pixels)[:, None, None] / 255, logits, split.labels), split)
+
+
+@pytest.mark.parametrize(
+    ("run", "spec", "eps"),
+    [
+        *((SCALED, spec, 0.1 / 255) for spec in PAPER),
+        *((SCALED, spec, 0.1) for spec in ATTACKS[1:]),
+        *((RUN, spec, 0.1) for spec in PAPER),
+    ],
+    ids=lambda value: value.key() if isinstance(value, AttackSpec) else None,
+)
+def test_an_attack_goes_as_far_as_its_units_say_and_no_further(
+    fresh: Store, digits: Dataset, run: RunSpec, spec: AttackSpec, eps: float
+) -> None:
+    view = seen_through(spec.loss, load(run, digits, fresh))
+    clean = digits.test.tensors(CPU)[0].numpy()
+    scale = run.recipe.input_scale
+    attacked = attacks.build(spec, view, batch_size=100, input_scale=scale).generate(clean, digits.test.labels)
+    assert attacked.dtype == np.float32
+    assert attacked.min() >= 0
+    assert attacked.max() <= 1
+    change = np.abs(attacked.astype(np.float64) - clean)
+    # Both images are float32 numbers below 1, so their difference may be off by 2^-24 for each.
+    assert change.max() == pytest.approx(eps, rel=0, abs=2**-23)
+    assert (change.max((1, 2, 3)) > eps - 2**-23).mean() > 0.9
+    # Where there is a gradient and room, the step is a whole one; where there is less room, it ends at the edge.
+    part = (change > 2**-23) & (change < eps - 2**-23)
+    assert np.isin(attacked[part], (0, 1)).all()
+    # The record is of these very images.
+    record = evaluation.measure(spec, view, digits.test, scale)
+    logits = view.predict(attacked, batch_size=evaluation.BATCH_SIZE)
+    assert_holds(record, recomputed(attacked, logits, digits.test.labels), digits.test)
+
+
+def test_no_attack_is_no_attack(fresh: Store, digits: Dataset) -> None:
+    assert attacks.build(AttackSpec("none"), load(RUN, digits, fresh), batch_size=1) is None
+
+
+@pytest.mark.parametrize("batch_size", [1, 7])
+def test_the_batch_size_changes_no_attacked_image(fresh: Store, digits: Dataset, batch_size: int) -> None:
+    classifier = load(RUN, digits, fresh)
+    classifier.model.double()  # so that how a sum is divided turns no gradient's sign
+    view = seen_through("hr", classifier)
+    clean, labels = digits.test.tensors(CPU)[0].numpy()[:30], digits.test.labels[:30]
+    whole, parts = (attacks.build(ATTACKS[2], view, batch_size=n).generate(clean, labels) for n in (30, batch_size))
+    assert (whole != clean).any()
+    np.testing.assert_array_equal(parts, whole)
+
+
+@pytest.mark.parametrize("run", [RUN, SCALED], ids=["in [0, 1]", "in [0, 255]"])
+def test_attacks_made_together_give_the_records_of_attacks_made_one_by_one(
+    fresh: Store, digits: Dataset, tmp_path: Path, run: RunSpec
+) -> None:
+    alone = {}
+    for spec in EVERY:
+        view = seen_through(spec.loss, load(run, digits, fresh))
+        split = digits.validation if spec.split == "validation" else digits.test
+        alone[spec] = evaluation.measure(spec, view, split, run.recipe.input_scale)
+    scale = run.recipe.input_scale
+    for order in (EVERY, EVERY[::-1]):
+        together = list(evaluation.measure_all(order, load(run, digits, fresh), digits, scale))
+        assert sorted(spec.key() for spec, _ in together) == sorted(spec.key() for spec in EVERY)
+        for spec, record in together:
+            assert json.dumps(record, allow_nan=False) == json.dumps(alone[spec], allow_nan=False)
+    # And so do the files.
+    evaluation.evaluate(run, EVERY, digits, fresh)
+    for spec in EVERY:
+        assert fresh.record(run, spec) == {"version": 1, **alone[spec]}
+
+
+def test_parts_that_begin_or_end_with_the_same_image_are_told_apart(fresh: Store, digits: Dataset) -> None:
+    test = Split(digits.test.images[:40], digits.test.labels[:40])
+    inner = (slice(100, 138), slice(1, 39))
+    images, labels = test.images.copy(), test.labels.copy()
+    images[inner[1]], labels[inner[1]] = digits.test.images[inner[0]], digits.test.labels[inner[0]]
+    few = replace(digits, test=test, validation=Split(images, labels))
+    classifier = load(RUN, digits, fresh)
+    for spec, record in evaluation.measure_all(EVERY, classifier, few):
+        split = few.validation if spec.split == "validation" else few.test
+        assert record == evaluation.measure(spec, seen_through(spec.loss, classifier), split)
+
+
+def test_attacks_of_one_loss_share_their_gradients(fresh: Store, digits: Dataset) -> None:
+    classifier = load(RUN, digits, fresh)
+    passes = []
+    classifier.model[1].register_forward_hook(lambda *_: passes.append(torch.is_grad_enabled()))
+    specs = [AttackSpec("fgm", "ce", eps) for eps in (0.05, 0.1, 0.25)]
+    list(evaluation.measure_all(specs, classifier, digits))
+    assert sum(passes) == 2, "one per batch of 250"
+    assert len(passes) - sum(passes) == 2 * 3, "and one per batch of attacked images"
+
+
+def test_nothing_is_remembered_once_the_network_has_changed(fresh: Store, digits: Dataset) -> None:
+    classifier = load(RUN, digits, fresh)
+    before = dict(evaluation.measure_all(EVERY, classifier, digits))
+    with torch.no_grad():
+        for parameter in classifier.model.parameters():
+            parameter.add_(0.02)
+    after = dict(evaluation.measure_all(EVERY, classifier, digits))
+    for spec in EVERY:
+        split = digits.validation if spec.split == "validation" else digits.test
+        assert after[spec] != before[spec]
+        assert after[spec] == evaluation.measure(spec, seen_through(spec.loss, classifier), split)
+
+
+def test_a_network_is_left_as_it_was(digits: Dataset) -> None:
+    run = replace(RUN, recipe=replace(RUN.recipe, model="resnet"))
+    model = models.build_for(run.recipe, digits).train()
+    weights = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    few = replace(digits, test=Split(digits.test.images[:20], digits.test.labels[:20]))
+    list(evaluation.measure_all(ATTACKS, evaluation.as_classifier(model, run, few), few))
+    assert all(torch.equal(tensor, weights[name]) for name, tensor in model.state_dict().items())
+    assert all(parameter.grad is None for parameter in model.parameters())
+
+
+@pytest.mark.parametrize("device", ["cpu", "gpu"])
+def test_a_classifier_takes_its_loss_and_device_from_the_run_and_its_form_from_the_data(
+    digits: Dataset, device: str
+) -> None:
+    run = replace(RUN, recipe=replace(RUN.recipe, device=device), loss=LossSpec("hr", 2.5))
+    classifier = evaluation.as_classifier(models.build_for(run.recipe, digits), run, digits)
+    assert classifier.loss.alpha == 2.5
+    assert classifier.device_type == device
+    assert (classifier.input_shape, classifier.nb_classes) == ((1, 8, 8), 10)
+    assert tuple(classifier.clip_values) == (0, 1)
+
+
 def test_masking_by_float32_shows_in_torchs_cross_entropy_alone(surer: HRClassifier, digits: Dataset) -> None:
     """The control: past a margin of 17 torch's gradient goes astray."""
-    images, labels = training.tensors(digits.test, CPU)
-    correct = {}
-    for attack in ATTACKS[1:]:
-        correct[attack.loss] = evaluation.measure(attack, surer, images.numpy(), labels.numpy())["correct"]
+    images, labels = digits.test.tensors(CPU)
+    correct = {
+        spec.loss: evaluation.measure(spec, seen_through(spec.loss, surer), digits.test)["correct"]
+        for spec in ATTACKS[1:]
+    }
     for loss in ("ce", "hr"):
         attacked = plain_fgsm(surer.model.eval(), images, labels, loss, 0.1)
         exact = int((surer.model(attacked).argmax(1) == labels).sum())
@@ -82,13 +352,22 @@ def test_masking_by_float32_shows_in_torchs_cross_entropy_alone(surer: HRClassif
     assert correct["torch-ce"] > correct["ce"] + 10
 
 
-def test_records_that_are_there_are_not_made_again(trained: Store, digits: Dataset) -> None:
-    marked = {"n": 360, "correct": -1}
-    trained.save_record(RUN, ATTACKS[0], marked)
+def test_records_that_are_there_are_not_made_again(fresh: Store, digits: Dataset) -> None:
+    marked = {"n": 360, "correct": 1}
+    fresh.save_record(RUN, ATTACKS[0], marked)
     missing = AttackSpec("fgm", "ce", 0.2)
-    evaluation.evaluate(RUN, [ATTACKS[0], missing], digits, trained, device_type="cpu")
-    assert trained.record(RUN, ATTACKS[0]) == marked
-    assert trained.record(RUN, missing) is not None
+    evaluation.evaluate(RUN, [ATTACKS[0], missing], digits, fresh)
+    assert fresh.record(RUN, ATTACKS[0]) == {"version": 1, **marked}
+    assert fresh.record(RUN, missing) is not None
+    assert [(entry["event"], entry["attack"]) for entry in fresh.log_entries(RUN)] == [("record", missing.key())]
+    assert all(entry["seconds"] >= 0 for entry in fresh.log_entries(RUN))
+
+
+def test_without_missing_records_no_weights_are_needed(trained: Store, digits: Dataset, tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    store.save_record(RUN, ATTACKS[0], {"n": 360, "correct": 1})
+    evaluation.evaluate(RUN, ATTACKS[:1], digits, store)
+    assert not store.is_trained(RUN)
 
 
 class DeadWhereDark(torch.nn.Module):
@@ -105,34 +384,33 @@ class DeadWhereDark(torch.nn.Module):
 
 
 def test_zero_gradients_are_counted(digits: Dataset) -> None:
-    network = DeadWhereDark(training.new_model(RUN, digits))
+    network = DeadWhereDark(models.build_for(RUN.recipe, digits))
     classifier = HRClassifier(network, torch.nn.CrossEntropyLoss(), (1, 8, 8), 10, clip_values=(0, 1))
-    images = digits.test.images.astype(np.float32) / 255
+    images = digits.test.images.copy()
     images[::12] = 0
-    assert evaluation.measure(ATTACKS[1], classifier, images, digits.test.labels)["zero_gradient"] == 30
+    record = evaluation.measure(ATTACKS[1], classifier, Split(images, digits.test.labels))
+    assert record["zero_gradient"] == 30
 
 
 def test_splits_are_attacked_at_their_true_labels(trained: Store, digits: Dataset) -> None:
     """With wrong labels FGSM walks towards the right class: the labels do reach the attack."""
-    classifier = evaluation.load_classifier(RUN, digits, trained, device_type="cpu")
-    images = digits.test.images.astype(np.float32) / 255
+    classifier = load(RUN, digits, trained)
+    images = digits.test.tensors(CPU)[0].numpy()
     wrong = Split(digits.test.images, (digits.test.labels + 1) % 10)
     attacked = attacks.build(ATTACKS[1], classifier, batch_size=100).generate(images, wrong.labels)
     kept = (classifier.predict(attacked).argmax(1) == digits.test.labels).mean()
-    assert kept > evaluation.measure(ATTACKS[1], classifier, images, digits.test.labels)["correct"] / len(images)
+    assert kept > evaluation.measure(ATTACKS[1], classifier, digits.test)["correct"] / len(images)
 
 
 def test_zero_gradients_are_those_of_the_loss_that_drives_the_attack(surer: HRClassifier, digits: Dataset) -> None:
     """At such margins the clipped cross-entropy is saturated at many images, and the exact one at none."""
-    images, labels = training.tensors(digits.test, CPU)
+    images, labels = digits.test.tensors(CPU)
     leaf = images.clone().requires_grad_()
     (gradient,) = torch.autograd.grad(attack_loss("clipped-ce")(surer.model.eval()(leaf), labels).sum(), leaf)
     masked = int((gradient == 0).flatten(1).all(1).sum())
     assert 36 < masked < 324, "some, and not all, in each of the batches"
-    counted = {
-        loss: evaluation.measure(AttackSpec("fgm", loss, 0.1), surer, images.numpy(), labels.numpy())
-        for loss in ("clipped-ce", "ce")
-    }
+    specs = [AttackSpec("fgm", loss, 0.1) for loss in ("clipped-ce", "ce")]
+    counted = {spec.loss: record["zero_gradient"] for spec, record in evaluation.measure_all(specs, surer, digits)}
     # Batches of other sizes may round a margin at the very edge to its other side.
-    assert abs(counted["clipped-ce"]["zero_gradient"] - masked) <= 1
-    assert counted["ce"]["zero_gradient"] == 0
+    assert abs(counted["clipped-ce"] - masked) <= 1
+    assert counted["ce"] == 0

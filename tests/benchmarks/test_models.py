@@ -1,13 +1,16 @@
 """The networks have the shapes and sizes they are named for, and come from their seed alone."""
 
 from dataclasses import replace
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from benchmarks import models
+from benchmarks import data, models
 from benchmarks.config import LossSpec, Recipe
+from benchmarks.data import Dataset
 from benchmarks.losses import attack_loss, training_loss
 
 RECIPE = Recipe(model="lenet", epochs=1, batch_size=1, lr=1.0)
@@ -39,6 +42,13 @@ CASES = [
     ),
 ]
 
+SMALL = replace(RECIPE, model="small-cnn")
+
+
+@pytest.fixture(scope="module")
+def digits() -> Dataset:
+    return data.load("digits", data_dir=Path("none"), validation_size=180)
+
 
 @pytest.mark.parametrize(("recipe", "shape", "parameters"), CASES)
 def test_size_and_shape(recipe: Recipe, shape: tuple[int, int, int], parameters: int) -> None:
@@ -65,13 +75,88 @@ def test_resnet_layers_are_6n_plus_2() -> None:
         assert len(shortcuts) == 2
 
 
+def pixel_mean(model: nn.Module) -> models.PixelMean:
+    (module,) = (module for module in model.modules() if isinstance(module, models.PixelMean))
+    return module
+
+
+def gradient_of(model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
+    """Of cross-entropy by the images."""
+    leaf = images.clone().requires_grad_()
+    return torch.autograd.grad(attack_loss("ce")(model(leaf), labels).sum(), leaf)[0]
+
+
 def test_the_mean_is_subtracted_inside_the_network() -> None:
     model = models.build(RESNET, image_shape=(3, 32, 32), classes=10, seed=0).eval()
     images = torch.rand(2, 3, 32, 32)
     plain = model(images)
-    model[0].mean.fill_(0.25)
+    pixel_mean(model).mean.fill_(0.25)
     torch.testing.assert_close(model(images + 0.25), plain, rtol=1e-4, atol=1e-5)
-    assert "0.mean" in model.state_dict()
+
+
+def test_the_pixel_mean_is_that_of_the_training_images(digits: Dataset) -> None:
+    model = models.build_for(replace(SMALL, subtract_pixel_mean=True), digits)
+    mean = pixel_mean(model).mean
+    expected = digits.train.images.astype(np.float64).mean(0) / 255
+    torch.testing.assert_close(mean, torch.from_numpy(expected).float())
+    assert mean.shape == (1, 8, 8)
+    assert not np.allclose(expected, digits.test.images.mean(0) / 255, atol=1e-3)
+    # Taken from the images before the network sees them, and no part of what is learnt.
+    plain = models.build_for(SMALL, digits)
+    images, _ = digits.test.tensors(torch.device("cpu"))
+    torch.testing.assert_close(model(images), plain(images - mean))
+    assert sum(p.numel() for p in model.parameters()) == sum(p.numel() for p in plain.parameters())
+
+
+@pytest.mark.parametrize("model", ["small-cnn", "resnet"])
+@pytest.mark.parametrize("mean", [False, True], ids=["plain", "mean"])
+def test_a_scaled_network_sees_images_as_they_are_stored(digits: Dataset, model: str, mean: bool) -> None:
+    """Scaled, it gives on images in [0, 1] what it gives without on the same in [0, 255], its mean scaled as well."""
+    recipe = replace(RECIPE, model=model, subtract_pixel_mean=mean)
+    plain, scaled = (models.build_for(replace(recipe, input_scale=s), digits, seed=4) for s in (1.0, 255.0))
+    plain, scaled = plain.double().eval(), scaled.double().eval()
+    if mean:
+        pixel_mean(plain).mean.mul_(255)
+    images, labels = (tensor[:40] for tensor in digits.test.tensors(torch.device("cpu")))
+    images = images.double()
+    with torch.no_grad():
+        torch.testing.assert_close(scaled(images), plain(255 * images))
+        assert not torch.allclose(scaled(images), plain(images), atol=0.1)
+    gradient = gradient_of(plain, 255 * images, labels)
+    assert gradient.abs().max() > 1e-6
+    torch.testing.assert_close(gradient_of(scaled, images, labels), 255 * gradient)
+
+
+def test_build_for_is_build_for_the_images_and_classes_of_the_data(digits: Dataset) -> None:
+    ours, theirs, other = (
+        models.build_for(SMALL, digits, seed=5),
+        models.build(SMALL, image_shape=(1, 8, 8), classes=10, seed=5),
+        models.build_for(SMALL, digits, seed=6),
+    )
+    for name, tensor in theirs.state_dict().items():
+        assert torch.equal(ours.state_dict()[name], tensor)
+    assert not torch.equal(next(ours.parameters()), next(other.parameters()))
+
+
+@pytest.mark.parametrize("name", ["small-cnn", "resnet"])
+@pytest.mark.parametrize(
+    "preparation", [{}, {"subtract_pixel_mean": True}, {"input_scale": 255.0}], ids=["plain", "mean", "scale"]
+)
+def test_a_state_dict_holds_all_that_was_learnt(digits: Dataset, name: str, preparation: dict) -> None:
+    recipe = replace(RECIPE, model=name, **preparation)
+    trained, fresh = (models.build_for(recipe, digits, seed=seed) for seed in (1, 2))
+    images, _ = (tensor[:40] for tensor in digits.test.tensors(torch.device("cpu")))
+    trained(images)  # in training mode: batch statistics move
+    if "subtract_pixel_mean" in preparation:
+        pixel_mean(trained).mean.add_(0.1)
+    fresh.load_state_dict(trained.state_dict())
+    assert torch.equal(trained.eval()(images), fresh.eval()(images))
+
+
+def test_a_scale_of_1_leaves_the_weights_names_as_they_are_with_any_other(digits: Dataset) -> None:
+    """So that weights can be taken from a network of one scale to one of another."""
+    plain, scaled = (models.build_for(replace(SMALL, input_scale=scale), digits) for scale in (1.0, 255.0))
+    assert list(plain.state_dict()) == list(scaled.state_dict())
 
 
 def test_the_lenet_is_convolution_relu_and_pooling_twice_and_two_layers() -> None:

@@ -1,182 +1,165 @@
-"""Tables are what a hand would make of the records."""
+"""Files hold the same numbers as the tables, and the command that makes them."""
 
-import io
+import re
 from dataclasses import replace
 from pathlib import Path
 
+import made_up
 import numpy as np
 import pandas as pd
 import pytest
-from rich.console import Console
+import scipy.stats
 
 from benchmarks import grids, report
-from benchmarks.config import AttackSpec, Grid, LossSpec, RunSpec
-from benchmarks.statistics import mean_interval
-from benchmarks.store import Store
+from benchmarks.cells import Results
+from benchmarks.claims import claims
+from benchmarks.store import StoreError
 
 GRID = grids.mnist_short()
 DIGITS = grids.digits()
+ALPHA = grids.alpha_digits()
 
 
-def correct(run: RunSpec, attack: AttackSpec) -> int:
-    """Of 1000 images: a number that differs for every entry and seed."""
-    base = {"none": 980, "ce": 900, "hr": 910, "torch-ce": 940, "clipped-ce": 950, "clipped-hr": 960}[
-        attack.loss or "none"
-    ]
-    base -= {None: 0, 1.6: 3, 3.0: 6}[run.loss.alpha] + (300 if run.dataset == "digits" else 0)
-    return base - round(410 * attack.eps) + 5 * run.seed
+def write_tables(results: Results, folder: Path, *, command: str) -> list[Path]:
+    return report.write_tables(results, claims(results), folder, command=command)
 
 
-def filled(grid: Grid, root: Path, *, zero: int = 0, seeds: int = 5) -> Store:
-    store = Store(root)
-    for run in grid.runs():
-        if run.seed < seeds:
-            for attack in grid.attacks:
-                record = {"n": 1000, "correct": correct(run, attack)}
-                store.save_record(run, attack, record | ({} if attack.loss is None else {"zero_gradient": zero}))
-    return store
+def files(folder: Path, *names: str) -> list[Path]:
+    endings = ("md", "tex", "csv")
+    return sorted([folder / "records.csv", *(folder / f"{name}.{ending}" for name in names for ending in endings)])
 
 
-def column(trained: str, loss: str | None, eps: float, seeds: int = 5) -> str:
-    """An entry by hand."""
-    attack = AttackSpec("fgm", loss, eps) if loss else AttackSpec("none")
-    runs = [run for run in GRID.runs() if run.loss.name == trained and run.seed < seeds]
-    values = [correct(run, attack) / 1000 for run in runs]
-    interval = mean_interval(values)
-    assert interval.mean == pytest.approx(np.mean(values))
-    return f"{np.mean(values):.3f} ± {interval.half_width:.3f}"
-
-
-def test_table_1_has_the_papers_layout_and_numbers(tmp_path: Path) -> None:
-    table = report.table_1(GRID, filled(GRID, tmp_path, zero=1), "mnist")
-    assert table.header == (
-        "eps",
-        "",
-        "CE trained, CE attack",
-        "HR(1.6) trained, CE attack",
-        "HR(1.6) trained, HR attack",
-        "CE trained, HR attack",
-    )
-    pairs = (("ce", "ce"), ("hr", "ce"), ("hr", "hr"), ("ce", "hr"))
-    clean = tuple(column(trained, None, 0) for trained, _ in pairs)
-
-    def attacked(eps: float) -> tuple[tuple[str, ...], ...]:
-        return (
-            (f"{eps:g}", "sound", *(column(trained, loss, eps) for trained, loss in pairs)),
-            ("", "torch's CE", column("ce", "torch-ce", eps), column("hr", "torch-ce", eps), "", ""),
-            ("", "clipped", *(column(trained, f"clipped-{loss}", eps) for trained, loss in pairs)),
-            ("", "zero grad.", *("0.1%",) * 4),
-        )
-
-    assert table.rows == (
-        ("0", "sound", *clean),
-        ("", "paper", "0.985", "0.986", "0.986", "0.985"),
-        *attacked(0.1),
-        ("", "paper", "0.907", "0.945", "0.977", "0.977"),
-        *attacked(0.25),
-        ("", "paper", "0.852", "0.861", "0.974", "0.972"),
-    )
-    assert "mnist, 1000 test images; mean and 95% t interval over 5 seeds" in table.notes[0]
-
-
-def test_data_that_the_paper_does_not_have_get_no_number_of_its(tmp_path: Path) -> None:
-    table = report.table_1(DIGITS, filled(DIGITS, tmp_path), "digits")
-    assert not any(row[1] == "paper" for row in table.rows)
-
-
-@pytest.mark.parametrize(("zero", "flagged"), [(0, False), (1, False), (2, True)])
-def test_entries_with_more_than_a_thousandth_of_zero_gradients_are_marked(
-    tmp_path: Path, zero: int, flagged: bool
-) -> None:
-    table = report.table_1(GRID, filled(GRID, tmp_path, zero=zero), "mnist")
-    marked = [text.endswith("†") for row in table.rows if row[0] not in ("", "0") for text in row[2:]]
-    assert all(marked) if flagged else not any(marked)
-    assert any(note.startswith("†") for note in table.notes) == flagged
-    assert not any("†" in text for text in table.rows[0]), "nothing is attacked at eps 0"
-
-
-def test_missing_seeds_are_counted_and_none_is_said(tmp_path: Path) -> None:
-    partial = report.table_1(GRID, filled(GRID, tmp_path / "some", seeds=3), "mnist")
-    assert partial.rows[0][2] == f"{column('ce', None, 0, seeds=3)} (n = 3)"
-    empty = report.table_1(GRID, Store(tmp_path / "none"), "mnist")
-    assert all(text in ("not yet", "") for row in empty.rows if row[1] != "paper" for text in row[2:])
-
-
-def test_one_seed_claims_no_interval(tmp_path: Path) -> None:
-    grid = replace(GRID, seeds=(0,))
-    table = report.table_1(grid, filled(grid, tmp_path), "mnist")
-    assert table.rows[0][2] == "0.980"
-    assert "one seed, so without an interval" in table.notes[0]
-
-
-def test_the_files_hold_the_same_numbers_and_their_command(tmp_path: Path) -> None:
-    store = filled(GRID, tmp_path)
-    markdown, csv, records = report.write(GRID, store, command="make it")
-    text = markdown.read_text()
-    assert "Made by `make it`" in text
+def test_table_1_holds_the_same_numbers_in_every_file(tmp_path: Path) -> None:
+    written = write_tables(made_up.results(GRID, zero=lambda run, attack: 50), tmp_path / "new", command="make it")
+    assert sorted(written) == files(tmp_path / "new", "table_1", "confusion", "claims") == sorted(tmp_path.rglob("*.*"))
+    text = (tmp_path / "new/table_1.md").read_text()
+    assert text.endswith("\nMade by `make it`\n")
     lines = [line for line in text.splitlines() if line.startswith("|")]
     assert len({line.count("|") for line in lines}) == 1
-    assert column("hr", "torch-ce", 0.25) in text
-    frame = pd.read_csv(csv, keep_default_na=False)
-    assert len(frame) == 2 * 11
-    entry = frame[(frame.trained == "HR(1.6)") & (frame.attack_loss == "hr") & (frame.eps == 0.25)].iloc[0]
-    assert f"{float(entry.accuracy):.3f} ± {float(entry.half_width_95):.3f}" == column("hr", "hr", 0.25)
-    assert (entry.seeds, entry.test_images) == (5, 1000)
-    rows = pd.read_csv(records, keep_default_na=False)
-    assert len(rows) == len(GRID.runs()) * len(GRID.attacks)
-    seeds = rows[(rows.trained == "HR(1.6)") & (rows.attack_loss == "hr") & (rows.eps == 0.25)]
-    assert f"{np.mean(seeds.correct / seeds.n):.3f}" == f"{float(entry.accuracy):.3f}"
-
-
-def test_the_terminal_shows_every_entry_in_80_columns(tmp_path: Path) -> None:
-    output = io.StringIO()
-    table = report.table_1(GRID, filled(GRID, tmp_path, zero=500), "mnist")
-    Console(file=output, width=80).print(table.rich())
-    shown = output.getvalue()
-    assert all(text in shown for row in table.rows for text in row)
-
-
-def test_data_sets_and_alphas_are_kept_apart(tmp_path: Path) -> None:
-    grid = replace(GRID, recipes=GRID.recipes + DIGITS.recipes, losses=(*GRID.losses, LossSpec("hr", 3.0)))
-    store = filled(grid, tmp_path / "both")
-    for part, dataset in ((GRID, "mnist"), (DIGITS, "digits")):
-        alone = report.table_1(part, filled(part, tmp_path / dataset), dataset)
-        assert report.table_1(replace(grid, losses=part.losses), store, dataset) == alone
-    markdown, csv, _ = report.write(grid, store, command="make them")
-    assert all(f"**Table 1 on {dataset}: test accuracy**" in markdown.read_text() for dataset in ("mnist", "digits"))
-    frame = pd.read_csv(csv)
-    assert frame.groupby(["dataset", "trained"]).size().to_dict() == {
-        (dataset, trained): 11 for dataset in ("mnist", "digits") for trained in ("CE", "HR(1.6)", "HR(3)")
-    }
-    assert frame.accuracy.nunique() == len(frame), "no entry is another's"
-
-
-def test_a_single_marked_entry_brings_its_note(tmp_path: Path) -> None:
-    store, attack = filled(GRID, tmp_path), AttackSpec("fgm", "clipped-ce", 0.25)
-    for run in GRID.runs():
-        if run.loss.name == "ce":
-            store.save_record(run, attack, {"n": 1000, "correct": 900, "zero_gradient": 10 * run.seed})
-    table = report.table_1(GRID, store, "mnist")
-    assert sum("†" in text for row in table.rows for text in row) == 1
-    assert any(note.startswith("†") for note in table.notes)
-    # 0, 10, 20, 30 and 40 of 1000 images each.
-    assert [row for row in table.rows if row[1] == "zero grad."][-1][2:] == ("2.0%", "0.0%", "0.0%", "0.0%")
-    shares = report.cell_frame(GRID, store).zero_gradient
-    assert shares.max() == pytest.approx(0.02)
+    records = pd.read_csv(tmp_path / "new/records.csv", keep_default_na=False)
+    assert len(records) == len(GRID.runs()) * len(GRID.attacks)
+    cells = pd.read_csv(tmp_path / "new/table_1.csv", keep_default_na=False)
+    assert len(cells) == 2 * len(GRID.attacks)
+    latex = (tmp_path / "new/table_1.tex").read_text()
+    for cell in cells.itertuples():
+        same = (records.trained == cell.trained) & (records.attack_loss == cell.attack_loss) & (records.eps == cell.eps)
+        seeds = records[same]
+        assert sorted(seeds.seed) == [0, 1, 2, 3, 4]
+        share = seeds.correct / seeds.n
+        half_width = scipy.stats.t.ppf(0.975, 4) * scipy.stats.sem(share)
+        assert (cell.accuracy, cell.half_width_95) == pytest.approx((share.mean(), half_width), rel=1e-5)
+        assert (cell.seeds, cell.images) == (5, made_up.N)
+        assert f"| {share.mean():.3f} ± {half_width:.3f}" in text
+        assert rf"& {share.mean():.3f} $\pm$ {half_width:.3f}" in latex
+        assert cell.zero_gradient == ("" if cell.attack == "none" else "0.0005")
 
 
 def test_every_record_stands_under_its_own_seed(tmp_path: Path) -> None:
-    rows = report.record_frame(GRID, filled(GRID, tmp_path))
-    seeds = {str(run.loss): {} for run in GRID.runs()}
+    write_tables(made_up.results(GRID), tmp_path, command="make it")
+    rows = pd.read_csv(tmp_path / "records.csv", keep_default_na=False)
+    found = rows.set_index(["trained", "seed", "attack_loss", "eps"]).correct
     for run in GRID.runs():
-        seeds[str(run.loss)][run.seed] = correct(run, AttackSpec("none"))
-    for trained, expected in seeds.items():
-        clean = rows[(rows.trained == trained) & (rows.attack == "none")]
-        assert dict(zip(clean.seed, clean.correct, strict=True)) == expected
+        for attack in GRID.attacks:
+            assert found[str(run.loss), run.seed, attack.loss or "", attack.eps] == made_up.distinct(GRID, run, attack)
 
 
-def test_attacks_that_a_grid_does_not_have_get_no_row(tmp_path: Path) -> None:
-    grid = replace(GRID, attacks=(AttackSpec("none"), AttackSpec("fgm", "hr", 0.1)))
-    table = report.table_1(grid, filled(grid, tmp_path), "mnist")
-    assert [row[:2] for row in table.rows] == [("0", "sound"), ("", "paper"), ("0.1", "sound"), ("", "paper")]
-    assert table.rows[2][2:] == ("", "", column("hr", "hr", 0.1), column("ce", "hr", 0.1))
+def test_data_sets_stand_one_after_another(tmp_path: Path) -> None:
+    grid = replace(GRID, recipes=GRID.recipes + DIGITS.recipes)
+    write_tables(made_up.results(grid), tmp_path, command="make them")
+    for name, title in (("table_1", "Table 1 on {}: test accuracy"), ("confusion", "Confusion on {}: the Frobenius")):
+        text, latex = ((tmp_path / f"{name}.{ending}").read_text() for ending in ("md", "tex"))
+        places = [text.index(title.format(dataset)) for dataset in ("mnist", "digits")]
+        assert places == sorted(places)
+        assert text.count("Made by `make them`") == 1
+        assert latex.startswith("% Made by `make them`.")
+        assert latex.count(r"\begin{table}") == latex.count(r"\end{table}") == 2
+    cells = pd.read_csv(tmp_path / "table_1.csv")
+    assert cells.groupby(["dataset", "trained"]).size().to_dict() == {
+        (dataset, trained): len(grid.attacks) for dataset in ("mnist", "digits") for trained in ("CE", "HR(1.6)")
+    }
+    assert cells.accuracy.nunique() == len(cells), "no entry is another's"
+    assert set(pd.read_csv(tmp_path / "claims.csv").dataset) == {"mnist", "digits"}
+
+
+def test_the_norms_are_given_seed_by_seed(tmp_path: Path) -> None:
+    def uncertainty(run: object, attack: object) -> float:
+        return 0.01 * (1 + run.seed) + attack.eps + (0.3 if attack.units == "data" else 0)
+
+    write_tables(made_up.results(GRID, uncertainty=uncertainty), tmp_path, command="make it")
+    norms = pd.read_csv(tmp_path / "confusion.csv")
+    assert len(norms) == 2 * 3 * 5
+    expected = 2 * (0.01 * (1 + norms.seed) + norms.eps + np.where(norms.units == "data", 0.3, 0))
+    assert norms.norm.to_numpy() == pytest.approx(expected.to_numpy())
+    assert set(norms.eps) == {0, 0.1}
+
+
+def test_the_chosen_alpha_is_told_beside_every_entry_of_its_eps(tmp_path: Path) -> None:
+    best = {0.0: 2.5, 0.1: 1.0, 0.25: 1.6}
+
+    def correct(run: object, attack: object) -> int:
+        return 60_000 if run.loss.alpha == best[attack.eps] and attack.split == "validation" else 50_000
+
+    written = write_tables(made_up.results(ALPHA, correct), tmp_path, command="make it")
+    assert sorted(written) == files(tmp_path, "alpha", "claims", "confusion")
+    entries = pd.read_csv(tmp_path / "alpha.csv")
+    assert len(entries) == 10 * 6
+    chosen = entries[entries.chosen]
+    assert sorted(zip(chosen.eps, chosen.trained, chosen.split, strict=True)) == sorted(
+        (eps, f"HR({alpha:g})", split) for eps, alpha in best.items() for split in ("validation", "test")
+    )
+
+
+def test_claims_are_written_with_their_effects_and_verdicts(tmp_path: Path) -> None:
+    results = made_up.results(GRID)
+    write_tables(results, tmp_path, command="make it")
+    written = pd.read_csv(tmp_path / "claims.csv")
+    found = claims(results)
+    assert list(zip(written.claim, written["where"], written.verdict, strict=True)) == [
+        (claim.name, claim.where, claim.verdict) for claim in found
+    ]
+    clean = written.iloc[0]
+    seeds = range(5)
+    first, second = ([r for r in GRID.runs() if r.loss == loss] for loss in reversed(GRID.losses))
+    hr, ce = ([made_up.distinct(GRID, r, GRID.attacks[0]) / made_up.N for r in runs] for runs in (first, second))
+    test = scipy.stats.ttest_rel(hr, ce).confidence_interval(0.95)
+    assert clean.effect == pytest.approx(np.mean(hr) - np.mean(ce), rel=1e-5)
+    assert clean.half_width_95 == pytest.approx((test.high - test.low) / 2, rel=1e-5)
+    assert (clean.pairs, clean.seeds) == (5, " ".join(map(str, seeds)))
+    assert re.search(r"^\| C1 \| .* \| supported \|$", (tmp_path / "claims.md").read_text(), re.MULTILINE)
+
+
+@pytest.mark.parametrize("name", grids.GRIDS)
+def test_a_single_record_is_enough_for_a_report(tmp_path: Path, name: str) -> None:
+    grid = grids.get(name)
+    first = (grid.runs()[0], grid.attacks[0])
+    results = made_up.results(grid, made=lambda run, attack: (run, attack) == first, seconds=lambda run: 0)
+    written = write_tables(results, tmp_path, command="make it")
+    assert len(pd.read_csv(tmp_path / "records.csv")) == 1
+    assert all(path.read_text() for path in written)
+
+
+def test_a_report_again_is_the_same_to_the_byte(tmp_path: Path) -> None:
+    first = [path.read_bytes() for path in write_tables(made_up.results(GRID), tmp_path, command="make it")]
+    again = [path.read_bytes() for path in write_tables(made_up.results(GRID), tmp_path, command="make it")]
+    assert first == again
+
+
+def test_a_folder_that_cannot_be_written_is_told(tmp_path: Path) -> None:
+    (tmp_path / "taken").write_text("a file")
+    with pytest.raises(StoreError, match="taken"):
+        write_tables(made_up.results(GRID), tmp_path / "taken", command="make it")
+
+
+def test_the_page_says_what_is_missing(tmp_path: Path) -> None:
+    results = made_up.results(DIGITS, made=lambda run, attack: run.seed < 4)
+    results = replace(results, problems=("x.json is not valid JSON",))
+    page = report.write(results, tmp_path, command="make it")
+    assert page == tmp_path / "index.html"
+    shown = page.read_text()
+    assert "88 of 110 evaluations are there so far." in shown
+    assert "Counted as missing: x.json is not valid JSON." in shown
+    for name in ("table_1", "confusion", "claims"):
+        assert (tmp_path / f"{name}.tex").exists()
+    figures = {path.stem for path in tmp_path.glob("*.svg")}
+    assert figures == {path.stem for path in tmp_path.glob("*.png")}
+    assert shown.count("<figure>") == len(figures) > 0

@@ -13,10 +13,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import data, grids, runner
-from benchmarks.__main__ import main
+from benchmarks import data, executors, grids, runner
+from benchmarks.__main__ import GridOptions, main
 from benchmarks.config import RunSpec
 from benchmarks.data import Dataset
+from benchmarks.runner import Outcome
 from benchmarks.store import Store, StoreError
 
 SMALL = ["--seeds", "2", "--epochs", "1"]
@@ -29,8 +30,8 @@ GRID = replace(
 
 
 def files(root: Path) -> dict[str, bytes]:
-    """Everything under a store but its tables, and but what a killed process had begun to write, by relative name."""
-    paths = (p for p in sorted((root / "runs").rglob("*")) if p.is_file() and p.suffix != ".part")
+    """Everything under a store but its tables, locks and logs, by relative name."""
+    paths = (p for p in sorted((root / "runs").rglob("*")) if p.is_file() and p.name not in (".lock", "log.jsonl"))
     return {str(p.relative_to(root)): p.read_bytes() for p in paths}
 
 
@@ -50,10 +51,9 @@ def test_a_grid_leaves_weights_curves_records_and_tables(pool_store: Path) -> No
         names = {name.removeprefix(f"runs/{key}/") for name in kept if key in name}
         records = {f"records/{attack.key()}.json" for attack in GRID.attacks}
         assert names == {"spec.json", "curve.json", "model.safetensors", *records}
-    tables = pool_store / "reports" / "digits-seeds-2-epochs-1"
-    assert (
-        "Made by `python -m benchmarks run --grid digits --seeds 2 --epochs 1`" in (tables / "table_1.md").read_text()
-    )
+    reports = pool_store / "reports" / "digits-seeds-2-epochs-1"
+    for name in ("table_1.md", "index.html"):
+        assert "python -m benchmarks run --grid digits --seeds 2 --epochs 1" in (reports / name).read_text()
 
 
 def test_one_process_gives_the_same_files_as_a_pool(pool_store: Path, tmp_path: Path) -> None:
@@ -80,18 +80,18 @@ def test_a_report_needs_no_training(pool_store: Path, capsys) -> None:
 def test_a_run_that_fails_is_recorded_and_the_others_go_on(tmp_path: Path) -> None:
     good, bad = GRID.runs()[:2]
     bad = replace(bad, recipe=replace(bad.recipe, lr=1e30))
-    jobs = [runner.Job(run, GRID.attacks, tmp_path, tmp_path, "cpu") for run in (bad, good)]
+    jobs = [runner.Job(run, GRID.attacks, tmp_path, tmp_path) for run in (bad, good)]
     store, ended, trained = Store(tmp_path), {}, []
 
-    def on_end(run: RunSpec, error: BaseException | None) -> None:
-        ended[run] = error
+    def on_end(run: RunSpec, outcome: Outcome) -> None:
+        ended[run] = outcome.error
         trained.append(store.is_trained(good))
 
-    assert runner.run_all(jobs, runner.local_executor(1), on_end) == 1
+    assert runner.run_all(jobs, lambda: executors.local(1), on_end) == 1
     assert trained == [False, True], "each is told as it ends, not when all have"
     assert "the loss of digits" in str(ended[bad])
     assert ended[good] is None
-    assert "TrainingError: the loss of digits" in (store.folder(bad) / "error.txt").read_text()
+    assert "TrainingError: the loss of digits" in store.error(bad)
     assert store.record(good, GRID.attacks[-1]) is not None
 
 
@@ -99,18 +99,22 @@ def test_a_command_whose_runs_fail_says_so_and_exits_with_1(tmp_path: Path, monk
     ((name, recipe),) = GRID.recipes
     broken = replace(GRID, name="broken", seeds=(0,), recipes=((name, replace(recipe, lr=1e30)),))
     monkeypatch.setitem(grids.GRIDS, "digits", lambda: broken)
-    monkeypatch.setattr(runner, "available_cpus", lambda: 1)
+    monkeypatch.setattr(executors, "available_cpus", lambda: 1)
     monkeypatch.chdir(tmp_path)
     # Without arguments: the default subcommand, grid and store.
     assert main([]) == 1
     shown = " ".join(capsys.readouterr().out.split())
     assert "seed 0: failed: the loss of digits" in shown
-    assert "2 of 2 runs failed; their error.txt in hrloss-store/runs says why." in shown
+    assert "2 of 2 runs failed: `python -m benchmarks status` says why." in shown
     assert len(list(tmp_path.glob("hrloss-store/runs/*/error.txt"))) == 2
+    assert main(["status"]) == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "2 failed" in shown
+    assert "TrainingError" in shown
 
 
-def job_of(run: RunSpec, store: Path, device: str = "cpu") -> runner.Job:
-    return runner.Job(run, GRID.attacks, store, store, device)
+def job_of(run: RunSpec, store: Path) -> runner.Job:
+    return runner.Job(run, GRID.attacks, store, store)
 
 
 def test_a_job_sent_again_trains_nothing_and_makes_what_is_missing(
@@ -134,21 +138,18 @@ def test_a_job_checks_its_data_itself(tmp_path: Path) -> None:
         runner.execute(job_of(run, tmp_path))
 
 
-@pytest.mark.parametrize(("device", "of_torch"), [("cpu", "cpu"), ("gpu", "cuda")])
-def test_a_job_runs_where_and_with_as_many_threads_as_it_says(
-    device: str, of_torch: str, tmp_path: Path, monkeypatch
-) -> None:
-    def watch(run: RunSpec, dataset: Dataset, store: Store, *, device: torch.device) -> None:
-        seen.append((device.type, torch.get_num_threads()))
+def test_a_job_runs_with_as_many_threads_as_it_says(tmp_path: Path, monkeypatch) -> None:
+    def watch(run: RunSpec, dataset: Dataset, store: Store) -> None:
+        seen.append(torch.get_num_threads())
         raise KeyError("a failure")
 
-    seen: list[tuple[str, int]] = []
+    seen: list[int] = []
     monkeypatch.setattr(runner, "train", watch)
     run, before = GRID.runs()[0], torch.get_num_threads()
     run = replace(run, recipe=replace(run.recipe, threads=before + 1))
     with pytest.raises(KeyError, match="a failure"):
-        runner.execute(job_of(run, tmp_path, device))
-    assert seen == [(of_torch, before + 1)]
+        runner.execute(job_of(run, tmp_path))
+    assert seen == [before + 1]
     assert torch.get_num_threads() == before, "given back, even after a failure"
 
 
@@ -181,21 +182,22 @@ def test_a_download_is_asked_for_where_the_data_belong(tmp_path: Path, monkeypat
         (["--device", "gpu"], 1),
         (["--workers", "3"], 3),
         (["--seeds", "2"], 4),  # as many as there are runs
+        (["--seeds", "1", "--alpha", "3"], 2),
     ],
-    ids=["default", "threads", "more threads than processors", "gpu", "workers", "few runs"],
+    ids=["default", "threads", "more threads than processors", "gpu", "workers", "few runs", "alpha"],
 )
 def test_processors_are_shared_out(arguments: list[str], workers: int, tmp_path: Path, monkeypatch) -> None:
     pools: list[int] = []
     sent: list[runner.Job] = []
-    monkeypatch.setattr(runner, "available_cpus", lambda: 8)
+    monkeypatch.setattr(executors, "available_cpus", lambda: 8)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(runner, "local_executor", lambda n: pools.append(n) or runner.InProcess())
-    monkeypatch.setattr(runner, "run_all", lambda jobs, executor, ended: sent.extend(jobs) or 0)
+    monkeypatch.setattr(executors, "local", pools.append)
+    monkeypatch.setattr(runner, "run_all", lambda jobs, executor, ended: sent.extend(jobs) or executor() or 0)
     assert main(["run", *arguments, "--store", str(tmp_path)]) == 0
     assert pools == [workers]
     options = dict(zip(arguments[::2], arguments[1::2], strict=True))
     assert {job.run.recipe.threads for job in sent} == {int(options.get("--threads", 1))}
-    assert {job.device_type for job in sent} == {options.get("--device", "cpu")}
+    assert {job.run.recipe.device for job in sent} == {options.get("--device", "cpu")}
 
 
 def test_a_gpu_that_is_not_there_is_refused(tmp_path: Path, monkeypatch, capsys) -> None:
@@ -213,19 +215,30 @@ def test_a_report_says_what_is_not_there_yet(pool_store: Path, capsys) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["run", "--grid", "mnits"], "expected grid to be one of ['digits', 'mnist-short'], but got 'mnits'"),
+        (["run", "--grid", "mnits"], "expected grid to be one of ['alpha', "),
         (["run", "--grid", "mnist-short", "--data-dir", "nowhere"], "mnist"),
         (["run", "--seeds", "-1"], "expected seeds to be at least 1, but got -1"),
         (["run", "--epochs", "-1"], "expected epochs above 0, but got -1"),
         (["run", "--workers", "0"], "expected workers to be at least 1, but got 0"),
         (["run", "--threads", "0"], "expected threads above 0, but got 0"),
+        (["run", "--batch-size", "0"], "expected batch_size above 0, but got 0"),
+        (["run", "--alpha", "0"], "expected alpha above 0, but got 0.0"),
+        (["run", "--dataset", "nothing"], "nothing.npz"),
+        (["run", "--dataset", "../x"], "expected a grid's name in letters"),
+        (["run", "--grid", "paper", "--dataset", "digits"], "expected dataset to be one of ['mnist', 'cifar10', "),
+        (["run", "--workers", "2", "--scheduler", "tcp://127.0.0.1:1"], "no scheduler beside it"),
+        (["run", "--tls-ca", "ca.pem"], "expected --scheduler with --tls-ca"),
         (["report", "--grid", ""], "but got ''"),
+        (["status", "--grid", "mnits"], "expected grid to be one of"),
         (
             ["report"],
             "hrloss-store holds no results of the grid digits: `python -m benchmarks run --grid digits --store",
         ),
     ],
-    ids=["grid", "data", "seeds", "epochs", "workers", "threads", "no grid", "no results"],
+    ids=[
+        *("grid", "data", "seeds", "epochs", "workers", "threads", "batch size", "alpha", "no such data"),
+        *("a path", "not the grid's data", "two ways", "no cluster", "no grid", "status", "no results"),
+    ],
 )
 def test_bad_input_is_answered_before_anything_is_made(
     arguments: list[str], message: str, tmp_path: Path, monkeypatch, capsys
@@ -264,8 +277,10 @@ def test_ctrl_c_ends_it_soon_and_the_same_command_goes_on(pool_store: Path, tmp_
         process.send_signal(end)  # a scheduler's reaches the parent alone
     output, _ = process.communicate(timeout=20)
     assert process.returncode == 130
-    assert "the same command goes on from there" in " ".join(output.split())
-    assert main(command[3:]) == 0
+    assert "the same command goes on from there" in output
+    resuming = output.strip().splitlines()[-1].split()
+    assert resuming[:3] == ["python", "-m", "benchmarks"]
+    assert main(resuming[3:]) == 0
     assert files(tmp_path) == files(pool_store)
 
 
@@ -277,3 +292,60 @@ def test_help_names_the_grids_and_what_they_cost(capsys) -> None:
     for name in grids.GRIDS:
         assert f"Grid {name}:" in shown
     assert "two cores" in shown
+
+
+def test_what_is_overridden_is_part_of_every_key_and_of_the_grids_name() -> None:
+    plain = grids.digits()
+    changes = {"epochs": 3, "batch_size": 10, "threads": 2, "device": "gpu", "alpha": 2.0, "dataset": "other"}
+    for name, value in changes.items():
+        grid = GridOptions(**{name: value}).resolve()
+        assert grid.name == f"digits-{name.replace('_', '-')}-{value}"
+        same = {run.key() for run in grid.runs()} & {run.key() for run in plain.runs()}
+        # Another alpha leaves the runs with cross-entropy as they are.
+        assert len(same) == (5 if name == "alpha" else 0)
+    assert {run.recipe.epochs for run in GridOptions(epochs=3).resolve().runs()} == {3}
+    assert [run.seed for run in GridOptions(seeds=2).resolve().runs()] == [0, 0, 1, 1]
+    assert {str(run.loss) for run in GridOptions(alpha=2).resolve().runs()} == {"CE", "HR(2)"}
+    command = GridOptions(**changes).command
+    assert command == (
+        "python -m benchmarks run --grid digits --dataset other --epochs 3 --alpha 2.0 --batch-size 10 --threads 2 "
+        "--device gpu"
+    )
+
+
+def test_a_grid_of_several_data_sets_can_be_had_for_one_of_them() -> None:
+    alone = GridOptions(grid="paper", dataset="cifar10").resolve()
+    assert {run.key() for run in alone.runs()} == {run.key() for run in grids.cifar10().runs()}
+
+
+def test_damaged_files_are_told_and_made_again(pool_store: Path, tmp_path: Path, capsys) -> None:
+    shutil.copytree(pool_store / "runs", tmp_path / "runs")
+    whole, run = files(tmp_path), GRID.runs()[1]
+    folder = Store(tmp_path).folder(run)
+    (folder / "model.safetensors").write_bytes(b"short")
+    (folder / "records" / "none.json").write_text('{"version": 0}')
+    assert main(["report", *SMALL, "--store", str(tmp_path)]) == 0
+    assert "Counted as missing" in capsys.readouterr().out
+    assert main(["run", *SMALL, "--store", str(tmp_path)]) == 0
+    shown = capsys.readouterr().out
+    assert "model.safetensors cannot be read" in shown
+    assert "none.json is of version 0, where this program writes version 1" in shown
+    for name in ("model.safetensors.bad", "records/none.json.bad"):
+        (folder / name).unlink()
+    assert files(tmp_path) == whole
+
+
+def test_status_tells_what_is_done_and_what_is_left(pool_store: Path, capsys) -> None:
+    assert main(["status", "--seeds", "3", "--epochs", "1", "--store", str(pool_store)]) == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "4 done, 2 missing" in shown
+    assert "Time left at this pace:" in shown
+    assert f"run --grid digits --seeds 3 --epochs 1 --store {pool_store}` goes on" in shown
+
+
+def test_without_a_terminal_progress_is_told_in_plain_lines(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "benchmarks", "run", "--seeds", "1", "--epochs", "1", "--store", str(tmp_path)]
+    shown = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120).stdout
+    assert "0/2 runs, 0/2 epochs, left: not known yet" in shown
+    assert "digits, CE, seed 0: accuracy 0." in shown
+    assert "\x1b" not in shown

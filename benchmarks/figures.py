@@ -1,0 +1,21 @@
+"""Results -> figures: pure functions of what there is, each leaving out what is not there yet."""
+
+from benchmarks.cells import Results
+from benchmarks.drawing import Picture, save, style
+from benchmarks.image_figures import confusion, margins, strip
+from benchmarks.line_figures import accuracy_vs_eps, alpha, figure_1, learning_curves
+from benchmarks.selection import Selection
+
+__all__ = ["Picture", "pictures", "save"]
+
+
+def pictures(results: Results) -> list[Picture]:
+    """
+    All figures of a grid for which there is something to draw, data set by data set.
+
+    :param results: What there is of the grid; it may be a part, or nothing.
+    """
+    makers = (figure_1, learning_curves, accuracy_vs_eps, alpha, confusion, margins, strip)
+    with style():
+        made = [maker(Selection(results, dataset)) for dataset in results.datasets for maker in makers]
+    return [picture for picture in made if picture is not None]

@@ -1,0 +1,104 @@
+"""What of a grid's results the figures of one data set draw."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from benchmarks.cells import Results
+from benchmarks.config import AttackLossName, AttackSpec, LossSpec, Recipe, SplitName, UnitsName
+from benchmarks.grids import HR
+from benchmarks.statistics import Interval, mean_interval
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """Attacks that are drawn together."""
+
+    title: str
+    losses: tuple[tuple[str, AttackLossName], ...]
+    """Pairs (name, the attack's loss), CE first."""
+    units: UnitsName
+
+    def attacks(
+        self, known: Sequence[AttackSpec], loss: AttackLossName, *, split: SplitName = "test"
+    ) -> list[AttackSpec]:
+        """Those of the known attacks that belong here, by eps; no attack is the one of eps 0."""
+        own = [attack for attack in known if attack.loss == loss and attack.units == self.units]
+        found = [attack for attack in known if attack.split == split and (attack.name == "none" or attack in own)]
+        return sorted(found, key=lambda attack: attack.eps)
+
+    def eps_label(self, recipe: Recipe) -> str:
+        """Of an axis."""
+        if self.units == "range":
+            return "eps (share of the pixel range)"
+        return f"eps (units of the network's input, 0 to {recipe.input_scale:g})"
+
+
+SOUND = Protocol("Sound protocol", (("CE", "ce"), ("HR", "hr")), "range")
+PAPER = Protocol("Paper protocol", (("CE", "clipped-ce"), ("HR", "clipped-hr")), "data")
+PROTOCOLS = (SOUND, PAPER)
+
+
+@dataclass(frozen=True)
+class Selection:
+    """One data set of a grid's results."""
+
+    results: Results
+    dataset: str
+
+    @property
+    def recipe(self) -> Recipe:
+        """The grid's recipe for the data set."""
+        return dict(self.results.grid.recipes)[self.dataset]
+
+    @property
+    def losses(self) -> list[LossSpec]:
+        """The losses to compare: one of each name, of the HR losses the one whose alpha is nearest the paper's."""
+        paper, nearest = HR.alpha or 0.0, dict[str, LossSpec]()
+        for loss in sorted(self.results.grid.losses, key=lambda loss: abs((loss.alpha or paper) - paper)):
+            nearest.setdefault(loss.name, loss)
+        return [loss for loss in self.results.grid.losses if loss in nearest.values()]
+
+    @property
+    def left_out(self) -> str:
+        """What a caption says of the losses that are not in `losses`; empty if there are none."""
+        others = len(self.results.grid.losses) - len(self.losses)
+        return f" Not drawn: the grid's {others} other values of alpha." if others else ""
+
+    @property
+    def images(self) -> str:
+        """What was attacked, with its number as soon as there is a record to tell it."""
+        found = (
+            record["n"]
+            for (run, attack), record in self.results.records.items()
+            if run.dataset == self.dataset and attack.split == "test"
+        )
+        count = next(found, None)
+        return "the test images" if count is None else f"{count} test images"
+
+    def by_epoch(self, loss: LossSpec, *path: str) -> dict[float, Interval]:
+        """
+        A value of the curves' rows over the seeds, by epoch.
+
+        :param loss: The training loss.
+        :param path: The value's key in a row, or the keys that lead to it.
+        """
+        values: dict[float, list[float]] = {}
+        for run in self.results.runs(self.dataset, loss):
+            for row in self.results.curves.get(run, []):
+                value: Any = row
+                for key in path:
+                    value = None if value is None else value.get(key)
+                if value is not None:  # None after epochs in which it was not measured
+                    values.setdefault(row["epoch"], []).append(value)
+        return {epoch: mean_interval(found) for epoch, found in sorted(values.items())}
+
+    def by_eps(self, loss: LossSpec, attacks: Sequence[AttackSpec]) -> dict[float, Interval]:
+        """Accuracy over the seeds, by the attacks' eps."""
+        found = {attack.eps: self.results.accuracies(self.dataset, loss, attack) for attack in attacks}
+        return {eps: mean_interval(list(by_seed.values())) for eps, by_seed in found.items() if by_seed}
+
+    def values(self, loss: LossSpec, attack: AttackSpec, field: str) -> list[Any]:
+        """A field of the records there are, in the order of seeds."""
+        found = (self.results.records.get((run, attack), {}) for run in self.results.runs(self.dataset, loss))
+        return [record[field] for record in found if field in record]
