@@ -5,6 +5,7 @@ Without arguments: `run`, on the digits that come with scikit-learn, in about ha
 """
 
 import inspect
+import shlex
 import signal
 import sys
 from collections.abc import Sequence
@@ -16,14 +17,15 @@ import torch
 import tyro
 from rich.console import Console
 
-from benchmarks import executors, grids, report, runner, status
-from benchmarks.cells import Results, load
+from benchmarks import executors, grids, runner, status
 from benchmarks.config import ConfigError, Grid, LossSpec, Recipe
 from benchmarks.data import DataError
 from benchmarks.executors import Cluster, ClusterError
 from benchmarks.progress import following
+from benchmarks.reporting import report
+from benchmarks.reporting.cells import Results, load
+from benchmarks.reporting.tables import alpha_table, table_1
 from benchmarks.store import Store, StoreError
-from benchmarks.tables import alpha_table, table_1
 
 
 @dataclass(frozen=True)
@@ -82,9 +84,10 @@ class GridOptions:
         overrides = (f" --{name.replace('_', '-')} {value}" for name, value in self._overrides())
         return f"python -m benchmarks run --grid {self.grid}" + "".join(overrides)
 
+    @property
     def resuming(self) -> str:
         """The same command, with its store."""
-        return f"{self.command} --store {self.store}"
+        return f"{self.command} --store {shlex.quote(str(self.store))}"
 
     def _recipes(self, grid: Grid) -> tuple[tuple[str, Recipe], ...]:
         named = tuple(pair for pair in grid.recipes if self.dataset in (None, pair[0]))
@@ -147,12 +150,22 @@ class Run(GridOptions):
             console.print(f"{failures} of {len(missing)} runs failed: `python -m benchmarks status` says why.")
         return 1 if failures else 0
 
+    @property
+    def resuming(self) -> str:
+        """The same command, with where it finds and keeps things."""
+        names = ("data_dir", "workers", "scheduler", "tls_ca", "tls_cert", "tls_key")
+        given = {name: value for name in names if (value := getattr(self, name)) != getattr(Run, name)}
+        options = (f" --{name.replace('_', '-')} {shlex.quote(str(value))}" for name, value in given.items())
+        return super().resuming + "".join(options)
+
     def _cluster(self) -> Cluster | None:
         files = (self.tls_ca, self.tls_cert, self.tls_key)
         if self.scheduler is None and any(files):
             raise ConfigError("expected --scheduler with --tls-ca, --tls-cert and --tls-key, but got none")
-        if self.workers is not None and (self.workers < 1 or self.scheduler is not None):
-            raise ConfigError(f"expected workers to be at least 1, and no scheduler beside it, but got {self.workers}")
+        if self.workers is not None and self.workers < 1:
+            raise ConfigError(f"expected workers to be at least 1, but got {self.workers}")
+        if self.workers is not None and self.scheduler is not None:
+            raise ConfigError("expected --workers or --scheduler, which brings its own workers, but got both")
         return None if self.scheduler is None else Cluster(self.scheduler, *files)
 
 
@@ -169,7 +182,7 @@ class Status(GridOptions):
         console.print(", ".join(f"{count} {name}" for name, count in counts.items() if count))
         if counts["done"] < len(states):
             left = status.duration(status.seconds_left(states))
-            console.print(f"Time left at this pace: {left}. `{self.resuming()}` goes on.", soft_wrap=True)
+            console.print(f"Time left at this pace: {left}. `{self.resuming}` goes on.", soft_wrap=True)
         return 0
 
 
@@ -182,10 +195,10 @@ class Report(GridOptions):
         grid, store = self.resolve(), Store(self.store)
         results = load(grid, store)
         if not results.records:
-            raise StoreError(f"{store.root} holds no results of the grid {grid.name}: `{self.resuming()}` makes them")
+            raise StoreError(f"{store.root} holds no results of the grid {grid.name}: `{self.resuming}` makes them")
         if missing := runner.missing_runs(grid, store):
             console.print(
-                f"{len(missing)} of {len(grid.runs())} runs are not complete: `{self.resuming()}` goes on with them.",
+                f"{len(missing)} of {len(grid.runs())} runs are not complete: `{self.resuming}` goes on with them.",
                 soft_wrap=True,
             )
         make_report(results, store, console, self.command)
@@ -233,8 +246,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     except KeyboardInterrupt:
         console.print(
-            "Interrupted. All is kept but the epochs in progress; the same command goes on from there:\n"
-            f"  {command.resuming()}",
+            "Interrupted. All is kept but the epochs in progress (a cluster's workers go on with what they are at); the "
+            f"same command goes on from there:\n  {command.resuming}",
             soft_wrap=True,
         )
         return 130

@@ -3,7 +3,8 @@
 import base64
 import hashlib
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -53,9 +54,9 @@ def measure_all(
     for spec in specs:
         by_loss.setdefault(spec.loss, []).append(spec)
     for loss, same in by_loss.items():
-        view = _remembering(attack_view(classifier, attack_loss(loss or "ce")))
-        for spec in same:
-            yield spec, measure(spec, view, data.test if spec.split == "test" else data.validation, input_scale)
+        with _remembering(attack_view(classifier, attack_loss(loss or "ce"))) as view:
+            for spec in same:
+                yield spec, measure(spec, view, data.test if spec.split == "test" else data.validation, input_scale)
 
 
 def as_classifier(model: nn.Module, run: RunSpec, data: Dataset) -> HRClassifier:
@@ -119,13 +120,15 @@ def measure(spec: AttackSpec, classifier: PyTorchClassifier, split: Split, input
     }
 
 
-def _remembering(classifier: HRClassifier) -> HRClassifier:
+@contextmanager
+def _remembering(classifier: HRClassifier) -> Iterator[HRClassifier]:
     """
     The classifier, made to answer from memory where it is asked for the gradients at the same images again.
 
     FGSM asks for them at every eps, and they show how many are 0. Labels play no part: an image has one.
     """
-    ask, answers = classifier.loss_gradient, {}
+    ask: Callable[..., Any] = classifier.loss_gradient
+    answers: dict[bytes, Any] = {}
 
     def answer(x: npt.NDArray[np.float32], *args: Any, **kwargs: Any) -> Any:
         key = hashlib.blake2b(x.tobytes()).digest()
@@ -133,8 +136,12 @@ def _remembering(classifier: HRClassifier) -> HRClassifier:
             answers[key] = ask(x, *args, **kwargs)
         return answers[key]
 
-    setattr(classifier, "loss_gradient", answer)  # noqa: B010 (to mypy a method is no attribute)
-    return classifier
+    classifier.__dict__["loss_gradient"] = answer
+    try:
+        yield classifier
+    finally:
+        # The classifier and its answers refer to each other: they would stay in memory until Python looks for such.
+        del classifier.__dict__["loss_gradient"]
 
 
 def _confusion(probabilities: npt.NDArray[np.float64], labels: npt.NDArray[np.int64]) -> list[list[float | None]]:

@@ -3,8 +3,8 @@
 from collections.abc import Callable
 from typing import Any
 
-from benchmarks.cells import Results
 from benchmarks.config import AttackSpec, Grid, RunSpec
+from benchmarks.reporting.cells import Results
 
 N = 100_000
 

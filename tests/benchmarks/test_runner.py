@@ -226,7 +226,7 @@ def test_a_report_says_what_is_not_there_yet(pool_store: Path, capsys) -> None:
         (["run", "--dataset", "nothing"], "nothing.npz"),
         (["run", "--dataset", "../x"], "expected a grid's name in letters"),
         (["run", "--grid", "paper", "--dataset", "digits"], "expected dataset to be one of ['mnist', 'cifar10', "),
-        (["run", "--workers", "2", "--scheduler", "tcp://127.0.0.1:1"], "no scheduler beside it"),
+        (["run", "--workers", "2", "--scheduler", "tcp://127.0.0.1:1"], "expected --workers or --scheduler"),
         (["run", "--tls-ca", "ca.pem"], "expected --scheduler with --tls-ca"),
         (["report", "--grid", ""], "but got ''"),
         (["status", "--grid", "mnits"], "expected grid to be one of"),
@@ -346,6 +346,6 @@ def test_status_tells_what_is_done_and_what_is_left(pool_store: Path, capsys) ->
 def test_without_a_terminal_progress_is_told_in_plain_lines(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "benchmarks", "run", "--seeds", "1", "--epochs", "1", "--store", str(tmp_path)]
     shown = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120).stdout
-    assert "0/2 runs, 0/2 epochs, left: not known yet" in shown
+    assert "0/2 runs, 0/2 epochs, left: unknown" in shown
     assert "digits, CE, seed 0: accuracy 0." in shown
     assert "\x1b" not in shown

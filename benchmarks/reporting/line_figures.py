@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 
 from benchmarks.config import LossSpec, SplitName
-from benchmarks.drawing import Panel, Picture, line_figure, line_for, seeds_note, values_in_words
-from benchmarks.selection import PROTOCOLS, SOUND, Selection
+from benchmarks.reporting.drawing import Panel, Picture, line_figure, line_for, seeds_note, values_in_words
+from benchmarks.reporting.selection import PROTOCOLS, SOUND, Selection
 
 TEST_ACCURACY = "test accuracy (share of images)"
 

@@ -5,14 +5,14 @@ from pathlib import Path
 
 import pandas as pd
 
-from benchmarks.cells import Results
-from benchmarks.claims import Claim, claims, claims_table
-from benchmarks.drawing import save
-from benchmarks.figures import pictures
-from benchmarks.markup import Table
-from benchmarks.page import page
+from benchmarks.reporting.cells import Results
+from benchmarks.reporting.claims import Claim, claims, claims_table
+from benchmarks.reporting.drawing import save
+from benchmarks.reporting.figures import pictures
+from benchmarks.reporting.markup import Table
+from benchmarks.reporting.page import page
+from benchmarks.reporting.tables import alpha_eps, chosen_alpha, confusion_attacks, confusion_norms, tables
 from benchmarks.store import write_bytes
-from benchmarks.tables import alpha_eps, chosen_alpha, confusion_attacks, confusion_norms, tables
 
 
 def write(results: Results, folder: Path, *, command: str) -> Path:

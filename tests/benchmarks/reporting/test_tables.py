@@ -11,9 +11,9 @@ import scipy.stats
 from rich.console import Console
 
 from benchmarks import grids
-from benchmarks.cells import Results
 from benchmarks.config import AttackSpec, Grid, LossSpec, RunSpec
-from benchmarks.tables import alpha_table, chosen_alpha, confusion_attacks, confusion_table, table_1, tables
+from benchmarks.reporting.cells import Results
+from benchmarks.reporting.tables import alpha_table, chosen_alpha, confusion_attacks, confusion_table, table_1, tables
 
 GRID = grids.mnist_short()
 DIGITS = grids.digits()

@@ -10,9 +10,10 @@ import pandas as pd
 import pytest
 import scipy.stats
 
-from benchmarks import grids, report
-from benchmarks.cells import Results
-from benchmarks.claims import claims
+from benchmarks import grids
+from benchmarks.reporting import report
+from benchmarks.reporting.cells import Results
+from benchmarks.reporting.claims import claims
 from benchmarks.store import StoreError
 
 GRID = grids.mnist_short()

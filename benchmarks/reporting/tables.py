@@ -6,11 +6,11 @@ from typing import Literal
 
 import numpy as np
 
-from benchmarks.cells import Cell, Results
 from benchmarks.config import AttackSpec, Grid, LossSpec
 from benchmarks.grids import CE, paper, sound, torch_ce
-from benchmarks.markup import Table as Table
-from benchmarks.statistics import Interval, distance_to_identity, paired_interval
+from benchmarks.reporting.cells import Cell, Results
+from benchmarks.reporting.markup import Table as Table
+from benchmarks.reporting.statistics import Interval, distance_to_identity, paired_interval
 
 # Above this share of input gradients that are exactly 0 an entry is marked: part of its accuracy may be no robustness.
 ZERO_GRADIENT_LIMIT = 0.001

@@ -7,7 +7,7 @@ from html.parser import HTMLParser
 import pytest
 from rich.console import Console
 
-from benchmarks.markup import Table
+from benchmarks.reporting.markup import Table
 
 TABLE = Table(
     "A title of 100% & <b>more</b>",

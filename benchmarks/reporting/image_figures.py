@@ -10,7 +10,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from benchmarks.config import AttackSpec, LossSpec
-from benchmarks.drawing import (
+from benchmarks.evaluation import MARGIN_EDGES
+from benchmarks.reporting.drawing import (
     BLACK,
     GREY,
     LINE_STYLES,
@@ -21,10 +22,9 @@ from benchmarks.drawing import (
     seeds_note,
     settled,
 )
-from benchmarks.evaluation import MARGIN_EDGES
-from benchmarks.selection import SOUND, Selection
-from benchmarks.statistics import distance_to_identity, mean_interval
-from benchmarks.tables import confusion_attacks
+from benchmarks.reporting.selection import SOUND, Selection
+from benchmarks.reporting.statistics import distance_to_identity, mean_interval
+from benchmarks.reporting.tables import confusion_attacks
 
 Floats = npt.NDArray[np.float64]
 

@@ -5,12 +5,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from benchmarks.cells import Results
 from benchmarks.config import AttackSpec, LossSpec, RunSpec
 from benchmarks.grids import CE, HR, paper, sound
-from benchmarks.markup import Table
-from benchmarks.statistics import Interval, paired_interval
-from benchmarks.tables import alpha_eps, chosen_alpha, confusion_attacks, confusion_norms, has_alphas
+from benchmarks.reporting.cells import Results
+from benchmarks.reporting.markup import Table
+from benchmarks.reporting.statistics import Interval, paired_interval
+from benchmarks.reporting.tables import alpha_eps, chosen_alpha, confusion_attacks, confusion_norms, has_alphas
 
 Verdict = Literal["supported", "contradicted", "undecided", "no claim"]
 

@@ -16,12 +16,13 @@ from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 from PIL import Image
 
-from benchmarks import drawing, figures, grids, runner
-from benchmarks.cells import Results, load
+from benchmarks import grids, runner
 from benchmarks.config import AttackSpec, Grid, LossSpec, RunSpec
 from benchmarks.data import DIGITS_TEST_SIZE
-from benchmarks.drawing import Picture
-from benchmarks.image_figures import pixels
+from benchmarks.reporting import drawing, figures
+from benchmarks.reporting.cells import Results, load
+from benchmarks.reporting.drawing import Picture
+from benchmarks.reporting.image_figures import pixels
 from benchmarks.store import Store
 
 CE, HR = grids.CE, grids.HR

@@ -12,9 +12,9 @@ import scipy.stats
 from rich.console import Console
 
 from benchmarks import grids
-from benchmarks.claims import CLAIMS, Claim, claims, claims_table, judge, overall
 from benchmarks.config import AttackSpec, Grid, LossSpec, RunSpec
-from benchmarks.statistics import Interval
+from benchmarks.reporting.claims import CLAIMS, Claim, claims, claims_table, judge, overall
+from benchmarks.reporting.statistics import Interval
 
 GRID = grids.mnist_short()
 CE, HR = GRID.losses

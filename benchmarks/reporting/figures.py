@@ -1,10 +1,10 @@
 """Results -> figures: pure functions of what there is, each leaving out what is not there yet."""
 
-from benchmarks.cells import Results
-from benchmarks.drawing import Picture, save, style
-from benchmarks.image_figures import confusion, margins, strip
-from benchmarks.line_figures import accuracy_vs_eps, alpha, figure_1, learning_curves
-from benchmarks.selection import Selection
+from benchmarks.reporting.cells import Results
+from benchmarks.reporting.drawing import Picture, save, style
+from benchmarks.reporting.image_figures import confusion, margins, strip
+from benchmarks.reporting.line_figures import accuracy_vs_eps, alpha, figure_1, learning_curves
+from benchmarks.reporting.selection import Selection
 
 __all__ = ["Picture", "pictures", "save"]
 

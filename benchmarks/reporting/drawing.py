@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from benchmarks.config import LossSpec
-from benchmarks.statistics import Interval
+from benchmarks.reporting.statistics import Interval
 from benchmarks.store import write_bytes
 
 # Okabe and Ito, Color Universal Design, 2008: told apart with any colour vision.

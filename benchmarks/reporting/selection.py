@@ -4,10 +4,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from benchmarks.cells import Results
 from benchmarks.config import AttackLossName, AttackSpec, LossSpec, Recipe, SplitName, UnitsName
 from benchmarks.grids import HR
-from benchmarks.statistics import Interval, mean_interval
+from benchmarks.reporting.cells import Results
+from benchmarks.reporting.statistics import Interval, mean_interval
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from benchmarks.statistics import distance_to_identity, mean_interval, paired_interval
+from benchmarks.reporting.statistics import distance_to_identity, mean_interval, paired_interval
 
 
 def test_five_seeds_by_hand() -> None:

@@ -14,7 +14,7 @@ import numpy.typing as npt
 import pandas as pd
 
 from benchmarks.config import AttackSpec, Grid, LossSpec, RunSpec
-from benchmarks.statistics import Interval, mean_interval
+from benchmarks.reporting.statistics import Interval, mean_interval
 from benchmarks.store import DamagedError, Store
 
 

@@ -4,8 +4,8 @@ import base64
 from collections.abc import Mapping, Sequence
 from html import escape
 
-from benchmarks.drawing import Picture
-from benchmarks.markup import Table
+from benchmarks.reporting.drawing import Picture
+from benchmarks.reporting.markup import Table
 
 # A browser keeps to this: nothing is fetched and nothing is run, whatever a record or a message may hold.
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; base-uri 'none'; form-action 'none'"

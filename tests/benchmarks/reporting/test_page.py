@@ -13,13 +13,14 @@ import pytest
 from matplotlib.figure import Figure
 from playwright.sync_api import Browser, sync_playwright
 
-from benchmarks import figures, grids, runner
-from benchmarks.cells import Results, load
-from benchmarks.drawing import Picture
-from benchmarks.markup import Table
-from benchmarks.page import page
+from benchmarks import grids, runner
+from benchmarks.reporting import figures
+from benchmarks.reporting.cells import Results, load
+from benchmarks.reporting.drawing import Picture
+from benchmarks.reporting.markup import Table
+from benchmarks.reporting.page import page
+from benchmarks.reporting.tables import tables
 from benchmarks.store import Store
-from benchmarks.tables import tables
 
 WIDTHS = (400, 1400)
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")

@@ -1,0 +1,1 @@
+"""The store -> tables, figures and one page: a pure function of records."""
