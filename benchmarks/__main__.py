@@ -246,8 +246,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     except KeyboardInterrupt:
         console.print(
-            "Interrupted. All is kept but the epochs in progress (a cluster's workers go on with what they are at); the "
-            f"same command goes on from there:\n  {command.resuming}",
+            "Interrupted. All is kept but the epochs in progress (a cluster's workers go on with what they are at); "
+            f"the same command goes on from there:\n  {command.resuming}",
             soft_wrap=True,
         )
         return 130
