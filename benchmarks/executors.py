@@ -1,5 +1,6 @@
 """Where runs are done: in this process, in a pool of processes, or on a Dask cluster that is there already."""
 
+import asyncio
 import multiprocessing
 import os
 import signal
@@ -16,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from benchmarks.store import versions
 
 if TYPE_CHECKING:
-    from distributed import Client
+    from distributed import Client, Security
 
 
 class ClusterError(RuntimeError):
@@ -152,8 +153,10 @@ class Cluster:
         for path in given.values():
             if not os.path.isfile(path):
                 raise ClusterError(f"expected a PEM file for the cluster's TLS, but {path} is none")
-        security = Security(require_encryption=True, **given) if given else None
         try:
+            security = Security(require_encryption=True if given else None, **given)
+            # A client that cannot connect leaves threads behind, and the next one may wait for them for ever.
+            asyncio.run(_reach(self.address, security, self.timeout))
             return Client(self.address, security=security, timeout=self.timeout, set_as_default=False)
         except (OSError, ValueError, TypeError, RuntimeError) as error:
             raise ClusterError(
@@ -189,6 +192,14 @@ class _OnDask(Executor):
             future.set_result(done.result())
         else:
             future.set_exception(BrokenExecutor(str(error)) if isinstance(error, KilledWorker) else error)
+
+
+async def _reach(address: str, security: "Security", timeout: float) -> None:
+    """Connect to a scheduler as a client does, and hang up."""
+    from distributed.comm.core import connect
+
+    comm = await connect(address, timeout=timeout, **security.get_connection_args("client"))
+    await comm.close()
 
 
 def available_cpus() -> int:
