@@ -95,7 +95,8 @@ def test_published_entries_are_those_of_the_published_records(path: Path) -> Non
     for eps, seeds in records.groupby("eps"):
         share = seeds.correct / seeds.n
         interval = scipy.stats.t.interval(0.95, len(share) - 1, share.mean(), share.sem())
-        entry = f"{share.mean():.3f} ± {interval[1] - share.mean():.3f}"
+        zero = seeds.zero_gradient.sum() / seeds.n.sum()
+        entry = f"{share.mean():.3f} ± {interval[1] - share.mean():.3f} ({zero:.1%})"
         row = next(line for line in text.split(f"| {eps:g} |")[1].splitlines() if "torch's CE" in line)
         assert row.split(" | ")[3] == entry
 
@@ -111,7 +112,7 @@ def test_readme_draws_its_paired_differences_from_the_records() -> None:
     def paired(first: pd.Series, second: pd.Series, digits: int = 2) -> str:
         difference = first - second
         half_width = scipy.stats.t.ppf(0.975, len(difference) - 1) * difference.sem()
-        return f"{difference.mean():.{digits}f} ± {half_width:.{digits}f}"
+        return f"{difference.mean():z.{digits}f} ± {half_width:.{digits}f}"
 
     text = " ".join(README.split())
     by_loss = {eps: paired(of("HR(1.6)", "ce", eps), of("CE", "ce", eps)) for eps in (0.1, 0.25)}
