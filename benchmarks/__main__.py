@@ -245,9 +245,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         Console(stderr=True, markup=False, highlight=False).print(f"Error: {error}", style="red", soft_wrap=True)
         return 2
     except KeyboardInterrupt:
+        cluster = "; the cluster's workers go on with what they are at" if getattr(command, "scheduler", None) else ""
         console.print(
-            "Interrupted. All is kept but the epochs in progress (a cluster's workers go on with what they are at); "
-            f"the same command goes on from there:\n  {command.resuming}",
+            f"Interrupted. All is kept but the epochs in progress{cluster}; the same command goes on from there:\n"
+            f"  {command.resuming}",
             soft_wrap=True,
         )
         return 130

@@ -170,6 +170,7 @@ def alpha_table(results: Results, dataset: str) -> Table | None:
         return None
     rows: list[tuple[str, ...]] = []
     images = {"validation": 0, "test": 0}
+    shown: list[Cell] = []
     for eps in alpha_eps(grid):
         chosen = chosen_alpha(results, dataset, eps)
         for loss in grid.losses:
@@ -177,6 +178,7 @@ def alpha_table(results: Results, dataset: str) -> Table | None:
             for split in ("validation", "test"):
                 attack = sound("ce", eps, split)
                 cell = results.cell(dataset, loss, attack)
+                shown.append(cell)
                 images[split] = max(images[split], cell.images)
                 mark = "‡" if split == "validation" and loss == chosen else ""
                 entries.append(_text(cell, grid) + mark if attack in grid.attacks else "")
@@ -186,6 +188,7 @@ def alpha_table(results: Results, dataset: str) -> Table | None:
         f"images. {_over(grid)} FGSM by the CE loss, sound protocol, eps as a share of the pixel range. In brackets: "
         "the share of images whose input gradient is exactly 0.",
         "‡ The alpha chosen at this eps: the highest mean accuracy on validation, over the seeds that all alphas have.",
+        *_flag_notes(shown),
     ]
     return Table(
         f"The choice of alpha on {dataset}", ("eps", "trained", "validation", "test"), tuple(rows), tuple(notes)
@@ -265,10 +268,15 @@ def _table_1_notes(results: Results, dataset: str, shown: list[Cell], labels: se
         "images whose input gradient is exactly 0.",
         *(note for label, note in by_label.items() if label in labels),
         "FGSM is a weak attack: these figures bound robust accuracy from above and are no evidence of robustness.",
+        *_flag_notes(shown),
     ]
-    if any(cell.zero_gradient > ZERO_GRADIENT_LIMIT for cell in shown):
-        notes.append(
-            f"† On more than {ZERO_GRADIENT_LIMIT:.1%} of the images the gradient is exactly 0, and the attack cannot "
-            "move them: compare with the sound row, and do not quote alone."
-        )
     return tuple(notes)
+
+
+def _flag_notes(shown: Sequence[Cell]) -> list[str]:
+    if not any(cell.zero_gradient > ZERO_GRADIENT_LIMIT for cell in shown):
+        return []
+    return [
+        f"† On more than {ZERO_GRADIENT_LIMIT:.1%} of the images the gradient is exactly 0, and the attack cannot "
+        "move them: not to be quoted alone, and in Table 1 to be compared with the sound row."
+    ]
