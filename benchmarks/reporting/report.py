@@ -14,6 +14,9 @@ from benchmarks.reporting.page import page
 from benchmarks.reporting.tables import alpha_eps, chosen_alpha, confusion_attacks, confusion_norms, tables
 from benchmarks.store import write_bytes
 
+# What the page calls the tables of each name.
+HEADINGS = {"table_1": "Accuracy", "confusion": "Confusion", "alpha": "Choice of alpha", "claims": "Claims"}
+
 
 def write(results: Results, folder: Path, *, command: str) -> Path:
     """
@@ -30,7 +33,8 @@ def write(results: Results, folder: Path, *, command: str) -> Path:
     for picture in drawn:
         save(picture, folder)
     title = f"HR loss: grid {results.grid.name}"
-    shown = page(title, command=command, tables=all_tables(results, found), pictures=drawn, notes=_notes(results))
+    by_heading = {HEADINGS[name]: several for name, several in all_tables(results, found).items()}
+    shown = page(title, command=command, tables=by_heading, pictures=drawn, notes=_notes(results))
     write_bytes(folder / "index.html", shown.encode())
     return folder / "index.html"
 
