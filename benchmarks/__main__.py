@@ -33,7 +33,8 @@ class GridOptions:
     """
     Which grid, and where its results are kept.
 
-    What is overridden becomes part of every run's key and of the grid's name, so that it replaces no other results.
+    What is overridden becomes part of the grid's name, and of the keys of the runs that it changes, so that it replaces
+    no other results; runs that it leaves as they are share theirs.
     """
 
     grid: str = "digits"
@@ -86,7 +87,7 @@ class GridOptions:
 
     @property
     def resuming(self) -> str:
-        """The same command, with its store."""
+        """The command that goes on with these results; where the data are elsewhere, it wants to be told."""
         return f"{self.command} --store {shlex.quote(str(self.store))}"
 
     def _recipes(self, grid: Grid) -> tuple[tuple[str, Recipe], ...]:
@@ -133,13 +134,14 @@ class Run(GridOptions):
         data_dir = self.data_dir.expanduser().resolve()
         runner.prepare(grid, store, data_dir=data_dir, download=self.download)
         missing, planned = runner.missing_runs(grid, store), len(grid.runs())
-        console.print(f"Grid {grid.name}: {planned} runs, {planned - len(missing)} of them already in {self.store}.")
+        done = planned - len(missing)
+        console.print(f"Grid {grid.name}: {planned} runs, {done} of them already in {self.store}.", soft_wrap=True)
         failures = 0
         if missing:
             jobs = [runner.Job(run, grid.attacks, store.root, data_dir) for run in missing]
             fit = 1 if self.device == "gpu" else executors.available_cpus() // (self.threads or 1)
             workers = max(1, min(self.workers or fit, len(jobs)))
-            where = f"on the cluster at {cluster.address}" if cluster else f"{workers} at once"
+            where = f"on the cluster at {cluster.address}, as it has workers" if cluster else f"{workers} at once"
             console.print(f"{len(jobs)} to do, {where}.")
             with following(grid, store, console, at_once=None if cluster else workers) as ended:
                 failures = runner.run_all(
@@ -147,7 +149,8 @@ class Run(GridOptions):
                 )
         make_report(load(grid, store), store, console, self.command)
         if failures:
-            console.print(f"{failures} of {len(missing)} runs failed: `python -m benchmarks status` says why.")
+            why = super().resuming.replace("benchmarks run", "benchmarks status")
+            console.print(f"{failures} of {len(missing)} runs failed: `{why}` says why.", soft_wrap=True)
         return 1 if failures else 0
 
     @property
@@ -156,7 +159,7 @@ class Run(GridOptions):
         names = ("data_dir", "workers", "scheduler", "tls_ca", "tls_cert", "tls_key")
         given = {name: value for name in names if (value := getattr(self, name)) != getattr(Run, name)}
         options = (f" --{name.replace('_', '-')} {shlex.quote(str(value))}" for name, value in given.items())
-        return super().resuming + "".join(options)
+        return super().resuming + "".join(options) + (" --download" if self.download else "")
 
     def _cluster(self) -> Cluster | None:
         files = (self.tls_ca, self.tls_cert, self.tls_key)
@@ -175,7 +178,7 @@ class Status(GridOptions):
 
     def __call__(self, console: Console) -> int:
         """Show it; returns the exit status."""
-        grid, store = self.resolve(), Store(self.store)
+        grid, store = self.resolve(), Store(self.store.expanduser())
         states = status.status(grid, store)
         console.print(status.table(grid, states))
         counts = {name: sum(state.state == name for state in states) for name in status.STATES}
@@ -192,7 +195,7 @@ class Report(GridOptions):
 
     def __call__(self, console: Console) -> int:
         """Do it; returns the exit status."""
-        grid, store = self.resolve(), Store(self.store)
+        grid, store = self.resolve(), Store(self.store.expanduser())
         results = load(grid, store)
         if not results.records:
             raise StoreError(f"{store.root} holds no results of the grid {grid.name}: `{self.resuming}` makes them")

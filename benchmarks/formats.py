@@ -22,6 +22,7 @@ RECORD_VERSION = 1
 # What the place of a checksum holds while it is computed.
 _NO_CHECKSUM = "0" * 64
 _OF_STATE = {"model": dict, "optimizer": dict, "order": torch.Tensor, "curve": list}
+_OF_RECORD = {"n": int, "correct": int, "confusion": list, "margins": list, "margin_percentiles": list, "samples": list}
 _NUMBERS_OF_EVENT = {"epoch": ("epoch", "training", "seconds"), "record": ("seconds",)}
 
 
@@ -128,18 +129,23 @@ def read_curve(path: Path) -> list[dict[str, Any]]:
     return rows
 
 
-def read_record(path: Path) -> dict[str, Any] | None:
+def read_record(path: Path, *, attacked: bool) -> dict[str, Any] | None:
     """
     One evaluation; None if the file is not there.
 
+    :param path: The file.
+    :param attacked: Whether it is of an attack, and so says how many gradients were 0.
     :raises DamagedError: If it cannot be used, or is of another version.
     """
     record: dict[str, Any] | None = read_json(path, dict)
     if record is None:
         return None
     _expect_version(path, record.get("version"), RECORD_VERSION)
-    n, correct = record.get("n"), record.get("correct")
-    if not (isinstance(n, int) and isinstance(correct, int) and 0 <= correct <= n != 0):
+    for name, kind in (_OF_RECORD | {"zero_gradient": int} if attacked else _OF_RECORD).items():
+        if not isinstance(record.get(name), kind):
+            raise DamagedError(path, f"should hold {name}, a {kind.__name__}, but holds {sorted(record)}")
+    n, correct = record["n"], record["correct"]
+    if not 0 <= correct <= n != 0:
         raise DamagedError(path, f"should say how many of n images are correct, but says {correct} of {n}")
     return record
 

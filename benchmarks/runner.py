@@ -21,6 +21,9 @@ from benchmarks.executors import ClusterError, InProcess
 from benchmarks.store import DamagedError, Store, StoreError
 from benchmarks.training import train
 
+# Seconds to try for a lock: who looks whether a run is locked holds its lock for a moment.
+MOMENT = 0.1
+
 # torch's threads, and the generator that initial weights are drawn from, belong to the process; a worker of a cluster
 # may do several jobs in one.
 _one_job_at_a_time = threading.Lock()
@@ -73,8 +76,7 @@ def execute(job: Job) -> Outcome:
         )
     store = Store(job.store)
     try:
-        # Not 0: who looks whether a run is locked holds its lock for a moment.
-        with _one_job_at_a_time, store.lock(job.run).acquire(timeout=-1 if job.wait else 0.1):
+        with _one_job_at_a_time, store.lock(job.run).acquire(timeout=-1 if job.wait else MOMENT):
             try:
                 messages = store.set_damaged_aside(job.run, job.attacks)
                 _work(job, store)
@@ -176,8 +178,8 @@ def run_all(jobs: list[Job], executor: Callable[[], AbstractContextManager[Execu
 def _keep_error_of_a_dead_worker(job: Job, error: BaseException | None) -> None:
     """An error that came from within the job is in the store already; one that ended the worker is not."""
     store = Store(job.store)
-    if error is not None and store.error(job.run) is None:
-        with suppress(StoreError, OSError, Timeout), store.lock(job.run).acquire(timeout=0):
+    if error is not None and (isinstance(error, WorkerDiedError) or store.error(job.run) is None):
+        with suppress(StoreError, OSError, Timeout), store.lock(job.run).acquire(timeout=MOMENT):
             store.save_error(job.run, "".join(traceback.format_exception(error)))
 
 

@@ -225,7 +225,7 @@ class Store:
 
         :raises DamagedError: If it cannot be read, or is of another version.
         """
-        return read_record(self._record_path(run, attack))
+        return read_record(self._record_path(run, attack), attacked=attack.loss is not None)
 
     def is_done(self, run: RunSpec, attacks: tuple[AttackSpec, ...]) -> bool:
         """Whether the run is trained, every record is there, and :meth:`damaged` finds nothing at a glance."""

@@ -75,7 +75,7 @@ def test_readme_example_runs_and_its_attack_bites(capsys) -> None:
     assert max(accuracies) < clean - 0.2
 
 
-PUBLISHED = sorted((ROOT / "benchmarks/results").glob("*/table_1.md"))
+PUBLISHED = [ROOT / f"benchmarks/results/{grid}/table_1.md" for grid in ("digits", "mnist-short")]
 
 
 @pytest.mark.parametrize("path", PUBLISHED, ids=lambda path: path.parent.name)
@@ -99,6 +99,26 @@ def test_published_entries_are_those_of_the_published_records(path: Path) -> Non
         entry = f"{share.mean():.3f} ± {interval[1] - share.mean():.3f} ({zero:.1%})"
         row = next(line for line in text.split(f"| {eps:g} |")[1].splitlines() if "torch's CE" in line)
         assert row.split(" | ")[3] == entry
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "benchmarks/results").glob("*/*.md")), ids=str)
+def test_every_mark_in_a_published_table_has_its_note(path: Path) -> None:
+    text = path.read_text()
+    for mark in "†‡":
+        assert (mark in text) == any(line.startswith(mark) for line in text.splitlines())
+
+
+def test_readme_tells_which_alpha_masks_most() -> None:
+    records = pd.read_csv(ROOT / "benchmarks/results/alpha-digits/records.csv")
+    paper = records[(records.units == "data") & records.trained.str.startswith("HR")]
+    for _, rows in paper.groupby("eps"):
+        sums = rows.groupby("trained")[["correct", "zero_gradient", "n"]].sum()
+        assert sums.correct.idxmax() == sums.zero_gradient.idxmax() == "HR(1.6)"
+        assert f"{sums.zero_gradient['HR(1.6)'] / sums.n['HR(1.6)']:.0%}" == "52%"
+    sound = records[(records.units == "range") & (records.eps == 0.25)]
+    assert (
+        sound.groupby(["split", "trained"]).correct.sum() / sound.groupby(["split", "trained"]).n.sum()
+    ).max() < 0.06
 
 
 def test_readme_draws_its_paired_differences_from_the_records() -> None:

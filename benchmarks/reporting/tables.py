@@ -9,7 +9,7 @@ import numpy as np
 from benchmarks.config import AttackSpec, Grid, LossSpec
 from benchmarks.grids import CE, paper, sound, torch_ce
 from benchmarks.reporting.cells import Cell, Results
-from benchmarks.reporting.markup import Table as Table
+from benchmarks.reporting.markup import Table
 from benchmarks.reporting.statistics import Interval, distance_to_identity, paired_interval
 
 # Above this share of input gradients that are exactly 0 an entry is marked: part of its accuracy may be no robustness.
@@ -51,19 +51,12 @@ WITHOUT_ATTACK: Rows = {"no attack": sound}
 
 
 def tables(results: Results) -> dict[str, list[Table]]:
-    """
-    The tables that a grid can give, by name: each name's tables, one per data set.
-
-    Table 1 is left out where the table of alphas has all of its entries.
-    """
-    grid = results.grid
+    """The tables that a grid can give, by name: each name's tables, one per data set."""
     made: dict[str, Sequence[Table | None]] = {
         "table_1": [table_1(results, dataset) for dataset in results.datasets],
         "confusion": [confusion_table(results, dataset) for dataset in results.datasets],
         "alpha": [alpha_table(results, dataset) for dataset in results.datasets],
     }
-    if has_alphas(grid) and {sound("ce", eps) for eps in alpha_eps(grid)} >= set(_test_attacks(grid)):
-        del made["table_1"]
     found = {name: [table for table in several if table is not None] for name, several in made.items()}
     return {name: several for name, several in found.items() if several}
 

@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import made_up
 import numpy as np
 import pytest
 import torch
@@ -353,7 +354,7 @@ def test_masking_by_float32_shows_in_torchs_cross_entropy_alone(surer: HRClassif
 
 
 def test_records_that_are_there_are_not_made_again(fresh: Store, digits: Dataset) -> None:
-    marked = {"n": 360, "correct": 1}
+    marked = made_up.record(360, 1)
     fresh.save_record(RUN, ATTACKS[0], marked)
     missing = AttackSpec("fgm", "ce", 0.2)
     evaluation.evaluate(RUN, [ATTACKS[0], missing], digits, fresh)
@@ -365,7 +366,7 @@ def test_records_that_are_there_are_not_made_again(fresh: Store, digits: Dataset
 
 def test_without_missing_records_no_weights_are_needed(trained: Store, digits: Dataset, tmp_path: Path) -> None:
     store = Store(tmp_path)
-    store.save_record(RUN, ATTACKS[0], {"n": 360, "correct": 1})
+    store.save_record(RUN, ATTACKS[0], made_up.record(360, 1))
     evaluation.evaluate(RUN, ATTACKS[:1], digits, store)
     assert not store.is_trained(RUN)
 

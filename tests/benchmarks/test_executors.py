@@ -358,7 +358,7 @@ def test_the_command_line_reaches_a_cluster_with_its_certificates(
     assert f"expected a Dask scheduler at '{tls}', but got: TLS expects" in capsys.readouterr().err
     ca, cert, key = map(str, certificates["ours"])
     assert main([*command, "--tls-ca", ca, "--tls-cert", cert, "--tls-key", key]) == 0
-    assert f"2 to do, on the cluster at {tls}" in capsys.readouterr().out
+    assert f"2 to do, on the cluster at {tls}, as it has workers." in capsys.readouterr().out
     assert len(list(tmp_path.glob("runs/*/model.safetensors"))) == 2
 
 

@@ -221,12 +221,12 @@ def test_alpha_is_tried_from_1_to_4_beside_cross_entropy(name: str) -> None:
 @pytest.mark.parametrize("name", ["alpha", "alpha-digits"])
 def test_alpha_is_judged_with_and_without_attack_on_validation_and_test_images(name: str) -> None:
     attacks = grids.get(name).attacks
-    assert len(attacks) == 6
+    assert len(attacks) == 8
     assert set(attacks) == {
         AttackSpec(*attack, split=split)
         for split in ("validation", "test")
         for attack in (("none",), ("fgm", "ce", 0.1), ("fgm", "ce", 0.25))
-    }
+    } | {AttackSpec("fgm", "clipped-ce", eps, units="data") for eps in (0.1, 0.25)}
 
 
 def test_alpha_is_chosen_on_the_short_grids_schedules_without_their_curves() -> None:

@@ -138,7 +138,7 @@ def killed_again_and_again(
     :return: How often it was killed where.
     """
     store, rng, met = Store(job.store), random.Random(0), Counter[str]()
-    end = time.monotonic() + DEADLINE
+    end = time.monotonic() + 5 * DEADLINE
     while met.total() < KILLS:
         assert time.monotonic() < end, f"killed only {met}"
         if store.is_done(job.run, job.attacks):
@@ -218,7 +218,11 @@ def test_a_writer_killed_twenty_times_leaves_a_whole_file_of_one_version(start, 
         assert kill(process)
         assert read() > last
         last = read()
-    assert list(path.parent.glob(".curve.json.*.part")), "some kills came amid a write"
+    process = start(processes.write_and_die, path)
+    process.join(DEADLINE)
+    assert process.exitcode == -signal.SIGKILL
+    assert read() == last
+    assert list(path.parent.glob(".curve.json.*.part")), "one kill at least came amid a write"
     path.unlink()
     store.open(FIRST, "data")
     assert [left.name for left in path.parent.iterdir()] == ["spec.json"], "which the next process clears"
@@ -263,6 +267,7 @@ def test_the_run_of_a_killed_process_is_taken_over(start, long: Path, tmp_path: 
     store = Store(tmp_path)
     first = start(runner.execute, job)
     wait_until(lambda: store.epochs_done(LONG) >= 2)
+    os.kill(first.pid, signal.SIGSTOP)  # it lives, and holds its lock, for as long as the rest takes
     assert runner.execute(job).busy, "left alone while the other lives"
     second = start(runner.execute, replace(job, wait=True))
     assert kill(first)
@@ -270,7 +275,8 @@ def test_the_run_of_a_killed_process_is_taken_over(start, long: Path, tmp_path: 
     assert second.exitcode == 0
     epochs = [entry["epoch"] for entry in logged(store, LONG, "epoch")]
     assert sorted(set(epochs)) == epochs, "none is done twice"
-    assert logged(store, LONG, "training")[1]["from_epoch"] >= 3
+    # The first may have been stopped between an epoch's curve and its state.
+    assert logged(store, LONG, "training")[1]["from_epoch"] >= 2
     kept = files(tmp_path)
     assert kept == {name: data for name, data in files(long).items() if name in kept}
     assert store.is_done(LONG, job.attacks)
@@ -336,6 +342,11 @@ DAMAGES: dict[str, tuple[str, Callable[[Path], object], str]] = {
     "record, cut": (RECORD, cut(0.9), "is not valid JSON"),
     "record, null": (RECORD, becomes("null"), "should hold a dict, but holds a NoneType"),
     "record, NaN": (RECORD, becomes("NaN"), "is not valid JSON"),
+    "record, without a part": (
+        RECORD,
+        lambda path: path.write_text(path.read_text().replace('"confusion"', '"other"')),
+        "should hold confusion, a list, but holds",
+    ),
     "record, of another version": (RECORD, becomes('{"version": 99}'), "is of version 99, where this program writes"),
     "record, directory": (RECORD, directory, "should be a file, but is a directory"),
 }

@@ -105,7 +105,8 @@ def test_a_command_whose_runs_fail_says_so_and_exits_with_1(tmp_path: Path, monk
     assert main([]) == 1
     shown = " ".join(capsys.readouterr().out.split())
     assert "seed 0: failed: the loss of digits" in shown
-    assert "2 of 2 runs failed: `python -m benchmarks status` says why." in shown
+    command = "python -m benchmarks status --grid digits --store hrloss-store"
+    assert f"2 of 2 runs failed: `{command}` says why." in shown
     assert len(list(tmp_path.glob("hrloss-store/runs/*/error.txt"))) == 2
     assert main(["status"]) == 0
     shown = " ".join(capsys.readouterr().out.split())

@@ -8,6 +8,7 @@ import struct
 from dataclasses import replace
 from pathlib import Path
 
+import made_up
 import pytest
 import torch
 from processes import files_no_longer_than
@@ -18,7 +19,7 @@ from benchmarks.store import DamagedError, Store, StoreError, write_bytes, write
 
 RUN = RunSpec("digits", Recipe(model="small-cnn", epochs=3, batch_size=5, lr=0.1), LossSpec("ce"), 0)
 ATTACK = AttackSpec("fgm", "hr", 0.1)
-RECORD = {"n": 3, "correct": 2}
+RECORD = made_up.record(3, 2, zero_gradient=0)
 WEIGHTS = {"w": torch.arange(300.0), "b": torch.ones(2)}
 
 
@@ -239,12 +240,30 @@ def test_weights_that_are_not_there_are_named(store: Store) -> None:
         ("3.5", "should hold a dict, but holds a float"),
         ('{"n": 3, "correct": 2}', "is of version None, where this program writes version 1"),
         ('{"version": 2, "n": 3, "correct": 2}', "is of version 2, where this program writes version 1"),
-        ('{"version": 1}', "should say how many of n images are correct, but says None of None"),
-        ('{"version": 1, "n": 0, "correct": 0}', "but says 0 of 0"),
-        ('{"version": 1, "n": 3, "correct": 4}', "but says 4 of 3"),
-        ('{"version": 1, "n": "3", "correct": 2}', "but says 2 of 3"),
+        ('{"version": 1}', "should hold n, a int, but holds"),
+        (json.dumps({"version": 1, **RECORD, "n": 0, "correct": 0}), "but says 0 of 0"),
+        (json.dumps({"version": 1, **RECORD, "correct": 4}), "but says 4 of 3"),
+        (json.dumps({"version": 1, **RECORD, "n": "3"}), "should hold n, a int, but holds"),
+        (json.dumps({"version": 1, **made_up.record(3, 2)}), "should hold zero_gradient, a int, but holds"),
+        (json.dumps({"version": 1, **RECORD, "samples": None}), "should hold samples, a list, but holds"),
     ],
-    ids=["empty", "cut", "bytes", "deep", "NaN", "null", "number", "none", "later", "bare", "zero", "many", "text"],
+    ids=[
+        "empty",
+        "cut",
+        "bytes",
+        "deep",
+        "NaN",
+        "null",
+        "number",
+        "none",
+        "later",
+        "bare",
+        "zero",
+        "many",
+        "text",
+        "attack",
+        "part",
+    ],
 )
 def test_a_damaged_record_is_named(store: Store, text: str, message: str) -> None:
     path = store.folder(RUN) / "records/fgm-hr-0.1.json"

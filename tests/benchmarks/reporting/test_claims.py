@@ -326,7 +326,12 @@ def test_the_table_holds_every_claim_and_names_its_seeds_and_its_margins() -> No
     found = claims(made_up.results(grid, validation=lambda run: curve(3, 0.9, run.recipe.epochs)))
     table = claims_table(found)
     assert [line[0] for line in table.rows if line[0]] == ["C1", "C2", "C3", "C4", "C5", "C6", "C7"]
-    assert len(table.rows) == 7 + len(found)
+    of_protocols = [line for line in table.rows if line[1] == "all"]
+    expected = [(name, protocol) for name in ("C2", "C3", "C5") for protocol in ("sound", "paper")]
+    for line, (name, protocol) in zip(of_protocols, expected, strict=True):
+        rows = [claim for claim in found if claim.name == name and claim.where.endswith(f", {protocol}")]
+        assert line == ("", "all", f"every row, {protocol}", "", "", overall(rows))
+    assert len(table.rows) == 7 + len(of_protocols) + len(found)
     notes = " ".join(table.notes)
     assert all(text in notes for text in ("the seeds 0, 1, 7,", "not corrected", "-0.01", "+0.05", "99%"))
 

@@ -101,10 +101,11 @@ def test_the_chosen_alpha_is_told_beside_every_entry_of_its_eps(tmp_path: Path) 
         return 60_000 if run.loss.alpha == best[attack.eps] and attack.split == "validation" else 50_000
 
     written = write_tables(made_up.results(ALPHA, correct), tmp_path, command="make it")
-    assert sorted(written) == files(tmp_path, "alpha", "claims", "confusion")
+    assert sorted(written) == files(tmp_path, "alpha", "claims", "confusion", "table_1")
     entries = pd.read_csv(tmp_path / "alpha.csv")
-    assert len(entries) == 10 * 6
-    chosen = entries[entries.chosen]
+    assert len(entries) == 10 * 8
+    assert entries[entries.chosen & (entries.units == "data")].trained.tolist() == ["HR(1)", "HR(1.6)"]
+    chosen = entries[entries.chosen & (entries.units == "range")]
     assert sorted(zip(chosen.eps, chosen.trained, chosen.split, strict=True)) == sorted(
         (eps, f"HR({alpha:g})", split) for eps, alpha in best.items() for split in ("validation", "test")
     )
