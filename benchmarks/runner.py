@@ -18,7 +18,7 @@ from benchmarks.config import AttackSpec, ConfigError, Grid, Recipe, RunSpec
 from benchmarks.data import Dataset
 from benchmarks.evaluation import evaluate
 from benchmarks.executors import ClusterError, InProcess
-from benchmarks.store import DamagedError, Store, StoreError
+from benchmarks.store import DamagedError, Store, StoreError, versions
 from benchmarks.training import train
 
 # Seconds to try for a lock: who looks whether a run is locked holds its lock for a moment.
@@ -79,7 +79,7 @@ def execute(job: Job) -> Outcome:
         with _one_job_at_a_time, store.lock(job.run).acquire(timeout=-1 if job.wait else MOMENT):
             try:
                 messages = store.set_damaged_aside(job.run, job.attacks)
-                _work(job, store)
+                messages += _work(job, store)
             except Exception as error:
                 with suppress(StoreError, OSError):  # the disk may be full
                     store.save_error(job.run, "".join(traceback.format_exception(error)))
@@ -90,7 +90,8 @@ def execute(job: Job) -> Outcome:
     return Outcome(messages=tuple(messages))
 
 
-def _work(job: Job, store: Store) -> None:
+def _work(job: Job, store: Store) -> list[str]:
+    """Do the job; returns what is to be known about it."""
     recipe, threads = job.run.recipe, torch.get_num_threads()
     if recipe.device == "gpu" and not torch.cuda.is_available():  # ART would go on without, on the CPU
         raise ConfigError(f"expected a GPU that torch can use for {job.run}, but there is none")
@@ -104,6 +105,8 @@ def _work(job: Job, store: Store) -> None:
         evaluate(job.run, job.attacks, dataset, store)
     finally:
         torch.set_num_threads(threads)
+    others = store.other_versions(job.run)
+    return [f"begun with {others}, and gone on with {versions()}"] if others else []
 
 
 def load_data(name: str, recipe: Recipe, *, data_dir: Path, download: bool = False) -> Dataset:

@@ -126,6 +126,11 @@ class Store:
             write_json(folder / "spec.json", spec)
         self._make_consistent(run)
 
+    def other_versions(self, run: RunSpec) -> str:
+        """What began the run, such as "torch 2.8.0", where it is of another version than what goes on with it."""
+        kept = (read_spec(self.folder(run) / "spec.json") or {}).get("made_with", {})
+        return ", ".join(f"{name} {kept.get(name)}" for name, now in versions().items() if kept.get(name) != now)
+
     def _make_consistent(self, run: RunSpec) -> None:
         """
         Make curve, state and weights tell the same, whatever of them a killed process or a damage left.

@@ -132,6 +132,18 @@ def test_a_job_sent_again_trains_nothing_and_makes_what_is_missing(
     assert files(tmp_path) == whole
 
 
+def test_a_run_that_other_versions_began_says_so(pool_store: Path, tmp_path: Path) -> None:
+    shutil.copytree(pool_store / "runs", tmp_path / "runs")
+    store, run = Store(tmp_path), GRID.runs()[0]
+    assert runner.execute(job_of(run, tmp_path)).messages == ()
+    path = store.folder(run) / "spec.json"
+    spec = json.loads(path.read_text())
+    spec["made_with"]["torch"] = "0.1"
+    path.write_text(json.dumps(spec))
+    (message,) = runner.execute(job_of(run, tmp_path)).messages
+    assert message.startswith("begun with torch 0.1, and gone on with {")
+
+
 def test_a_job_checks_its_data_itself(tmp_path: Path) -> None:
     run = GRID.runs()[0]
     Store(tmp_path).open(run, "other")
