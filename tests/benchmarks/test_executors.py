@@ -36,7 +36,7 @@ RUNS = [
     for loss in (grids.CE, grids.HR)
 ]
 # Long enough to be caught at work.
-LONG = replace(RUNS[0], recipe=replace(RUNS[0].recipe, epochs=20, curve_every=20))
+LONG = replace(RUNS[0], recipe=replace(RUNS[0].recipe, epochs=40, curve_every=40))
 
 
 class Deadly(RunSpec):
@@ -182,11 +182,12 @@ def test_a_dask_cluster_gives_the_same_files_as_this_process(
 def test_threads_of_one_worker_take_turns(reference: Path, tmp_path: Path, monkeypatch) -> None:
     at_work, most, work = [], [], runner._work
 
-    def watched(job: Job, store: Store) -> None:
+    def watched(job: Job, store: Store) -> list[str]:
         at_work.append(job)
         most.append(len(at_work))
-        work(job, store)
+        messages = work(job, store)
         at_work.remove(job)
+        return messages
 
     monkeypatch.setattr(runner, "_work", watched)
     with in_this_process("tcp") as cluster:
