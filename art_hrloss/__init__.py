@@ -3,5 +3,6 @@
 from art_hrloss.estimator import HRClassifier, attack_view
 from art_hrloss.functional import hr_loss
 from art_hrloss.loss import HRLoss
+from art_hrloss.proposition import ErrorBounds, error_bounds
 
-__all__ = ["HRClassifier", "HRLoss", "attack_view", "hr_loss"]
+__all__ = ["ErrorBounds", "HRClassifier", "HRLoss", "attack_view", "error_bounds", "hr_loss"]

@@ -37,7 +37,7 @@ def softmax_entropy(logits: Tensor) -> Tensor:
     :param logits: Shape ``(C,)``, ``(N, C)`` or ``(N, C, d1, ...)``; a class at -inf is one that never occurs.
     :return: Nats in [0, log C], of the logits' shape without the class dimension.
     """
-    return entropy(log_softmax(_classes_last(logits)))
+    return entropy(log_softmax(classes_last(logits)))
 
 
 def conditional_entropy(logits: Tensor) -> Tensor:
@@ -90,10 +90,10 @@ def hr_loss_terms(
     alpha = check_alpha(alpha)
     check_reduction(reduction)
     check_label_smoothing(label_smoothing)
-    log_q = log_softmax(_classes_last(logits))
+    log_q = log_softmax(classes_last(logits))
     uncertainty = entropy(log_q)
     divergence, mass = _label_divergence(
-        log_q, _checked_target(logits, target), alpha - 1, weight, ignore_index, label_smoothing
+        log_q, checked_target(logits, target), alpha - 1, weight, ignore_index, label_smoothing
     )
     if reduction in ("none", "sum"):
         terms = HRLossTerms(*(torch.where(mass == 0, 0.0, mass * term) for term in (uncertainty, divergence)))
@@ -196,7 +196,7 @@ def _as_float(values: Tensor) -> Tensor:
     return values.float() if values.dtype in (torch.float16, torch.bfloat16) else values
 
 
-def _classes_last(logits: Tensor) -> Tensor:
+def classes_last(logits: Tensor) -> Tensor:
     """Logits with the class dimension moved to the end."""
     logits = _as_float(logits)
     if logits.ndim == 0 or logits.shape[min(1, logits.ndim - 1)] == 0:
@@ -204,7 +204,7 @@ def _classes_last(logits: Tensor) -> Tensor:
     return logits if logits.ndim == 1 else logits.movedim(1, -1)
 
 
-def _checked_target(logits: Tensor, target: Tensor) -> Tensor:
+def checked_target(logits: Tensor, target: Tensor) -> Tensor:
     """Class indices as int64, or probabilities with the class dimension at the end; told apart by their shape."""
     if not isinstance(target, Tensor):
         raise TypeError(f"expected the target to be a tensor, but got {type(target).__name__}")

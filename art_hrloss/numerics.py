@@ -30,6 +30,26 @@ def entropy(log_q: Tensor) -> Tensor:
     return -(log_q.exp() * log_q).sum(-1)
 
 
+def log_of_others(log_q: Tensor) -> Tensor:
+    """Logarithm of ``1 - max q`` over the last dimension, without the cancellation: of all but the top class."""
+    top = log_q.detach().argmax(-1, keepdim=True)
+    return log_q.scatter(-1, top, -torch.inf).logsumexp(-1)
+
+
+def log_entropy(log_q: Tensor) -> Tensor:
+    """
+    Logarithm of :func:`entropy`, finite where the entropy itself underflows; -inf for a distribution on one class.
+
+    It is the log-sum-exp of ``log q + log(- log q)``. For the top class ``- log q`` is ``- log1p(-s)``, with s the sum
+    of the others; where s underflows, that is s.
+    """
+    top = log_q.argmax(-1, keepdim=True)
+    log_s = log_of_others(log_q).unsqueeze(-1)
+    of_top = torch.where(log_s < -40, log_s, (-(-log_s.exp()).log1p()).log())
+    terms = log_q + (-log_q).log().scatter(-1, top, of_top)
+    return torch.where(log_q.isneginf(), -torch.inf, terms).logsumexp(-1)
+
+
 def exponential_mean(values: Tensor, log_weights: Tensor, order: float) -> Tensor:
     """
     ``1 / order log (sum_i w_i exp(order v_i) / sum_i w_i)`` over the last dimension; at order 0 its limit, the mean.
