@@ -38,16 +38,22 @@ class ErrorBounds:
     """P_u (6)."""
     conditional_entropy: float
     """H(Y^|X)."""
+    cross_entropy: float
+    """E[-log q(Y|X)]."""
     renyi_divergence: float
     """D_alpha(p_XY || p_XY^) as in (4), not times alpha."""
     reverse_divergence: float
     """D_(alpha - 1)(p_XY^ || p_XY). For alpha >= 2, inf where a class that a label excludes has any probability."""
-    log_comparison_bounds: tuple[float, float]
-    """(5): the lower and the upper bound on log P_e from P_u itself."""
+    log_comparison_upper_bound: float
+    """(5): the upper bound on log P_e from P_u itself."""
+    log_comparison_lower_bound: float
+    """(5): the lower bound on log P_e from P_u itself; -inf where (2) is."""
     log_upper_bound: float
     """(1): an upper bound on log P_e; above 0 it says nothing."""
     log_relaxed_bound: float
     """(11): the upper bound on log P_e that the HR loss alone gives."""
+    log_markov_bound: float
+    """No part of the paper: CE / log 2, by Markov's inequality, since a label that is not f(X) has at most 1/2."""
     log_lower_bound: float
     """(2) as derived: a lower bound on log P_e; at -inf, as for every alpha of at most 2, it says nothing."""
     log_printed_lower_bound: float
@@ -62,20 +68,21 @@ class ErrorBounds:
     """(2) at that order."""
 
     def __str__(self) -> str:
-        lower, upper = self.log_comparison_bounds
         rows = [
             ("P_e, the error probability", _number(self.error)),
             ("P_u, the uncertainty", _number(self.uncertainty)),
             ("H(Y^|X), in nats", _number(self.conditional_entropy)),
+            ("CE, the cross-entropy, in nats", _number(self.cross_entropy)),
             ("D_alpha(p_XY || p_XY^), in nats", _number(self.renyi_divergence)),
             ("D_(alpha - 1)(p_XY^ || p_XY), in nats", _number(self.reverse_divergence)),
             ("P_e is at most", ""),
-            ("  by P_u (5)", _upper(upper)),
+            ("  by P_u (5)", _upper(self.log_comparison_upper_bound)),
             ("  by H(Y^|X) (1)", _upper(self.log_upper_bound)),
             ("  by the HR loss (11)", _upper(self.log_relaxed_bound)),
             ("  by (1) at its best alpha", _upper(self.log_tightest_upper_bound, self.tightest_alpha)),
+            ("  by CE / log 2 (Markov)", _upper(self.log_markov_bound)),
             ("P_e is at least", ""),
-            ("  by P_u (5)", _lower(lower)),
+            ("  by P_u (5)", _lower(self.log_comparison_lower_bound)),
             ("  by H(Y^|X) (2)", _lower(self.log_lower_bound)),
             ("  by (2) as printed", _lower(self.log_printed_lower_bound)),
             ("  by (2) at its best alpha", _lower(self.log_tightest_lower_bound, self.tightest_lower_alpha)),
@@ -126,11 +133,14 @@ def error_bounds(*arguments: Any, alpha: float = 1.6) -> ErrorBounds:
         error=joint.error,
         uncertainty=math.exp(joint.log_uncertainty),
         conditional_entropy=joint.conditional_entropy,
+        cross_entropy=joint.cross_entropy,
         renyi_divergence=divergence,
         reverse_divergence=reverse,
-        log_comparison_bounds=(float(by_uncertainty.lower), float(by_uncertainty.upper)),
+        log_comparison_upper_bound=float(by_uncertainty.upper),
+        log_comparison_lower_bound=float(by_uncertainty.lower),
         log_upper_bound=float(by_entropy.upper),
         log_relaxed_bound=float(relaxed_upper_bound(hr_loss, alpha=alpha)),
+        log_markov_bound=math.log(joint.cross_entropy / math.log(2)) if joint.cross_entropy else -math.inf,
         log_lower_bound=float(by_fano.lower),
         log_printed_lower_bound=float(as_printed.lower),
         tightest_alpha=tightest_alpha,
@@ -153,6 +163,7 @@ class _Joint:
         self._log_nu = (self.log_x + self.log_q).flatten()
         self._labelled = ~self._log_mu.isneginf()
         self.error = float(labels.scatter(1, self.log_q.argmax(1, keepdim=True), 0.0).sum() / mass.sum())
+        self.cross_entropy = -float((self._log_mu.exp() * self.log_q.flatten())[self._labelled].sum())
         self.log_uncertainty = self._log_mean(log_of_others(self.log_q))
         self.conditional_entropy = float((self.log_x.squeeze(1).exp() * entropy(self.log_q)).sum())
 

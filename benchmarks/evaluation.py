@@ -2,9 +2,11 @@
 
 import base64
 import hashlib
+import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -13,7 +15,7 @@ import torch
 from art.estimators.classification import PyTorchClassifier
 from torch import nn
 
-from art_hrloss import HRClassifier, attack_view
+from art_hrloss import HRClassifier, attack_view, error_bounds
 from benchmarks import attacks, models
 from benchmarks.config import AttackLossName, AttackSpec, RunSpec
 from benchmarks.data import Dataset, Split
@@ -23,6 +25,9 @@ from benchmarks.store import Store
 BATCH_SIZE = 250
 # Edges of the bins of margins; the first and the last bin hold all that lies beyond them.
 MARGIN_EDGES = tuple(range(-40, 41))
+# The orders at which Proposition 1 is computed, whatever the training loss: its upper bound at the paper's alpha, its
+# lower bound, which needs one above 2, with labels that are wrong at a known rate: with certain ones it says nothing.
+UPPER_ALPHA, LOWER_ALPHA, LABEL_NOISE = 1.6, 3.0, 0.1
 
 
 def evaluate(run: RunSpec, specs: Sequence[AttackSpec], data: Dataset, store: Store) -> None:
@@ -87,6 +92,8 @@ def measure(spec: AttackSpec, classifier: PyTorchClassifier, split: Split, input
           j, the semi-empirical confusion matrix; None for a class without images;
         * margins: how many attacked images have a margin (the true class's logit less the largest other) in each bin
           of MARGIN_EDGES, and margin_percentiles, its percentiles 1, 50 and 99;
+        * bounds, the fields of ErrorBounds, None where not finite: under "labels" at UPPER_ALPHA, and under
+          "noisy_labels" at LOWER_ALPHA, as if each label were with probability LABEL_NOISE drawn anew from all classes;
         * samples: the first image of every class as attacked (its pixels rounded to 8 bits, in base64, channels
           first), with its label, the prediction and the probability of that.
     """
@@ -107,6 +114,7 @@ def measure(spec: AttackSpec, classifier: PyTorchClassifier, split: Split, input
         "confusion": _confusion(probabilities, labels),
         "margins": counts.tolist(),
         "margin_percentiles": np.percentile(margins, (1, 50, 99)).tolist(),
+        "bounds": _bounds(logits, labels),
         "samples": [
             {
                 "pixels": base64.b64encode(np.rint(images[i] * 255).astype(np.uint8).tobytes()).decode(),
@@ -142,6 +150,19 @@ def _remembering(classifier: HRClassifier) -> Iterator[HRClassifier]:
     finally:
         # The classifier and its answers refer to each other: they would stay in memory until Python looks for such.
         del classifier.__dict__["loss_gradient"]
+
+
+def _bounds(logits: npt.NDArray[np.float32], labels: npt.NDArray[np.int64]) -> dict[str, dict[str, float | None]]:
+    classes = logits.shape[1]
+    noisy = (1 - LABEL_NOISE) * np.eye(classes)[labels] + LABEL_NOISE / classes
+    found = {
+        "labels": error_bounds(logits, labels, alpha=UPPER_ALPHA),
+        "noisy_labels": error_bounds(logits, noisy, alpha=LOWER_ALPHA),
+    }
+    return {
+        name: {field: value if math.isfinite(value) else None for field, value in asdict(bounds).items()}
+        for name, bounds in found.items()
+    }
 
 
 def _confusion(probabilities: npt.NDArray[np.float64], labels: npt.NDArray[np.int64]) -> list[list[float | None]]:

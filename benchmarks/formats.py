@@ -17,12 +17,20 @@ from benchmarks.files import DamagedError, read_bytes, read_json
 
 # Raise these when what a file holds changes its meaning: older files are then set aside and made again.
 STATE_VERSION = 1
-RECORD_VERSION = 1
+RECORD_VERSION = 2
 
 # What the place of a checksum holds while it is computed.
 _NO_CHECKSUM = "0" * 64
 _OF_STATE = {"model": dict, "optimizer": dict, "order": torch.Tensor, "curve": list}
-_OF_RECORD = {"n": int, "correct": int, "confusion": list, "margins": list, "margin_percentiles": list, "samples": list}
+_OF_RECORD = {
+    "n": int,
+    "correct": int,
+    "confusion": list,
+    "margins": list,
+    "margin_percentiles": list,
+    "bounds": dict,
+    "samples": list,
+}
 _NUMBERS_OF_EVENT = {"epoch": ("epoch", "training", "seconds"), "record": ("seconds",)}
 
 

@@ -28,8 +28,8 @@ def train(run: RunSpec, data: Dataset, store: Store) -> None:
     The seed fixes the initial weights and the order of the images, whatever the loss, so that the losses of one seed
     are compared as pairs. A run that is resumed ends, on the CPU, in the same bits as one that was not interrupted. A
     row of the curve holds epoch (from 1), lr, train_loss (mean over the batches, nats), train_accuracy (as the epoch
-    went by), validation_accuracy (after it) and, every so many epochs, attacks: the accuracy under each attack that
-    the recipe names. The log gets each epoch's seconds, and those of its training alone.
+    went by), validation_accuracy (after it) and, every so many epochs, for each attack that the recipe names: attacks,
+    the accuracy under it, and bounds, as in a record under "labels". The log gets each epoch's seconds, and those of its training alone.
 
     :param run: What to train.
     :param data: Its data set.
@@ -67,8 +67,9 @@ def train(run: RunSpec, data: Dataset, store: Store) -> None:
             raise TrainingError(f"the loss of {run} became {row['train_loss']} in epoch {epoch + 1}")
         row |= {"epoch": epoch + 1, "lr": recipe.lr_at(epoch), "validation_accuracy": accuracy(model, *validation)}
         if recipe.curve_every and (epoch + 1) % recipe.curve_every == 0:
-            measured = measure_all(recipe.curve_attacks, classifier, data, recipe.input_scale)
-            row["attacks"] = {spec.key(): record["correct"] / record["n"] for spec, record in measured}
+            measured = dict(measure_all(recipe.curve_attacks, classifier, data, recipe.input_scale))
+            row["attacks"] = {spec.key(): record["correct"] / record["n"] for spec, record in measured.items()}
+            row["bounds"] = {spec.key(): record["bounds"]["labels"] for spec, record in measured.items()}
         curve.append(row)
         store.save_state(
             run,
