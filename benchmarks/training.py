@@ -29,7 +29,8 @@ def train(run: RunSpec, data: Dataset, store: Store) -> None:
     are compared as pairs. A run that is resumed ends, on the CPU, in the same bits as one that was not interrupted. A
     row of the curve holds epoch (from 1), lr, train_loss (mean over the batches, nats), train_accuracy (as the epoch
     went by), validation_accuracy (after it) and, every so many epochs, for each attack that the recipe names: attacks,
-    the accuracy under it, and bounds, as in a record under "labels". The log gets each epoch's seconds, and those of its training alone.
+    the accuracy under it, and bounds, as a record has them under "labels". The log gets each epoch's seconds, and those
+    of its training alone.
 
     :param run: What to train.
     :param data: Its data set.

@@ -51,4 +51,5 @@ def results(
 
 def record(n: int, correct: int, **more: int) -> dict[str, Any]:
     """A record of so many images that says no more than it must."""
-    return {"n": n, "correct": correct, "confusion": [], "margins": [], "margin_percentiles": [], "samples": []} | more
+    empty: dict[str, Any] = {"confusion": [], "margins": [], "margin_percentiles": [], "bounds": {}, "samples": []}
+    return {"n": n, "correct": correct, **empty, **more}

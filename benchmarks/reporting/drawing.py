@@ -90,6 +90,8 @@ class Panel:
     log: bool = False
     """Whether the y axis is logarithmic; else it is that of an accuracy, from 0 to 1."""
     x_ticks: Sequence[float] | None = None
+    level: float | None = None
+    """A height at which a line is drawn across."""
 
 
 @contextmanager
@@ -115,7 +117,7 @@ def line_figure(panels: Sequence[Panel]) -> Figure:
     share = len({(panel.y_label, panel.log) for panel in panels}) == 1
     axes_row = figure.subplots(1, len(panels), squeeze=False, sharey=share)[0]
     for axes, panel in zip(axes_row, panels, strict=True):
-        _draw_panel(axes, panel)
+        _draw_panel(axes, panel, beside=panels if share else [panel])
         if share:
             axes.label_outer()
     draw_legend(figure, list(axes_row))
@@ -129,7 +131,8 @@ def draw_legend(figure: Figure, all_axes: Sequence[Axes]) -> None:
     figure.legend(handles=by_label.values(), loc="outside lower center", ncols=columns, handlelength=3.5)
 
 
-def _draw_panel(axes: Axes, panel: Panel) -> None:
+def _draw_panel(axes: Axes, panel: Panel, *, beside: Sequence[Panel]) -> None:
+    """One panel, whose y axis has the range of all those beside it that share it."""
     axes.set(title=panel.title, xlabel=panel.x_label, ylabel=panel.y_label)
     axes.grid(color=GREY, alpha=0.25, linewidth=0.6)
     if panel.x_ticks is not None:
@@ -137,6 +140,8 @@ def _draw_panel(axes: Axes, panel: Panel) -> None:
         axes.set_xticks(panel.x_ticks, labels, rotation=60 if crowded else 0)
     else:
         axes.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
+    if panel.level is not None:
+        axes.axhline(panel.level, color=GREY, linewidth=1.2)
     for line, points in panel.lines:
         _draw_line(axes, line, points)
     if not panel.log:
@@ -144,7 +149,8 @@ def _draw_panel(axes: Axes, panel: Panel) -> None:
         return
     axes.set_yscale("log", nonpositive="clip")
     # An interval may reach to 0 or below, where a logarithmic axis has no end.
-    means = [point.mean for _, points in panel.lines for point in points.values() if point.mean > 0]
+    lines = [line for each in beside for line in each.lines]
+    means = [point.mean for _, points in lines for point in points.values() if point.mean > 0]
     if means:
         axes.set_ylim(min(means) / 2, max(means) * 2)
 

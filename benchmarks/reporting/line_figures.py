@@ -3,10 +3,18 @@
 from collections.abc import Sequence
 
 from benchmarks.config import LossSpec, SplitName
+from benchmarks.evaluation import UPPER_ALPHA
 from benchmarks.reporting.drawing import Panel, Picture, line_figure, line_for, seeds_note, values_in_words
 from benchmarks.reporting.selection import PROTOCOLS, SOUND, Selection
 
 TEST_ACCURACY = "test accuracy (share of images)"
+# What is drawn of Proposition 1, and the fields of ErrorBounds behind it.
+BOUNDS = {
+    "P_e": "error",
+    f"(1) at alpha {UPPER_ALPHA:g}": "log_upper_bound",
+    "(1) at its best alpha": "log_tightest_upper_bound",
+    "CE / log 2": "log_markov_bound",
+}
 
 
 def figure_1(selection: Selection) -> Picture | None:
@@ -24,6 +32,28 @@ def figure_1(selection: Selection) -> Picture | None:
             panels.append(Panel(protocol.title, "epoch", TEST_ACCURACY, lines))
     caption = f"Accuracy on {selection.images} under FGSM with CE gradients as training goes on; eps 0 is no attack."
     return _picture(selection, "figure_1", "accuracy during training (the paper's Fig. 1)", caption, panels)
+
+
+def bounds(selection: Selection) -> Picture | None:
+    """The error probability and its upper bounds against epoch, a panel per strength of the sound CE attack."""
+    panels = []
+    for attack in SOUND.attacks(selection.recipe.curve_attacks, "ce"):
+        lines = [
+            (line_for(loss, f"{loss} trained, {label}", position), points)
+            for loss in selection.losses
+            for position, (label, field) in enumerate(BOUNDS.items())
+            if (points := selection.by_epoch(loss, "bounds", attack.key(), field, log_probability=field != "error"))
+        ]
+        if lines:
+            title = f"FGSM, eps {attack.eps:g}" if attack.eps else "No attack"
+            panels.append(Panel(title, "epoch", "P_e and bounds on it", lines, log=True, level=1.0))
+    caption = (
+        f"The error probability P_e on {selection.images}, without attack and under FGSM with CE gradients (sound "
+        "protocol), as training goes on, and three upper bounds on it: (1) of Proposition 1 at "
+        f"alpha = {UPPER_ALPHA:g} and at its best alpha, and CE / log 2. A bound of more than 1 says no more than 1 "
+        "does, and is drawn as 1. Where an interval reaches 0, its shading goes down to the lower edge."
+    )
+    return _picture(selection, "bounds", "Proposition 1 during training", caption, panels)
 
 
 def learning_curves(selection: Selection) -> Picture | None:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from benchmarks.reporting.bounds import bounds_frame, bounds_tables
 from benchmarks.reporting.cells import Results
 from benchmarks.reporting.claims import Claim, claims, claims_table
 from benchmarks.reporting.drawing import save
@@ -15,7 +16,13 @@ from benchmarks.reporting.tables import alpha_eps, chosen_alpha, confusion_attac
 from benchmarks.store import write_bytes
 
 # What the page calls the tables of each name.
-HEADINGS = {"table_1": "Accuracy", "confusion": "Confusion", "alpha": "Choice of alpha", "claims": "Claims"}
+HEADINGS = {
+    "table_1": "Accuracy",
+    "confusion": "Confusion",
+    "alpha": "Choice of alpha",
+    "bounds": "Proposition 1",
+    "claims": "Claims",
+}
 
 
 def write(results: Results, folder: Path, *, command: str) -> Path:
@@ -69,7 +76,9 @@ def _notes(results: Results) -> list[str]:
 
 def all_tables(results: Results, found: Sequence[Claim]) -> dict[str, list[Table]]:
     """The tables that a grid can give, by name, with that of the claims found."""
-    return tables(results) | ({"claims": [claims_table(found)]} if found else {})
+    bounds = [table for dataset in results.datasets for table in bounds_tables(results, dataset)]
+    more = {"bounds": bounds, "claims": [claims_table(found)] if found else []}
+    return tables(results) | {name: several for name, several in more.items() if several}
 
 
 def frames(results: Results, found: Sequence[Claim]) -> dict[str, pd.DataFrame]:
@@ -78,6 +87,7 @@ def frames(results: Results, found: Sequence[Claim]) -> dict[str, pd.DataFrame]:
         "table_1": results.cell_frame(),
         "confusion": confusion_frame(results),
         "alpha": alpha_frame(results),
+        "bounds": bounds_frame(results),
         "claims": claims_frame(found),
     }
 

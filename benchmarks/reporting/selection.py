@@ -1,5 +1,6 @@
 """What of a grid's results the figures of one data set draw."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -76,12 +77,14 @@ class Selection:
         count = next(found, None)
         return "the test images" if count is None else f"{count} test images"
 
-    def by_epoch(self, loss: LossSpec, *path: str) -> dict[float, Interval]:
+    def by_epoch(self, loss: LossSpec, *path: str, log_probability: bool = False) -> dict[float, Interval]:
         """
         A value of the curves' rows over the seeds, by epoch.
 
         :param loss: The training loss.
         :param path: The value's key in a row, or the keys that lead to it.
+        :param log_probability: Whether the rows hold the logarithm of a bound on a probability: it is then taken as the
+               bound, at most 1.
         """
         values: dict[float, list[float]] = {}
         for run in self.results.runs(self.dataset, loss):
@@ -90,7 +93,7 @@ class Selection:
                 for key in path:
                     value = None if value is None else value.get(key)
                 if value is not None:  # None after epochs in which it was not measured
-                    values.setdefault(row["epoch"], []).append(value)
+                    values.setdefault(row["epoch"], []).append(math.exp(min(value, 0.0)) if log_probability else value)
         return {epoch: mean_interval(found) for epoch, found in sorted(values.items())}
 
     def by_eps(self, loss: LossSpec, attacks: Sequence[AttackSpec]) -> dict[float, Interval]:

@@ -121,7 +121,7 @@ def confusion_table(results: Results, dataset: str) -> Table | None:
     names = [label if attack.name == "none" else f"eps {eps:g}, {label}" for label, attack in attacks.items()]
     notes = [
         f"Data: {dataset}. C[i, j] is the mean probability of class i over the test images of class j; I - C is the "
-        "zero matrix for a classifier that is right and certain. " + _over(results.grid),
+        "zero matrix for a classifier that is right and certain. " + over_seeds(results.grid),
         "The attack is FGSM by the CE loss; sound and paper are the protocols of Table 1. A row CE - HR is the "
         "difference paired over the seeds.",
     ]
@@ -178,8 +178,8 @@ def alpha_table(results: Results, dataset: str) -> Table | None:
             rows.append((f"{eps:g}" if loss == grid.losses[0] else "", str(loss), *entries))
     notes = [
         f"Data: {dataset}, {images['validation']} validation images, held out of training, and {images['test']} test "
-        f"images. {_over(grid)} FGSM by the CE loss, sound protocol, eps as a share of the pixel range. In brackets: "
-        "the share of images whose input gradient is exactly 0.",
+        f"images. {over_seeds(grid)} FGSM by the CE loss, sound protocol, eps as a share of the pixel range. In "
+        "brackets: the share of images whose input gradient is exactly 0.",
         "‡ The alpha chosen at this eps: the highest mean accuracy on validation, over the seeds that all alphas have.",
         *_flag_notes(shown),
     ]
@@ -220,6 +220,12 @@ def interval_text(interval: Interval | None, grid: Grid) -> str:
     return str(interval) + ("" if interval.n == len(grid.seeds) else f" (n = {interval.n})")
 
 
+def over_seeds(grid: Grid) -> str:
+    """What a note says of the seeds."""
+    seeds = len(grid.seeds)
+    return "One seed, so without an interval." if seeds == 1 else f"Mean and 95% t interval over {seeds} seeds."
+
+
 def _test_attacks(grid: Grid) -> list[AttackSpec]:
     return [attack for attack in grid.attacks if attack.split == "test"]
 
@@ -237,11 +243,6 @@ def _text(cell: Cell, grid: Grid) -> str:
     return f"{cell.accuracy}{flag}" + (f" ({', '.join(beside)})" if beside else "")
 
 
-def _over(grid: Grid) -> str:
-    seeds = len(grid.seeds)
-    return "One seed, so without an interval." if seeds == 1 else f"Mean and 95% t interval over {seeds} seeds."
-
-
 def _table_1_notes(results: Results, dataset: str, shown: list[Cell], labels: set[str]) -> tuple[str, ...]:
     images = max((cell.images for cell in shown), default=0)
     scale = dict(results.grid.recipes)[dataset].input_scale
@@ -257,8 +258,8 @@ def _table_1_notes(results: Results, dataset: str, shown: list[Cell], labels: se
         "printed": "printed: what the paper prints; no measurement of ours.",
     }
     notes = [
-        f"Data: {dataset}, {images} test images. {_over(results.grid)} FGSM, L-infinity. In brackets: the share of "
-        "images whose input gradient is exactly 0.",
+        f"Data: {dataset}, {images} test images. {over_seeds(results.grid)} FGSM, L-infinity. In brackets: the share "
+        "of images whose input gradient is exactly 0.",
         *(note for label, note in by_label.items() if label in labels),
         "FGSM is a weak attack: these figures bound robust accuracy from above and are no evidence of robustness.",
         *_flag_notes(shown),

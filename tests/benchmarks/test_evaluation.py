@@ -17,6 +17,7 @@ from art_hrloss import HRClassifier, attack_view
 from benchmarks import attacks, data, evaluation, models, training
 from benchmarks.config import AttackSpec, LossSpec, Recipe, RunSpec
 from benchmarks.data import Dataset, Split
+from benchmarks.formats import RECORD_VERSION
 from benchmarks.losses import attack_loss
 from benchmarks.store import Store
 
@@ -112,12 +113,18 @@ def recomputed(attacked: np.ndarray, logits: np.ndarray, labels: np.ndarray) -> 
     classes = logits.shape[1]
     sums = [[0.0] * classes for _ in range(classes)]
     counts, margins, bins, samples, correct = [0] * classes, [], [0] * 80, {}, 0
+    entropies, uncertain, of_label, squares = [], [], [], []
     for image, row, label in zip(attacked, logits.astype(float).tolist(), labels.tolist(), strict=True):
         odds = [math.exp(logit - max(row)) for logit in row]
         q = [odd / sum(odds) for odd in odds]
         prediction = row.index(max(row))
         correct += prediction == label
         counts[label] += 1
+        entropies.append(-math.fsum(p * math.log(p) for p in q))
+        uncertain.append(math.fsum(q[:prediction] + q[prediction + 1 :]))
+        of_label.append(q[label])
+        # The labels' distributions of a record's noisy labels: 0.91 for the label and 0.01 for each other of ten.
+        squares.append(math.fsum(p * p / (0.91 if i == label else 0.01) for i, p in enumerate(q)))
         for i in range(classes):
             sums[i][label] += q[i]
         margins.append(row[label] - max(logit for i, logit in enumerate(row) if i != label))
@@ -138,6 +145,29 @@ def recomputed(attacked: np.ndarray, logits: np.ndarray, labels: np.ndarray) -> 
         "margins": bins,
         "margin_percentiles": percentiles,
         "samples": [samples[label] for label in sorted(samples)],
+        "bounds": proposition_1(1 - correct / len(labels), *map(np.mean, (uncertain, entropies)), of_label, squares),
+    }
+
+
+def proposition_1(error: float, uncertainty: float, entropy: float, of_label: list[float], squares: list[float]) -> Any:
+    """Of ten classes, (1) at alpha = 1.6 with the labels; (5) from below at alpha = 3 with the noisy ones."""
+    scaled = math.log(np.mean(np.power(of_label, -0.6))) / 0.6
+    reverse = math.log(np.mean(squares)) / 2
+    return {
+        "labels": {
+            "error": error,
+            "uncertainty": uncertainty,
+            "conditional_entropy": entropy,
+            "cross_entropy": -np.mean(np.log(of_label)),
+            "renyi_divergence": scaled / 1.6,
+            "log_upper_bound": 0.6 / 1.6 * (math.log(1 - math.exp(-entropy)) + scaled),
+            "log_relaxed_bound": 0.6 / 1.6 * (entropy + scaled - 1),
+        },
+        "noisy_labels": {
+            "error": 0.9 * error + 0.1 * 0.9,
+            "reverse_divergence": reverse,
+            "log_comparison_lower_bound": 2 * math.log(uncertainty) - 2 * reverse,
+        },
     }
 
 
@@ -154,6 +184,10 @@ def assert_holds(record: dict[str, Any], expected: dict[str, Any], split: Split)
         assert sample["shape"] == list(split.images.shape[1:])
         assert sample["prediction"] == prediction
         assert sample["confidence"] == pytest.approx(confidence, rel=1e-12)
+    if len(record["confusion"]) == 10:  # as the ten classes of the recomputed bounds
+        for labels, bounds in expected["bounds"].items():
+            assert {name: record["bounds"][labels][name] for name in bounds} == pytest.approx(bounds, rel=1e-9)
+        assert record["bounds"]["labels"]["log_lower_bound"] is None, "with certain labels it is -inf"
 
 
 @pytest.mark.parametrize("run", [RUN, SCALED], ids=["in [0, 1]", "in [0, 255]"])
@@ -278,7 +312,7 @@ def test_attacks_made_together_give_the_records_of_attacks_made_one_by_one(
     # And so do the files.
     evaluation.evaluate(run, EVERY, digits, fresh)
     for spec in EVERY:
-        assert fresh.record(run, spec) == {"version": 1, **alone[spec]}
+        assert fresh.record(run, spec) == {"version": RECORD_VERSION, **alone[spec]}
 
 
 def test_parts_that_begin_or_end_with_the_same_image_are_told_apart(fresh: Store, digits: Dataset) -> None:
@@ -358,7 +392,7 @@ def test_records_that_are_there_are_not_made_again(fresh: Store, digits: Dataset
     fresh.save_record(RUN, ATTACKS[0], marked)
     missing = AttackSpec("fgm", "ce", 0.2)
     evaluation.evaluate(RUN, [ATTACKS[0], missing], digits, fresh)
-    assert fresh.record(RUN, ATTACKS[0]) == {"version": 1, **marked}
+    assert fresh.record(RUN, ATTACKS[0]) == {"version": RECORD_VERSION, **marked}
     assert fresh.record(RUN, missing) is not None
     assert [(entry["event"], entry["attack"]) for entry in fresh.log_entries(RUN)] == [("record", missing.key())]
     assert all(entry["seconds"] >= 0 for entry in fresh.log_entries(RUN))

@@ -17,6 +17,7 @@ from benchmarks import data, executors, grids, runner
 from benchmarks.__main__ import GridOptions, main
 from benchmarks.config import RunSpec
 from benchmarks.data import Dataset
+from benchmarks.formats import RECORD_VERSION
 from benchmarks.runner import Outcome
 from benchmarks.store import Store, StoreError
 
@@ -342,7 +343,7 @@ def test_damaged_files_are_told_and_made_again(pool_store: Path, tmp_path: Path,
     assert main(["run", *SMALL, "--store", str(tmp_path)]) == 0
     shown = capsys.readouterr().out
     assert "model.safetensors cannot be read" in shown
-    assert "none.json is of version 0, where this program writes version 1" in shown
+    assert f"none.json is of version 0, where this program writes version {RECORD_VERSION}" in shown
     for name in ("model.safetensors.bad", "records/none.json.bad"):
         (folder / name).unlink()
     assert files(tmp_path) == whole

@@ -15,11 +15,14 @@ from processes import files_no_longer_than
 
 from benchmarks.config import AttackSpec, LossSpec, Recipe, RunSpec
 from benchmarks.files import UnreadableError, append_line, set_aside
+from benchmarks.formats import RECORD_VERSION
 from benchmarks.store import DamagedError, Store, StoreError, write_bytes, write_json
 
 RUN = RunSpec("digits", Recipe(model="small-cnn", epochs=3, batch_size=5, lr=0.1), LossSpec("ce"), 0)
 ATTACK = AttackSpec("fgm", "hr", 0.1)
 RECORD = made_up.record(3, 2, zero_gradient=0)
+VERSION = {"version": RECORD_VERSION}
+THIS_VERSION = f"where this program writes version {RECORD_VERSION}"
 WEIGHTS = {"w": torch.arange(300.0), "b": torch.ones(2)}
 
 
@@ -57,7 +60,7 @@ def test_what_is_kept_comes_back(store: Store) -> None:
     assert store.epochs_done(RUN) == 3
     assert not store.is_done(RUN, (ATTACK,))
     store.save_record(RUN, ATTACK, RECORD)
-    assert store.record(RUN, ATTACK) == RECORD | {"version": 1}
+    assert store.record(RUN, ATTACK) == RECORD | VERSION
     assert store.is_done(RUN, (ATTACK,))
     assert list(store.damaged(RUN, (ATTACK,))) == []
 
@@ -238,14 +241,21 @@ def test_weights_that_are_not_there_are_named(store: Store) -> None:
         ('{"version": 1, "n": 3, "correct": 2, "x": NaN}', r"is not valid JSON \(NaN is no number\)"),
         ("null", "should hold a dict, but holds a NoneType"),
         ("3.5", "should hold a dict, but holds a float"),
-        ('{"n": 3, "correct": 2}', "is of version None, where this program writes version 1"),
-        ('{"version": 2, "n": 3, "correct": 2}', "is of version 2, where this program writes version 1"),
-        ('{"version": 1}', "should hold n, a int, but holds"),
-        (json.dumps({"version": 1, **RECORD, "n": 0, "correct": 0}), "but says 0 of 0"),
-        (json.dumps({"version": 1, **RECORD, "correct": 4}), "but says 4 of 3"),
-        (json.dumps({"version": 1, **RECORD, "n": "3"}), "should hold n, a int, but holds"),
-        (json.dumps({"version": 1, **made_up.record(3, 2)}), "should hold zero_gradient, a int, but holds"),
-        (json.dumps({"version": 1, **RECORD, "samples": None}), "should hold samples, a list, but holds"),
+        ('{"n": 3, "correct": 2}', f"is of version None, {THIS_VERSION}"),
+        (
+            '{"version": 99, "n": 3, "correct": 2}',
+            f"is of version 99, {THIS_VERSION}",
+        ),
+        (json.dumps(VERSION), "should hold n, a int, but holds"),
+        (json.dumps({**VERSION, **RECORD, "n": 0, "correct": 0}), "but says 0 of 0"),
+        (json.dumps({**VERSION, **RECORD, "correct": 4}), "but says 4 of 3"),
+        (json.dumps({**VERSION, **RECORD, "n": "3"}), "should hold n, a int, but holds"),
+        (
+            json.dumps({**VERSION, **made_up.record(3, 2)}),
+            "should hold zero_gradient, a int, but holds",
+        ),
+        (json.dumps({**VERSION, **RECORD, "samples": None}), "should hold samples, a list, but holds"),
+        (json.dumps({**VERSION, **RECORD, "bounds": []}), "should hold bounds, a dict, but holds"),
     ],
     ids=[
         "empty",
@@ -263,6 +273,7 @@ def test_weights_that_are_not_there_are_named(store: Store) -> None:
         "text",
         "attack",
         "part",
+        "bounds",
     ],
 )
 def test_a_damaged_record_is_named(store: Store, text: str, message: str) -> None:

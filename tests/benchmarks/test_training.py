@@ -293,9 +293,9 @@ def test_the_curve_is_attacked_every_so_many_epochs(few: Dataset, store: Store, 
     assert [row["epoch"] for row in curve if "attacks" in row] == [e for e in (1, 2, 3, 4) if e % every == 0]
     plain = {"epoch", "lr", "train_loss", "train_accuracy", "validation_accuracy"}
     for row in curve:
-        assert set(row) - {"attacks"} == plain
+        assert set(row) - {"attacks", "bounds"} == plain
         if "attacks" in row:
-            assert set(row["attacks"]) == {spec.key() for spec in CURVE_ATTACKS}
+            assert set(row["attacks"]) == set(row["bounds"]) == {spec.key() for spec in CURVE_ATTACKS}
 
 
 def test_without_attacks_the_curve_has_none(few: Dataset, store: Store) -> None:
@@ -311,6 +311,7 @@ def test_the_curves_last_point_is_that_of_the_records(digits: Dataset, store: St
     records = {spec.key(): store.record(run, spec) for spec in CURVE_ATTACKS}
     *_, last = store.curve(run)
     assert last["attacks"] == {key: record["correct"] / record["n"] for key, record in records.items()}
+    assert last["bounds"] == {key: record["bounds"]["labels"] for key, record in records.items()}
     assert {record["n"] for record in records.values()} == {180, 360}
     assert 0 < last["attacks"]["fgm-ce-0.25"] < last["attacks"]["fgm-ce-0.1"] < last["attacks"]["none"] < 1
     if input_scale == 255:
@@ -343,7 +344,8 @@ def test_attacks_along_the_way_change_no_weight(few: Dataset, store: Store, mode
     ours, theirs = store.load_checkpoint(attacked), store.load_checkpoint(plain)
     assert set(ours) == set(theirs)
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
-    bare = [{name: value for name, value in row.items() if name != "attacks"} for row in store.curve(attacked)]
+    measured = ("attacks", "bounds")
+    bare = [{name: value for name, value in row.items() if name not in measured} for row in store.curve(attacked)]
     assert bare == store.curve(plain)
 
 

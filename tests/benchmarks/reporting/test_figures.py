@@ -31,7 +31,7 @@ GREY = "#767676"
 # The 97.5% quantile of Student's t with one degree of freedom, tan(0.475 pi). Of two values the standard error is half
 # their distance.
 T_1 = math.tan(0.475 * math.pi)
-NAMES = ["figure_1", "learning_curves", "accuracy_vs_eps", "confusion", "margins", "strip"]
+NAMES = ["figure_1", "learning_curves", "accuracy_vs_eps", "bounds", "confusion", "margins", "strip"]
 
 
 def small(grid: Grid, *, epochs: int, seeds: tuple[int, ...] = (0, 1)) -> Grid:
@@ -63,7 +63,8 @@ def hand_made(grid: Grid, record: Callable[[RunSpec, AttackSpec], Mapping[str, A
 
 
 def lines(axes: Axes) -> dict[str, tuple[list[float], list[float]]]:
-    return {str(line.get_label()): (list(line.get_xdata()), list(line.get_ydata())) for line in axes.get_lines()}
+    drawn = {str(line.get_label()): (list(line.get_xdata()), list(line.get_ydata())) for line in axes.get_lines()}
+    return {label: line for label, line in drawn.items() if not label.startswith("_")}  # not what the legend leaves out
 
 
 def shadings(axes: Axes) -> list[tuple[list[float], list[float], list[float]]]:
@@ -110,7 +111,7 @@ def test_a_grid_has_all_its_figures_and_each_says_of_what(pictures: dict[str, Pi
         assert "Data: digits." in picture.caption
         assert f"{DIGITS_TEST_SIZE} test images" in picture.caption or "180 validation images" in picture.caption
         assert len(picture.alt) > 100
-    for name in ("figure_1", "learning_curves", "accuracy_vs_eps"):
+    for name in ("figure_1", "learning_curves", "accuracy_vs_eps", "bounds"):
         assert "Mean over 2 seeds; shaded: 95% Student t interval over the seeds." in pictures[name].caption
     assert "Mean over 2 seeds." in pictures["confusion"].caption
     assert "Sum over 2 seeds." in pictures["margins"].caption
@@ -145,6 +146,32 @@ def test_accuracy_vs_eps_draws_the_records(results: Results, pictures: dict[str,
                 attacks = {0: AttackSpec("none"), 0.1: protocol(name, 0.1), 0.25: protocol(name, 0.25)}
                 expected[f"{loss} trained, {name.upper()} attack"] = accuracies(results, loss, attacks)
         check(panel, expected)
+
+
+def test_bounds_draw_the_error_and_no_bound_above_1(results: Results, pictures: dict[str, Picture]) -> None:
+    names = {
+        "P_e": "error",
+        "(1) at alpha 1.6": "log_upper_bound",
+        "(1) at its best alpha": "log_tightest_upper_bound",
+        "CE / log 2": "log_markov_bound",
+    }
+    axes = pictures["bounds"].figure.axes
+    assert [panel.get_title() for panel in axes] == ["No attack", "FGSM, eps 0.1", "FGSM, eps 0.25"]
+    capped = 0
+    for panel, key in zip(axes, ("none", "fgm-ce-0.1", "fgm-ce-0.25"), strict=True):
+        expected = {}
+        for loss in (CE, HR):
+            for name, field in names.items():
+                values = curve(results, loss, lambda row, key=key, field=field: row["bounds"][key][field])
+                if field != "error":
+                    capped += sum(value > 0 for pair in values.values() for value in pair)
+                    values = {x: [min(1.0, math.exp(value)) for value in pair] for x, pair in values.items()}
+                expected[f"{loss} trained, {name}"] = values
+        check(panel, expected)
+        assert panel.get_ylim() == axes[0].get_ylim()
+        (level,) = (line for line in panel.get_lines() if str(line.get_label()).startswith("_"))
+        assert set(level.get_ydata()) == {1.0}
+    assert capped
 
 
 def test_eps_of_the_paper_protocol_has_the_units_of_the_networks_input() -> None:
@@ -341,10 +368,13 @@ def test_a_grid_without_results_has_no_figures(name: str) -> None:
 def test_partial_results_give_what_they_can(results: Results) -> None:
     runs, grid = results.grid.runs(), results.grid
     only_curves = replace(results, records={})
-    assert [p.name for p in figures.pictures(only_curves)] == ["figure_1-digits", "learning_curves-digits"]
-    begun = replace(
-        only_curves, curves={runs[0]: [{k: v for k, v in results.curves[runs[0]][0].items() if k != "attacks"}]}
-    )
+    assert [p.name for p in figures.pictures(only_curves)] == [
+        "figure_1-digits",
+        "learning_curves-digits",
+        "bounds-digits",
+    ]
+    plain = {k: v for k, v in results.curves[runs[0]][0].items() if k not in ("attacks", "bounds")}
+    begun = replace(only_curves, curves={runs[0]: [plain]})
     (one,) = figures.pictures(begun)
     assert one.name == "learning_curves-digits"
     assert "One seed, so there is no interval." in one.caption

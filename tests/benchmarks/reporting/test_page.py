@@ -160,7 +160,7 @@ def test_the_page_is_whole_and_readable(
     seen = look(browser, file, width, scheme, Path(shots) / f"page-{width}-{scheme}.png" if shots else None)
     assert seen.problems == []
     made, pictures = parts
-    assert len(pictures) == 6
+    assert len(pictures) == 7
     titles = [table.title for several in made.values() for table in several]
     assert len(titles) >= 2
     assert seen.headings == [*titles, *(picture.title for picture in pictures)]
