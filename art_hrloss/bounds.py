@@ -91,9 +91,9 @@ def error_upper_bound(conditional_entropy: Tensor | float, divergence: Tensor | 
     :param divergence: D_alpha(p_XY || p_XY^), nats: HRLossTerms' renyi_divergence divided by alpha.
     :param alpha: The order, above 1.
     :return: A bound on log P_e in nats, differentiable by both; inf where the divergence is, -inf at H = 0 elsewhere.
-    :raises ValueError: If alpha is not finite and above 1.
+    :raises ValueError: If alpha is not finite and above 1, or the entropy below 0.
     """
-    return probability_comparison_bounds(_log_gap(_as_tensor(conditional_entropy)), divergence, alpha=alpha).upper
+    return probability_comparison_bounds(_log_gap(conditional_entropy), divergence, alpha=alpha).upper
 
 
 def error_lower_bound(
@@ -124,7 +124,7 @@ def error_lower_bound(
     if reading not in get_args(Reading):
         raise ValueError(f"expected reading to be one of {list(get_args(Reading))}, but got {reading!r}")
     factor = beta(classes) * (alpha / (alpha - 1) if reading == "printed" else 1.0)
-    log_gap = factor * _log_gap(_as_tensor(conditional_entropy))
+    log_gap = factor * _log_gap(conditional_entropy)
     return probability_comparison_bounds(log_gap, 0.0, reverse_divergence, alpha=alpha).lower
 
 
@@ -232,9 +232,12 @@ def _fano_root(h: Tensor, log_m: float) -> Tensor:
     return p
 
 
-def _log_gap(conditional_entropy: Tensor) -> Tensor:
+def _log_gap(conditional_entropy: Tensor | float) -> Tensor:
     """log[1 - exp(-H)]."""
-    return torch.log(-torch.expm1(-conditional_entropy))
+    h = _as_tensor(conditional_entropy)
+    if not bool((h >= 0).all()):
+        raise ValueError(f"expected conditional_entropy to be at least 0, but got {h.detach().min()}")
+    return torch.log(-torch.expm1(-h))
 
 
 def _as_tensor(value: Tensor | float) -> Tensor:

@@ -250,7 +250,12 @@ def attack_view(classifier: PyTorchClassifier, loss: Module) -> HRClassifier:
     if type(classifier).loss_gradient not in (PyTorchClassifier.loss_gradient, HRClassifier.loss_gradient):
         raise TypeError(f"expected a classifier with ART's own loss_gradient, but got {type(classifier).__name__}'s")
     _check_attack_loss(loss)
-    shared = (
+    return HRClassifier(classifier.model, attack_loss=loss, **shared_options(classifier))
+
+
+def shared_options(classifier: PyTorchClassifier) -> dict[str, Any]:
+    """What a sibling of `classifier` on the same network is made with, but for the network itself."""
+    names = (
         "loss",
         "input_shape",
         "nb_classes",
@@ -262,7 +267,7 @@ def attack_view(classifier: PyTorchClassifier, loss: Module) -> HRClassifier:
         "preprocessing",
         "device_type",
     )
-    return HRClassifier(classifier.model, attack_loss=loss, **{name: getattr(classifier, name) for name in shared})
+    return {name: getattr(classifier, name) for name in names}
 
 
 def _check_attack_loss(loss: object) -> None:

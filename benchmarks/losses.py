@@ -3,7 +3,7 @@
 from torch import Tensor, nn
 
 from art_hrloss import HRLoss
-from art_hrloss.functional import hr_loss_terms
+from art_hrloss.attack_losses import ExactCrossEntropy
 from benchmarks.config import AttackLossName, LossSpec
 
 
@@ -31,17 +31,6 @@ def attack_loss(name: AttackLossName) -> nn.Module:
         "clipped-hr": ClippedLoss(with_entropy=True),
     }
     return losses[name]
-
-
-class ExactCrossEntropy(nn.CrossEntropyLoss):
-    """Cross-entropy per example: the divergence alone of the HR loss at alpha = 1, to full precision at any margin."""
-
-    def __init__(self) -> None:
-        super().__init__(reduction="none")
-
-    def forward(self, input: Tensor, target: Tensor) -> Tensor:  # the parameter names of CrossEntropyLoss
-        """Logits ``(n, C)`` and class indices ``(n,)`` to nats, ``(n,)``."""
-        return hr_loss_terms(input, target, alpha=1.0, reduction="none").renyi_divergence
 
 
 class ClippedLoss(nn.CrossEntropyLoss):
