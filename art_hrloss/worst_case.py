@@ -93,7 +93,7 @@ def worst_case(
     begun = time.perf_counter()
     broken_by = np.where(predicted(classifier, images, batch_size) == labels, -1, 0)
     adversarial, attacked, seconds = images.copy(), [len(images)], [time.perf_counter() - begun]
-    with _seeded(seed):
+    with seeded(seed):
         for i, attack in enumerate(attacks.values(), start=1):
             begun, standing = time.perf_counter(), np.flatnonzero(broken_by < 0)
             if len(standing):
@@ -122,7 +122,8 @@ def allowed(
 
 
 @contextmanager
-def _seeded(seed: int) -> Iterator[None]:
+def seeded(seed: int) -> Iterator[None]:
+    """numpy's and torch's global generators, which ART's attacks draw from, seeded for a while."""
     state = np.random.get_state()  # noqa: NPY002  # ART draws from it
     try:
         with torch.random.fork_rng():
