@@ -1,27 +1,23 @@
 """
-Strong attacks, built from ART's: white-box ones driven by any loss, and the worst case over an ensemble.
+Strong white-box attacks, built from ART's and driven by any loss.
 
 ART's own iterative attacks return the last iterate, and lose an earlier one that was already misclassified; here every
-iterate that the network is asked about is looked at, and the first misclassified one is kept.
+iterate that the network is asked about is looked at, and where the last one is right again, the first misclassified
+one is returned.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from art.attacks.attack import EvasionAttack
-from art.attacks.evasion import (
-    AutoProjectedGradientDescent,
-    HopSkipJump,
-    ProjectedGradientDescentPyTorch,
-    SquareAttack,
-)
+from art.attacks.evasion import AutoProjectedGradientDescent, ProjectedGradientDescentPyTorch
 from art.estimators.classification import PyTorchClassifier
 from torch import Tensor, nn
 
 from art_hrloss.attack_losses import AttackLossName, attack_loss
-from art_hrloss.estimator import HRClassifier, attack_view, shared_options
+from art_hrloss.estimator import HRClassifier, _reduced, attack_view, shared_options
 
 Images = npt.NDArray[np.float32]
 Labels = npt.NDArray[np.int64]
@@ -37,19 +33,23 @@ class _Watch(nn.Module):
 
     def forward(self, logits: Tensor, labels: Tensor) -> Tensor:
         """Logits ``(n, M)`` and one-hot labels ``(n, M)`` to ``(n,)``."""
-        index = labels.argmax(1)
-        self.wrong = (logits.detach().argmax(1) != index).cpu().numpy()
-        losses: Tensor = self.loss(logits, index)
-        return losses
+        self.wrong = (logits.detach().argmax(1) != labels.argmax(1)).cpu().numpy()
+        return _reduced(self.loss, logits, labels, "none")
 
 
 class _Watched(HRClassifier):
     """A view that keeps, of every example of a batch, the first image on which the network went wrong."""
 
-    def __init__(self, *args: Any, images: Images, **kwargs: Any) -> None:
+    def __init__(self, *args: Any, images: Images, labels: Labels, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.adversarial = images.copy()
+        self.images, self.labels, self.adversarial = images, labels, images.copy()
         self.found = np.zeros(len(images), dtype=bool)
+
+    def predict(self, x: Any, *args: Any, **kwargs: Any) -> Any:
+        """As it does, but for the images themselves: AutoPGD would drop what a second look takes for misclassified."""
+        if np.array_equal(x, self.images):
+            return np.eye(self.nb_classes, dtype=np.float32)[self.labels]
+        return super().predict(x, *args, **kwargs)
 
     def loss_gradient(self, x: Any, y: Any, *args: Any, **kwargs: Any) -> Any:
         gradient = super().loss_gradient(x, y, *args, **kwargs)
@@ -72,46 +72,56 @@ class _Watched(HRClassifier):
 class _KeepsTheFirst:
     """Restarts on what still stands, batch by batch, of an attack of ART's that makes one attempt at one batch."""
 
-    def _attempts(self, x: Images, y: npt.NDArray[Any] | None, restarts: int, **kwargs: Any) -> Images:
+    def _attempts(self, x: Images, y: npt.NDArray[Any] | None, restarts: int, mask: Any = None) -> Images:
         """
         :param x: Images, shape ``(n, *input_shape)``.
         :param y: True labels, as indices or one-hot; without them the predictions are taken.
         :param restarts: Attempts, each from another random start.
-        :return: For every image the first misclassified iterate, or the last of all where there is none.
+        :param mask: Where images may change, shape ``(n, *input_shape)``, or one that broadcasts to that of an image.
+        :return: For every image a misclassified iterate, or what ART returns where there is none.
+        :raises ValueError: If the labels are not as many as the images, or no labels.
         """
         attack: Any = self
-        view = attack._estimator
+        view, size = attack._estimator, attack.batch_size
         images = np.asarray(x).astype(np.float32)
-        labels = as_indices(y, view.nb_classes) if y is not None else predicted(view, images, attack.batch_size)
-        adversarial, standing = images.copy(), predicted(view, images, attack.batch_size) == labels
-        try:
+        adversarial = images.copy()
+        with modes_kept(view.model):
+            labels = as_indices(y, view.nb_classes) if y is not None else predicted(view, images, size)
+            if len(labels) != len(images):
+                raise ValueError(f"expected as many labels as images, but got {len(labels)} and {len(images)}")
+            standing = predicted(view, images, size) == labels
             for _ in range(restarts):
                 indices = np.flatnonzero(standing)
-                for start in range(0, len(indices), attack.batch_size):
-                    batch = indices[start : start + attack.batch_size]
-                    watched = _Watched(
-                        view.model,
-                        attack_loss=_Watch(view.attack_loss),
-                        images=images[batch],
-                        **shared_options(view),
-                    )
-                    attack._estimator = watched
-                    last = super().generate(images[batch], labels[batch], **kwargs)  # type: ignore[misc]
-                    wrong = predicted(view, last, attack.batch_size) != labels[batch]
-                    # Where both went wrong the last iterate is as good; where neither did it is all there is.
-                    earlier = watched.found & ~wrong
-                    adversarial[batch] = np.where(_like(earlier, last), watched.adversarial, last)
-                    standing[batch] = ~(watched.found | wrong)
+                for batch in np.split(indices, range(size, len(indices), size)) if len(indices) else []:
+                    part = mask[batch] if np.ndim(mask) == images.ndim else mask
+                    options = {} if mask is None else {"mask": part}
+                    adversarial[batch], broken = self._attempt(images[batch], labels[batch], **options)
+                    standing[batch] = ~broken
+        return adversarial
+
+    def _attempt(self, images: Images, labels: Labels, **options: Any) -> tuple[Images, npt.NDArray[np.bool_]]:
+        """One attempt at one batch, all of it classified rightly: what it made, and which of that is misclassified."""
+        attack: Any = self
+        view = attack._estimator
+        watch = _Watch(view.attack_loss)
+        watched = _Watched(view.model, attack_loss=watch, images=images, labels=labels, **shared_options(view))
+        attack._estimator = watched
+        try:
+            last = super().generate(images, labels, **options)  # type: ignore[misc]
         finally:
             attack._estimator = view
-        return adversarial
+        wrong = predicted(view, last, attack.batch_size) != labels
+        # Where both went wrong the last iterate is as good; where neither did it is all there is.
+        earlier = watched.found & ~wrong
+        return np.where(_like(earlier, last), watched.adversarial, last), watched.found | wrong
 
 
 class PGD(_KeepsTheFirst, ProjectedGradientDescentPyTorch):
     """
     ART's projected gradient descent (Madry et al., 2018) along any loss, with restarts, keeping whatever went wrong.
 
-    Accepted wherever ART's is.
+    Its estimator is a view of the classifier, so that ART's AdversarialTrainer takes it for an attack on another one
+    and makes the images once, before it trains.
     """
 
     def __init__(
@@ -128,7 +138,7 @@ class PGD(_KeepsTheFirst, ProjectedGradientDescentPyTorch):
     ) -> None:
         """
         :param classifier: What to attack: a PyTorchClassifier that predicts logits.
-        :param loss: The loss to climb, per example.
+        :param loss: The loss to climb, by name, or any that HRClassifier takes as its `attack_loss`.
         :param eps: The largest perturbation, in units of the images.
         :param norm: numpy.inf, 1 or 2.
         :param eps_step: The step; 2.5 eps / max_iter by default.
@@ -136,7 +146,7 @@ class PGD(_KeepsTheFirst, ProjectedGradientDescentPyTorch):
         :param restarts: Attempts, each from a random start in the ball, on what the ones before have left standing.
         :param batch_size: Images that are attacked together; it changes no image but by the random starts.
         """
-        eps = checked_eps(eps)
+        eps, max_iter = checked_eps(eps), _at_least_one("max_iter", max_iter)
         super().__init__(
             attack_view(classifier, _module(loss)),
             norm=norm,
@@ -147,10 +157,10 @@ class PGD(_KeepsTheFirst, ProjectedGradientDescentPyTorch):
             batch_size=batch_size,
             verbose=False,
         )
-        self.restarts = restarts
+        self.restarts = _at_least_one("restarts", restarts)
 
     def generate(self, x: Images, y: npt.NDArray[Any] | None = None, **kwargs: Any) -> Images:
-        """Attack images, shape ``(n, *input_shape)``: see :class:`PGD`."""
+        """Attack images, shape ``(n, *input_shape)``: see :class:`PGD`; `mask` is where they may change."""
         return self._attempts(x, y, self.restarts, **kwargs)
 
 
@@ -159,7 +169,7 @@ class AutoPGD(_KeepsTheFirst, AutoProjectedGradientDescent):
     ART's Auto-PGD (Croce and Hein, 2020) along any loss, with restarts, keeping whatever went wrong.
 
     It climbs the loss of each example in its exact form, so that ART's stop at a loss of exactly 0 waits for a margin
-    of 87, not of 17. Accepted wherever ART's is.
+    of 87, not of 17. Its estimator is a view, as that of :class:`PGD`.
     """
 
     def __init__(
@@ -175,7 +185,7 @@ class AutoPGD(_KeepsTheFirst, AutoProjectedGradientDescent):
     ) -> None:
         """
         :param classifier: What to attack: a PyTorchClassifier that predicts logits.
-        :param loss: The loss to climb, per example.
+        :param loss: The loss to climb, by name, or any that HRClassifier takes as its `attack_loss`.
         :param eps: The largest perturbation, in units of the images.
         :param norm: numpy.inf, 1 or 2.
         :param max_iter: Steps per attempt; the first has the length 2 eps.
@@ -194,60 +204,13 @@ class AutoPGD(_KeepsTheFirst, AutoProjectedGradientDescent):
             loss_type=None,
             verbose=False,
         )
-        self.restarts = restarts
+        self.restarts = _at_least_one("restarts", restarts)
 
     def generate(self, x: Images, y: npt.NDArray[Any] | None = None, **kwargs: Any) -> Images:
         """Attack images, shape ``(n, *input_shape)``: see :class:`AutoPGD`."""
+        if kwargs.get("mask") is not None:
+            raise NotImplementedError("expected no mask, because ART's Auto-PGD starts at a random point outside of it")
         return self._attempts(x, y, self.restarts, **kwargs)
-
-
-def ensemble(
-    classifier: PyTorchClassifier,
-    *,
-    eps: float,
-    norm: float | str = np.inf,
-    max_iter: int = 100,
-    restarts: int = 1,
-    square_iter: int = 1000,
-    hop_skip_jump_iter: int = 20,
-    transfer_from: Mapping[str, PyTorchClassifier] | None = None,
-    batch_size: int = 128,
-) -> dict[str, EvasionAttack]:
-    """
-    The attacks of :func:`worst_case`, the cheap ones first: white box along each loss, transfer, score and label based.
-
-    :param classifier: What to attack.
-    :param eps: The largest perturbation, in units of the images.
-    :param norm: numpy.inf or 2.
-    :param max_iter: Steps of each white-box attack.
-    :param restarts: Attempts of each white-box attack.
-    :param square_iter: Queries per example of the Square attack; 0 leaves it out.
-    :param hop_skip_jump_iter: Rounds of HopSkipJump, of a few thousand queries per example each; 0 leaves it out.
-    :param transfer_from: Classifiers by name, whose adversarial images are tried as well.
-    :param batch_size: Images that are attacked together.
-    """
-    options: dict[str, Any] = {"eps": eps, "norm": norm, "batch_size": batch_size}
-    losses: dict[AttackLossName, str] = {"ce": "CE", "margin": "the margin", "dlr": "DLR", "hr": "HR"}
-    if classifier.nb_classes < 3:
-        del losses["dlr"]
-    attacks: dict[str, EvasionAttack] = {
-        "PGD on CE": PGD(classifier, "ce", max_iter=max_iter, restarts=restarts, **options)
-    }
-    for loss, name in losses.items():
-        attacks[f"AutoPGD on {name}"] = AutoPGD(classifier, loss, max_iter=max_iter, restarts=restarts, **options)
-    for name, other in (transfer_from or {}).items():
-        attacks[f"transfer from {name}"] = PGD(other, "ce", max_iter=max_iter, **options)
-    if square_iter:
-        attacks["Square"] = SquareAttack(classifier, max_iter=square_iter, nb_restarts=1, verbose=False, **options)
-    if hop_skip_jump_iter:
-        attacks["HopSkipJump"] = HopSkipJump(
-            attack_view(classifier, attack_loss("ce")),
-            norm=norm,
-            max_iter=hop_skip_jump_iter,
-            batch_size=batch_size,
-            verbose=False,
-        )
-    return attacks
 
 
 def predicted(classifier: Any, images: Images, batch_size: int) -> Labels:
@@ -262,8 +225,10 @@ def as_indices(y: npt.NDArray[Any], classes: int) -> Labels:
     if labels.ndim == 2 and labels.shape[1] == classes:
         largest: Labels = labels.argmax(1)
         return largest
-    labels = labels.reshape(len(labels), -1)
-    if labels.shape[1] != 1 or ((labels != labels.astype(np.int64)) | (labels < 0) | (labels >= classes)).any():
+    if labels.ndim == 1:
+        labels = labels[:, np.newaxis]
+    valid = labels.ndim == 2 and labels.shape[1] == 1
+    if not valid or not ((labels == np.floor(labels)) & (labels >= 0) & (labels < classes)).all():
         raise ValueError(
             f"expected labels as class indices from 0 to {classes - 1} or rows of {classes}, but got {y!r:.60}"
         )
@@ -275,6 +240,23 @@ def checked_eps(eps: float) -> float:
     if not 0 < float(eps) < np.inf:
         raise ValueError(f"expected eps to be finite and above 0, but got {eps}")
     return float(eps)
+
+
+@contextmanager
+def modes_kept(network: nn.Module) -> Iterator[None]:
+    """Every module of a network back in its own mode afterwards: ART's predict leaves them all in evaluation mode."""
+    modes = [(module, module.training) for module in network.modules()]
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
+
+
+def _at_least_one(name: str, value: int) -> int:
+    if value != int(value) or value < 1:
+        raise ValueError(f"expected {name} to be a whole number of at least 1, but got {value}")
+    return int(value)
 
 
 def _module(loss: AttackLossName | nn.Module) -> nn.Module:

@@ -26,7 +26,7 @@ from scipy.optimize import minimize_scalar
 from torch import Tensor
 
 from art_hrloss.functional import check_alpha, classes_last
-from art_hrloss.numerics import log_of_others, log_softmax
+from art_hrloss.numerics import log_softmax
 
 Reading = Literal["derived", "printed"]
 
@@ -45,7 +45,8 @@ def uncertainty(logits: Tensor) -> Tensor:
     :param logits: Shape ``(C,)``, ``(N, C)`` or ``(N, C, d1, ...)``.
     :return: A scalar in [0, 1 - 1/M], to full relative precision however small.
     """
-    return log_of_others(log_softmax(classes_last(logits))).exp().mean()
+    q = log_softmax(classes_last(logits)).exp()
+    return q.scatter(-1, q.detach().argmax(-1, keepdim=True), 0.0).sum(-1).mean()
 
 
 def probability_comparison_bounds(
@@ -93,7 +94,9 @@ def error_upper_bound(conditional_entropy: Tensor | float, divergence: Tensor | 
     :return: A bound on log P_e in nats, differentiable by both; inf where the divergence is, -inf at H = 0 elsewhere.
     :raises ValueError: If alpha is not finite and above 1, or the entropy below 0.
     """
-    return probability_comparison_bounds(_log_gap(conditional_entropy), divergence, alpha=alpha).upper
+    # Where the divergence is infinite the entropy plays no part: not even by an infinite derivative at H = 0.
+    h = torch.where(_as_tensor(divergence) == torch.inf, 1.0, _as_tensor(conditional_entropy))
+    return probability_comparison_bounds(_log_gap(h), divergence, alpha=alpha).upper
 
 
 def error_lower_bound(
@@ -168,7 +171,7 @@ def fano_inverse(entropy: Tensor | float, classes: int) -> Tensor:
 
     :param entropy: Nats, in [0, q(1 - 1/M)], which contains [0, log M]; numbers are float64.
     :param classes: M, at least 2.
-    :return: In [0, 1 - 1/M].
+    :return: In [0, 1 - 1/M]; 0 for a subnormal entropy.
     :raises ValueError: If an argument is out of its range.
     """
     log_m, h = math.log(_check_classes(classes)), _as_tensor(entropy)
@@ -178,7 +181,7 @@ def fano_inverse(entropy: Tensor | float, classes: int) -> Tensor:
             f"expected entropies in [0, {largest:.6g}] for {classes} classes, "
             f"but got {h.detach().min()} to {h.detach().max()}"
         )
-    known = h > 0
+    known = h >= torch.finfo(h.dtype).tiny  # below it is no precision left, and the root underflows
     h = torch.where(known, h, largest)
     p = _fano_root(h.detach(), log_m).clamp(max=1 - 1 / classes)
     for _ in range(2):  # Once more with a gradient, which makes the first derivative exact, and once for the second.
@@ -206,7 +209,10 @@ def beta(classes: int) -> float:
 
 
 def _fano(p: Tensor, log_m: float) -> Tensor:
-    q: Tensor = p * log_m - torch.special.xlogy(p, p) - torch.special.xlog1py(1 - p, -p)
+    # -(1 - p) log(1 - p): for a small p from p, for a large one from 1 - p, which is then exact.
+    small = torch.where(p > 0.5, 0.0, p)
+    rest = torch.where(p > 0.5, torch.special.entr(1 - p), -torch.special.xlog1py(1 - small, -small))
+    q: Tensor = p * log_m + torch.special.entr(p) + rest
     return q
 
 
@@ -251,6 +257,6 @@ def _check_order(alpha: float, least: int) -> float:
 
 
 def _check_classes(classes: int) -> int:
-    if isinstance(classes, bool) or not isinstance(classes, int) or classes < 2:
+    if not isinstance(classes, int) or classes < 2:
         raise ValueError(f"expected classes to be a whole number of at least 2, but got {classes!r}")
     return classes

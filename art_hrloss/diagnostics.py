@@ -6,7 +6,8 @@ Evaluating Adversarial Robustness" (2019), and Pintor et al., "Indicators of Att
 raises no flag has passed these checks, and no more: what counts is :func:`~art_hrloss.worst_case.worst_case`.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -92,6 +93,8 @@ def gradient_masking_report(
     """
     Probe a classifier for signs that it only seems robust.
 
+    Nothing of the classifiers is changed: neither the mode of a network nor the gradients of its parameters.
+
     The cost is that of about ``16 max_iter`` forward and ``9 max_iter`` backward passes over the examples, ``2
     square_iter + noise_draws`` more forward ones, and `max_iter` of both per classifier in `transfer_from`; a few
     hundred examples are enough.
@@ -100,26 +103,57 @@ def gradient_masking_report(
     :param x: Images, shape ``(n, *input_shape)``.
     :param y: True labels, as indices or one-hot.
     :param eps: The perturbation to be withstood, in units of the images.
-    :param norm: numpy.inf, 1 or 2; the Square attack has no 1.
+    :param norm: numpy.inf or 2. Of norm 1 ART's gradient attacks move a single pixel per step, which the clip values
+           often undo: on it they fail on honest networks as well.
     :param max_iter: Steps of projected gradient descent, which is made with twice as many as well.
-    :param square_iter: Steps of the Square attack; 0 leaves it out. It wants images of shape ``(n, c, h, w)``.
+    :param square_iter: Steps of the Square attack; 0 leaves it out. It is left out as well where ART's cannot run: it
+           wants images, clip values, and in norm 2 squares of at least 10 pixels a side.
     :param noise_draws: Draws of slight noise, 4/255 of the pixel range, for unstable predictions.
     :param transfer_from: Classifiers by name, whose adversarial images are tried on this one.
     :param batch_size: Images at a time.
     :param seed: Of all that is random.
-    :raises ValueError: If there is no example, or the classifier's output is not one number per class.
+    :raises ValueError: If there is no example, an option is out of its range, or the classifier's output is not one
+            number per class.
     """
-    eps = checked_eps(eps)
-    images, labels = np.asarray(x).astype(np.float32), as_indices(y, classifier.nb_classes)
-    if len(images) == 0 or len(images) != len(labels):
-        raise ValueError(f"expected images, and a label for each, but got {len(images)} and {len(labels)} labels")
-    target = Target(classifier, images, labels, eps, norm, batch_size)
-    logits = target.logits(images)
-    if logits.shape != (len(images), classifier.nb_classes) or classifier.nb_classes < 2:
-        expected = f"({len(images)}, {classifier.nb_classes}), one number for each of at least two classes"
-        raise ValueError(f"expected predictions of shape {expected}, but got {logits.shape}")
-    with seeded(seed):
-        return _measured(target, logits, max_iter, square_iter, noise_draws, transfer_from or {}, seed)
+    eps, others = checked_eps(eps), transfer_from or {}
+    _check_options(norm, max_iter, square_iter, noise_draws, batch_size)
+    images = np.asarray(x).astype(np.float32)
+    if len(images) == 0 or len(images) != len(y):
+        raise ValueError(f"expected images, and a label for each, but got {len(images)} and {len(y)} labels")
+    target = Target(classifier, images, as_indices(y, classifier.nb_classes), eps, norm, batch_size)
+    with seeded(seed), _left_as_found(classifier, *others.values()):
+        logits = target.logits(images)
+        if logits.shape != (len(images), classifier.nb_classes) or classifier.nb_classes < 2:
+            expected = f"({len(images)}, {classifier.nb_classes}), one number for each of at least two classes"
+            raise ValueError(f"expected predictions of shape {expected}, but got {logits.shape}")
+        return _measured(target, logits, max_iter, square_iter, noise_draws, others, seed)
+
+
+def _check_options(norm: float | str, max_iter: int, square_iter: int, noise_draws: int, batch_size: int) -> None:
+    if float(norm) not in (np.inf, 2.0):
+        raise ValueError(f"expected norm to be numpy.inf or 2, but got {norm}")
+    for name, value, least in (
+        ("max_iter", max_iter, 1),
+        ("square_iter", square_iter, 0),
+        ("noise_draws", noise_draws, 0),
+        ("batch_size", batch_size, 1),
+    ):
+        if value < least:
+            raise ValueError(f"expected {name} to be at least {least}, but got {value}")
+
+
+@contextmanager
+def _left_as_found(*classifiers: PyTorchClassifier) -> Iterator[None]:
+    """ART's `predict` and `loss_gradient` change the mode of the network, and the gradients of its parameters."""
+    modes = [(module, module.training) for c in classifiers for module in c.model.modules()]
+    gradients = [(parameter, parameter.grad) for c in classifiers for parameter in c.model.parameters()]
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
+        for parameter, gradient in gradients:
+            parameter.grad = gradient
 
 
 def _measured(
@@ -134,7 +168,7 @@ def _measured(
     eps, x, random, found = target.eps, target.x, np.random.default_rng(seed), margins(logits, target.labels)
     stepped, traces = target.fgsm(), {steps: target.pgd(steps) for steps in (max_iter, 2 * max_iter)}
     views = target.views(float(np.median(found)))
-    black_box = {"Square": target.square(square_iter)} if square_iter and x.ndim == 4 else {}
+    black_box = {"Square": target.square(square_iter)} if square_iter and target.is_for_square else {}
     clip = target.classifier.clip_values
     return GradientMaskingReport(
         eps=eps,
@@ -157,7 +191,7 @@ def _measured(
         unstable=target.unstable(4 / 255 * target.pixel_range, noise_draws, random),
         silent=float(traces[max_iter].silent.mean()),
         moving=float(traces[2 * max_iter].moving.mean()),
-        random=float(np.nan_to_num(np.abs(target.logits(x) - logits)).max()),
+        random=float(np.nan_to_num(np.abs(target.logits(x) - logits)).max() / max(np.abs(logits).max(), 1e-30)),
         probabilities=bool((logits >= 0).all() and (np.abs(logits.sum(1) - 1) < 1e-5).all()),
         pixels=(float(x.min()), float(x.max())),
         clip_values=None if clip is None else (float(np.min(clip[0])), float(np.max(clip[1]))),

@@ -69,7 +69,8 @@ def exponential_mean(values: Tensor, log_weights: Tensor, order: float) -> Tenso
     log_weights = torch.where(used.any(-1, keepdim=True), log_weights, 0.0)
     weights = log_weights.softmax(-1)
     if order == 0:
-        result = (weights * torch.where(used, values, 0.0)).sum(-1)
+        # A weight may underflow to 0, but what it weighs was used: infinite, it makes the mean so.
+        result = torch.where(used & values.isinf(), values, weights * torch.where(used, values, 0.0)).sum(-1)
     else:
         log_weights = log_weights.log_softmax(-1)
         centre = _centre(values.detach(), log_weights.detach(), used, order)

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from art_hrloss.attack_losses import DLRLoss, ExactCrossEntropy, MarginLoss
 from art_hrloss.attacks import PGD, AutoPGD, Images, Labels
 from art_hrloss.estimator import HRClassifier, attack_view, shared_options
+from art_hrloss.worst_case import allowed
 
 Flags = npt.NDArray[np.bool_]
 
@@ -95,10 +96,14 @@ class Target:
         if self.classifier.nb_classes > 2:
             views["DLR"] = attack_view(self.classifier, DLRLoss())
         views["CE of logits / T"] = attack_view(self.classifier, _Tempered(ce, max(1.0, margin)))
-        views["CE in float64"] = HRClassifier(
+        double = _Double(
             copy.deepcopy(self.classifier.model).double(), attack_loss=ce, **shared_options(self.classifier)
         )
-        return views
+        try:
+            double.loss_gradient(self.x[:1], self.one_hot[:1])
+        except (RuntimeError, TypeError):
+            return views  # float32 is written into the network, or the device has no other
+        return views | {"CE in float64": double}
 
     def pgd(self, max_iter: int, eps: float | None = None) -> Trace:
         """ART's projected gradient descent along the classifier's own gradients, from the clean images."""
@@ -123,13 +128,20 @@ class Target:
 
     def strong(self, max_iter: int) -> Flags:
         """What Auto-PGD along the margin leaves standing, no misclassified iterate being lost."""
-        attack = AutoPGD(
-            self.classifier, "margin", eps=self.eps, norm=self.norm, max_iter=max_iter, batch_size=self.batch_size
-        )
+        twice = HRClassifier(_Twice(self.classifier.model), attack_loss=MarginLoss(), **shared_options(self.classifier))
+        attack = AutoPGD(twice, "margin", eps=self.eps, norm=self.norm, max_iter=max_iter, batch_size=self.batch_size)
         return self.standing(self._made(attack))
 
+    @property
+    def is_for_square(self) -> bool:
+        """Whether ART's Square attack can run: in norm 2 it divides by 0 where a fifth of a side is a single pixel."""
+        if self.x.ndim != 4 or self.classifier.clip_values is None:
+            return False
+        height, width = self.x.shape[2:] if self.classifier.channels_first else self.x.shape[1:3]
+        return float(self.norm) == np.inf or height == width >= 10
+
     def square(self, max_iter: int) -> Flags:
-        """What the Square attack, which sees the logits alone, leaves standing; ART has it for images (n, c, h, w)."""
+        """What the Square attack, which sees the logits alone, leaves standing; see `is_for_square`."""
         attack = SquareAttack(
             self.classifier,
             norm=self.norm,
@@ -138,12 +150,12 @@ class Target:
             batch_size=self.batch_size,
             verbose=False,
         )
-        return self.standing(self._made(attack))
+        return self._standing_of_allowed(self._made(attack))
 
     def transfer(self, other: PyTorchClassifier, max_iter: int) -> Flags:
         """What images made on another classifier leave standing."""
         attack = PGD(other, "ce", eps=self.eps, norm=self.norm, max_iter=max_iter, batch_size=self.batch_size)
-        return self.standing(self._made(attack))
+        return self._standing_of_allowed(self._made(attack))
 
     def noise(self, size: float, random: np.random.Generator) -> Flags:
         """Which are right after every pixel has moved by that much, up or down at random."""
@@ -180,6 +192,10 @@ class Target:
         clip = self.classifier.clip_values
         return (images if clip is None else images.clip(*clip)).astype(np.float32)
 
+    def _standing_of_allowed(self, images: Images) -> Flags:
+        """Which are right, or break the rules: another classifier's clip values, say, are not this one's."""
+        return self.standing(images) | ~allowed(images, self.x, self.eps, self.norm, self.classifier.clip_values)
+
     def _made(self, attack: EvasionAttack) -> Images:
         made: Images = attack.generate(self.x, self.one_hot)
         return made
@@ -188,17 +204,47 @@ class Target:
     def _watching(self) -> Iterator[list[npt.NDArray[np.float64]]]:
         """The margins of all images at which the classifier is asked for a gradient, call by call."""
         classifier, ask, seen = self.classifier, self.classifier.loss_gradient, list[npt.NDArray[np.float64]]()
+        own = vars(classifier).copy()
 
         def answer(x: Any, y: Any, *args: Any, **kwargs: Any) -> Any:
             images, rows = (v.detach().cpu().numpy() if isinstance(v, Tensor) else v for v in (x, y))
             seen.append(margins(self.logits(images), rows.argmax(1)))
             return ask(x, y, *args, **kwargs)
 
-        classifier.__dict__["loss_gradient"] = answer
+        vars(classifier)["loss_gradient"] = answer
         try:
             yield seen
         finally:
-            del classifier.__dict__["loss_gradient"]
+            del vars(classifier)["loss_gradient"]
+            vars(classifier).update({name: ask for name in own if name == "loss_gradient"})
+
+
+class _Double(HRClassifier):
+    """
+    A view in float64, whose gradients are divided by their largest entry.
+
+    ART's attacks work in float32, which would round them to 0 just where float64 is wanted; none but their direction
+    matters.
+    """
+
+    def loss_gradient(self, x: Any, y: Any, *args: Any, **kwargs: Any) -> Any:
+        """As HRClassifier's, for arrays, but for the scale of each example's."""
+        gradient = super().loss_gradient(x.astype(np.float64), y, *args, **kwargs)
+        largest = np.abs(gradient).max(axis=tuple(range(1, x.ndim)), keepdims=True)
+        return (gradient / np.where(largest > 0, largest, 1)).astype(x.dtype)
+
+
+class _Twice(nn.Module):
+    """A network with twice its logits: Auto-PGD refuses probabilities, and does the same to twice as much."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Images ``(n, *input_shape)`` to ``(n, M)``."""
+        logits: Tensor = 2 * self.network(images)
+        return logits
 
 
 class _Tempered(nn.Module):

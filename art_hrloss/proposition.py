@@ -12,7 +12,7 @@ from scipy.optimize import minimize_scalar
 from torch import Tensor
 
 from art_hrloss.bounds import beta, probability_comparison_bounds, relaxed_upper_bound
-from art_hrloss.functional import check_alpha, renyi_divergence
+from art_hrloss.functional import check_alpha, hr_loss_terms, renyi_divergence
 from art_hrloss.numerics import entropy, log_entropy, log_of_others, log_softmax
 
 Array = npt.NDArray[Any] | Tensor
@@ -156,16 +156,14 @@ class _Joint:
     def __init__(self, logits: Tensor, labels: Tensor) -> None:
         """Of logits and of the labels' weights, both of shape (n, M), no row of the weights without weight."""
         mass = labels.sum(1, keepdim=True)
-        self.log_q = log_softmax(logits)
         self.classes = logits.shape[1]
-        self.log_x = (mass / mass.sum()).log()
-        self._log_mu = (self.log_x + (labels / mass).log()).flatten()
-        self._log_nu = (self.log_x + self.log_q).flatten()
-        self._labelled = ~self._log_mu.isneginf()
-        self.error = float(labels.scatter(1, self.log_q.argmax(1, keepdim=True), 0.0).sum() / mass.sum())
-        self.cross_entropy = -float((self._log_mu.exp() * self.log_q.flatten())[self._labelled].sum())
+        self._logits, self._labels = logits, labels
+        self.log_q, self._log_p, self._log_x = log_softmax(logits), (labels / mass).log(), (mass / mass.sum()).log()
+        self._labelled = labels > 0
+        self.error = float(labels.scatter(1, logits.argmax(1, keepdim=True), 0.0).sum() / mass.sum())
+        self.cross_entropy = -float((labels / mass.sum() * self.log_q)[self._labelled].sum())
         self.log_uncertainty = self._log_mean(log_of_others(self.log_q))
-        self.conditional_entropy = float((self.log_x.squeeze(1).exp() * entropy(self.log_q)).sum())
+        self.conditional_entropy = float((mass / mass.sum()).squeeze(1) @ entropy(self.log_q))
 
     @property
     def log_gap(self) -> float:
@@ -174,24 +172,24 @@ class _Joint:
         return math.log(-math.expm1(-h)) if h > 1e-30 else self._log_mean(log_entropy(self.log_q))
 
     def divergence(self, order: float) -> float:
-        """D_order(p_XY || p_XY^), for an order of at least 1."""
-        mu, nu = self._log_mu[self._labelled], self._log_nu[self._labelled]
-        return float(renyi_divergence(mu, nu, alpha=order))
+        """D_order(p_XY || p_XY^), as the loss has it."""
+        return float(hr_loss_terms(self._logits, self._labels, alpha=order).renyi_divergence) / order
 
     def reverse_divergence(self, order: float) -> float:
         """D_order(p_XY^ || p_XY)."""
-        return float(renyi_divergence(self._log_nu, self._log_mu, alpha=order))
+        log_mu, log_nu = ((self._log_x + log).flatten() for log in (self._log_p, self.log_q))
+        return float(renyi_divergence(log_nu, log_mu, alpha=order))
 
     def largest_log_ratio(self) -> float:
         """The limit of alpha D_alpha(p_XY || p_XY^) for alpha to infinity."""
-        return float((self._log_mu - self._log_nu)[self._labelled].max())
+        return float((self._log_p - self.log_q)[self._labelled].max())
 
     def largest_reverse_log_ratio(self) -> float:
         """That of alpha D_alpha(p_XY^ || p_XY)."""
-        return float((self._log_nu - self._log_mu)[~self._log_nu.isneginf()].max())
+        return float((self.log_q - self._log_p)[~self.log_q.isneginf()].max())
 
     def _log_mean(self, log_values: Tensor) -> float:
-        return float((self.log_x.squeeze(1) + log_values).logsumexp(0))
+        return float((self._log_x.squeeze(1) + log_values).logsumexp(0))
 
 
 def _tightest_upper(joint: _Joint, log_gap: float) -> tuple[float, float]:
@@ -292,7 +290,8 @@ def _number(value: float) -> str:
 
 
 def _upper(log_bound: float, alpha: float | None = None) -> str:
-    return _bound(float(np.exp(log_bound)), alpha, says=log_bound < 0)
+    with np.errstate(over="ignore"):
+        return _bound(float(np.exp(log_bound)), alpha, says=log_bound < 0)
 
 
 def _lower(log_bound: float, alpha: float | None = None) -> str:

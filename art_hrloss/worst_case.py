@@ -1,5 +1,7 @@
 """The worst case of an ensemble of attacks, example by example."""
 
+import math
+import random
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -10,10 +12,19 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from art.attacks.attack import EvasionAttack
-from art.attacks.evasion import AutoConjugateGradient, RescalingAutoConjugateGradient
+from art.attacks.evasion import (
+    AutoAttack,
+    AutoConjugateGradient,
+    HopSkipJump,
+    ProjectedGradientDescentPyTorch,
+    RescalingAutoConjugateGradient,
+    SquareAttack,
+)
 from art.estimators.classification import PyTorchClassifier
 
-from art_hrloss.attacks import Images, Labels, as_indices, checked_eps, ensemble, predicted
+from art_hrloss.attack_losses import AttackLossName, attack_loss
+from art_hrloss.attacks import PGD, AutoPGD, Images, Labels, as_indices, checked_eps, modes_kept, predicted
+from art_hrloss.estimator import attack_view
 
 
 @dataclass(frozen=True)
@@ -78,22 +89,25 @@ def worst_case(
     :param attacks: ART's attacks by name, each made for this eps, on the classifier or on others; by default
            :func:`ensemble`.
     :param batch_size: Of the predictions.
-    :param seed: Of numpy's and torch's global generators, which ART's attacks draw from; they are left as they were.
-    :raises ValueError: If there is no example, or an attack is known to be broken in ART.
+    :param seed: Of Python's, numpy's and torch's global generators, which are left as they were. ART's attacks draw
+           from them, but for its own HopSkipJump and BoundaryAttack, which begin at images that no seed decides.
+    :raises ValueError: If there is no example, or an attack is targeted, made for more than eps, or known to be broken
+            in ART: what such an attack leaves standing would count as robust.
     """
     eps = checked_eps(eps)
     attacks = ensemble(classifier, eps=eps, norm=norm, batch_size=batch_size) if attacks is None else attacks
     for name, attack in attacks.items():
-        _check_attack(name, attack, norm)
+        _check_attack(name, attack, eps, norm)
     images, labels = np.asarray(x).astype(np.float32), as_indices(y, classifier.nb_classes)
     if len(images) == 0 or len(images) != len(labels):
         raise ValueError(
             f"expected as many labels as images, and at least one, but got {len(labels)} and {len(images)}"
         )
     begun = time.perf_counter()
-    broken_by = np.where(predicted(classifier, images, batch_size) == labels, -1, 0)
+    with modes_kept(classifier.model):
+        broken_by = np.where(predicted(classifier, images, batch_size) == labels, -1, 0)
     adversarial, attacked, seconds = images.copy(), [len(images)], [time.perf_counter() - begun]
-    with seeded(seed):
+    with modes_kept(classifier.model), seeded(seed):
         for i, attack in enumerate(attacks.values(), start=1):
             begun, standing = time.perf_counter(), np.flatnonzero(broken_by < 0)
             if len(standing):
@@ -107,37 +121,132 @@ def worst_case(
     return WorstCase(("no attack", *attacks), broken_by, adversarial, tuple(attacked), tuple(seconds), eps, norm)
 
 
+def ensemble(
+    classifier: PyTorchClassifier,
+    *,
+    eps: float,
+    norm: float | str = np.inf,
+    max_iter: int = 100,
+    restarts: int = 1,
+    square_iter: int = 1000,
+    hop_skip_jump_iter: int = 20,
+    transfer_from: Mapping[str, PyTorchClassifier] | None = None,
+    batch_size: int = 128,
+) -> dict[str, EvasionAttack]:
+    """
+    The attacks of :func:`worst_case`, the cheap ones first: white box along each loss, transfer, score and label based.
+
+    :param classifier: What to attack.
+    :param eps: The largest perturbation, in units of the images.
+    :param norm: numpy.inf or 2.
+    :param max_iter: Steps of each white-box attack.
+    :param restarts: Attempts of each white-box attack.
+    :param square_iter: Queries per example of the Square attack; 0 leaves it out.
+    :param hop_skip_jump_iter: Rounds of HopSkipJump, of a few thousand queries per example each; 0 leaves it out.
+    :param transfer_from: Classifiers by name, whose adversarial images are tried as well.
+    :param batch_size: Images that are attacked together.
+    :raises ValueError: If ART's Square attack cannot be used and is not left out.
+    """
+    eps = checked_eps(eps)
+    options: dict[str, Any] = {"eps": eps, "norm": norm, "batch_size": batch_size}
+    losses: dict[AttackLossName, str] = {"ce": "CE", "margin": "the margin", "dlr": "DLR", "hr": "HR"}
+    if classifier.nb_classes < 3:
+        del losses["dlr"]
+    attacks: dict[str, EvasionAttack] = {
+        "PGD on CE": PGD(classifier, "ce", max_iter=max_iter, restarts=restarts, **options)
+    }
+    for loss, name in losses.items():
+        attacks[f"AutoPGD on {name}"] = AutoPGD(classifier, loss, max_iter=max_iter, restarts=restarts, **options)
+    for name, other in (transfer_from or {}).items():
+        # ART's own, because ours would return unchanged what the other classifier gets wrong to begin with.
+        attacks[f"transfer from {name}"] = ProjectedGradientDescentPyTorch(
+            attack_view(other, attack_loss("ce")),
+            eps_step=2.5 * eps / max_iter,
+            max_iter=max_iter,
+            num_random_init=1,
+            verbose=False,
+            **options,
+        )
+    if square_iter:
+        _check_square(classifier, norm)
+        attacks["Square"] = SquareAttack(classifier, max_iter=square_iter, nb_restarts=1, verbose=False, **options)
+    if hop_skip_jump_iter:
+        attacks["HopSkipJump"] = _HopSkipJump(
+            attack_view(classifier, attack_loss("ce")),
+            norm=norm,
+            max_iter=hop_skip_jump_iter,
+            batch_size=batch_size,
+            verbose=False,
+        )
+    return attacks
+
+
+class _HopSkipJump(HopSkipJump):
+    """ART's, which starts from images of an unseeded generator of its own: here they come from numpy's global one."""
+
+    def _init_sample(self, x: Images, y: Any, y_p: Any, init_pred: Any, adv_init: Any, *options: Any) -> Any:
+        _, low, high = options
+        for _ in range(self.init_size):
+            image = np.random.uniform(low, high, size=x.shape).astype(x.dtype)  # noqa: NPY002
+            (label,) = predicted(self.estimator, image[np.newaxis], 1)
+            if label != y_p:
+                return super()._init_sample(x, y, y_p, label, image, *options)
+        return None
+
+
 def allowed(
     adversarial: Images, images: Images, eps: float, norm: float | str, clip_values: tuple[Any, Any] | None
 ) -> npt.NDArray[np.bool_]:
     """Which adversarial images lie within eps of the originals, and in the pixels' range, up to float32 rounding."""
     change = (adversarial.astype(np.float64) - images).reshape(len(images), -1)
     distance = np.linalg.norm(change, ord=float(norm), axis=1)  # float("inf") is numpy.inf
-    near: npt.NDArray[np.bool_] = distance <= eps * (1 + 1e-5) + 1e-6
+    rounding = 1e-6 * np.abs(images).reshape(len(images), -1).max(1)
+    near: npt.NDArray[np.bool_] = distance <= eps * (1 + 1e-5) + rounding
     if clip_values is None:
         return near
     low, high = clip_values
-    inside: npt.NDArray[np.bool_] = (adversarial >= low - 1e-6) & (adversarial <= high + 1e-6)
+    slack = 1e-6 * np.maximum(np.abs(low), np.abs(high))
+    inside: npt.NDArray[np.bool_] = (adversarial >= low - slack) & (adversarial <= high + slack)
     return near & inside.reshape(len(images), -1).all(1)
 
 
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
-    """numpy's and torch's global generators, which ART's attacks draw from, seeded for a while."""
-    state = np.random.get_state()  # noqa: NPY002  # ART draws from it
+    """Python's, numpy's and torch's global generators, which ART's attacks draw from, seeded for a while."""
+    python, state = random.getstate(), np.random.get_state()  # noqa: NPY002  # ART draws from them
     try:
         with torch.random.fork_rng():
             torch.manual_seed(seed)
             np.random.seed(seed)  # noqa: NPY002
+            random.seed(seed)
             yield
     finally:
         np.random.set_state(state)  # noqa: NPY002
+        random.setstate(python)
 
 
-def _check_attack(name: str, attack: EvasionAttack, norm: float | str) -> None:
+def _check_attack(name: str, attack: EvasionAttack, eps: float, norm: float | str) -> None:
+    kind, own_norm, own_eps = type(attack).__name__, getattr(attack, "norm", None), getattr(attack, "eps", 0.0)
     conjugate = (AutoConjugateGradient, RescalingAutoConjugateGradient)
-    if isinstance(attack, conjugate) and norm in (np.inf, "inf"):
+    if isinstance(attack, conjugate) and own_norm in (np.inf, "inf"):
         raise ValueError(
-            f"expected attacks that work in ART, but {name} is {type(attack).__name__}, which for the L-infinity norm "
+            f"expected attacks that work in ART, but {name} is {kind}, which for the L-infinity norm "
             "leaves out the sign of its step and so hardly moves: use it with norm 2, or AutoPGD"
+        )
+    # AutoAttack means by it that targeted attacks come on top.
+    if getattr(attack, "targeted", False) and not isinstance(attack, AutoAttack):
+        raise ValueError(f"expected attacks that are not targeted, but {name} is {kind} with targeted=True")
+    if str(own_norm) == str(norm) and not getattr(attack, "minimal", False) and np.max(own_eps) > eps * (1 + 1e-5):
+        raise ValueError(f"expected attacks made for eps {eps:g}, but {name} is {kind} with eps {np.max(own_eps):g}")
+
+
+def _check_square(classifier: PyTorchClassifier, norm: float | str) -> None:
+    """Raise where ART's Square attack fails halfway, or works with NaN: its squares must fit into the image."""
+    shape = classifier.input_shape
+    sides = (shape[1:] if classifier.channels_first else shape[:2]) if len(shape) == 3 else (0, 0)
+    fits = round(math.sqrt(0.8 * math.prod(sides))) < min(sides) and (norm != 2 or min(sides) >= 10)
+    if classifier.clip_values is None or not fits:
+        raise ValueError(
+            "expected images of about equal sides (with norm 2 at least 10) and clip values for ART's Square attack, "
+            f"but got {shape} and {classifier.clip_values}: leave it out with square_iter=0"
         )

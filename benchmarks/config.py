@@ -11,8 +11,8 @@ from typing import Any, Literal, get_args
 # new one.
 SPEC_VERSION = 1
 
-AttackName = Literal["none", "fgm"]
-AttackLossName = Literal["ce", "hr", "torch-ce", "clipped-ce", "clipped-hr"]
+AttackName = Literal["none", "fgm", "pgd", "apgd", "worst-case"]
+AttackLossName = Literal["ce", "hr", "margin", "dlr", "torch-ce", "clipped-ce", "clipped-hr"]
 LossName = Literal["ce", "hr"]
 DeviceName = Literal["cpu", "gpu"]
 SplitName = Literal["test", "validation"]
@@ -49,8 +49,9 @@ class AttackSpec:
     """One attack of a trained network: which, driven by which loss, how large, and on which images."""
 
     name: AttackName
+    """No attack; FGSM; projected gradient descent; Auto-PGD; or the worst case of an ensemble."""
     loss: AttackLossName | None = None
-    """The loss whose per-example gradient drives the attack; see benchmarks/losses.py."""
+    """The loss whose per-example gradient drives the attack; see benchmarks/losses.py. An ensemble has its own."""
     eps: float = 0.0
     """Largest change of a pixel, in `units`."""
     units: UnitsName = "range"
@@ -58,24 +59,37 @@ class AttackSpec:
     the range has the recipe's input_scale."""
     split: SplitName = "test"
     """The part of the data set that is attacked."""
+    steps: int = 0
+    """Steps of an iterative attack; 0 for the others."""
+    images: int = 0
+    """How many images of the split, from its first, are attacked; 0 for all."""
 
     def __post_init__(self) -> None:
         _as_floats(self, "eps")
         _expect_one_of("attack", self.name, get_args(AttackName))
         _expect_one_of("units", self.units, get_args(UnitsName))
         _expect_one_of("split", self.split, get_args(SplitName))
+        if type(self.images) is not int or self.images < 0:
+            raise ConfigError(f"expected images to be a whole number of at least 0, but got {self.images!r}")
         if self.name == "none" and (self.loss is not None or self.eps != 0 or self.units != "range"):
             raise ConfigError(f"expected no loss, no eps and no units where there is no attack, but got {self}")
-        if self.name != "none":
+        if self.name != "none" and not 0 < self.eps < math.inf:
+            raise ConfigError(f"expected eps above 0 for the attack {self.name}, but got {self.eps}")
+        if self.name == "worst-case" and self.loss is not None:
+            raise ConfigError(f"expected no loss for an ensemble, which has its own, but got {self.loss!r}")
+        if self.name not in ("none", "worst-case"):
             _expect_one_of("the attack's loss", self.loss, get_args(AttackLossName))
-            if not 0 < self.eps < math.inf:
-                raise ConfigError(f"expected eps above 0 for the attack {self.name}, but got {self.eps}")
+        iterative = self.name in ("pgd", "apgd", "worst-case")
+        if type(self.steps) is not int or (self.steps > 0) != iterative or self.steps < 0:
+            raise ConfigError(f"expected steps above 0 for iterative attacks, and 0 for others, but got {self.steps!r}")
 
     def key(self) -> str:
         """A readable name, such as fgm-hr-0.1, that can name a file."""
         parts: list[str] = [] if self.split == "test" else [self.split]
-        parts += [self.name] if self.loss is None else [self.name, self.loss, repr(self.eps)]
-        return "-".join(parts if self.units == "range" else [*parts, self.units])
+        parts += [self.name, *([self.loss] if self.loss else []), *([repr(self.eps)] if self.eps else [])]
+        parts += [self.units] if self.units != "range" else []
+        parts += [f"{self.steps}-steps"] if self.steps else []
+        return "-".join([*parts, f"first-{self.images}"] if self.images else parts)
 
 
 @dataclass(frozen=True)

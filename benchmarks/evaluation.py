@@ -16,6 +16,7 @@ from art.estimators.classification import PyTorchClassifier
 from torch import nn
 
 from art_hrloss import HRClassifier, attack_view, error_bounds
+from art_hrloss.worst_case import seeded
 from benchmarks import attacks, models
 from benchmarks.config import AttackLossName, AttackSpec, RunSpec
 from benchmarks.data import Dataset, Split
@@ -86,8 +87,9 @@ def measure(spec: AttackSpec, classifier: PyTorchClassifier, split: Split, input
     :param input_scale: Units of the network's input in the range of a pixel.
     :return:
         * n, the number of images, and correct, how many of the attacked ones are classified right;
-        * zero_gradient, but for no attack: at how many of the clean images the gradient that drives the attack is
+        * zero_gradient, for an attack along one loss: at how many of the clean images the gradient that drives it is
           exactly 0 everywhere, so that it cannot move;
+        * broken_by, for an ensemble: how many images each of its attacks broke first;
         * confusion, shape (C, C): row i, column j is the mean probability of class i over the attacked images of class
           j, the semi-empirical confusion matrix; None for a class without images;
         * margins: how many attacked images have a margin (the true class's logit less the largest other) in each bin
@@ -98,12 +100,16 @@ def measure(spec: AttackSpec, classifier: PyTorchClassifier, split: Split, input
           first), with its label, the prediction and the probability of that.
     """
     attack = attacks.build(spec, classifier, batch_size=BATCH_SIZE, input_scale=input_scale)
-    clean, labels = split.tensors(torch.device("cpu"))[0].numpy(), split.labels
-    images = clean if attack is None else attack.generate(clean, labels)
+    chosen = slice(spec.images or None)
+    clean, labels = split.tensors(torch.device("cpu"))[0].numpy()[chosen], split.labels[chosen]
+    with seeded(0):
+        images = clean if attack is None else attack.generate(clean, labels)
     logits = classifier.predict(images, batch_size=BATCH_SIZE)
     predictions = logits.argmax(1)
     record: dict[str, Any] = {"n": len(labels), "correct": int((predictions == labels).sum())}
-    if attack is not None:
+    if isinstance(attack, attacks.WorstCaseAttack):
+        record["broken_by"] = attack.broken_by
+    elif attack is not None:
         batches = (slice(start, start + BATCH_SIZE) for start in range(0, len(labels), BATCH_SIZE))
         gradients = (classifier.loss_gradient(clean[batch], labels[batch]) for batch in batches)
         record["zero_gradient"] = sum(int((g == 0).reshape(len(g), -1).all(1).sum()) for g in gradients)

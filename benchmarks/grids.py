@@ -34,6 +34,8 @@ TABLE_1_ATTACKS = (
     *(torch_ce(eps) for eps in EPS),
     *(paper(loss, eps) for loss in ("ce", "hr") for eps in EPS),
 )
+# The strong attacks go on to where nothing stands.
+STRONG_EPS = (0.05, 0.1, 0.2, 0.3, 0.5)
 # Fig. 1 has the cross-entropy attack alone.
 FIGURE_1_ATTACKS = (
     AttackSpec("none"),
@@ -46,6 +48,25 @@ ALPHA_ATTACKS = (
     *(sound("ce", eps, split) for split in ("validation", "test") for eps in (0.0, *EPS)),
     *(paper("ce", eps) for eps in EPS),
 )
+
+
+def strong(eps: float, images: int, steps: int) -> tuple[AttackSpec, ...]:
+    """
+    From the paper's attack to the worst case, on the same images.
+
+    FGSM in both protocols, Auto-PGD along each loss, and the worst case of an ensemble that has black boxes as well.
+    """
+    return (
+        replace(paper("ce", eps), images=images),
+        replace(sound("ce", eps), images=images),
+        *(AttackSpec("apgd", loss, eps, steps=steps, images=images) for loss in ("ce", "hr", "margin", "dlr")),
+        AttackSpec("worst-case", eps=eps, steps=steps, images=images),
+    )
+
+
+def _strong(name: str, recipe: tuple[str, Recipe], *, images: int, steps: int) -> Grid:
+    attacks = (attack for eps in STRONG_EPS for attack in strong(eps, images, steps))
+    return Grid(name, (recipe,), (CE, HR), SEEDS, (AttackSpec("none", images=images), *attacks))
 
 
 def _with_curve(recipe: Recipe, every: int) -> Recipe:
@@ -173,6 +194,24 @@ def alpha_digits() -> Grid:
     return _alpha("alpha-digits", ("digits", DIGITS))
 
 
+def strong_digits() -> Grid:
+    """
+    The networks of digits under strong attacks, at eps from 0.05 to 0.5: 10 trainings, shared with digits.
+
+    All 360 test images; 50 steps. About 10 minutes on two cores.
+    """
+    return _strong("strong-digits", digits().recipes[0], images=360, steps=50)
+
+
+def strong_mnist() -> Grid:
+    """
+    The networks of mnist-short under strong attacks, at eps from 0.05 to 0.5: 10 trainings, shared with mnist-short.
+
+    The first 500 test images; 50 steps. About an hour on two cores, without the trainings.
+    """
+    return _strong("strong-mnist", mnist_short().recipes[0], images=500, steps=50)
+
+
 GRIDS = {
     "digits": digits,
     "mnist": mnist,
@@ -184,6 +223,8 @@ GRIDS = {
     "svhn-short": svhn_short,
     "alpha": alpha,
     "alpha-digits": alpha_digits,
+    "strong-digits": strong_digits,
+    "strong-mnist": strong_mnist,
 }
 
 

@@ -2,8 +2,7 @@
 
 from torch import Tensor, nn
 
-from art_hrloss import HRLoss
-from art_hrloss.attack_losses import ExactCrossEntropy
+from art_hrloss import HRLoss, attack_losses
 from benchmarks.config import AttackLossName, LossSpec
 
 
@@ -16,16 +15,15 @@ def attack_loss(name: AttackLossName) -> nn.Module:
     """
     The loss of each example, for class indices of shape ``(n,)``.
 
-    * "hr" is H(q) - log q_y, whatever alpha is;
-    * "ce" is - log q_y with the exact gradient;
+    * "ce", "hr", "margin" and "dlr" are those of art_hrloss.attack_losses, whose gradients no rounding takes away;
     * "torch-ce" is the same as torch computes it. Past a margin of 17 its float32 gradient has lost the true class, so
       the attack goes astray: what it leaves standing beyond "ce" is masking;
     * "clipped-ce" and "clipped-hr" are both computed from clipped probabilities, as in Keras 2, and so perhaps in
       the paper: past a margin of about 16 the gradient of CE is exactly 0 and the attack stands still.
     """
+    if name in ("ce", "hr", "margin", "dlr"):
+        return attack_losses.attack_loss(name)
     losses: dict[AttackLossName, nn.Module] = {
-        "hr": HRLoss(reduction="none"),
-        "ce": ExactCrossEntropy(),
         "torch-ce": nn.CrossEntropyLoss(reduction="none"),
         "clipped-ce": ClippedLoss(with_entropy=False),
         "clipped-hr": ClippedLoss(with_entropy=True),

@@ -65,11 +65,13 @@ def test_one_version_everywhere() -> None:
 
 
 def test_readme_example_runs_and_its_attack_bites(capsys) -> None:
-    (example,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
     scope: dict = {}
-    exec(compile(example, "README.md", "exec"), scope)
+    for example in re.findall(r"```python\n(.*?)```", README, re.DOTALL):
+        exec(compile(example, "README.md", "exec"), scope)
     clean = (scope["classifier"].predict(scope["images"][1500:]).argmax(1) == scope["labels"][1500:]).mean()
-    accuracies = [float(value) for value in re.findall(r"gradients: ([\d.]+)", capsys.readouterr().out)]
+    shown = capsys.readouterr().out
+    assert f"P_e, the error probability             {1 - clean:.4g}\n" in shown
+    accuracies = [float(value) for value in re.findall(r"gradients: ([\d.]+)", shown)]
     assert clean > 0.85
     assert len(accuracies) == 2
     assert max(accuracies) < clean - 0.2
