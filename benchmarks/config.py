@@ -73,12 +73,12 @@ class AttackSpec:
             raise ConfigError(f"expected images to be a whole number of at least 0, but got {self.images!r}")
         if self.name == "none" and (self.loss is not None or self.eps != 0 or self.units != "range"):
             raise ConfigError(f"expected no loss, no eps and no units where there is no attack, but got {self}")
-        if self.name != "none" and not 0 < self.eps < math.inf:
-            raise ConfigError(f"expected eps above 0 for the attack {self.name}, but got {self.eps}")
         if self.name == "worst-case" and self.loss is not None:
             raise ConfigError(f"expected no loss for an ensemble, which has its own, but got {self.loss!r}")
         if self.name not in ("none", "worst-case"):
             _expect_one_of("the attack's loss", self.loss, get_args(AttackLossName))
+        if self.name != "none" and not 0 < self.eps < math.inf:
+            raise ConfigError(f"expected eps above 0 for the attack {self.name}, but got {self.eps}")
         iterative = self.name in ("pgd", "apgd", "worst-case")
         if type(self.steps) is not int or (self.steps > 0) != iterative or self.steps < 0:
             raise ConfigError(f"expected steps above 0 for iterative attacks, and 0 for others, but got {self.steps!r}")

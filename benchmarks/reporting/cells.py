@@ -97,7 +97,7 @@ class Results:
                             "accuracy": cell.accuracy.mean if cell.accuracy else float("nan"),
                             "half_width_95": cell.accuracy.half_width if cell.accuracy else float("nan"),
                             "seeds": cell.accuracy.n if cell.accuracy else 0,
-                            "images": cell.images,
+                            "n": cell.images,
                             "zero_gradient": cell.zero_gradient,
                         }
                     )
@@ -114,6 +114,8 @@ def _columns(attack: AttackSpec) -> dict[str, object]:
         "eps": attack.eps,
         "units": attack.units,
         "split": attack.split,
+        "steps": attack.steps,
+        "images": attack.images,
     }
 
 

@@ -113,7 +113,8 @@ def line_for(loss: LossSpec, label: str, position: int = 0) -> Line:
 
 def line_figure(panels: Sequence[Panel]) -> Figure:
     """Panels side by side, over one legend of all their lines."""
-    figure = Figure(figsize=(4.4 * len(panels) + 0.4, 4.6), layout="constrained")
+    # At least as wide as a legend of two columns.
+    figure = Figure(figsize=(max(6.4, 4.4 * len(panels) + 0.4), 4.6), layout="constrained")
     share = len({(panel.y_label, panel.log) for panel in panels}) == 1
     axes_row = figure.subplots(1, len(panels), squeeze=False, sharey=share)[0]
     for axes, panel in zip(axes_row, panels, strict=True):

@@ -6,6 +6,7 @@ from benchmarks.config import LossSpec, SplitName
 from benchmarks.evaluation import UPPER_ALPHA
 from benchmarks.reporting.drawing import Panel, Picture, line_figure, line_for, seeds_note, values_in_words
 from benchmarks.reporting.selection import PROTOCOLS, SOUND, Selection
+from benchmarks.reporting.strong import strong_attacks
 
 TEST_ACCURACY = "test accuracy (share of images)"
 # What is drawn of Proposition 1, and the fields of ErrorBounds behind it.
@@ -97,6 +98,29 @@ def accuracy_vs_eps(selection: Selection) -> Picture | None:
         f"Accuracy on {selection.images} under FGSM (L-infinity) with the gradients of CE or HR; eps 0 is no attack."
     )
     return _picture(selection, "accuracy_vs_eps", "accuracy against the strength of the attack", caption, panels)
+
+
+def strong(selection: Selection) -> Picture | None:
+    """Accuracy against eps from the paper's attack to the worst case; None for a grid without one."""
+    by_eps = strong_attacks(selection.results.grid)
+    unattacked = [a for a in selection.results.grid.attacks if a.name == "none" and a.split == "test"]
+    lines = []
+    for loss in selection.losses:
+        for position, name in enumerate(("FGSM, paper", "FGSM, sound", "worst case")):
+            points = selection.by_eps(loss, [*unattacked, *(row[name] for row in by_eps.values() if name in row)])
+            if max(points, default=0) > 0:
+                lines.append((line_for(loss, f"{loss} trained, {name}", position), points))
+    if not lines:
+        return None
+    ticks = sorted({eps for _, points in lines for eps in points})
+    caption = (
+        f"Accuracy on the first {selection.images} (L-infinity): under FGSM in the paper protocol, which clips "
+        "probabilities, and in the sound one, and in the worst case over an ensemble of strong attacks; eps 0 is no "
+        "attack."
+    )
+    title = "From the paper's attack to the worst case"
+    panel = Panel(title, SOUND.eps_label(selection.recipe), TEST_ACCURACY, lines, x_ticks=ticks)
+    return _picture(selection, "strong", "accuracy under ever stronger attacks", caption, [panel])
 
 
 def alpha(selection: Selection) -> Picture | None:

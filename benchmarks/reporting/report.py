@@ -12,6 +12,7 @@ from benchmarks.reporting.drawing import save
 from benchmarks.reporting.figures import pictures
 from benchmarks.reporting.markup import Table
 from benchmarks.reporting.page import page
+from benchmarks.reporting.strong import broken_frame, strong_table
 from benchmarks.reporting.tables import alpha_eps, chosen_alpha, confusion_attacks, confusion_norms, tables
 from benchmarks.store import write_bytes
 
@@ -20,6 +21,7 @@ HEADINGS = {
     "table_1": "Accuracy",
     "confusion": "Confusion",
     "alpha": "Choice of alpha",
+    "strong": "Strong attacks",
     "bounds": "Proposition 1",
     "claims": "Claims",
 }
@@ -58,6 +60,8 @@ def write_tables(results: Results, found: Sequence[Claim], folder: Path, *, comm
     """
     numbers = frames(results, found)
     texts = {"records.csv": _csv(results.record_frame())}
+    broken = broken_frame(results)
+    texts |= {} if broken.empty else {"broken_by.csv": _csv(broken)}
     for name, several in all_tables(results, found).items():
         texts[f"{name}.md"] = "\n".join(table.markdown() for table in several) + f"\nMade by `{command}`\n"
         texts[f"{name}.tex"] = _latex(several, command)
@@ -77,7 +81,8 @@ def _notes(results: Results) -> list[str]:
 def all_tables(results: Results, found: Sequence[Claim]) -> dict[str, list[Table]]:
     """The tables that a grid can give, by name, with that of the claims found."""
     bounds = [table for dataset in results.datasets for table in bounds_tables(results, dataset)]
-    more = {"bounds": bounds, "claims": [claims_table(found)] if found else []}
+    strong = [table for dataset in results.datasets if (table := strong_table(results, dataset))]
+    more = {"strong": strong, "bounds": bounds, "claims": [claims_table(found)] if found else []}
     return tables(results) | {name: several for name, several in more.items() if several}
 
 
@@ -88,6 +93,7 @@ def frames(results: Results, found: Sequence[Claim]) -> dict[str, pd.DataFrame]:
         "confusion": confusion_frame(results),
         "alpha": alpha_frame(results),
         "bounds": bounds_frame(results),
+        "strong": results.cell_frame(),
         "claims": claims_frame(found),
     }
 

@@ -23,8 +23,8 @@ class Protocol:
     def attacks(
         self, known: Sequence[AttackSpec], loss: AttackLossName, *, split: SplitName = "test"
     ) -> list[AttackSpec]:
-        """Those of the known attacks that belong here, by eps; no attack is the one of eps 0."""
-        own = [attack for attack in known if attack.loss == loss and attack.units == self.units]
+        """Those of the known FGSM attacks that belong here, by eps; no attack is the one of eps 0."""
+        own = [a for a in known if (a.name, a.loss, a.units) == ("fgm", loss, self.units)]
         found = [attack for attack in known if attack.split == split and (attack.name == "none" or attack in own)]
         return sorted(found, key=lambda attack: attack.eps)
 

@@ -61,7 +61,7 @@ def tables(results: Results) -> dict[str, list[Table]]:
     return {name: several for name, several in found.items() if several}
 
 
-def table_1(results: Results, dataset: str) -> Table:
+def table_1(results: Results, dataset: str) -> Table | None:
     """
     Test accuracy in the layout of the paper's Table 1.
 
@@ -70,6 +70,7 @@ def table_1(results: Results, dataset: str) -> Table:
 
     :param results: What there is of a grid.
     :param dataset: One of its data sets.
+    :return: None for a grid without any of its attacks.
     """
     grid, attacks = results.grid, _test_attacks(results.grid)
     columns = _table_1_columns(grid)
@@ -88,6 +89,8 @@ def table_1(results: Results, dataset: str) -> Table:
             printed = dict(zip(PAPER_COLUMNS, PAPER_TABLE_1[dataset][eps], strict=True))
             values = [printed.get((str(trained), loss)) for trained, loss in columns]
             rows.append((first, "printed", *("" if value is None else f"{value:.3f}" for value in values)))
+    if not shown:
+        return None
     header = ("eps", "protocol", *(f"{trained} trained, {loss.upper()} attack" for trained, loss in columns))
     notes = _table_1_notes(results, dataset, shown, {row[1] for row in rows})
     return Table(f"Table 1 on {dataset}: test accuracy", header, tuple(rows), notes)

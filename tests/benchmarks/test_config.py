@@ -111,7 +111,12 @@ def test_the_learning_rate_follows_the_drops_in_any_order() -> None:
 
 def test_attack_keys_can_name_files_and_tell_eps_apart() -> None:
     keys = [AttackSpec("fgm", "hr", eps).key() for eps in (0.1, 0.1000001, 0.25)]
-    assert len(set(keys)) == 3
+    keys += [replace(FGM, images=images).key() for images in (1, 10)]
+    keys += [AttackSpec(name, "hr", 0.1, steps=steps).key() for name in ("pgd", "apgd") for steps in (1, 10)]
+    keys += [AttackSpec("worst-case", eps=eps, steps=10).key() for eps in (0.1, 0.2)]
+    assert keys[-1] == "worst-case-0.2-10-steps"
+    assert AttackSpec("none", images=7).key() == "none-first-7"
+    assert len(set(keys)) == len(keys) == 11
     assert keys[0] == "fgm-hr-0.1"
 
 
@@ -143,7 +148,16 @@ def test_attack_keys_tell_units_and_splits_apart() -> None:
         (lambda: AttackSpec("none", "ce"), "no loss, no eps and no units"),
         (lambda: AttackSpec("none", eps=0.1), "no loss, no eps and no units"),
         (lambda: AttackSpec("none", units="data"), "no loss, no eps and no units"),
-        (lambda: AttackSpec("pgd", "ce", 0.1), r"attack to be one of \['none', 'fgm'\], but got 'pgd'"),
+        (lambda: AttackSpec("bim", "ce", 0.1), r"attack to be one of \['none', 'fgm', .*\], but got 'bim'"),
+        (lambda: AttackSpec("pgd", "ce", 0.1), "steps above 0 for iterative attacks, and 0 for others, but got 0"),
+        (lambda: AttackSpec("pgd", "ce", 0.1, steps=-1), "steps above 0 for iterative attacks, .* but got -1"),
+        (lambda: AttackSpec("apgd", "ce", 0.1, steps=1.5), "steps above 0 for iterative attacks, .* but got 1.5"),
+        (lambda: replace(FGM, steps=3), "steps above 0 for iterative attacks, and 0 for others, but got 3"),
+        (lambda: AttackSpec("none", steps=3), "steps above 0 for iterative attacks, and 0 for others, but got 3"),
+        (lambda: AttackSpec("worst-case", "ce", 0.1, steps=3), "no loss for an ensemble, .* but got 'ce'"),
+        (lambda: AttackSpec("worst-case", steps=3), "eps above 0 for the attack worst-case, but got 0.0"),
+        (lambda: replace(FGM, images=-1), "images to be a whole number of at least 0, but got -1"),
+        (lambda: replace(FGM, images=True), "images to be a whole number of at least 0, but got True"),
         (lambda: replace(FGM, units="pixels"), r"units to be one of \['range', 'data'\], but got 'pixels'"),
         (lambda: replace(FGM, split="train"), r"split to be one of \['test', 'validation'\], but got 'train'"),
         (lambda: replace(RECIPE, device="tpu"), r"device to be one of \['cpu', 'gpu'\], but got 'tpu'"),

@@ -14,6 +14,8 @@ import torch
 from art.attacks.evasion import FastGradientMethod
 
 from art_hrloss import HRClassifier, attack_view
+from art_hrloss.attacks import PGD, AutoPGD
+from art_hrloss.worst_case import seeded
 from benchmarks import attacks, data, evaluation, models, training
 from benchmarks.config import AttackSpec, LossSpec, Recipe, RunSpec
 from benchmarks.data import Dataset, Split
@@ -449,3 +451,36 @@ def test_zero_gradients_are_those_of_the_loss_that_drives_the_attack(surer: HRCl
     # Batches of other sizes may round a margin at the very edge to its other side.
     assert abs(counted["clipped-ce"] - masked) <= 1
     assert counted["ce"] == 0
+
+
+@pytest.mark.parametrize("name", ["pgd", "apgd"])
+@pytest.mark.parametrize("loss", ["ce", "hr", "margin", "dlr"])
+def test_an_iterative_attack_is_the_plugins_own_along_its_loss(
+    fresh: Store, digits: Dataset, name: str, loss: str
+) -> None:
+    spec = AttackSpec(name, loss, 0.1, steps=5, images=60)
+    evaluation.evaluate(RUN, [spec], digits, fresh)
+    record, classifier = fresh.record(RUN, spec), load(RUN, digits, fresh)
+    images, labels = digits.test.images[:60].astype(np.float32) / 255, digits.test.labels[:60]
+    with seeded(0):
+        attacked = {"pgd": PGD, "apgd": AutoPGD}[name](classifier, loss, eps=0.1, max_iter=5).generate(images, labels)
+    assert record["n"] == 60
+    assert record["correct"] == int((classifier.predict(attacked).argmax(1) == labels).sum())
+    assert record["zero_gradient"] == 0
+    single = evaluation.measure(AttackSpec("fgm", loss, 0.1, images=60), seen_through(loss, classifier), digits.test)
+    assert record["correct"] <= single["correct"] + 1
+
+
+def test_a_worst_case_is_no_better_than_its_attacks_and_says_what_broke_what(fresh: Store, digits: Dataset) -> None:
+    spec = AttackSpec("worst-case", eps=0.1, steps=5, images=40)
+    parts = [AttackSpec("apgd", loss, 0.1, steps=5, images=40) for loss in ("ce", "hr", "margin", "dlr")]
+    evaluation.evaluate(RUN, [spec, *parts], digits, fresh)
+    record = fresh.record(RUN, spec)
+    assert record["n"] == record["correct"] + sum(record["broken_by"].values()) == 40
+    assert {"no attack", "PGD on CE", "Square", "HopSkipJump"} < set(record["broken_by"])
+    assert "zero_gradient" not in record
+    assert record["correct"] <= min(fresh.record(RUN, part)["correct"] for part in parts)
+    again = Store(fresh.root / "again")
+    again.save_checkpoint(RUN, fresh.load_checkpoint(RUN))
+    evaluation.evaluate(RUN, [spec], digits, again)
+    assert again.record(RUN, spec) == record

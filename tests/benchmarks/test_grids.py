@@ -80,8 +80,9 @@ def test_mnist_shorts_docstring_gives_its_learning_rate() -> None:
 
 
 def test_an_unknown_grid_lists_those_there_are() -> None:
-    names = ["alpha", "alpha-digits", "cifar10", "cifar10-short", "digits", "mnist", "mnist-short", "paper", "svhn"]
-    expected = f"expected grid to be one of {[*names, 'svhn-short']}, but got 'mnits'"
+    names = ["alpha", "alpha-digits", "cifar10", "cifar10-short", "digits", "mnist", "mnist-short", "paper"]
+    names += ["strong-digits", "strong-mnist", "svhn", "svhn-short"]
+    expected = f"expected grid to be one of {names}, but got 'mnits'"
     with pytest.raises(ConfigError, match=re.escape(expected)):
         grids.get("mnits")
 
@@ -195,6 +196,25 @@ def test_table_1_has_both_losses_at_both_eps_in_both_protocols(name: str) -> Non
         *(AttackSpec("fgm", loss, eps) for loss in ("ce", "hr", "torch-ce") for eps in (0.1, 0.25)),
         *(AttackSpec("fgm", f"clipped-{loss}", eps, units="data") for loss in ("ce", "hr") for eps in (0.1, 0.25)),
     }
+
+
+@pytest.mark.parametrize(
+    ("name", "trained", "images"), [("strong-digits", "digits", 360), ("strong-mnist", "mnist-short", 300)]
+)
+def test_strong_attacks_are_on_the_networks_of_the_grid_they_are_named_for(
+    name: str, trained: str, images: int
+) -> None:
+    assert keys(name) == keys(trained)
+    attacks = grids.get(name).attacks
+    assert {attack.images for attack in attacks} == {images}
+    for eps in grids.STRONG_EPS:
+        found = {(attack.name, attack.loss, attack.units) for attack in attacks if attack.eps == eps}
+        assert found == {
+            ("fgm", "clipped-ce", "data"),
+            ("fgm", "ce", "range"),
+            *(("apgd", loss, "range") for loss in ("ce", "hr", "margin", "dlr")),
+            ("worst-case", None, "range"),
+        }
 
 
 @pytest.mark.parametrize("loss", ["ce", "hr"])

@@ -208,6 +208,29 @@ def test_alpha_draws_both_splits_and_cross_entropy_as_a_level(tmp_path: Path) ->
     assert "HR(1.6) trained" in others[0].alt
 
 
+def test_strong_draws_the_paper_the_sound_and_the_worst_attack_on_the_same_images() -> None:
+    grid = small(grids.strong_digits(), epochs=1)
+    others = {"clipped-ce": 30, "ce": 20, None: 10}
+
+    def correct(run: RunSpec, attack: AttackSpec) -> int:
+        if attack.name == "apgd":
+            return 1
+        left = 90 if attack.name == "none" else others[attack.loss] + round(10 * attack.eps)
+        return left + run.seed + 3 * (run.loss == HR)
+
+    made = hand_made(grid, lambda run, attack: {"n": 100, "correct": correct(run, attack)})
+    picture = {p.name: p for p in figures.pictures(made)}["strong-digits"]
+    (panel,) = picture.figure.axes
+    expected = {}
+    for loss in (CE, HR):
+        for name, attack_loss in (("FGSM, paper", "clipped-ce"), ("FGSM, sound", "ce"), ("worst case", None)):
+            base = {0: 90, **{eps: others[attack_loss] + round(10 * eps) for eps in grids.STRONG_EPS}}
+            more = 3 * (loss == HR)
+            expected[f"{loss} trained, {name}"] = {x: [(b + more) / 100, (b + more + 1) / 100] for x, b in base.items()}
+    check(panel, expected)
+    assert "the first 100 test images" in picture.caption
+
+
 def test_confusion_draws_the_mean_and_names_the_mean_norm(results: Results, pictures: dict[str, Picture]) -> None:
     axes = [a for a in pictures["confusion"].figure.axes if a.get_images()]
     attacks = (grids.sound("ce", 0.1), grids.sound("ce", 0.1), grids.paper("ce", 0.1), grids.paper("ce", 0.1))

@@ -49,7 +49,7 @@ def test_table_1_holds_the_same_numbers_in_every_file(tmp_path: Path) -> None:
         share = seeds.correct / seeds.n
         half_width = scipy.stats.t.ppf(0.975, 4) * scipy.stats.sem(share)
         assert (cell.accuracy, cell.half_width_95) == pytest.approx((share.mean(), half_width), rel=1e-5)
-        assert (cell.seeds, cell.images) == (5, made_up.N)
+        assert (cell.seeds, cell.n) == (5, made_up.N)
         assert f"| {share.mean():.3f} ± {half_width:.3f}" in text
         assert rf"& {share.mean():.3f} $\pm$ {half_width:.3f}" in latex
         assert cell.zero_gradient == ("" if cell.attack == "none" else "0.0005")
