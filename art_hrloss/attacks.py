@@ -52,9 +52,13 @@ class _Watched(HRClassifier):
         return super().predict(x, *args, **kwargs)
 
     def loss_gradient(self, x: Any, y: Any, *args: Any, **kwargs: Any) -> Any:
-        gradient = super().loss_gradient(x, y, *args, **kwargs)
+        gradient: Any = super().loss_gradient(x, y, *args, **kwargs)
         self._look(x)
-        return gradient
+        # The direction is all that is used, and for norms 1 and 2 AutoPGD loses it where the gradient is below 1e-7.
+        size = abs(gradient).reshape(len(gradient), -1).max(1)
+        size = size.values if isinstance(gradient, Tensor) else size
+        size[~(size > 0)] = 1
+        return gradient / size.reshape(-1, *(1,) * (gradient.ndim - 1))
 
     def compute_loss(self, x: Any, y: Any, *args: Any, **kwargs: Any) -> Any:
         loss = super().compute_loss(x, y, *args, **kwargs)
@@ -192,18 +196,19 @@ class AutoPGD(_KeepsTheFirst, AutoProjectedGradientDescent):
         :param restarts: Attempts, each from a random start in the ball, on what the ones before have left standing.
         :param batch_size: Images that are attacked together; it changes no image but by the random starts.
         """
-        eps = checked_eps(eps)
-        super().__init__(
-            attack_view(classifier, _module(loss)),
-            norm=norm,
-            eps=eps,
-            eps_step=2 * eps,
-            max_iter=max_iter,
-            nb_random_init=1,
-            batch_size=batch_size,
-            loss_type=None,
-            verbose=False,
-        )
+        eps, view = checked_eps(eps), attack_view(classifier, _module(loss))
+        with modes_kept(view.model):  # It asks whether the network predicts probabilities.
+            super().__init__(
+                view,
+                norm=norm,
+                eps=eps,
+                eps_step=2 * eps,
+                max_iter=max_iter,
+                nb_random_init=1,
+                batch_size=batch_size,
+                loss_type=None,
+                verbose=False,
+            )
         self.restarts = _at_least_one("restarts", restarts)
 
     def generate(self, x: Images, y: npt.NDArray[Any] | None = None, **kwargs: Any) -> Images:

@@ -95,8 +95,8 @@ def gradient_masking_report(
 
     Nothing of the classifiers is changed: neither the mode of a network nor the gradients of its parameters.
 
-    The cost is that of about ``16 max_iter`` forward and ``9 max_iter`` backward passes over the examples, ``2
-    square_iter + noise_draws`` more forward ones, and `max_iter` of both per classifier in `transfer_from`; a few
+    The cost is that of about ``16 max_iter + 40`` forward and ``8 max_iter + 10`` backward passes over the examples,
+    ``3 square_iter + noise_draws`` more forward ones, and `max_iter` of both per classifier in `transfer_from`; a few
     hundred examples are enough.
 
     :param classifier: Any PyTorchClassifier that predicts logits, whatever its loss.
@@ -106,8 +106,8 @@ def gradient_masking_report(
     :param norm: numpy.inf or 2. Of norm 1 ART's gradient attacks move a single pixel per step, which the clip values
            often undo: on it they fail on honest networks as well.
     :param max_iter: Steps of projected gradient descent, which is made with twice as many as well.
-    :param square_iter: Steps of the Square attack; 0 leaves it out. It is left out as well where ART's cannot run: it
-           wants images, clip values, and in norm 2 squares of at least 10 pixels a side.
+    :param square_iter: Steps of the Square attack; 0 leaves it out. It is left out as well where ART's cannot run: on
+           what is no image, without clip values, and on images that are small (norm 2) or long.
     :param noise_draws: Draws of slight noise, 4/255 of the pixel range, for unstable predictions.
     :param transfer_from: Classifiers by name, whose adversarial images are tried on this one.
     :param batch_size: Images at a time.
@@ -123,8 +123,8 @@ def gradient_masking_report(
     target = Target(classifier, images, as_indices(y, classifier.nb_classes), eps, norm, batch_size)
     with seeded(seed), _left_as_found(classifier, *others.values()):
         logits = target.logits(images)
-        if logits.shape != (len(images), classifier.nb_classes) or classifier.nb_classes < 2:
-            expected = f"({len(images)}, {classifier.nb_classes}), one number for each of at least two classes"
+        if logits.shape != (len(images), classifier.nb_classes):
+            expected = f"({len(images)}, {classifier.nb_classes}), one number for each class"
             raise ValueError(f"expected predictions of shape {expected}, but got {logits.shape}")
         return _measured(target, logits, max_iter, square_iter, noise_draws, others, seed)
 

@@ -217,9 +217,14 @@ def _more(share: float, n: int, limit: float) -> bool:
 
 
 def weaker(first: Flags, second: Flags, by: float = WEAKER) -> bool:
-    """Whether the first attack leaves more standing than the second, by more than `by` and more than chance would."""
-    only_second, only_first = int((first & ~second).sum()), int((second & ~first).sum())
-    if only_second - only_first <= by * len(first):
+    """
+    Whether the first attack leaves more standing than the second, by a share of more than `by`, and not by chance.
+
+    McNemar's exact test, but not of equal attacks: of the examples that one of them alone breaks, the second breaks so
+    many where it is better by just `by`.
+    """
+    broken, either, n = int((first & ~second).sum()), int((first ^ second).sum()), len(first)
+    if either <= by * n:
         return False
-    chance = binomtest(only_second, only_second + only_first, 0.5, alternative="greater").pvalue
-    return bool(chance < P_VALUE)
+    expected = (1 + by * n / either) / 2
+    return bool(binomtest(broken, either, expected, alternative="greater").pvalue < P_VALUE)

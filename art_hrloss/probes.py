@@ -96,10 +96,9 @@ class Target:
         if self.classifier.nb_classes > 2:
             views["DLR"] = attack_view(self.classifier, DLRLoss())
         views["CE of logits / T"] = attack_view(self.classifier, _Tempered(ce, max(1.0, margin)))
-        double = _Double(
-            copy.deepcopy(self.classifier.model).double(), attack_loss=ce, **shared_options(self.classifier)
-        )
         try:
+            network = copy.deepcopy(self.classifier.model).double()
+            double = _Double(network, attack_loss=ce, **shared_options(self.classifier))
             double.loss_gradient(self.x[:1], self.one_hot[:1])
         except (RuntimeError, TypeError):
             return views  # float32 is written into the network, or the device has no other
@@ -134,11 +133,15 @@ class Target:
 
     @property
     def is_for_square(self) -> bool:
-        """Whether ART's Square attack can run: in norm 2 it divides by 0 where a fifth of a side is a single pixel."""
+        """Whether ART's Square attack can run: its first square, 0.8 of the image, must be smaller than each side."""
         if self.x.ndim != 4 or self.classifier.clip_values is None:
             return False
         height, width = self.x.shape[2:] if self.classifier.channels_first else self.x.shape[1:3]
-        return float(self.norm) == np.inf or height == width >= 10
+        side = round((0.8 * height * width) ** 0.5)
+        if float(self.norm) == np.inf:
+            return bool(side < min(height, width))
+        # In norm 2 squares have an odd side, and a pattern of a fifth of the image's is 0 where that is a single pixel.
+        return bool(height == width >= 10 and side | 1 < height)
 
     def square(self, max_iter: int) -> Flags:
         """What the Square attack, which sees the logits alone, leaves standing; see `is_for_square`."""
@@ -150,7 +153,8 @@ class Target:
             batch_size=self.batch_size,
             verbose=False,
         )
-        return self._standing_of_allowed(self._made(attack))
+        with np.errstate(divide="ignore", invalid="ignore"):  # in norm 2 it drops what it has divided by 0
+            return self._standing_of_allowed(self._made(attack))
 
     def transfer(self, other: PyTorchClassifier, max_iter: int) -> Flags:
         """What images made on another classifier leave standing."""

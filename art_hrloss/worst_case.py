@@ -104,10 +104,9 @@ def worst_case(
             f"expected as many labels as images, and at least one, but got {len(labels)} and {len(images)}"
         )
     begun = time.perf_counter()
-    with modes_kept(classifier.model):
+    with modes_kept(classifier.model), seeded(seed):  # ART's predict draws from torch's generator as well.
         broken_by = np.where(predicted(classifier, images, batch_size) == labels, -1, 0)
-    adversarial, attacked, seconds = images.copy(), [len(images)], [time.perf_counter() - begun]
-    with modes_kept(classifier.model), seeded(seed):
+        adversarial, attacked, seconds = images.copy(), [len(images)], [time.perf_counter() - begun]
         for i, attack in enumerate(attacks.values(), start=1):
             begun, standing = time.perf_counter(), np.flatnonzero(broken_by < 0)
             if len(standing):

@@ -3,11 +3,11 @@
 import copy
 
 import numpy as np
+import oracle
 import pytest
 import torch
 from torch.nn import CrossEntropyLoss
 
-import oracle
 from art_hrloss import attack_view
 from art_hrloss.attack_losses import AttackLossName, DLRLoss, ExactCrossEntropy, MarginLoss, attack_loss
 
