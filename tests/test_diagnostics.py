@@ -13,7 +13,7 @@ from torch import nn
 
 from art_hrloss.diagnostics import GradientMaskingReport, gradient_masking_report
 from art_hrloss.flags import weaker
-from art_hrloss.probes import Gradients
+from art_hrloss.probes import Gradients, Target
 
 EPS = 0.1
 QUICK = {"eps": EPS, "max_iter": 10, "square_iter": 40, "noise_draws": 5}
@@ -254,7 +254,7 @@ class TestHonestNetworks:
         assert found.clean.mean() > 0.8
 
     def test_hr(self, hr_classifier, art_classifier, examples):
-        """At its own margin the network of the HR loss masks nothing either."""
+        """Trained by the HR loss, attacked along it and along cross-entropy: on digits nothing is masked either."""
         for classifier in (hr_classifier(), art_classifier(nn.CrossEntropyLoss())):
             assert gradient_masking_report(classifier, *examples, **QUICK).flags == ()
 
@@ -410,6 +410,58 @@ class TestWorksFor:
         assert any("transfer from its own" in text for text in evidence)
 
 
+@pytest.mark.parametrize(("norm", "eps"), [(np.inf, 20.0), (2, 130.0)])
+def test_every_part_of_a_report_is_its_probe(art_classifier, network, examples, norm, eps):
+    """Of bytes, so that the range of the pixels matters."""
+    x, y = 255 * examples[0], examples[1]
+    spy = Unnormalised(network, 0, 1 / 255)
+    classifier = art_classifier(nn.CrossEntropyLoss(), network=spy, clip_values=(0.0, 255.0))
+    options = {"max_iter": 2, "square_iter": 0, "noise_draws": 30, "norm": norm}
+    found, target = (
+        gradient_masking_report(classifier, x, y, eps=eps, **options),
+        Target(classifier, x, y, eps, norm, 128),
+    )
+    short, long = target.pgd(2), target.pgd(4)
+    assert (found.silent, found.moving) == (short.silent.mean(), long.moving.mean())
+    assert short.moving.mean() != long.moving.mean()
+    assert list(found.iterative) == [2, 4]
+    np.testing.assert_array_equal([*found.iterative.values()], [short.standing, long.standing])
+    assert list(found.curve) == [eps / 2, 2 * eps, 4 * eps]
+    np.testing.assert_array_equal([*found.curve.values()], [target.pgd(2, size).standing for size in found.curve])
+    np.testing.assert_array_equal(found.unbounded, target.pgd(2, target.unbounded_eps).standing)
+    np.testing.assert_array_equal(found.single_step["as given"], target.standing(target.fgsm()))
+    assert list(found.noise) == [target.noise_size, 2 * target.noise_size]
+    random = np.random.default_rng(0)
+    for size, standing in found.noise.items():
+        np.testing.assert_array_equal(standing, target.noise(size, random))
+    assert found.unstable == target.unstable(4.0, 30, random)
+    assert found.unchanged == 0
+    assert (found.pixels, found.clip_values, found.classes) == ((0.0, 255.0), (0.0, 255.0), 10)
+
+
+def test_unstable_is_in_units_of_the_pixels(art_classifier):
+    """One pixel, 255 bright at most, and two classes with their border at 127.5: noise is of 4."""
+    border = nn.Linear(1, 2)
+    with torch.no_grad():
+        border.weight.copy_(torch.tensor([[1.0], [-1.0]]))
+        border.bias.copy_(torch.tensor([-127.5, 127.5]))
+    options = {"input_shape": (1,), "nb_classes": 2, "clip_values": (0.0, 255.0)}
+    classifier = art_classifier(nn.CrossEntropyLoss(), network=border, **options)
+    x = np.array([[0.0], [120.0], [125.0], [130.0], [255.0]])
+    found = gradient_masking_report(classifier, x, x[:, 0] < 127, eps=8.0, max_iter=2, noise_draws=40)
+    assert found.unstable == 0.4
+
+
+def test_random_is_a_share_of_the_largest_logit(art_classifier, network, examples):
+    found = [
+        gradient_masking_report(
+            art_classifier(nn.CrossEntropyLoss(), network=Scaled(Noisy(network, 1e-3), factor)), *examples, **QUICK
+        ).random
+        for factor in (1.0, 4.0)
+    ]
+    assert found[0] == found[1] > 1e-4
+
+
 class TestChangesNothing:
     def test_of_classifiers_arrays_and_generators(self, art_classifier, hr_classifier, few):
         x, y = few
@@ -526,7 +578,7 @@ BOTH_SIDES = {
     "subnormal gradients": ({"gradients": Gradients(0, 0, 0.0011)}, {"gradients": Gradients(0, 0, 0.001)}),
     "unchanged images": ({"unchanged": 0.0011}, {"unchanged": 0.001}),
     "iterations do not help": (
-        {"single_step": {"as given": standing(281)}},
+        {"single_step": {"as given": standing(281)}, "iterative": {40: standing(300), 80: standing(290)}},
         {"single_step": {"as given": standing(282)}},
     ),
     "too few iterations": (

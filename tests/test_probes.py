@@ -276,6 +276,19 @@ def test_a_trace_is_what_a_plain_loop_gives(art_classifier, network, digits, bat
     assert 0 < trace.moving.mean() < standing.mean()
 
 
+def test_moving_is_of_the_last_tenth_of_the_steps():
+    x = np.random.default_rng(0).uniform(size=(60, 3)).astype(np.float32)
+    y, network = np.zeros(60, dtype=int), OneAtATime()
+    path = _path_by_hand(network, x, y, 0.6, 20)
+
+    def falls_after(steps):
+        return path[: steps + 1].min(0) - path.min(0) > 0.05 * (path[0] - path.min(0))
+
+    moving = target(flat_classifier(network, features=3), x, y, eps=0.6).pgd(20).moving
+    np.testing.assert_array_equal(moving, falls_after(18))
+    assert 0 < moving.mean() < falls_after(16).mean()
+
+
 def test_pgd_takes_another_eps(art_classifier, network, digits):
     x, y = digits.x_test[:40], digits.y_test[:40]
     probe = target(art_classifier(nn.CrossEntropyLoss(), network=network), x, y)

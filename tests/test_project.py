@@ -2,15 +2,19 @@
 
 import ast
 import configparser
+import math
 import re
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 import scipy.stats
+
+from art_hrloss.bounds import beta
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -157,3 +161,27 @@ def test_readme_draws_its_paired_differences_from_the_records() -> None:
     hr = paired(of("HR(1.6)", "clipped-ce", 0.25), of("HR(1.6)", "ce", 0.25))
     assert f"that adds {ce} for CE-trained networks and {hr} for HR-trained ones" in text
     assert (records.zero_gradient[records.attack_loss.isin(["ce", "hr"])] == 0).all()
+
+
+def test_readme_takes_the_tightness_of_proposition_1_from_the_records() -> None:
+    found = pd.read_csv(ROOT / "benchmarks/results/mnist-short/bounds.csv")
+    found = found[found.trained == "CE"].set_index(["eps", "labels"]).sort_index()
+
+    def mean(eps: float, field: str, labels: str = "labels") -> float:
+        values = found.loc[(eps, labels), field]
+        assert len(values) == 5
+        return (np.exp(values) if field.startswith("log_") else values).mean()
+
+    text = " ".join(README.split())
+    assert f"err on {mean(0, 'error'):.4f} of the test images" in text
+    assert f"at most {mean(0, 'log_upper_bound'):.3f} at alpha = 1.6" in text
+    assert f"and {mean(0, 'log_tightest_upper_bound'):.3f} at its best alpha" in text
+    assert f"by (11), {mean(0, 'log_relaxed_bound'):.3f}" in text
+    assert f"says {mean(0, 'log_markov_bound'):.3f}: CE / log 2" in text
+    assert f"(1) says {mean(0.1, 'log_tightest_upper_bound'):.3f} at its best alpha" in text
+    assert f"where the error is {mean(0.1, 'error'):.3f}" in text
+    assert (found.loc[(0.25, "labels"), "tightest_alpha"] == 1).all()
+    noisy = mean(0, "error", "noisy_labels"), mean(0, "log_tightest_lower_bound", "noisy_labels")
+    assert f"of an error of {noisy[0]:.3f} it says at least {noisy[1]:.1e}".replace("e-0", "e-") in text
+    assert f"{beta(10):.2f} for 10 classes" in text
+    assert f"{math.exp(-0.6 / 1.6):.2f} at alpha = 1.6" in text
