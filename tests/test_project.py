@@ -185,3 +185,28 @@ def test_readme_takes_the_tightness_of_proposition_1_from_the_records() -> None:
     assert f"of an error of {noisy[0]:.3f} it says at least {noisy[1]:.1e}".replace("e-0", "e-") in text
     assert f"{beta(10):.2f} for 10 classes" in text
     assert f"{math.exp(-0.6 / 1.6):.2f} at alpha = 1.6" in text
+
+
+def test_readme_takes_what_is_real_from_the_published_table() -> None:
+    rows = (ROOT / "benchmarks/results/strong-digits/strong.md").read_text().splitlines()
+    gains = [row.strip("| ").split(" | ") for row in rows if "HR(1.6) - CE" in row]
+    eps = [row.split(" | ")[0].strip("| ") for row in rows if re.match(r"\| 0", row)]
+    for strength, gain in zip(eps[:3], gains, strict=False):
+        assert f"| {strength} | {gain[1]} | {gain[-1]} |" in README
+
+
+def test_published_gains_of_strong_attacks_are_those_of_the_published_records() -> None:
+    folder = ROOT / "benchmarks/results/strong-digits"
+    records = pd.read_csv(folder / "records.csv")
+    broken = pd.read_csv(folder / "broken_by.csv")
+    worst = records[records.attack == "worst-case"].set_index(["trained", "seed", "eps"])
+    lost = broken.groupby(["trained", "seed", "eps"]).broken.sum()
+    assert (worst.n - worst.correct == lost.reindex(worst.index)).all()
+    share = (worst.correct / worst.n).unstack("seed")
+    difference = share.loc["HR(1.6)"] - share.loc["CE"]
+    text = (folder / "strong.md").read_text()
+    for eps, seeds in difference.iterrows():
+        half_width = scipy.stats.t.ppf(0.975, 4) * seeds.sem()
+        entry = f"{seeds.mean():z.3f} ± {half_width:.3f} |"
+        row = next(line for line in text.split(f"| {eps:g} |")[1].splitlines() if "HR(1.6) - CE" in line)
+        assert row.endswith(entry)

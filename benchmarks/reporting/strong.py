@@ -52,9 +52,16 @@ def strong_table(results: Results, dataset: str) -> Table | None:
         "is left by an ensemble of projected gradient descent along CE, Auto-PGD along each loss, the Square attack "
         "and HopSkipJump, of which the last two see no gradients.",
         "FGSM, paper: through clipped probabilities, as in Table 1. What it leaves above the worst case is no "
-        f"robustness. † On more than {ZERO_GRADIENT_LIMIT:.1%} of the images its gradient is exactly 0.",
+        "robustness.",
+        f"† On more than {ZERO_GRADIENT_LIMIT:.1%} of the images the gradient is exactly 0.",
     )
-    return Table(f"Strong attacks on {dataset}: test accuracy", ("eps", "trained", *names), tuple(rows), notes)
+    shown = any("†" in text for row in rows for text in row)
+    return Table(
+        f"Strong attacks on {dataset}: test accuracy",
+        ("eps", "trained", *names),
+        tuple(rows),
+        notes if shown else notes[:-1],
+    )
 
 
 def strong_attacks(grid: Grid) -> dict[float, dict[str, AttackSpec]]:

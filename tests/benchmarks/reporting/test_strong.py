@@ -39,6 +39,8 @@ def test_rows_are_the_accuracies_and_what_hr_gains() -> None:
             assert gain[i] == f"{more:.3f} ± 0.000"
     assert f"the first {made_up.N} test images" in table.notes[0]
     assert "50 steps" in table.notes[1]
+    assert [note.startswith("†") for note in table.notes] == [False, False, False, True]
+    assert not any("†" in note for note in strong_table(made_up.results(GRID, correct), "digits").notes)
 
 
 def test_what_is_missing_is_said() -> None:
