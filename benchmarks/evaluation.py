@@ -16,6 +16,7 @@ from art.estimators.classification import PyTorchClassifier
 from torch import nn
 
 from art_hrloss import HRClassifier, attack_view, error_bounds
+from art_hrloss.probes import margins
 from art_hrloss.worst_case import seeded
 from benchmarks import attacks, models
 from benchmarks.config import AttackLossName, AttackSpec, RunSpec
@@ -114,12 +115,12 @@ def measure(spec: AttackSpec, classifier: PyTorchClassifier, split: Split, input
         gradients = (classifier.loss_gradient(clean[batch], labels[batch]) for batch in batches)
         record["zero_gradient"] = sum(int((g == 0).reshape(len(g), -1).all(1).sum()) for g in gradients)
     probabilities = torch.from_numpy(logits).double().softmax(1).numpy()
-    margins = _margins(logits.astype(np.float64), labels)
-    counts, _ = np.histogram(margins.clip(MARGIN_EDGES[0], MARGIN_EDGES[-1]), MARGIN_EDGES)
+    found = margins(logits.astype(np.float64), labels)
+    counts, _ = np.histogram(found.clip(MARGIN_EDGES[0], MARGIN_EDGES[-1]), MARGIN_EDGES)
     return record | {
         "confusion": _confusion(probabilities, labels),
         "margins": counts.tolist(),
-        "margin_percentiles": np.percentile(margins, (1, 50, 99)).tolist(),
+        "margin_percentiles": np.percentile(found, (1, 50, 99)).tolist(),
         "bounds": _bounds(logits, labels),
         "samples": [
             {
@@ -175,11 +176,3 @@ def _confusion(probabilities: npt.NDArray[np.float64], labels: npt.NDArray[np.in
     classes = range(probabilities.shape[1])
     means = [probabilities[labels == c].mean(0) if (labels == c).any() else None for c in classes]
     return [[None if mean is None else float(mean[i]) for mean in means] for i in classes]
-
-
-def _margins(logits: npt.NDArray[np.float64], labels: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
-    true = np.take_along_axis(logits, labels[:, np.newaxis], axis=1)
-    others = logits.copy()
-    np.put_along_axis(others, labels[:, np.newaxis], -np.inf, axis=1)
-    margins: npt.NDArray[np.float64] = true[:, 0] - others.max(1)
-    return margins

@@ -69,7 +69,8 @@ EUCLIDEAN = {
         c, norm=2, eps=1.0, eps_step=2.0, nb_random_init=1, batch_size=n, **AUTO
     ),
 }
-# What else is driven by loss_gradient. Wasserstein in L2 balls: ART's Sinkhorn iterations overflow in float32.
+# What else is driven by loss_gradient. Wasserstein in L2 balls: at its default regularization its Sinkhorn iterations
+# overflow in float32.
 OTHERS = {
     "Wasserstein": lambda c: Wasserstein(
         c, norm="2", ball="2", eps=1.0, eps_step=0.3, max_iter=10, batch_size=32, verbose=False

@@ -7,6 +7,7 @@ import pytest
 import torch
 from art.attacks.evasion import AutoProjectedGradientDescent, ProjectedGradientDescent
 from art.estimators.classification import PyTorchClassifier
+from networks import Scaled
 from torch import nn
 
 from art_hrloss import HRClassifier, HRLoss
@@ -210,17 +211,6 @@ def test_an_iterate_that_auto_pgd_only_asks_the_loss_of_is_looked_at(art_classif
     assert 10 < broken.sum() < len(y)
     np.testing.assert_array_equal(watched.found, broken)
     np.testing.assert_array_equal(watched.adversarial, np.where(broken[:, None, None, None], made, x))
-
-
-class Scaled(nn.Module):
-    """The network with its logits multiplied, which changes no prediction."""
-
-    def __init__(self, network, factor):
-        super().__init__()
-        self.network, self.factor = network, factor
-
-    def forward(self, x):
-        return self.factor * self.network(x)
 
 
 def arts(classifier, **options):

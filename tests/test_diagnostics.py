@@ -9,6 +9,7 @@ import torch
 from art.defences.preprocessor import FeatureSqueezing, JpegCompression, SpatialSmoothing
 from art.defences.trainer import AdversarialTrainerMadryPGD
 from art.estimators.classification import PyTorchClassifier
+from networks import Scaled
 from torch import nn
 
 from art_hrloss.diagnostics import GradientMaskingReport, gradient_masking_report
@@ -108,17 +109,6 @@ def report(art_classifier):
 def names(found):
     """The names of the flags."""
     return [flag.name for flag in found.flags]
-
-
-class Scaled(nn.Module):
-    """The logits multiplied: the same predictions, and cross-entropy saturates."""
-
-    def __init__(self, network, factor):
-        super().__init__()
-        self.network, self.factor = network, factor
-
-    def forward(self, x):
-        return self.factor * self.network(x)
 
 
 class Rounding(nn.Module):

@@ -7,6 +7,7 @@ import pytest
 import torch
 from art.attacks.evasion import FastGradientMethod
 from art.estimators.classification import PyTorchClassifier
+from networks import Scaled
 from torch import Tensor, nn
 
 from art_hrloss.probes import Gradients, Target, margins
@@ -75,17 +76,6 @@ class Remembering(nn.Module):
     def forward(self, x):
         self.asked.append(x.detach().numpy().copy())
         return self.network(x)
-
-
-class Scaled(nn.Module):
-    """A network with its logits multiplied."""
-
-    def __init__(self, network, factor):
-        super().__init__()
-        self.network, self.factor = network, factor
-
-    def forward(self, x):
-        return self.factor * self.network(x)
 
 
 class InSingle(nn.Module):
