@@ -17,7 +17,7 @@ from art.estimators.classification import PyTorchClassifier
 from torch import Tensor, nn
 
 from art_hrloss.attack_losses import AttackLossName, attack_loss
-from art_hrloss.estimator import HRClassifier, _reduced, attack_view, shared_options
+from art_hrloss.estimator import HRClassifier, attack_view, reduced, shared_options
 
 Images = npt.NDArray[np.float32]
 Labels = npt.NDArray[np.int64]
@@ -34,7 +34,7 @@ class _Watch(nn.Module):
     def forward(self, logits: Tensor, labels: Tensor) -> Tensor:
         """Logits ``(n, M)`` and one-hot labels ``(n, M)`` to ``(n,)``."""
         self.wrong = (logits.detach().argmax(1) != labels.argmax(1)).cpu().numpy()
-        return _reduced(self.loss, logits, labels, "none")
+        return reduced(self.loss, logits, labels, "none")
 
 
 class _Watched(HRClassifier):

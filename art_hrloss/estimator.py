@@ -94,7 +94,7 @@ class HRClassifier(PyTorchClassifier):
                 preprocessed, numpy_labels = self._apply_preprocessing(x, labels.cpu().numpy())
                 inputs = leaf = self._to_network(preprocessed).requires_grad_()
                 labels = torch.as_tensor(numpy_labels)
-            losses = _reduced(self.attack_loss, self._model(inputs)[-1], labels, "none")
+            losses = reduced(self.attack_loss, self._model(inputs)[-1], labels, "none")
             (gradient,) = torch.autograd.grad(losses.sum(), leaf)
         if isinstance(x, Tensor):
             return gradient.to(x.dtype) if x.is_floating_point() else gradient
@@ -135,7 +135,7 @@ class HRClassifier(PyTorchClassifier):
             size = max(1, len(inputs)) if differentiable else batch_size
             batches = [inputs[i : i + size] for i in range(0, max(1, len(inputs)), size)]
             logits = torch.cat([self._model(self._to_network(batch))[-1] for batch in batches])
-            loss = _reduced(self.attack_loss, logits, labels, reduction)
+            loss = reduced(self.attack_loss, logits, labels, reduction)
         return loss if isinstance(x, Tensor) else loss.cpu().numpy()
 
     def class_gradient(
@@ -275,7 +275,7 @@ def _check_attack_loss(loss: object) -> None:
         raise TypeError(f"expected the attack loss to be a torch.nn.Module, but got {type(loss).__name__}")
 
 
-def _reduced(loss: Module, logits: Tensor, labels: Tensor, reduction: str) -> Tensor:
+def reduced(loss: Module, logits: Tensor, labels: Tensor, reduction: str) -> Tensor:
     """The loss under a reduction, the module itself left as it is; "none" gives shape (n,)."""
     own_reduction = hasattr(loss, "reduction")
     if own_reduction:
