@@ -3,7 +3,7 @@ Strong white-box attacks, built from ART's and driven by any loss.
 
 ART's own iterative attacks return the last iterate, and lose an earlier one that was already misclassified; here every
 iterate that the network is asked about is looked at, and where the last one is right again, the first misclassified
-one is returned.
+one is returned. Their random starts are drawn from numpy's global generator.
 """
 
 from collections.abc import Iterator
@@ -219,9 +219,27 @@ class AutoPGD(_KeepsTheFirst, AutoProjectedGradientDescent):
 
 
 def predicted(classifier: Any, images: Images, batch_size: int) -> Labels:
-    """The classes that a classifier predicts, shape ``(n,)``."""
-    classes: Labels = classifier.predict(images, batch_size=batch_size).argmax(1)
+    """
+    The classes that a classifier predicts, shape ``(n,)``.
+
+    :raises ValueError: If it does not predict logits, one per class: a single column would always be class 0, and the
+            gradients of probabilities vanish.
+    """
+    outputs = classifier.predict(images, batch_size=batch_size)
+    if outputs.ndim != 2 or outputs.shape[1] < 2:
+        raise ValueError(f"expected predictions of shape (n, M), a logit for each class, but got {outputs.shape}")
+    if are_distributions(outputs):
+        raise ValueError(
+            "expected a classifier that predicts logits, but each of its rows is a distribution: take the softmax out "
+            "of the network"
+        )
+    classes: Labels = outputs.argmax(1)
     return classes
+
+
+def are_distributions(outputs: npt.NDArray[Any]) -> bool:
+    """Whether all rows, shape ``(n, M)``, are probabilities: at least 0, with a sum of 1."""
+    return bool(len(outputs) and (outputs >= 0).all() and (np.abs(outputs.sum(1) - 1) < 1e-5).all())
 
 
 def as_indices(y: npt.NDArray[Any], classes: int) -> Labels:
@@ -248,9 +266,9 @@ def checked_eps(eps: float) -> float:
 
 
 @contextmanager
-def modes_kept(network: nn.Module) -> Iterator[None]:
-    """Every module of a network back in its own mode afterwards: ART's predict leaves them all in evaluation mode."""
-    modes = [(module, module.training) for module in network.modules()]
+def modes_kept(*networks: nn.Module) -> Iterator[None]:
+    """Every module of the networks back in its own mode afterwards: ART's predict leaves them in evaluation mode."""
+    modes = [(module, module.training) for network in networks for module in network.modules()]
     try:
         yield
     finally:

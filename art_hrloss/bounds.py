@@ -21,6 +21,7 @@ Where our reading differs from the print:
 import math
 from typing import Literal, NamedTuple, get_args
 
+import numpy as np
 import torch
 from scipy.optimize import minimize_scalar
 from torch import Tensor
@@ -43,7 +44,7 @@ def uncertainty(logits: Tensor) -> Tensor:
     The uncertainty of the classifier, ``P_u = P(Y^ != f(X)) = 1 - mean_i max_k q_ik`` (eq. (6)).
 
     :param logits: Shape ``(C,)``, ``(N, C)`` or ``(N, C, d1, ...)``.
-    :return: A scalar in [0, 1 - 1/M], to full relative precision however small.
+    :return: A scalar in [0, 1 - 1/M], to full relative precision as long as it does not underflow.
     """
     q = log_softmax(classes_last(logits)).exp()
     return q.scatter(-1, q.detach().argmax(-1, keepdim=True), 0.0).sum(-1).mean()
@@ -121,7 +122,8 @@ def error_lower_bound(
     :param reading: "derived" is the inequality above; "printed" has alpha / (alpha - 2) for its first factor, which is
            weaker.
     :return: A bound on log P_e in nats, differentiable by both; -inf at H = 0 and where the divergence is infinite.
-    :raises ValueError: If alpha is not finite and above 2, or another argument out of its range.
+    :raises ValueError: If alpha is not finite and above 2, the entropy below 0, the classes fewer than 2, or the
+            reading unknown.
     """
     alpha = _check_order(alpha, 2)
     if reading not in get_args(Reading):
@@ -193,8 +195,8 @@ def beta(classes: int) -> float:
     """
     The constant of (2): the smallest with which (10), ``log q^-1(H) >= beta log[1 - exp(-H)]``, holds on (0, log M].
 
-    It is the greatest value of ``log P / log[1 - exp(-q(P))]``, which has one peak in P. It grows nearly in proportion
-    to M: 2.14 for 2 classes, 4.07 for 10, 16.3 for 100, 92.3 for 1000; and with it the exponent of the lower bound.
+    It is the greatest value of ``log P / log[1 - exp(-q(P))]``, which has one peak in P. It grows like M / log M:
+    2.14 for 2 classes, 4.07 for 10, 16.3 for 100, 92.3 for 1000; and with it the exponent of the lower bound.
 
     :param classes: M, at least 2.
     :raises ValueError: If it is less.
@@ -247,7 +249,8 @@ def _log_gap(conditional_entropy: Tensor | float) -> Tensor:
 
 
 def _as_tensor(value: Tensor | float) -> Tensor:
-    return value if isinstance(value, Tensor) else torch.tensor(value, dtype=torch.float64)
+    tensor = value if isinstance(value, Tensor) else torch.tensor(value, dtype=torch.float64)
+    return tensor if tensor.is_floating_point() else tensor.double()
 
 
 def _check_order(alpha: float, least: int) -> float:
@@ -257,6 +260,6 @@ def _check_order(alpha: float, least: int) -> float:
 
 
 def _check_classes(classes: int) -> int:
-    if not isinstance(classes, int) or classes < 2:
+    if not isinstance(classes, int | np.integer) or classes < 2:
         raise ValueError(f"expected classes to be a whole number of at least 2, but got {classes!r}")
     return classes

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 from art.estimators.classification import PyTorchClassifier
 
-from art_hrloss.attacks import as_indices, checked_eps
+from art_hrloss.attacks import are_distributions, as_indices, checked_eps, modes_kept
 from art_hrloss.flags import Flag, Measurements, flags
 from art_hrloss.probes import Target, margins
 from art_hrloss.worst_case import seeded
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class GradientMaskingReport(Measurements):
     """What the probes measured, the flags that follow, and both as a table."""
 
@@ -34,7 +34,7 @@ class GradientMaskingReport(Measurements):
         return flags(self)
 
     @property
-    def masked(self) -> bool:
+    def flagged(self) -> bool:
         """Whether there is any flag."""
         return bool(self.flags)
 
@@ -70,7 +70,7 @@ class GradientMaskingReport(Measurements):
         return pd.DataFrame(self.rows(), columns=["part", "what", "value"])
 
     def __str__(self) -> str:
-        verdict = f"{len(self.flags)} flags" if self.masked else "no flag"
+        verdict = f"{len(self.flags)} flags" if self.flagged else "no flag"
         lines = [f"Gradient masking, {len(self.clean)} examples, eps {self.eps:g}, norm {self.norm}: {verdict}"]
         lines += [f"{part:10} {what:24} {value:9.3f}" for part, what, value in self.rows()]
         return "\n".join([*lines, *(f"! {flag}" for flag in self.flags)])
@@ -145,13 +145,11 @@ def _check_options(norm: float | str, max_iter: int, square_iter: int, noise_dra
 @contextmanager
 def _left_as_found(*classifiers: PyTorchClassifier) -> Iterator[None]:
     """ART's `predict` and `loss_gradient` change the mode of the network, and the gradients of its parameters."""
-    modes = [(module, module.training) for c in classifiers for module in c.model.modules()]
     gradients = [(parameter, parameter.grad) for c in classifiers for parameter in c.model.parameters()]
     try:
-        yield
+        with modes_kept(*(c.model for c in classifiers)):
+            yield
     finally:
-        for module, training in modes:
-            module.training = training
         for parameter, gradient in gradients:
             parameter.grad = gradient
 
@@ -192,7 +190,7 @@ def _measured(
         silent=float(traces[max_iter].silent.mean()),
         moving=float(traces[2 * max_iter].moving.mean()),
         random=float(np.nan_to_num(np.abs(target.logits(x) - logits)).max() / max(np.abs(logits).max(), 1e-30)),
-        probabilities=bool((logits >= 0).all() and (np.abs(logits.sum(1) - 1) < 1e-5).all()),
+        probabilities=are_distributions(logits),
         pixels=(float(x.min()), float(x.max())),
         clip_values=None if clip is None else (float(np.min(clip[0])), float(np.max(clip[1]))),
     )

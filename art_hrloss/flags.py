@@ -36,7 +36,7 @@ class Flag:
         return f"{self.name}: {self.evidence}. {self.remedy}."
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Measurements:
     """What the probes measured. Arrays of flags, shape ``(n,)``, say which examples an attack leaves right."""
 

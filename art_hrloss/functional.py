@@ -93,7 +93,7 @@ def hr_loss_terms(
     log_q = log_softmax(classes_last(logits))
     uncertainty = entropy(log_q)
     divergence, mass = _label_divergence(
-        log_q, checked_target(logits, target), alpha - 1, weight, ignore_index, label_smoothing
+        log_q, _checked_target(logits, target), alpha - 1, weight, ignore_index, label_smoothing
     )
     if reduction in ("none", "sum"):
         terms = HRLossTerms(*(torch.where(mass == 0, 0.0, mass * term) for term in (uncertainty, divergence)))
@@ -204,7 +204,7 @@ def classes_last(logits: Tensor) -> Tensor:
     return logits if logits.ndim == 1 else logits.movedim(1, -1)
 
 
-def checked_target(logits: Tensor, target: Tensor) -> Tensor:
+def _checked_target(logits: Tensor, target: Tensor) -> Tensor:
     """Class indices as int64, or probabilities with the class dimension at the end; told apart by their shape."""
     if not isinstance(target, Tensor):
         raise TypeError(f"expected the target to be a tensor, but got {type(target).__name__}")

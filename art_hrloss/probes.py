@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from art_hrloss.attack_losses import DLRLoss, ExactCrossEntropy, MarginLoss
 from art_hrloss.attacks import PGD, AutoPGD, Images, Labels
 from art_hrloss.estimator import HRClassifier, attack_view, shared_options
-from art_hrloss.worst_case import allowed
+from art_hrloss.worst_case import allowed, is_for_square
 
 Flags = npt.NDArray[np.bool_]
 
@@ -133,15 +133,8 @@ class Target:
 
     @property
     def is_for_square(self) -> bool:
-        """Whether ART's Square attack can run: its first square, 0.8 of the image, must be smaller than each side."""
-        if self.x.ndim != 4 or self.classifier.clip_values is None:
-            return False
-        height, width = self.x.shape[2:] if self.classifier.channels_first else self.x.shape[1:3]
-        side = round((0.8 * height * width) ** 0.5)
-        if float(self.norm) == np.inf:
-            return bool(side < min(height, width))
-        # In norm 2 squares have an odd side, and a pattern of a fifth of the image's is 0 where that is a single pixel.
-        return bool(height == width >= 10 and side | 1 < height)
+        """Whether ART's Square attack can run on these images."""
+        return is_for_square(self.classifier, self.norm)
 
     def square(self, max_iter: int) -> Flags:
         """What the Square attack, which sees the logits alone, leaves standing; see `is_for_square`."""

@@ -236,7 +236,9 @@ def _least(bound: Callable[[float], float], *, at_infinity: float) -> tuple[floa
 def _checked(arguments: tuple[Any, ...]) -> tuple[Tensor, Tensor]:
     """Logits and the weights of the labels, both float64 of shape (n, M), from what error_bounds may be given."""
     if len(arguments) == 3 and hasattr(arguments[0], "predict"):
-        logits = _as_tensor(arguments[0].predict(_as_tensor(arguments[1]).numpy()))
+        images = _as_tensor(arguments[1]).numpy()
+        # In ART's own dtype: its classifiers take no float64 into a float32 network.
+        logits = _as_tensor(arguments[0].predict(images.astype(np.float32) if images.dtype == np.float64 else images))
         _expect_no_probabilities(logits)
     elif len(arguments) == 2 and not hasattr(arguments[0], "predict"):
         logits = _as_tensor(arguments[0])

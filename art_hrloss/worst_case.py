@@ -1,6 +1,5 @@
 """The worst case of an ensemble of attacks, example by example."""
 
-import math
 import random
 import time
 from collections.abc import Iterator, Mapping
@@ -27,7 +26,7 @@ from art_hrloss.attacks import PGD, AutoPGD, Images, Labels, as_indices, checked
 from art_hrloss.estimator import attack_view
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class WorstCase:
     """What an ensemble of attacks left of a classifier, example by example."""
 
@@ -85,14 +84,14 @@ def worst_case(
     :param x: Images, shape ``(n, *input_shape)``; attacked as float32.
     :param y: True labels, as indices or one-hot.
     :param eps: The largest perturbation, in units of the images.
-    :param norm: numpy.inf, 1 or 2.
-    :param attacks: ART's attacks by name, each made for this eps, on the classifier or on others; by default
-           :func:`ensemble`.
+    :param norm: numpy.inf or 2; 1 as well, with attacks of that norm.
+    :param attacks: ART's attacks by name, each made for this eps and norm, on the classifier or on others, or for the
+           nearest adversarial image; by default :func:`ensemble`.
     :param batch_size: Of the predictions.
     :param seed: Of Python's, numpy's and torch's global generators, which are left as they were. ART's attacks draw
            from them, but for its own HopSkipJump and BoundaryAttack, which begin at images that no seed decides.
-    :raises ValueError: If there is no example, or an attack is targeted, made for more than eps, or known to be broken
-            in ART: what such an attack leaves standing would count as robust.
+    :raises ValueError: If there is no example, or an attack is targeted, made for another norm or more than eps, or
+            known to be broken in ART: what such an attack leaves standing would count as robust.
     """
     eps = checked_eps(eps)
     attacks = ensemble(classifier, eps=eps, norm=norm, batch_size=batch_size) if attacks is None else attacks
@@ -104,7 +103,8 @@ def worst_case(
             f"expected as many labels as images, and at least one, but got {len(labels)} and {len(images)}"
         )
     begun = time.perf_counter()
-    with modes_kept(classifier.model), seeded(seed):  # ART's predict draws from torch's generator as well.
+    others = [attack.estimator.model for attack in attacks.values() if hasattr(attack.estimator, "model")]
+    with modes_kept(classifier.model, *others), seeded(seed):  # ART's predict draws from torch's generator as well.
         broken_by = np.where(predicted(classifier, images, batch_size) == labels, -1, 0)
         adversarial, attacked, seconds = images.copy(), [len(images)], [time.perf_counter() - begun]
         for i, attack in enumerate(attacks.values(), start=1):
@@ -137,16 +137,18 @@ def ensemble(
 
     :param classifier: What to attack.
     :param eps: The largest perturbation, in units of the images.
-    :param norm: numpy.inf or 2.
+    :param norm: numpy.inf or 2, for which all of them are made.
     :param max_iter: Steps of each white-box attack.
     :param restarts: Attempts of each white-box attack.
     :param square_iter: Queries per example of the Square attack; 0 leaves it out.
     :param hop_skip_jump_iter: Rounds of HopSkipJump, of a few thousand queries per example each; 0 leaves it out.
     :param transfer_from: Classifiers by name, whose adversarial images are tried as well.
     :param batch_size: Images that are attacked together.
-    :raises ValueError: If ART's Square attack cannot be used and is not left out.
+    :raises ValueError: If ART's Square attack cannot be used and is not left out, or an argument is out of its range.
     """
     eps = checked_eps(eps)
+    if float(norm) not in (np.inf, 2.0):
+        raise ValueError(f"expected norm to be numpy.inf or 2, but got {norm}")
     options: dict[str, Any] = {"eps": eps, "norm": norm, "batch_size": batch_size}
     losses: dict[AttackLossName, str] = {"ce": "CE", "margin": "the margin", "dlr": "DLR", "hr": "HR"}
     if classifier.nb_classes < 3:
@@ -167,7 +169,12 @@ def ensemble(
             **options,
         )
     if square_iter:
-        _check_square(classifier, norm)
+        if not is_for_square(classifier, norm):
+            raise ValueError(
+                "expected images of about equal sides (with norm 2 of equal sides, at least 10) and clip values for "
+                f"ART's Square attack, but got {classifier.input_shape} and {classifier.clip_values}: leave it out "
+                "with attacks=ensemble(..., square_iter=0)"
+            )
         attacks["Square"] = SquareAttack(classifier, max_iter=square_iter, nb_restarts=1, verbose=False, **options)
     if hop_skip_jump_iter:
         attacks["HopSkipJump"] = _HopSkipJump(
@@ -235,17 +242,21 @@ def _check_attack(name: str, attack: EvasionAttack, eps: float, norm: float | st
     # AutoAttack means by it that targeted attacks come on top.
     if getattr(attack, "targeted", False) and not isinstance(attack, AutoAttack):
         raise ValueError(f"expected attacks that are not targeted, but {name} is {kind} with targeted=True")
-    if str(own_norm) == str(norm) and not getattr(attack, "minimal", False) and np.max(own_eps) > eps * (1 + 1e-5):
-        raise ValueError(f"expected attacks made for eps {eps:g}, but {name} is {kind} with eps {np.max(own_eps):g}")
+    if own_norm is None or not hasattr(attack, "eps") or getattr(attack, "minimal", False):
+        return
+    if float(own_norm) != float(norm) or np.max(own_eps) > eps * (1 + 1e-5):
+        came = f"eps {np.max(own_eps):g}, norm {own_norm}"
+        raise ValueError(f"expected attacks made for eps {eps:g}, norm {norm}, but {name} is {kind} with {came}")
 
 
-def _check_square(classifier: PyTorchClassifier, norm: float | str) -> None:
-    """Raise where ART's Square attack fails halfway, or works with NaN: its squares must fit into the image."""
+def is_for_square(classifier: PyTorchClassifier, norm: float | str) -> bool:
+    """Whether ART's Square attack can run: its first square, 0.8 of the image, must be smaller than each side."""
     shape = classifier.input_shape
-    sides = (shape[1:] if classifier.channels_first else shape[:2]) if len(shape) == 3 else (0, 0)
-    fits = round(math.sqrt(0.8 * math.prod(sides))) < min(sides) and (norm != 2 or min(sides) >= 10)
-    if classifier.clip_values is None or not fits:
-        raise ValueError(
-            "expected images of about equal sides (with norm 2 at least 10) and clip values for ART's Square attack, "
-            f"but got {shape} and {classifier.clip_values}: leave it out with square_iter=0"
-        )
+    if len(shape) != 3 or classifier.clip_values is None:
+        return False
+    height, width = shape[1:] if classifier.channels_first else shape[:2]
+    side = round((0.8 * height * width) ** 0.5)
+    if float(norm) == np.inf:
+        return bool(side < min(height, width))
+    # In norm 2 squares have an odd side, and a pattern of a fifth of the image's is 0 where that is a single pixel.
+    return bool(height == width >= 10 and side | 1 < height)

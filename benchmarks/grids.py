@@ -198,7 +198,7 @@ def strong_digits() -> Grid:
     """
     The networks of digits under strong attacks, at eps from 0.1 to 0.5: 10 trainings, shared with digits.
 
-    All 360 test images; 50 steps. About 10 minutes on two cores.
+    All 360 test images; 50 steps. About 4 minutes on two cores.
     """
     return _strong("strong-digits", digits().recipes[0], images=360, steps=50)
 
@@ -207,7 +207,7 @@ def strong_mnist() -> Grid:
     """
     The networks of mnist-short under strong attacks, at eps from 0.1 to 0.5: 10 trainings, shared with mnist-short.
 
-    The first 300 test images; 50 steps. About 25 minutes on two cores, and 30 more for the trainings.
+    The first 300 test images; 50 steps. About 20 minutes on two cores, and 30 more for the trainings.
     """
     return _strong("strong-mnist", mnist_short().recipes[0], images=300, steps=50)
 

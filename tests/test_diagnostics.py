@@ -230,7 +230,7 @@ class TestHonestNetworks:
     def test_cross_entropy(self, report, honest_networks, examples, seed, eps):
         found = report(honest_networks[seed], *examples, eps=eps)
         assert found.flags == ()
-        assert not found.masked
+        assert not found.flagged
         assert found.clean.mean() > 0.9
         assert found.iterative[20].mean() < found.clean.mean() - 0.2
         assert not found.unbounded.any()
@@ -551,7 +551,7 @@ def made_up(**changes):
 
 def test_an_honest_classifier_raises_no_flag():
     assert made_up().flags == ()
-    assert not made_up().masked
+    assert not made_up().flagged
 
 
 def _steps(**others):
@@ -729,7 +729,7 @@ def test_the_report_as_a_whole():
         clip_values=(0.0, 1.0),
     )
     assert str(found) == REPORT.strip()
-    assert found.masked
+    assert found.flagged
     frame = found.to_frame()
     assert list(frame.columns) == ["part", "what", "value"]
     assert [tuple(row) for row in frame.itertuples(index=False)] == found.rows()
