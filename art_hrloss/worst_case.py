@@ -85,13 +85,13 @@ def worst_case(
     :param y: True labels, as indices or one-hot.
     :param eps: The largest perturbation, in units of the images.
     :param norm: numpy.inf or 2; 1 as well, with attacks of that norm.
-    :param attacks: ART's attacks by name, each made for this eps and norm, on the classifier or on others, or for the
-           nearest adversarial image; by default :func:`ensemble`.
+    :param attacks: ART's attacks by name, each made for this eps, on the classifier or on others; of one of another
+           norm, or for the nearest adversarial image, only what lies within eps counts. By default :func:`ensemble`.
     :param batch_size: Of the predictions.
     :param seed: Of Python's, numpy's and torch's global generators, which are left as they were. ART's attacks draw
            from them, but for its own HopSkipJump and BoundaryAttack, which begin at images that no seed decides.
-    :raises ValueError: If there is no example, or an attack is targeted, made for another norm or more than eps, or
-            known to be broken in ART: what such an attack leaves standing would count as robust.
+    :raises ValueError: If there is no example, or an attack is targeted, made for more than eps, or known to be broken
+            in ART: what such an attack leaves standing would count as robust.
     """
     eps = checked_eps(eps)
     attacks = ensemble(classifier, eps=eps, norm=norm, batch_size=batch_size) if attacks is None else attacks
@@ -103,7 +103,8 @@ def worst_case(
             f"expected as many labels as images, and at least one, but got {len(labels)} and {len(images)}"
         )
     begun = time.perf_counter()
-    others = [attack.estimator.model for attack in attacks.values() if hasattr(attack.estimator, "model")]
+    estimators = [getattr(attack, "estimator", None) for attack in attacks.values()]
+    others = [estimator.model for estimator in estimators if isinstance(estimator, PyTorchClassifier)]
     with modes_kept(classifier.model, *others), seeded(seed):  # ART's predict draws from torch's generator as well.
         broken_by = np.where(predicted(classifier, images, batch_size) == labels, -1, 0)
         adversarial, attacked, seconds = images.copy(), [len(images)], [time.perf_counter() - begun]
@@ -242,11 +243,9 @@ def _check_attack(name: str, attack: EvasionAttack, eps: float, norm: float | st
     # AutoAttack means by it that targeted attacks come on top.
     if getattr(attack, "targeted", False) and not isinstance(attack, AutoAttack):
         raise ValueError(f"expected attacks that are not targeted, but {name} is {kind} with targeted=True")
-    if own_norm is None or not hasattr(attack, "eps") or getattr(attack, "minimal", False):
-        return
-    if float(own_norm) != float(norm) or np.max(own_eps) > eps * (1 + 1e-5):
-        came = f"eps {np.max(own_eps):g}, norm {own_norm}"
-        raise ValueError(f"expected attacks made for eps {eps:g}, norm {norm}, but {name} is {kind} with {came}")
+    same_norm = own_norm is not None and float(own_norm) == float(norm)
+    if same_norm and not getattr(attack, "minimal", False) and np.max(own_eps) > eps * (1 + 1e-5):
+        raise ValueError(f"expected attacks made for eps {eps:g}, but {name} is {kind} with eps {np.max(own_eps):g}")
 
 
 def is_for_square(classifier: PyTorchClassifier, norm: float | str) -> bool:

@@ -527,3 +527,9 @@ def test_readable_form_of_zeros() -> None:
     assert "by (1) at its best alpha             0, alpha = inf\n" in text
     assert "by (2) at its best alpha             0, which says nothing" in text
     assert "-0" not in text
+
+
+def test_images_of_float64_go_into_arts_own_classifier(art_classifier, digits):
+    classifier = art_classifier()
+    images, labels = digits.x_test[:40], digits.y_test[:40]
+    assert error_bounds(classifier, images.astype(np.float64), labels) == error_bounds(classifier, images, labels)

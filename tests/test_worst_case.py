@@ -447,7 +447,7 @@ def image_classifier(shape, **options):
 )
 def test_square_is_refused_where_arts_cannot_work(shape, norm, options):
     classifier = image_classifier(shape, **options)
-    with pytest.raises(ValueError, match=re.escape(f"but got {shape} and ") + ".*leave it out with square_iter=0"):
+    with pytest.raises(ValueError, match=re.escape(f"but got {shape} and ") + r".*leave it out .*square_iter=0\)"):
         ensemble(classifier, eps=0.1, norm=norm)
     assert "Square" not in ensemble(classifier, eps=0.1, norm=norm, square_iter=0)
 
@@ -529,3 +529,42 @@ def test_numbers_of_labels_and_images(threshold):
         worst_case(threshold, column(), np.zeros(0), eps=EPS, attacks={})
     with pytest.raises(ValueError, match="expected labels as class indices from 0 to 1 or rows of 2"):
         worst_case(threshold, column(0.1), np.array([2]), eps=EPS, attacks={})
+
+
+def test_more_than_eps_is_refused_however_the_norm_is_written(art_classifier, x, y):
+    classifier = art_classifier()
+    for own, norm in ((2, 2.0), (np.inf, "inf"), ("inf", np.inf)):
+        attack = PGD(classifier, eps=5.0, norm=own)
+        with pytest.raises(ValueError, match=r"made for eps 0\.1, but far is PGD with eps 5"):
+            worst_case(classifier, x, y, eps=EPS, norm=norm, attacks={"far": attack})
+
+
+@pytest.mark.parametrize(
+    ("last", "message"),
+    [
+        (nn.Linear(10, 1), r"predictions of shape \(n, M\), a logit for each class, but got \(60, 1\)"),
+        (nn.Softmax(1), "predicts logits, but each of its rows is a distribution: take the softmax out"),
+    ],
+    ids=["one column", "softmax"],
+)
+def test_predictions_that_are_no_logits_are_refused(art_classifier, trained_network, x, y, last, message):
+    classifier = art_classifier(nn.CrossEntropyLoss(), network=nn.Sequential(trained_network, last))
+    with pytest.raises(ValueError, match=message):
+        worst_case(classifier, x, y, eps=EPS, attacks={"FGM": FastGradientMethod(classifier, eps=EPS)})
+    with pytest.raises(ValueError, match=message):
+        PGD(classifier, "margin", eps=EPS, max_iter=1).generate(x, y)
+
+
+def test_the_network_of_a_transfer_is_left_in_its_mode(art_classifier, x, y):
+    classifier, other = art_classifier(), art_classifier()
+    other.model.train()
+    attacks = ensemble(
+        classifier, eps=EPS, max_iter=2, square_iter=0, hop_skip_jump_iter=0, transfer_from={"other": other}
+    )
+    worst_case(classifier, x, y, eps=EPS, attacks=attacks)
+    assert all(module.training for module in other.model.modules())
+
+
+def test_an_ensemble_has_no_norm_1(art_classifier):
+    with pytest.raises(ValueError, match=r"norm to be numpy\.inf or 2, but got 1"):
+        ensemble(art_classifier(), eps=EPS, norm=1)
