@@ -6,18 +6,18 @@ iterate that the network is asked about is looked at, and where the last one is 
 one is returned. Their random starts are drawn from numpy's global generator.
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import torch
 from art.attacks.evasion import AutoProjectedGradientDescent, ProjectedGradientDescentPyTorch
 from art.estimators.classification import PyTorchClassifier
 from torch import Tensor, nn
 
 from art_hrloss.attack_losses import AttackLossName, attack_loss
-from art_hrloss.estimator import HRClassifier, attack_view, reduced, shared_options
+from art_hrloss.estimator import HRClassifier, attack_view, modes_kept, reduced, shared_options
+from art_hrloss.numerics import are_distributions
 
 Images = npt.NDArray[np.float32]
 Labels = npt.NDArray[np.int64]
@@ -228,18 +228,13 @@ def predicted(classifier: Any, images: Images, batch_size: int) -> Labels:
     outputs = classifier.predict(images, batch_size=batch_size)
     if outputs.ndim != 2 or outputs.shape[1] < 2:
         raise ValueError(f"expected predictions of shape (n, M), a logit for each class, but got {outputs.shape}")
-    if are_distributions(outputs):
+    if are_distributions(torch.from_numpy(outputs)):
         raise ValueError(
             "expected a classifier that predicts logits, but each of its rows is a distribution: take the softmax out "
             "of the network"
         )
     classes: Labels = outputs.argmax(1)
     return classes
-
-
-def are_distributions(outputs: npt.NDArray[Any]) -> bool:
-    """Whether all rows, shape ``(n, M)``, are probabilities: at least 0, with a sum of 1."""
-    return bool(len(outputs) and (outputs >= 0).all() and (np.abs(outputs.sum(1) - 1) < 1e-5).all())
 
 
 def as_indices(y: npt.NDArray[Any], classes: int) -> Labels:
@@ -263,17 +258,6 @@ def checked_eps(eps: float) -> float:
     if not 0 < float(eps) < np.inf:
         raise ValueError(f"expected eps to be finite and above 0, but got {eps}")
     return float(eps)
-
-
-@contextmanager
-def modes_kept(*networks: nn.Module) -> Iterator[None]:
-    """Every module of the networks back in its own mode afterwards: ART's predict leaves them in evaluation mode."""
-    modes = [(module, module.training) for network in networks for module in network.modules()]
-    try:
-        yield
-    finally:
-        for module, training in modes:
-            module.training = training
 
 
 def _at_least_one(name: str, value: int) -> int:

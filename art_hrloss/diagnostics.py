@@ -13,10 +13,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
+import torch
 from art.estimators.classification import PyTorchClassifier
 
-from art_hrloss.attacks import are_distributions, as_indices, checked_eps, modes_kept
+from art_hrloss.attacks import as_indices, checked_eps
+from art_hrloss.estimator import modes_kept
 from art_hrloss.flags import Flag, Measurements, flags
+from art_hrloss.numerics import are_distributions
 from art_hrloss.probes import Target, margins
 from art_hrloss.worst_case import seeded
 
@@ -190,7 +193,7 @@ def _measured(
         silent=float(traces[max_iter].silent.mean()),
         moving=float(traces[2 * max_iter].moving.mean()),
         random=float(np.nan_to_num(np.abs(target.logits(x) - logits)).max() / max(np.abs(logits).max(), 1e-30)),
-        probabilities=are_distributions(logits),
+        probabilities=are_distributions(torch.from_numpy(logits)),
         pixels=(float(x.min()), float(x.max())),
         clip_values=None if clip is None else (float(np.min(clip[0])), float(np.max(clip[1]))),
     )

@@ -201,21 +201,18 @@ class HRClassifier(PyTorchClassifier):
     @contextmanager
     def _mode(self, training_mode: bool, *, backward: bool) -> Iterator[None]:
         """The network in the given mode, and each of its modules back in its own afterwards, whatever happens."""
-        modules = list(self._model.modules())
-        modes = [(module, module.training) for module in modules]
-        recurrent = [(module, module.dropout) for module in modules if isinstance(module, RNNBase)]
-        try:
+        recurrent = [(module, module.dropout) for module in self._model.modules() if isinstance(module, RNNBase)]
+        with modes_kept(self._model):
             self._model.train(training_mode)
-            if backward and not training_mode:
-                # cuDNN runs these backwards in training mode only; what that mode changes in them is their dropout.
-                for module, _ in recurrent:
-                    module.training, module.dropout = True, 0.0
-            yield
-        finally:
-            for module, training in modes:
-                module.training = training
-            for module, dropout in recurrent:
-                module.dropout = dropout
+            try:
+                if backward and not training_mode:
+                    # cuDNN runs these backwards in training mode only; what that mode changes in them is their dropout.
+                    for module, _ in recurrent:
+                        module.training, module.dropout = True, 0.0
+                yield
+            finally:
+                for module, dropout in recurrent:
+                    module.dropout = dropout
 
     def __getstate__(self) -> dict[str, Any]:
         """The state with the bare network in place of ART's wrapper, whose class is local and cannot be pickled."""
@@ -268,6 +265,17 @@ def shared_options(classifier: PyTorchClassifier) -> dict[str, Any]:
         "device_type",
     )
     return {name: getattr(classifier, name) for name in names}
+
+
+@contextmanager
+def modes_kept(*networks: Module) -> Iterator[None]:
+    """Every module of the networks back in its own mode afterwards: ART's predict leaves them in evaluation mode."""
+    modes = [(module, module.training) for network in networks for module in network.modules()]
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
 
 
 def _check_attack_loss(loss: object) -> None:

@@ -174,13 +174,13 @@ def _of_attacks(measured: Measurements) -> Iterator[Flag]:
                 f"PGD leaves {double.mean():.3f}, {name} {standing.mean():.3f}",
                 "The gradients are of no use; quote the worst case of an ensemble: art_hrloss.worst_case",
             )
-    for size, standing in measured.noise.items():
-        if size == min(measured.noise) and weaker(plain, standing):
-            yield Flag(
-                "noise beats gradients",
-                f"FGSM leaves {plain.mean():.3f}, random noise of the same size {standing.mean():.3f}",
-                "The gradients point nowhere; see whether the predictions are random",
-            )
+    noise = measured.noise[min(measured.noise)]
+    if weaker(plain, noise):
+        yield Flag(
+            "noise beats gradients",
+            f"FGSM leaves {plain.mean():.3f}, random noise of the same size {noise.mean():.3f}",
+            "The gradients point nowhere; see whether the predictions are random",
+        )
 
 
 def _of_failures(measured: Measurements) -> Iterator[Flag]:

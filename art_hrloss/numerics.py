@@ -97,3 +97,8 @@ def _centre(values: Tensor, log_weights: Tensor, used: Tensor, order: float) -> 
     greatest = torch.where(used, values, -torch.inf).amax(-1, keepdim=True)
     estimate = torch.minimum(torch.maximum(estimate, least), greatest)
     return torch.where(estimate.isfinite(), estimate, 0.0)
+
+
+def are_distributions(outputs: Tensor) -> bool:
+    """Whether there are rows, shape ``(n, M)``, and all are probabilities: at least 0, with a sum of 1."""
+    return bool(len(outputs) and (outputs >= 0).all() and ((outputs.sum(1) - 1).abs() < 1e-5).all())

@@ -201,7 +201,7 @@ class Target:
     def _watching(self) -> Iterator[list[npt.NDArray[np.float64]]]:
         """The margins of all images at which the classifier is asked for a gradient, call by call."""
         classifier, ask, seen = self.classifier, self.classifier.loss_gradient, list[npt.NDArray[np.float64]]()
-        own = vars(classifier).copy()
+        own = "loss_gradient" in vars(classifier)
 
         def answer(x: Any, y: Any, *args: Any, **kwargs: Any) -> Any:
             images, rows = (v.detach().cpu().numpy() if isinstance(v, Tensor) else v for v in (x, y))
@@ -213,7 +213,8 @@ class Target:
             yield seen
         finally:
             del vars(classifier)["loss_gradient"]
-            vars(classifier).update({name: ask for name in own if name == "loss_gradient"})
+            if own:
+                vars(classifier)["loss_gradient"] = ask
 
 
 class _Double(HRClassifier):

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from art_hrloss.bounds import beta, probability_comparison_bounds, relaxed_upper_bound
 from art_hrloss.functional import check_alpha, hr_loss_terms, renyi_divergence
-from art_hrloss.numerics import entropy, log_entropy, log_of_others, log_softmax
+from art_hrloss.numerics import are_distributions, entropy, log_entropy, log_of_others, log_softmax
 
 Array = npt.NDArray[Any] | Tensor
 
@@ -257,7 +257,7 @@ def _checked(arguments: tuple[Any, ...]) -> tuple[Tensor, Tensor]:
 
 
 def _expect_no_probabilities(outputs: Tensor) -> None:
-    if outputs.ndim == 2 and bool((outputs >= 0).all() and ((outputs.sum(1) - 1).abs() < 1e-5).all()):
+    if outputs.ndim == 2 and are_distributions(outputs):
         raise ValueError(
             "expected a classifier that predicts logits, but each of its rows is a distribution; "
             "if they are probabilities, pass their logarithms in place of classifier and x"

@@ -22,8 +22,8 @@ from art.attacks.evasion import (
 from art.estimators.classification import PyTorchClassifier
 
 from art_hrloss.attack_losses import AttackLossName, attack_loss
-from art_hrloss.attacks import PGD, AutoPGD, Images, Labels, as_indices, checked_eps, modes_kept, predicted
-from art_hrloss.estimator import attack_view
+from art_hrloss.attacks import PGD, AutoPGD, Images, Labels, as_indices, checked_eps, predicted
+from art_hrloss.estimator import attack_view, modes_kept
 
 
 @dataclass(frozen=True, eq=False)

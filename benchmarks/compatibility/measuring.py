@@ -3,7 +3,6 @@
 import importlib
 import logging
 import os
-import random
 import sys
 import traceback
 import warnings
@@ -17,6 +16,7 @@ import torch
 from torch import Tensor
 
 from art_hrloss import HRLoss
+from art_hrloss.worst_case import seeded
 from benchmarks.compatibility.cases import AttackCase, Case, Outcome, Victim
 from benchmarks.compatibility.subjects import Subject
 from benchmarks.compatibility.watching import NETWORK, NETWORK_GRADIENTS
@@ -161,7 +161,7 @@ def _same(one: Outcome, other: Outcome | Failure) -> bool:
 
 def attempt(case: Case, subject: Subject, victim: Victim) -> Outcome | Failure:
     """Run a case once, from the same seeds, in silence."""
-    with quiet(), seeded():
+    with quiet(), seeded(0):
         try:
             return case.perform(subject, victim)
         except Exception as error:  # whatever goes wrong inside ART is what is to be found out
@@ -186,21 +186,6 @@ def quiet() -> Iterator[None]:
         warnings.simplefilter("ignore")
         logging.disable(logging.CRITICAL)
         yield
-
-
-@contextmanager
-def seeded() -> Iterator[None]:
-    """All the generators that ART and its attacks share with others at seed 0, and as they were afterwards."""
-    of_numpy, of_python = np.random.get_state(), random.getstate()  # noqa: NPY002  # ART draws from it
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        np.random.seed(0)  # noqa: NPY002
-        random.seed(0)
-        try:
-            yield
-        finally:
-            np.random.set_state(of_numpy)  # noqa: NPY002
-            random.setstate(of_python)
 
 
 @contextmanager

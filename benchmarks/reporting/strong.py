@@ -2,7 +2,7 @@
 
 import pandas as pd
 
-from benchmarks.config import AttackSpec, Grid
+from benchmarks.config import AttackSpec, Grid, LossSpec
 from benchmarks.grids import CE
 from benchmarks.reporting.cells import Cell, Results
 from benchmarks.reporting.markup import Table
@@ -88,9 +88,9 @@ def broken_frame(results: Results) -> pd.DataFrame:
     )
 
 
-def _gain(results: Results, dataset: str, attack: AttackSpec, loss: object) -> str:
-    trained = {str(each): results.accuracies(dataset, each, attack) for each in results.grid.losses}
-    return interval_text(paired_interval(trained[str(loss)], trained[str(CE)]), results.grid)
+def _gain(results: Results, dataset: str, attack: AttackSpec, loss: LossSpec) -> str:
+    ours, ce = (results.accuracies(dataset, trained, attack) for trained in (loss, CE))
+    return interval_text(paired_interval(ours, ce), results.grid)
 
 
 def _text(cell: Cell | None, grid: Grid) -> str:
