@@ -20,7 +20,7 @@ from art_hrloss.attacks import as_indices, checked_eps
 from art_hrloss.estimator import modes_kept
 from art_hrloss.flags import Flag, Measurements, flags
 from art_hrloss.numerics import are_distributions
-from art_hrloss.probes import Target, margins
+from art_hrloss.probes import Flags, Target, margins
 from art_hrloss.worst_case import seeded
 
 if TYPE_CHECKING:
@@ -40,6 +40,13 @@ class GradientMaskingReport(Measurements):
     def flagged(self) -> bool:
         """Whether there is any flag."""
         return bool(self.flags)
+
+    @property
+    def standing(self) -> Flags:
+        """Shape ``(n,)``: which examples are right without attack and under every attack of at most eps."""
+        attacks = (*self.single_step.values(), *self.iterative.values(), self.strong, *self.black_box.values())
+        found: Flags = np.logical_and.reduce((self.clean, *attacks))
+        return found
 
     def rows(self) -> list[tuple[str, str, float]]:
         """What was measured: part, what, and its value, an accuracy or a share unless it says otherwise."""

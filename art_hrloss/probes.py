@@ -14,9 +14,9 @@ from art.estimators.classification import PyTorchClassifier
 from torch import Tensor, nn
 
 from art_hrloss.attack_losses import DLRLoss, ExactCrossEntropy, MarginLoss
-from art_hrloss.attacks import PGD, AutoPGD, Images, Labels
+from art_hrloss.attacks import AutoPGD, Images, Labels
 from art_hrloss.estimator import HRClassifier, attack_view, shared_options
-from art_hrloss.worst_case import allowed, is_for_square
+from art_hrloss.worst_case import allowed, is_for_square, transfer
 
 Flags = npt.NDArray[np.bool_]
 
@@ -151,7 +151,7 @@ class Target:
 
     def transfer(self, other: PyTorchClassifier, max_iter: int) -> Flags:
         """What images made on another classifier leave standing."""
-        attack = PGD(other, "ce", eps=self.eps, norm=self.norm, max_iter=max_iter, batch_size=self.batch_size)
+        attack = transfer(other, eps=self.eps, norm=self.norm, max_iter=max_iter, batch_size=self.batch_size)
         return self._standing_of_allowed(self._made(attack))
 
     def noise(self, size: float, random: np.random.Generator) -> Flags:

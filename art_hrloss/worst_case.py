@@ -160,15 +160,7 @@ def ensemble(
     for loss, name in losses.items():
         attacks[f"AutoPGD on {name}"] = AutoPGD(classifier, loss, max_iter=max_iter, restarts=restarts, **options)
     for name, other in (transfer_from or {}).items():
-        # ART's own, because ours would return unchanged what the other classifier gets wrong to begin with.
-        attacks[f"transfer from {name}"] = ProjectedGradientDescentPyTorch(
-            attack_view(other, attack_loss("ce")),
-            eps_step=2.5 * eps / max_iter,
-            max_iter=max_iter,
-            num_random_init=1,
-            verbose=False,
-            **options,
-        )
+        attacks[f"transfer from {name}"] = transfer(other, max_iter=max_iter, **options)
     if square_iter:
         if not is_for_square(classifier, norm):
             raise ValueError(
@@ -186,6 +178,32 @@ def ensemble(
             verbose=False,
         )
     return attacks
+
+
+def transfer(
+    source: PyTorchClassifier, *, eps: float, norm: float | str = np.inf, max_iter: int = 100, batch_size: int = 128
+) -> ProjectedGradientDescentPyTorch:
+    """
+    Projected gradient descent on another classifier, for images to try on this one.
+
+    ART's own, because ours returns unchanged what the other classifier gets wrong to begin with.
+
+    :param source: The other classifier, climbed along cross-entropy whatever its own loss.
+    :param eps: The largest perturbation, in units of the images.
+    :param norm: numpy.inf, 1 or 2.
+    :param max_iter: Steps, of 2.5 eps / max_iter, from a random start.
+    :param batch_size: Images that are attacked together.
+    """
+    return ProjectedGradientDescentPyTorch(
+        attack_view(source, attack_loss("ce")),
+        norm=norm,
+        eps=checked_eps(eps),
+        eps_step=2.5 * eps / max_iter,
+        max_iter=max_iter,
+        num_random_init=1,
+        batch_size=batch_size,
+        verbose=False,
+    )
 
 
 class _HopSkipJump(HopSkipJump):

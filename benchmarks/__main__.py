@@ -18,7 +18,7 @@ import tyro
 from rich.console import Console
 
 from benchmarks import executors, grids, runner, status
-from benchmarks.config import ConfigError, Grid, LossSpec, Recipe
+from benchmarks.config import ConfigError, Grid, Recipe
 from benchmarks.data import DataError
 from benchmarks.executors import Cluster, ClusterError
 from benchmarks.progress import following
@@ -70,7 +70,8 @@ class GridOptions:
         recipes = tuple((dataset, replace(recipe, **of_recipe)) for dataset, recipe in self._recipes(grid))
         losses = grid.losses
         if self.alpha is not None:
-            losses = (*(loss for loss in losses if loss.name != "hr"), LossSpec("hr", self.alpha))
+            changed = (loss if loss.alpha is None else replace(loss, alpha=self.alpha) for loss in losses)
+            losses = tuple(dict.fromkeys(changed))
         return replace(
             grid,
             name="-".join([grid.name, *(f"{name.replace('_', '-')}-{value}" for name, value in given.items())]),

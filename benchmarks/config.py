@@ -4,92 +4,42 @@ import hashlib
 import json
 import math
 import re
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import dataclass, fields, is_dataclass, replace
 from typing import Any, Literal, get_args
+
+from benchmarks.specs import (
+    AttackLossName,
+    AttackSpec,
+    ConfigError,
+    Hardening,
+    LossSpec,
+    SplitName,
+    UnitsName,
+    as_floats,
+    expect_one_of,
+)
+
+__all__ = [
+    "AttackLossName",
+    "AttackSpec",
+    "ConfigError",
+    "Grid",
+    "Hardening",
+    "LossSpec",
+    "Recipe",
+    "RunSpec",
+    "SplitName",
+    "UnitsName",
+    "canonical",
+]
 
 # Part of every key. Raise it when the meaning or the default of a field changes, so that no old result passes for a
 # new one.
 SPEC_VERSION = 1
 
-AttackName = Literal["none", "fgm", "pgd", "apgd", "worst-case"]
-AttackLossName = Literal["ce", "hr", "margin", "dlr", "torch-ce", "clipped-ce", "clipped-hr"]
-LossName = Literal["ce", "hr"]
 DeviceName = Literal["cpu", "gpu"]
-SplitName = Literal["test", "validation"]
-UnitsName = Literal["range", "data"]
 ModelName = Literal["small-cnn", "lenet", "resnet"]
 OptimizerName = Literal["sgd", "adam"]
-
-
-class ConfigError(ValueError):
-    """A value that describes no experiment; says what was expected and what came."""
-
-
-@dataclass(frozen=True)
-class LossSpec:
-    """A training loss: cross-entropy, or the HR loss with its alpha."""
-
-    name: LossName
-    alpha: float | None = None
-
-    def __post_init__(self) -> None:
-        _as_floats(self, "alpha")
-        _expect_one_of("loss", self.name, get_args(LossName))
-        if (self.alpha is not None) != (self.name == "hr"):
-            raise ConfigError(f"expected an alpha for the loss hr and for no other, but got {self}")
-        if self.alpha is not None and not 0 < self.alpha < math.inf:
-            raise ConfigError(f"expected alpha above 0, but got {self.alpha}")
-
-    def __str__(self) -> str:
-        return self.name.upper() if self.alpha is None else f"{self.name.upper()}({self.alpha:g})"
-
-
-@dataclass(frozen=True)
-class AttackSpec:
-    """One attack of a trained network: which, driven by which loss, how large, and on which images."""
-
-    name: AttackName
-    """No attack; FGSM; projected gradient descent; Auto-PGD; or the worst case of an ensemble."""
-    loss: AttackLossName | None = None
-    """The loss whose per-example gradient drives the attack; see benchmarks/losses.py. An ensemble has its own."""
-    eps: float = 0.0
-    """Largest change of a pixel, in `units`."""
-    units: UnitsName = "range"
-    """What an eps of 1 is: "range", the whole range of a pixel; "data", one unit of what the network is given, of which
-    the range has the recipe's input_scale."""
-    split: SplitName = "test"
-    """The part of the data set that is attacked."""
-    steps: int = 0
-    """Steps of an iterative attack; 0 for the others."""
-    images: int = 0
-    """How many images of the split, from its first, are attacked; 0 for all."""
-
-    def __post_init__(self) -> None:
-        _as_floats(self, "eps")
-        _expect_one_of("attack", self.name, get_args(AttackName))
-        _expect_one_of("units", self.units, get_args(UnitsName))
-        _expect_one_of("split", self.split, get_args(SplitName))
-        if type(self.images) is not int or self.images < 0:
-            raise ConfigError(f"expected images to be a whole number of at least 0, but got {self.images!r}")
-        if self.name == "none" and (self.loss is not None or self.eps != 0 or self.units != "range"):
-            raise ConfigError(f"expected no loss, no eps and no units where there is no attack, but got {self}")
-        if self.name == "worst-case" and self.loss is not None:
-            raise ConfigError(f"expected no loss for an ensemble, which has its own, but got {self.loss!r}")
-        if self.name not in ("none", "worst-case"):
-            _expect_one_of("the attack's loss", self.loss, get_args(AttackLossName))
-        if self.name != "none" and not 0 < self.eps < math.inf:
-            raise ConfigError(f"expected eps above 0 for the attack {self.name}, but got {self.eps}")
-        iterative = self.name in ("pgd", "apgd", "worst-case")
-        if type(self.steps) is not int or (self.steps > 0) != iterative or self.steps < 0:
-            raise ConfigError(f"expected steps above 0 for iterative attacks, and 0 for others, but got {self.steps!r}")
-
-    def key(self) -> str:
-        """A readable name, such as fgm-hr-0.1, that can name a file."""
-        parts: list[str] = [] if self.split == "test" else [self.split]
-        parts += [self.name, *([self.loss] if self.loss else []), *([repr(self.eps)] if self.eps else [])]
-        parts += [self.units] if self.units != "range" else []
-        parts += [f"{self.steps}-steps"] if self.steps else []
-        return "-".join([*parts, f"first-{self.images}"] if self.images else parts)
 
 
 @dataclass(frozen=True)
@@ -132,15 +82,15 @@ class Recipe:
     """The attacks then made."""
 
     def __post_init__(self) -> None:
-        _as_floats(self, "lr", "momentum", "l2", "input_scale")
+        as_floats(self, "lr", "momentum", "l2", "input_scale")
         # In one order, so that the same drops have one key.
         drops = sorted((int(start), float(factor)) for start, factor in self.lr_drops)
         object.__setattr__(self, "lr_drops", tuple(drops))
         if len(dict(drops)) != len(drops) or any(start < 0 or not 0 < factor < math.inf for start, factor in drops):
             raise ConfigError(f"expected lr_drops to be pairs of distinct epochs and factors above 0, but got {drops}")
-        _expect_one_of("model", self.model, get_args(ModelName))
-        _expect_one_of("optimizer", self.optimizer, get_args(OptimizerName))
-        _expect_one_of("device", self.device, get_args(DeviceName))
+        expect_one_of("model", self.model, get_args(ModelName))
+        expect_one_of("optimizer", self.optimizer, get_args(OptimizerName))
+        expect_one_of("device", self.device, get_args(DeviceName))
         for name in ("epochs", "batch_size", "blocks", "validation_size", "threads", "lr", "input_scale"):
             if not 0 < getattr(self, name) < math.inf:
                 raise ConfigError(f"expected {name} above 0, but got {getattr(self, name)}")
@@ -183,6 +133,10 @@ class RunSpec:
         """16 hexadecimal digits that name this run wherever it is done: a hash of its canonical JSON."""
         text = json.dumps({"version": SPEC_VERSION, "run": canonical(self)}, sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+    def source(self, seed: int) -> "RunSpec":
+        """The run that an attack's source of this seed names: plain cross-entropy, and else as this one."""
+        return replace(self, loss=LossSpec("ce"), seed=seed)
 
     def __str__(self) -> str:
         return f"{self.dataset}, {self.loss}, seed {self.seed}"
@@ -232,15 +186,3 @@ def canonical(spec: Any) -> Any:
         values = ((field, getattr(spec, field.name)) for field in fields(spec))
         return {field.name: canonical(value) for field, value in values if value != field.default}
     return [canonical(value) for value in spec] if isinstance(spec, tuple) else spec
-
-
-def _as_floats(spec: Any, *names: str) -> None:
-    """Turn whole numbers into floats, so that 1 and 1.0 have one key."""
-    for name in names:
-        value = getattr(spec, name)
-        object.__setattr__(spec, name, float(value) if isinstance(value, int) else value)
-
-
-def _expect_one_of(what: str, value: object, known: tuple[str, ...]) -> None:
-    if value not in known:
-        raise ConfigError(f"expected {what} to be one of {list(known)}, but got {value!r}")

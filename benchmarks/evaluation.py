@@ -4,9 +4,10 @@ import base64
 import hashlib
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ from art.estimators.classification import PyTorchClassifier
 from torch import nn
 
 from art_hrloss import HRClassifier, attack_view, error_bounds
+from art_hrloss.diagnostics import gradient_masking_report
 from art_hrloss.probes import margins
 from art_hrloss.worst_case import seeded
 from benchmarks import attacks, models
@@ -25,6 +27,8 @@ from benchmarks.losses import attack_loss, training_loss
 from benchmarks.store import Store
 
 BATCH_SIZE = 250
+# Queries per image of the Square attack in a report on masked gradients.
+REPORT_QUERIES = 200
 # Edges of the bins of margins; the first and the last bin hold all that lies beyond them.
 MARGIN_EDGES = tuple(range(-40, 41))
 # The orders at which Proposition 1 is computed, whatever the training loss: its upper bound at the paper's alpha, its
@@ -37,48 +41,109 @@ def evaluate(run: RunSpec, specs: Sequence[AttackSpec], data: Dataset, store: St
     Attack a trained run and keep one record per attack; those that are there are not made again.
 
     :param run: A trained run.
-    :param specs: The attacks.
+    :param specs: The attacks; the runs that are their sources are trained as well.
     :param data: The run's data set, attacked at the true labels.
     :param store: Where the weights are and the records go.
     """
     missing = [spec for spec in specs if store.record(run, spec) is None]
     if not missing:
         return
-    model = models.build_for(run.recipe, data)
-    model.load_state_dict(store.load_checkpoint(run))
+    classifier = trained_classifier(run, data, store)
+    seeds = {spec.source for spec in missing if spec.source is not None}
+    sources = {seed: trained_classifier(run.source(seed), data, store) for seed in sorted(seeds)}
     begun = time.perf_counter()
-    for spec, record in measure_all(missing, as_classifier(model, run, data), data, run.recipe.input_scale):
+    for spec, record in measure_all(missing, classifier, data, run.recipe.input_scale, sources):
         store.save_record(run, spec, record)
         store.log(run, "record", attack=spec.key(), seconds=round(time.perf_counter() - begun, 3))
         begun = time.perf_counter()
 
 
 def measure_all(
-    specs: Sequence[AttackSpec], classifier: HRClassifier, data: Dataset, input_scale: float = 1.0
+    specs: Sequence[AttackSpec],
+    classifier: HRClassifier,
+    data: Dataset,
+    input_scale: float = 1.0,
+    sources: Mapping[int, HRClassifier] = MappingProxyType({}),
 ) -> Iterator[tuple[AttackSpec, dict[str, Any]]]:
-    """Each attack with its record: see :func:`measure`. What attacks of one loss have in common is computed once."""
+    """
+    Each attack with its record: see :func:`measure`. What attacks of one loss have in common is computed once.
+
+    :param specs: The attacks.
+    :param classifier: The network under attack.
+    :param data: Its data set.
+    :param input_scale: Units of the network's input in the range of a pixel.
+    :param sources: By seed, the networks that attacks name as their sources.
+    """
     by_loss: dict[AttackLossName | None, list[AttackSpec]] = {}
     for spec in specs:
         by_loss.setdefault(spec.loss, []).append(spec)
     for loss, same in by_loss.items():
         with _remembering(attack_view(classifier, attack_loss(loss or "ce"))) as view:
             for spec in same:
-                yield spec, measure(spec, view, data.test if spec.split == "test" else data.validation, input_scale)
+                split = data.test if spec.split == "test" else data.validation
+                if spec.name == "diagnostics":  # it asks for too many gradients to remember
+                    yield spec, diagnose(spec, attack_view(classifier, view.attack_loss), split)
+                else:
+                    source = None if spec.source is None else sources[spec.source]
+                    yield spec, measure(spec, view, split, input_scale, source)
 
 
-def as_classifier(model: nn.Module, run: RunSpec, data: Dataset) -> HRClassifier:
-    """A network as a classifier of ART's, for images in [0, 1]."""
+def trained_classifier(run: RunSpec, data: Dataset, store: Store) -> HRClassifier:
+    """The network of a trained run as a classifier of ART's."""
+    model = models.build_for(run.recipe, data)
+    model.load_state_dict(store.load_checkpoint(run))
+    return as_classifier(model, run, data)
+
+
+def as_classifier(
+    model: nn.Module, run: RunSpec, data: Dataset, optimizer: torch.optim.Optimizer | None = None
+) -> HRClassifier:
+    """A network as a classifier of ART's, for images in [0, 1]; with an optimizer, one that ART can train."""
     return HRClassifier(
         model,
         training_loss(run.loss),
         input_shape=data.image_shape,
         nb_classes=data.classes,
+        optimizer=optimizer,
         clip_values=(0.0, 1.0),
         device_type=run.recipe.device,
     )
 
 
-def measure(spec: AttackSpec, classifier: PyTorchClassifier, split: Split, input_scale: float = 1.0) -> dict[str, Any]:
+def diagnose(spec: AttackSpec, classifier: PyTorchClassifier, split: Split) -> dict[str, Any]:
+    """
+    A report on masked gradients, as plain values.
+
+    :param spec: How large an eps, of how many steps, on which images.
+    :param classifier: The network, as seen through the attack's loss.
+    :param split: The images, and their true labels.
+    :return: n, the number of images; correct, how many of them are right under every attack of the report; and flags,
+        the evidence of each flag by its name.
+    """
+    images, labels = _chosen(spec, split)
+    report = gradient_masking_report(
+        classifier,
+        images,
+        labels,
+        eps=spec.eps,
+        max_iter=spec.steps,
+        square_iter=REPORT_QUERIES,
+        batch_size=BATCH_SIZE,
+    )
+    return {
+        "n": len(labels),
+        "correct": int(report.standing.sum()),
+        "flags": {flag.name: flag.evidence for flag in report.flags},
+    }
+
+
+def measure(
+    spec: AttackSpec,
+    classifier: PyTorchClassifier,
+    split: Split,
+    input_scale: float = 1.0,
+    source: PyTorchClassifier | None = None,
+) -> dict[str, Any]:
     """
     One evaluation, as plain values.
 
@@ -86,6 +151,7 @@ def measure(spec: AttackSpec, classifier: PyTorchClassifier, split: Split, input
     :param classifier: The network under attack, for images in [0, 1], as seen through the attack's loss.
     :param split: The images, attacked at their true labels.
     :param input_scale: Units of the network's input in the range of a pixel.
+    :param source: The other network on which the attack makes images, if it names one.
     :return:
         * n, the number of images, and correct, how many of the attacked ones are classified right;
         * zero_gradient, for an attack along one loss: at how many of the clean images the gradient that drives it is
@@ -100,9 +166,8 @@ def measure(spec: AttackSpec, classifier: PyTorchClassifier, split: Split, input
         * samples: the first image of every class as attacked (its pixels rounded to 8 bits, in base64, channels
           first), with its label, the prediction and the probability of that.
     """
-    attack = attacks.build(spec, classifier, batch_size=BATCH_SIZE, input_scale=input_scale)
-    chosen = slice(spec.images or None)
-    clean, labels = split.tensors(torch.device("cpu"))[0].numpy()[chosen], split.labels[chosen]
+    attack = attacks.build(spec, classifier, batch_size=BATCH_SIZE, input_scale=input_scale, source=source)
+    clean, labels = _chosen(spec, split)
     with seeded(0):
         images = clean if attack is None else attack.generate(clean, labels)
     logits = classifier.predict(images, batch_size=BATCH_SIZE)
@@ -110,7 +175,7 @@ def measure(spec: AttackSpec, classifier: PyTorchClassifier, split: Split, input
     record: dict[str, Any] = {"n": len(labels), "correct": int((predictions == labels).sum())}
     if isinstance(attack, attacks.WorstCaseAttack):
         record["broken_by"] = attack.broken_by
-    elif attack is not None:
+    elif spec.loss is not None:
         batches = (slice(start, start + BATCH_SIZE) for start in range(0, len(labels), BATCH_SIZE))
         gradients = (classifier.loss_gradient(clean[batch], labels[batch]) for batch in batches)
         record["zero_gradient"] = sum(int((g == 0).reshape(len(g), -1).all(1).sum()) for g in gradients)
@@ -133,6 +198,12 @@ def measure(spec: AttackSpec, classifier: PyTorchClassifier, split: Split, input
             for i in np.unique(labels, return_index=True)[1]
         ],
     }
+
+
+def _chosen(spec: AttackSpec, split: Split) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]:
+    """The images that are attacked, in [0, 1], and their labels."""
+    chosen = slice(spec.images or None)
+    return split.tensors(torch.device("cpu"))[0].numpy()[chosen], split.labels[chosen]
 
 
 @contextmanager

@@ -13,6 +13,7 @@ from typing import Any
 import safetensors.torch
 import torch
 
+from benchmarks.config import AttackSpec
 from benchmarks.files import DamagedError, read_bytes, read_json
 
 # Raise these when what a file holds changes its meaning: older files are then set aside and made again.
@@ -31,6 +32,7 @@ _OF_RECORD = {
     "bounds": dict,
     "samples": list,
 }
+_OF_REPORT = {"n": int, "correct": int, "flags": dict}
 _NUMBERS_OF_EVENT = {"epoch": ("epoch", "training", "seconds"), "record": ("seconds",)}
 
 
@@ -137,19 +139,22 @@ def read_curve(path: Path) -> list[dict[str, Any]]:
     return rows
 
 
-def read_record(path: Path, *, attacked: bool) -> dict[str, Any] | None:
+def read_record(path: Path, attack: AttackSpec) -> dict[str, Any] | None:
     """
     One evaluation; None if the file is not there.
 
     :param path: The file.
-    :param attacked: Whether it is of an attack, and so says how many gradients were 0.
+    :param attack: What it is of: one along a loss says how many gradients were 0, a report which flags were raised.
     :raises DamagedError: If it cannot be used, or is of another version.
     """
+    fields = _OF_REPORT if attack.name == "diagnostics" else _OF_RECORD
+    if attack.loss is not None and attack.name != "diagnostics":
+        fields = fields | {"zero_gradient": int}
     record: dict[str, Any] | None = read_json(path, dict)
     if record is None:
         return None
     _expect_version(path, record.get("version"), RECORD_VERSION)
-    for name, kind in (_OF_RECORD | {"zero_gradient": int} if attacked else _OF_RECORD).items():
+    for name, kind in fields.items():
         if not isinstance(record.get(name), kind):
             raise DamagedError(path, f"should hold {name}, a {kind.__name__}, but holds {sorted(record)}")
     n, correct = record["n"], record["correct"]

@@ -8,7 +8,10 @@ from benchmarks.config import AttackLossName, LossSpec
 
 def training_loss(spec: LossSpec) -> nn.Module:
     """The loss of a batch: a scalar in nats."""
-    return nn.CrossEntropyLoss() if spec.alpha is None else HRLoss(spec.alpha)
+    smoothing = spec.label_smoothing
+    if spec.alpha is None:
+        return nn.CrossEntropyLoss(label_smoothing=smoothing)
+    return HRLoss(spec.alpha, label_smoothing=smoothing)
 
 
 def attack_loss(name: AttackLossName) -> nn.Module:

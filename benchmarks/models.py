@@ -41,6 +41,14 @@ def build_for(recipe: Recipe, data: Dataset, *, seed: int = 0) -> nn.Module:
     return model
 
 
+@torch.no_grad()
+def scale_logits(model: nn.Module, factor: float) -> None:
+    """Multiply the logits of one of these networks, all of which end with a linear layer, by a factor above 0."""
+    last = [module for module in model.modules() if isinstance(module, nn.Linear)][-1]
+    last.weight.mul_(factor)
+    last.bias.mul_(factor)
+
+
 class Scale(nn.Module):
     """Multiplies images by a factor, as if they had not been divided by it."""
 

@@ -75,10 +75,11 @@ def execute(job: Job) -> Outcome:
             "all workers share, under the same path"
         )
     store = Store(job.store)
+    messages = _train_sources(job)
     try:
         with _one_job_at_a_time, store.lock(job.run).acquire(timeout=-1 if job.wait else MOMENT):
             try:
-                messages = store.set_damaged_aside(job.run, job.attacks)
+                messages += store.set_damaged_aside(job.run, job.attacks)
                 messages += _work(job, store)
             except Exception as error:
                 with suppress(StoreError, OSError):  # the disk may be full
@@ -88,6 +89,18 @@ def execute(job: Job) -> Outcome:
     except Timeout:
         return Outcome(busy=True)
     return Outcome(messages=tuple(messages))
+
+
+def _train_sources(job: Job) -> list[str]:
+    """
+    Train the networks on which attacks make their images, where nobody has; returns what is to be known about it.
+
+    It is done before the run is locked: who holds a run's lock waits for no other.
+    """
+    seeds = {attack.source for attack in job.attacks if attack.source is not None}
+    sources = [job.run.source(seed) for seed in sorted(seeds)]
+    outcomes = [execute(replace(job, run=source, attacks=(), wait=True)) for source in sources]
+    return [message for outcome in outcomes for message in outcome.messages]
 
 
 def _work(job: Job, store: Store) -> list[str]:

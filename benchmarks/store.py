@@ -230,7 +230,7 @@ class Store:
 
         :raises DamagedError: If it cannot be read, or is of another version.
         """
-        return read_record(self._record_path(run, attack), attacked=attack.loss is not None)
+        return read_record(self._record_path(run, attack), attack)
 
     def is_done(self, run: RunSpec, attacks: tuple[AttackSpec, ...]) -> bool:
         """Whether the run is trained, every record is there, and :meth:`damaged` finds nothing at a glance."""

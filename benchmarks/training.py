@@ -9,10 +9,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from art_hrloss.probes import margins
 from benchmarks import models
 from benchmarks.config import Recipe, RunSpec
 from benchmarks.data import Dataset
 from benchmarks.evaluation import as_classifier, measure_all
+from benchmarks.hardening import Whole, adversarial_epoch, noisy
 from benchmarks.losses import training_loss
 from benchmarks.store import Store
 
@@ -26,64 +28,106 @@ def train(run: RunSpec, data: Dataset, store: Store) -> None:
     Train a run from where it stands, keep its state after every epoch, and its weights at the end.
 
     The seed fixes the initial weights and the order of the images, whatever the loss, so that the losses of one seed
-    are compared as pairs. A run that is resumed ends, on the CPU, in the same bits as one that was not interrupted. A
-    row of the curve holds epoch (from 1), lr, train_loss (mean over the batches, nats), train_accuracy (as the epoch
-    went by), validation_accuracy (after it) and, every so many epochs, for each attack that the recipe names: attacks,
+    are compared as pairs; in adversarial training ART draws the order. A run that is resumed ends, on the CPU, in the
+    same bits as one that was not interrupted. A row of the curve holds epoch (from 1), lr, train_loss (mean over the
+    batches, nats) and train_accuracy, both as the epoch went by, or, of adversarial training, after it on the images as
+    they are; validation_accuracy (after it); and, every so many epochs, for each attack that the recipe names: attacks,
     the accuracy under it, and bounds, as a record has them under "labels". The log gets each epoch's seconds, and those
     of its training alone.
 
     :param run: What to train.
     :param data: Its data set.
     :param store: Where state, curve and weights go; the run's lock is the caller's.
-    :raises TrainingError: If the loss is no longer finite.
+    :raises TrainingError: If the loss is no longer finite, or no temperature gives the network the run's margin.
     """
-    recipe = run.recipe
-    device = torch.device("cuda" if recipe.device == "gpu" else "cpu")
-    model_seed, order_seed = (int(s) for s in np.random.SeedSequence(run.seed).generate_state(2))
-    model = models.build_for(recipe, data, seed=model_seed).to(device)
-    optimizer = build_optimizer(recipe, model)
-    order = torch.Generator().manual_seed(order_seed)
-    curve: list[dict[str, Any]] = []
+    training = _Training(run, data)
     state = store.load_state(run)
     if state is not None:
-        model.load_state_dict(state["model"])
-        optimizer.load_state_dict(state["optimizer"])
-        order.set_state(state["order"])
-        curve = state["curve"]
-    images, labels = data.train.tensors(device)
-    validation = data.validation.tensors(device)
-    classifier = as_classifier(model, run, data)
-    loss = training_loss(run.loss).to(device)
-    for epoch in range(len(curve), recipe.epochs):
+        training.load(state)
+    for epoch in range(len(training.curve), run.recipe.epochs):
         begun = time.perf_counter()
-        for group in optimizer.param_groups:
-            group["lr"] = recipe.lr_at(epoch)
-        batches = torch.randperm(len(images), generator=order).to(device).split(recipe.batch_size)
-        with torch.random.fork_rng():
-            # For networks with random layers: drawn anew in every epoch, so that a resumed run draws the same.
-            torch.manual_seed(int(np.random.SeedSequence((run.seed, epoch)).generate_state(1)[0]))
-            row = train_epoch(model, loss, optimizer, ((images[batch], labels[batch]) for batch in batches))
+        row = training.epoch(epoch)
         trained = time.perf_counter()
         if not math.isfinite(row["train_loss"]):
             raise TrainingError(f"the loss of {run} became {row['train_loss']} in epoch {epoch + 1}")
-        row |= {"epoch": epoch + 1, "lr": recipe.lr_at(epoch), "validation_accuracy": accuracy(model, *validation)}
-        if recipe.curve_every and (epoch + 1) % recipe.curve_every == 0:
-            measured = dict(measure_all(recipe.curve_attacks, classifier, data, recipe.input_scale))
-            row["attacks"] = {spec.key(): record["correct"] / record["n"] for spec, record in measured.items()}
-            row["bounds"] = {spec.key(): record["bounds"]["labels"] for spec, record in measured.items()}
-        curve.append(row)
-        store.save_state(
-            run,
-            {
-                "model": model.state_dict(),
-                "optimizer": optimizer.state_dict(),
-                "order": order.get_state(),
-                "curve": curve,
-            },
-        )
+        training.curve.append(row | training.measured(epoch))
+        store.save_state(run, training.state())
         seconds = {"training": round(trained - begun, 3), "seconds": round(time.perf_counter() - begun, 3)}
         store.log(run, "epoch", epoch=epoch + 1, **seconds)
-    store.save_checkpoint(run, model.state_dict())
+    if run.loss.margin:
+        training.scale_margins()
+    store.save_checkpoint(run, training.model.state_dict())
+
+
+class _Training:
+    """A run in training: its network, its optimizer, its images, and how far it is."""
+
+    def __init__(self, run: RunSpec, data: Dataset) -> None:
+        self.run, self.data = run, data
+        self.device = torch.device("cuda" if run.recipe.device == "gpu" else "cpu")
+        model_seed, order_seed = (int(s) for s in np.random.SeedSequence(run.seed).generate_state(2))
+        self.model = models.build_for(run.recipe, data, seed=model_seed).to(self.device)
+        self.optimizer = build_optimizer(run.recipe, self.model)
+        self.order = torch.Generator().manual_seed(order_seed)
+        self.curve: list[dict[str, Any]] = []
+        self.loss = training_loss(run.loss).to(self.device)
+        self.images, self.labels = data.train.tensors(self.device)
+        self.validation = data.validation.tensors(self.device)
+        self.classifier = as_classifier(self.model, run, data)
+
+    def load(self, state: dict[str, Any]) -> None:
+        """Go on from a state."""
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.order.set_state(state["order"])
+        self.curve = state["curve"]
+
+    def state(self) -> dict[str, Any]:
+        """All that :meth:`load` needs."""
+        return {
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "order": self.order.get_state(),
+            "curve": self.curve,
+        }
+
+    def epoch(self, epoch: int) -> dict[str, Any]:
+        """Train for an epoch, counted from 0; returns train_loss and train_accuracy."""
+        recipe, hardening = self.run.recipe, self.run.loss.hardening
+        for group in self.optimizer.param_groups:
+            group["lr"] = recipe.lr_at(epoch)
+        order = torch.randperm(len(self.images), generator=self.order).to(self.device).split(recipe.batch_size)
+        batches = ((noisy(self.images[batch], hardening), self.labels[batch]) for batch in order)
+        # For noise and networks with random layers: drawn anew in every epoch, so that a resumed run draws the same.
+        seed = int(np.random.SeedSequence((self.run.seed, epoch)).generate_state(1)[0])
+        if hardening is not None and hardening.name != "noise":
+            classifier = as_classifier(Whole(self.model), self.run, self.data, self.optimizer)
+            adversarial_epoch(hardening, classifier, self.images, self.labels, recipe.batch_size, seed=seed)
+            return look(self.model, self.loss, batches)
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            return train_epoch(self.model, self.loss, self.optimizer, batches)
+
+    def measured(self, epoch: int) -> dict[str, Any]:
+        """What else a row of the curve holds."""
+        recipe = self.run.recipe
+        row: dict[str, Any] = {"epoch": epoch + 1, "lr": recipe.lr_at(epoch)}
+        row["validation_accuracy"] = accuracy(self.model, *self.validation)
+        if recipe.curve_every and (epoch + 1) % recipe.curve_every == 0:
+            measured = dict(measure_all(recipe.curve_attacks, self.classifier, self.data, recipe.input_scale))
+            row["attacks"] = {spec.key(): record["correct"] / record["n"] for spec, record in measured.items()}
+            row["bounds"] = {spec.key(): record["bounds"]["labels"] for spec, record in measured.items()}
+        return row
+
+    def scale_margins(self) -> None:
+        """Multiply the logits by what gives the validation images the run's median margin."""
+        images, labels = (part.cpu().numpy() for part in self.validation)
+        logits = self.classifier.predict(images, batch_size=500).astype(np.float64)
+        median = float(np.median(margins(logits, labels)))
+        if not 0 < median < math.inf:
+            wanted = f"{self.run.loss.margin:g} for {self.run}"
+            raise TrainingError(f"expected a median margin above 0, to be scaled to {wanted}, but got {median:g}")
+        models.scale_logits(self.model, self.run.loss.margin / median)
 
 
 def train_epoch(
@@ -107,6 +151,19 @@ def train_epoch(
     return {
         "train_loss": torch.stack(losses).mean().item(),
         "train_accuracy": torch.stack(hits).sum().item() / count,
+    }
+
+
+@torch.no_grad()
+def look(model: nn.Module, loss: nn.Module, batches: Iterator[tuple[Tensor, Tensor]]) -> dict[str, Any]:
+    """As :func:`train_epoch`, of the model as it is, in evaluation mode, without training it."""
+    model.eval()
+    seen = [(model(images), labels) for images, labels in batches]
+    losses = [loss(logits, labels) for logits, labels in seen]
+    hits = [(logits.argmax(1) == labels).sum() for logits, labels in seen]
+    return {
+        "train_loss": torch.stack(losses).mean().item(),
+        "train_accuracy": torch.stack(hits).sum().item() / sum(len(labels) for _, labels in seen),
     }
 
 

@@ -25,6 +25,7 @@ def results(
     uncertainty: Callable[[RunSpec, AttackSpec], float] = lambda run, attack: 0.1,
     validation: Callable[[RunSpec], list[float]] = lambda run: [],
     seconds: Callable[[RunSpec], float] = lambda run: 1.0,
+    flags: Callable[[RunSpec, AttackSpec], dict[str, str]] = lambda run, attack: {},
     made: Callable[[RunSpec, AttackSpec], bool] = lambda run, attack: True,
 ) -> Results:
     """
@@ -37,6 +38,8 @@ def results(
     def record(run: RunSpec, attack: AttackSpec) -> dict[str, Any]:
         wrong = uncertainty(run, attack)
         hits = distinct(grid, run, attack) if correct is None else correct(run, attack)
+        if attack.name == "diagnostics":
+            return {"n": N, "correct": hits, "flags": flags(run, attack)}
         values = {"n": N, "correct": hits, "confusion": [[1 - wrong, wrong], [wrong, 1 - wrong]]}
         return values if attack.loss is None else values | {"zero_gradient": zero(run, attack)}
 

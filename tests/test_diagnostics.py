@@ -554,6 +554,18 @@ def test_an_honest_classifier_raises_no_flag():
     assert not made_up().flagged
 
 
+def test_what_stands_is_right_without_attack_and_under_every_attack_within_eps():
+    assert made_up().standing.sum() == 300
+    for name in ("clean", "strong"):
+        assert made_up(**{name: standing(7)}).standing.sum() == 7, name
+    for name in ("single_step", "iterative", "black_box"):
+        changed = made_up(**{name: {**getattr(made_up(), name), 0: standing(7)}})
+        assert changed.standing.sum() == 7, name
+    # Beyond eps, and without an attack, nothing counts.
+    beyond = made_up(curve={0.2: standing(0)}, unbounded=standing(0), noise={0.1: standing(0)})
+    assert (beyond.standing == made_up().standing).all()
+
+
 def _steps(**others):
     return {"as given": standing(500)} | {name.replace("_", " "): standing(left) for name, left in others.items()}
 

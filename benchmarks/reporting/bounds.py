@@ -8,7 +8,7 @@ import pandas as pd
 
 from benchmarks.config import AttackSpec, Grid, RunSpec
 from benchmarks.evaluation import LABEL_NOISE, LOWER_ALPHA, UPPER_ALPHA
-from benchmarks.grids import sound
+from benchmarks.protocols import sound
 from benchmarks.reporting.cells import Results
 from benchmarks.reporting.markup import Table
 from benchmarks.reporting.statistics import mean_interval

@@ -61,10 +61,12 @@ class Results:
     def cell(self, dataset: str, loss: LossSpec, attack: AttackSpec) -> Cell:
         """One entry, from the records that are there."""
         records = [self.records[run, attack] for run in self.runs(dataset, loss) if (run, attack) in self.records]
-        images = sum(record["n"] for record in records)
+        # A report on masked gradients is along a loss, but counts no gradients.
+        counted = [record for record in records if "zero_gradient" in record] if attack.loss else []
+        images = sum(record["n"] for record in counted)
         return Cell(
             mean_interval([record["correct"] / record["n"] for record in records]) if records else None,
-            sum(record["zero_gradient"] for record in records) / images if records and attack.loss else float("nan"),
+            sum(record["zero_gradient"] for record in counted) / images if counted else float("nan"),
             records[0]["n"] if records else 0,
         )
 
@@ -83,11 +85,11 @@ class Results:
         return pd.DataFrame(rows, columns=columns).astype({"zero_gradient": "Int64"})
 
     def cell_frame(self) -> pd.DataFrame:
-        """One row per entry, over the seeds."""
+        """One row per entry, over the seeds; reports on masked gradients are no entries."""
         rows = []
         for dataset in self.datasets:
             for loss in self.grid.losses:
-                for attack in self.grid.attacks:
+                for attack in (attack for attack in self.grid.attacks if attack.name != "diagnostics"):
                     cell = self.cell(dataset, loss, attack)
                     rows.append(
                         {

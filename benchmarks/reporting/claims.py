@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from benchmarks.config import AttackSpec, LossSpec, RunSpec
-from benchmarks.grids import CE, HR, paper, sound
+from benchmarks.protocols import CE, HR, paper, sound
 from benchmarks.reporting.cells import Results
 from benchmarks.reporting.markup import Table
 from benchmarks.reporting.statistics import Interval, paired_interval
@@ -57,12 +57,13 @@ def claims(results: Results) -> list[Claim]:
     """
     Every measurement of every claim that a grid can give, by claim and then by data set.
 
-    They compare CE with the HR loss of alpha 1.6, or with the first HR loss of a grid that has no other.
+    They compare CE with the HR loss of alpha 1.6, or with the first HR loss of a grid that has no other, and both as
+    they are: neither hardened nor with anything else.
 
-    :return: Nothing for a grid without CE or without HR.
+    :return: Nothing for a grid without such a CE or HR.
     """
     losses = results.grid.losses
-    others = sorted((loss for loss in losses if loss.alpha is not None), key=lambda loss: loss != HR)
+    others = sorted((loss for loss in losses if loss.plain and loss.name == "hr"), key=lambda loss: loss != HR)
     if CE not in losses or not others:
         return []
     measures = (_accuracy, _worst_attack, _convergence, _uncertainty, _alpha, _cost)

@@ -24,6 +24,8 @@ BLUE, VERMILLION = "#0072B2", "#D55E00"
 BLACK, GREY = "#000000", "#767676"
 LINE_STYLES = ("-", "--", ":", "-.")
 MARKERS_PER_LINE = 10
+# Labels of ticks that are nearer than this share of their axis are turned.
+CROWDED = 0.1
 
 # What the user's own matplotlibrc says plays no part: see `style`.
 STYLE: Mapping[str, object] = MappingProxyType(
@@ -137,8 +139,8 @@ def _draw_panel(axes: Axes, panel: Panel, *, beside: Sequence[Panel]) -> None:
     axes.set(title=panel.title, xlabel=panel.x_label, ylabel=panel.y_label)
     axes.grid(color=GREY, alpha=0.25, linewidth=0.6)
     if panel.x_ticks is not None:
-        labels, crowded = [f"{tick:g}" for tick in panel.x_ticks], len(panel.x_ticks) > 6
-        axes.set_xticks(panel.x_ticks, labels, rotation=60 if crowded else 0)
+        labels = [f"{tick:g}" for tick in panel.x_ticks]
+        axes.set_xticks(panel.x_ticks, labels, rotation=60 if _crowded(panel.x_ticks) else 0)
     else:
         axes.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
     if panel.level is not None:
@@ -154,6 +156,12 @@ def _draw_panel(axes: Axes, panel: Panel, *, beside: Sequence[Panel]) -> None:
     means = [point.mean for _, points in lines for point in points.values() if point.mean > 0]
     if means:
         axes.set_ylim(min(means) / 2, max(means) * 2)
+
+
+def _crowded(ticks: Sequence[float]) -> bool:
+    """Whether labels side by side would run into each other."""
+    gaps = np.diff(sorted(ticks))
+    return len(ticks) > 6 or bool((gaps < CROWDED * gaps.sum()).any())
 
 
 def _draw_line(axes: Axes, line: Line, points: Mapping[float, Interval]) -> None:
@@ -177,19 +185,19 @@ def _draw_line(axes: Axes, line: Line, points: Mapping[float, Interval]) -> None
         axes.fill_between(x, low, high, color=line.color, alpha=0.15, linewidth=0.8, linestyle=line.style)
 
 
-def seeds_note(seeds: Sequence[int], what: str = "Mean", *, shaded: bool = False) -> str:
+def seeds_note(seeds: Sequence[int], what: str = "Mean", *, intervals: str = "") -> str:
     """
     What a caption says of the seeds.
 
     :param seeds: How many went into each of the values that are drawn.
     :param what: What was made of them.
-    :param shaded: Whether their interval is drawn.
+    :param intervals: How their intervals are drawn, such as "shaded"; empty if they are not.
     """
     fewest, most = min(seeds), max(seeds)
     if most == 1:
-        return "One seed, so there is no interval." if shaded else "One seed."
+        return "One seed, so there is no interval." if intervals else "One seed."
     number = f"{most} seeds" if fewest == most else f"the seeds there are so far, {fewest} to {most}"
-    return f"{what} over {number}" + ("; shaded: 95% Student t interval over the seeds." if shaded else ".")
+    return f"{what} over {number}" + (f"; {intervals}: 95% Student t interval over the seeds." if intervals else ".")
 
 
 def values_in_words(panels: Sequence[Panel]) -> str:

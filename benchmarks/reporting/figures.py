@@ -1,6 +1,7 @@
 """Results -> figures: pure functions of what there is, each leaving out what is not there yet."""
 
 from benchmarks.reporting.cells import Results
+from benchmarks.reporting.dot_figures import hardening
 from benchmarks.reporting.drawing import Picture, save, style
 from benchmarks.reporting.image_figures import confusion, margins, strip
 from benchmarks.reporting.line_figures import accuracy_vs_eps, alpha, bounds, figure_1, learning_curves, strong
@@ -15,7 +16,7 @@ def pictures(results: Results) -> list[Picture]:
 
     :param results: What there is of the grid; it may be a part, or nothing.
     """
-    makers = (figure_1, learning_curves, accuracy_vs_eps, strong, alpha, bounds, confusion, margins, strip)
+    makers = (figure_1, learning_curves, accuracy_vs_eps, strong, hardening, alpha, bounds, confusion, margins, strip)
     with style():
         made = [maker(Selection(results, dataset)) for dataset in results.datasets for maker in makers]
     return [picture for picture in made if picture is not None]

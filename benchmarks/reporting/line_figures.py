@@ -6,7 +6,8 @@ from benchmarks.config import LossSpec, SplitName
 from benchmarks.evaluation import UPPER_ALPHA
 from benchmarks.reporting.drawing import Panel, Picture, line_figure, line_for, seeds_note, values_in_words
 from benchmarks.reporting.selection import PROTOCOLS, SOUND, Selection
-from benchmarks.reporting.strong import strong_attacks
+from benchmarks.reporting.strong import has_hardening, strong_attacks
+from benchmarks.reporting.tables import has_alphas
 
 TEST_ACCURACY = "test accuracy (share of images)"
 # What is drawn of Proposition 1, and the fields of ErrorBounds behind it.
@@ -101,8 +102,8 @@ def accuracy_vs_eps(selection: Selection) -> Picture | None:
 
 
 def strong(selection: Selection) -> Picture | None:
-    """Accuracy against eps from the paper's attack to the worst case; None for a grid without one."""
-    by_eps = strong_attacks(selection.results.grid)
+    """Accuracy against eps from the paper's attack to the worst case; None without one, or with hardened networks."""
+    by_eps = {} if has_hardening(selection.results.grid) else strong_attacks(selection.results.grid)
     unattacked = [a for a in selection.results.grid.attacks if a.name == "none" and a.split == "test"]
     lines = []
     for loss in selection.losses:
@@ -124,10 +125,10 @@ def strong(selection: Selection) -> Picture | None:
 
 
 def alpha(selection: Selection) -> Picture | None:
-    """Accuracy against the HR loss's alpha, validation and test; None where a grid has not two alphas to compare."""
-    tried = sorted(loss.alpha for loss in selection.results.grid.losses if loss.alpha is not None)
-    if len(tried) < 2:
+    """Accuracy against the HR loss's alpha, validation and test; None where a grid has no alphas to choose from."""
+    if not has_alphas(selection.results.grid):
         return None
+    tried = sorted(loss.alpha for loss in selection.results.grid.losses if loss.plain and loss.alpha is not None)
     panels = [panel for split in ("validation", "test") if (panel := _alpha_panel(selection, split, tried)).lines]
     caption = (
         f"Accuracy on {selection.recipe.validation_size} validation images, on which alpha is chosen, and on "
@@ -157,7 +158,7 @@ def _picture(
     if not panels:
         return None
     seeds = [point.n for panel in panels for _, points in panel.lines for point in points.values()]
-    note = f"{seeds_note(seeds, shaded=True)}{selection.left_out if left_out is None else left_out}"
+    note = f"{seeds_note(seeds, intervals='shaded')}{selection.left_out if left_out is None else left_out}"
     return Picture(
         f"{name}-{selection.dataset}",
         f"{selection.dataset}: {title}",

@@ -8,8 +8,10 @@ import pandas as pd
 from benchmarks.reporting.bounds import bounds_frame, bounds_tables
 from benchmarks.reporting.cells import Results
 from benchmarks.reporting.claims import Claim, claims, claims_table
+from benchmarks.reporting.diagnoses import diagnoses_frame, diagnoses_table
 from benchmarks.reporting.drawing import save
 from benchmarks.reporting.figures import pictures
+from benchmarks.reporting.hardening import hardening_frame, hardening_table
 from benchmarks.reporting.markup import Table
 from benchmarks.reporting.page import page
 from benchmarks.reporting.strong import broken_frame, strong_table
@@ -22,6 +24,8 @@ HEADINGS = {
     "confusion": "Confusion",
     "alpha": "Choice of alpha",
     "strong": "Strong attacks",
+    "hardening": "Hardening",
+    "diagnostics": "Masked gradients",
     "bounds": "Proposition 1",
     "claims": "Claims",
 }
@@ -81,8 +85,12 @@ def _notes(results: Results) -> list[str]:
 def all_tables(results: Results, found: Sequence[Claim]) -> dict[str, list[Table]]:
     """The tables that a grid can give, by name, with that of the claims found."""
     bounds = [table for dataset in results.datasets for table in bounds_tables(results, dataset)]
-    strong = [table for dataset in results.datasets if (table := strong_table(results, dataset))]
-    more = {"strong": strong, "bounds": bounds, "claims": [claims_table(found)] if found else []}
+    makers = {"strong": strong_table, "hardening": hardening_table, "diagnostics": diagnoses_table}
+    more = {
+        name: [table for dataset in results.datasets if (table := maker(results, dataset))]
+        for name, maker in makers.items()
+    }
+    more |= {"bounds": bounds, "claims": [claims_table(found)] if found else []}
     return tables(results) | {name: several for name, several in more.items() if several}
 
 
@@ -94,6 +102,8 @@ def frames(results: Results, found: Sequence[Claim]) -> dict[str, pd.DataFrame]:
         "alpha": alpha_frame(results),
         "bounds": bounds_frame(results),
         "strong": results.cell_frame(),
+        "hardening": hardening_frame(results),
+        "diagnostics": diagnoses_frame(results),
         "claims": claims_frame(found),
     }
 

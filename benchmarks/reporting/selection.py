@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from benchmarks.config import AttackLossName, AttackSpec, LossSpec, Recipe, SplitName, UnitsName
-from benchmarks.grids import HR
+from benchmarks.protocols import HR
 from benchmarks.reporting.cells import Results
 from benchmarks.reporting.statistics import Interval, mean_interval
 
@@ -54,17 +54,20 @@ class Selection:
 
     @property
     def losses(self) -> list[LossSpec]:
-        """The losses to compare: one of each name, of the HR losses the one whose alpha is nearest the paper's."""
+        """The plain losses to compare: one of each name, of the HR losses that whose alpha is nearest the paper's."""
         paper, nearest = HR.alpha or 0.0, dict[str, LossSpec]()
-        for loss in sorted(self.results.grid.losses, key=lambda loss: abs((loss.alpha or paper) - paper)):
+        plain = [loss for loss in self.results.grid.losses if loss.plain]
+        for loss in sorted(plain, key=lambda loss: abs((loss.alpha or paper) - paper)):
             nearest.setdefault(loss.name, loss)
         return [loss for loss in self.results.grid.losses if loss in nearest.values()]
 
     @property
     def left_out(self) -> str:
         """What a caption says of the losses that are not in `losses`; empty if there are none."""
-        others = len(self.results.grid.losses) - len(self.losses)
-        return f" Not drawn: the grid's {others} other values of alpha." if others else ""
+        losses = self.results.grid.losses
+        others = len(losses) - len(self.losses)
+        what = "values of alpha" if all(loss.plain for loss in losses) else "trainings"
+        return f" Not drawn: the grid's {others} other {what}." if others else ""
 
     @property
     def images(self) -> str:
@@ -72,7 +75,7 @@ class Selection:
         found = (
             record["n"]
             for (run, attack), record in self.results.records.items()
-            if run.dataset == self.dataset and attack.split == "test"
+            if run.dataset == self.dataset and attack.split == "test" and attack.name != "diagnostics"
         )
         count = next(found, None)
         return "the test images" if count is None else f"{count} test images"

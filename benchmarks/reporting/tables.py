@@ -7,7 +7,7 @@ from typing import Literal
 import numpy as np
 
 from benchmarks.config import AttackSpec, Grid, LossSpec
-from benchmarks.grids import CE, paper, sound, torch_ce
+from benchmarks.protocols import CE, paper, sound, torch_ce
 from benchmarks.reporting.cells import Cell, Results
 from benchmarks.reporting.markup import Table
 from benchmarks.reporting.statistics import Interval, distance_to_identity, paired_interval
@@ -193,7 +193,7 @@ def alpha_table(results: Results, dataset: str) -> Table | None:
 
 def has_alphas(grid: Grid) -> bool:
     """Whether a grid has alphas to choose from, and validation images under attack to choose by."""
-    return sum(loss.alpha is not None for loss in grid.losses) > 1 and bool(alpha_eps(grid))
+    return len(_with_alpha(grid)) > 1 and bool(alpha_eps(grid))
 
 
 def alpha_eps(grid: Grid) -> list[float]:
@@ -208,7 +208,7 @@ def chosen_alpha(results: Results, dataset: str, eps: float) -> LossSpec | None:
     :return: None where no seed has been evaluated for every alpha.
     """
     attack = sound("ce", eps, "validation")
-    losses = sorted((loss for loss in results.grid.losses if loss.alpha is not None), key=lambda loss: loss.alpha or 0)
+    losses = sorted(_with_alpha(results.grid), key=lambda loss: loss.alpha or 0)
     found = {loss: results.accuracies(dataset, loss, attack) for loss in losses}
     seeds = set(results.grid.seeds).intersection(*found.values())
     if not seeds or not losses:
@@ -230,7 +230,12 @@ def over_seeds(grid: Grid) -> str:
 
 
 def _test_attacks(grid: Grid) -> list[AttackSpec]:
-    return [attack for attack in grid.attacks if attack.split == "test"]
+    return [attack for attack in grid.attacks if attack.split == "test" and attack.name != "diagnostics"]
+
+
+def _with_alpha(grid: Grid) -> list[LossSpec]:
+    """The HR losses with nothing but an alpha, one of which is chosen."""
+    return [loss for loss in grid.losses if loss.plain and loss.alpha is not None]
 
 
 def _differences(first: list[dict[int, float]], second: list[dict[int, float]], grid: Grid) -> list[str]:

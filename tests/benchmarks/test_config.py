@@ -7,11 +7,12 @@ from dataclasses import dataclass, replace
 import pytest
 
 from benchmarks import grids
-from benchmarks.config import AttackSpec, ConfigError, LossSpec, Recipe, RunSpec, canonical
+from benchmarks.config import AttackSpec, ConfigError, Hardening, LossSpec, Recipe, RunSpec, canonical
 
 RECIPE = Recipe(model="lenet", epochs=2, batch_size=10, lr=0.1)
 RUN = RunSpec("mnist", RECIPE, LossSpec("hr", 1.6), seed=3)
 FGM = AttackSpec("fgm", "hr", 0.1)
+NOISE, MADRY, TRADES = Hardening("noise", 0.1), Hardening("madry", 0.1, 7), Hardening("trades", 0.1, 7, beta=6.0)
 
 
 def with_recipe(**changes) -> RunSpec:
@@ -49,8 +50,26 @@ def test_the_key_of_a_run_with_every_kind_of_field_is_the_hash_of_its_canonical_
         with_recipe(device="gpu"),
         with_recipe(input_scale=255.0),
         with_recipe(curve_every=1, curve_attacks=(FGM,)),
+        replace(RUN, loss=replace(RUN.loss, label_smoothing=0.1)),
+        replace(RUN, loss=replace(RUN.loss, margin=3.0)),
+        replace(RUN, loss=replace(RUN.loss, hardening=NOISE)),
     ],
-    ids=["dataset", "seed", "loss", "alpha", "lr", "lr_drops", "split_seed", "threads", "device", "scale", "curve"],
+    ids=[
+        "dataset",
+        "seed",
+        "loss",
+        "alpha",
+        "lr",
+        "lr_drops",
+        "split_seed",
+        "threads",
+        "device",
+        "scale",
+        "curve",
+        "smoothing",
+        "margin",
+        "noise",
+    ],
 )
 def test_whatever_changes_a_run_changes_its_key(other: RunSpec) -> None:
     assert other.key() != RUN.key()
@@ -68,6 +87,13 @@ def test_how_the_curve_is_attacked_is_part_of_the_key() -> None:
     assert len({run.key() for run in runs}) == len(runs)
 
 
+def test_every_field_of_a_hardening_changes_the_key() -> None:
+    kinds = (None, NOISE, MADRY, TRADES, replace(MADRY, eps=0.2), replace(MADRY, steps=8), replace(TRADES, beta=1.0))
+    runs = [replace(RUN, loss=replace(RUN.loss, hardening=kind)) for kind in kinds]
+    assert len({run.key() for run in runs}) == len(runs)
+    assert runs[0].key() == RUN.key(), "nothing is as it was"
+
+
 WHOLE_AND_FLOAT = [
     pytest.param(with_recipe(lr=1), with_recipe(lr=1.0), id="lr"),
     pytest.param(with_recipe(momentum=1), with_recipe(momentum=1.0), id="momentum"),
@@ -75,6 +101,11 @@ WHOLE_AND_FLOAT = [
     pytest.param(with_recipe(input_scale=255), with_recipe(input_scale=255.0), id="input_scale"),
     pytest.param(with_recipe(lr_drops=[(1, 2)]), with_recipe(lr_drops=((1, 2.0),)), id="lr_drops"),
     pytest.param(replace(RUN, loss=LossSpec("hr", 2)), replace(RUN, loss=LossSpec("hr", 2.0)), id="alpha"),
+    pytest.param(
+        replace(RUN, loss=replace(RUN.loss, label_smoothing=0, margin=3, hardening=replace(TRADES, eps=1, beta=2))),
+        replace(RUN, loss=replace(RUN.loss, margin=3.0, hardening=replace(TRADES, eps=1.0, beta=2.0))),
+        id="hardening",
+    ),
     pytest.param(
         with_recipe(curve_every=1, curve_attacks=(replace(FGM, eps=1),)),
         with_recipe(curve_every=1, curve_attacks=(replace(FGM, eps=1.0),)),
@@ -120,6 +151,37 @@ def test_attack_keys_can_name_files_and_tell_eps_apart() -> None:
     assert keys[0] == "fgm-hr-0.1"
 
 
+def test_attack_keys_tell_sources_apart() -> None:
+    transfers = [AttackSpec("transfer", eps=0.1, steps=5, source=source) for source in (0, 1)]
+    cases = [AttackSpec("worst-case", eps=0.1, steps=5, source=source) for source in (None, 0, 1)]
+    others = [AttackSpec("square", eps=0.1, steps=5), AttackSpec("diagnostics", "ce", 0.1, steps=5)]
+    assert transfers[0].key() == "transfer-0.1-5-steps-source-0"
+    assert cases[0].key() == "worst-case-0.1-5-steps"
+    assert len({spec.key() for spec in (*transfers, *cases, *others)}) == 7
+
+
+def test_a_source_is_a_plain_cross_entropy_run_of_the_same_recipe() -> None:
+    hardened = replace(RUN, loss=LossSpec("hr", 1.6, label_smoothing=0.1, margin=2.0, hardening=MADRY))
+    assert hardened.source(9) == RunSpec("mnist", RECIPE, LossSpec("ce"), 9)
+
+
+@pytest.mark.parametrize(
+    ("loss", "text", "plain"),
+    [
+        (LossSpec("ce"), "CE", True),
+        (LossSpec("hr", 1.6), "HR(1.6)", True),
+        (LossSpec("ce", label_smoothing=0.1), "CE, smoothing 0.1", False),
+        (LossSpec("ce", margin=14.5), "CE, margin 14.5", False),
+        (LossSpec("hr", 3, hardening=NOISE), "HR(3), noise", False),
+        (LossSpec("ce", hardening=MADRY), "CE, Madry", False),
+        (LossSpec("hr", 1, 0.1, 2, TRADES), "HR(1), smoothing 0.1, margin 2, TRADES", False),
+    ],
+    ids=str,
+)
+def test_a_loss_says_all_that_makes_it(loss: LossSpec, text: str, plain: bool) -> None:
+    assert (str(loss), loss.plain) == (text, plain)
+
+
 def test_attack_keys_tell_units_and_splits_apart() -> None:
     specs = [replace(FGM, units=units, split=split) for units in ("range", "data") for split in ("test", "validation")]
     assert [spec.key() for spec in specs] == [
@@ -154,8 +216,34 @@ def test_attack_keys_tell_units_and_splits_apart() -> None:
         (lambda: AttackSpec("apgd", "ce", 0.1, steps=1.5), "steps above 0 for iterative attacks, .* but got 1.5"),
         (lambda: replace(FGM, steps=3), "steps above 0 for iterative attacks, and 0 for others, but got 3"),
         (lambda: AttackSpec("none", steps=3), "steps above 0 for iterative attacks, and 0 for others, but got 3"),
-        (lambda: AttackSpec("worst-case", "ce", 0.1, steps=3), "no loss for an ensemble, .* but got 'ce'"),
+        (lambda: AttackSpec("worst-case", "ce", 0.1, steps=3), "no loss for worst-case, .* but got 'ce'"),
         (lambda: AttackSpec("worst-case", steps=3), "eps above 0 for the attack worst-case, but got 0.0"),
+        (lambda: AttackSpec("square", "ce", 0.1, steps=3), "no loss for square, .* but got 'ce'"),
+        (lambda: AttackSpec("diagnostics", eps=0.1, steps=3), "the attack's loss to be one of"),
+        (lambda: AttackSpec("square", eps=0.1), "steps above 0 for iterative attacks, .* but got 0"),
+        (
+            lambda: AttackSpec("transfer", eps=0.1, steps=3),
+            "the source of a transfer, the seed of a network, but got none",
+        ),
+        (lambda: replace(FGM, source=1), "no source for fgm, which makes its own images, but got 1"),
+        (lambda: AttackSpec("none", source=1), "no source for none, .* but got 1"),
+        (lambda: AttackSpec("transfer", eps=0.1, steps=3, source=-1), "source to be a whole number of at least 0, but"),
+        (
+            lambda: AttackSpec("transfer", eps=0.1, steps=3, source=True),
+            "source to be a whole number of at least 0, but",
+        ),
+        (lambda: Hardening("pgd", 0.1), r"hardening to be one of \['noise', 'madry', 'trades'\], but got 'pgd'"),
+        (lambda: Hardening("noise", 0.0), "eps above 0 for the hardening noise, but got 0"),
+        (lambda: Hardening("madry", float("nan"), 7), "eps above 0 for the hardening madry, but got nan"),
+        (lambda: Hardening("noise", 0.1, 7), "steps above 0 for adversarial images, and 0 for noise, but got 7"),
+        (lambda: Hardening("madry", 0.1), "steps above 0 for adversarial images, and 0 for noise, but got 0"),
+        (lambda: Hardening("madry", 0.1, 1.5), "steps above 0 for adversarial images, and 0 for noise, but got 1.5"),
+        (lambda: Hardening("trades", 0.1, 7), "beta above 0 for trades, and 0 for the others, but got 0"),
+        (lambda: Hardening("madry", 0.1, 7, 6.0), "beta above 0 for trades, and 0 for the others, but got 6"),
+        (lambda: LossSpec("ce", label_smoothing=1.0), "label_smoothing from 0 to below 1, but got 1"),
+        (lambda: LossSpec("ce", label_smoothing=-0.1), "label_smoothing from 0 to below 1, but got -0.1"),
+        (lambda: LossSpec("ce", margin=-1.0), "margin to be at least 0, but got -1"),
+        (lambda: LossSpec("ce", margin=float("inf")), "margin to be at least 0, but got inf"),
         (lambda: replace(FGM, images=-1), "images to be a whole number of at least 0, but got -1"),
         (lambda: replace(FGM, images=True), "images to be a whole number of at least 0, but got True"),
         (lambda: replace(FGM, units="pixels"), r"units to be one of \['range', 'data'\], but got 'pixels'"),

@@ -11,11 +11,12 @@ import made_up
 import numpy as np
 import pytest
 import torch
-from art.attacks.evasion import FastGradientMethod
+from art.attacks.evasion import FastGradientMethod, SquareAttack
 
 from art_hrloss import HRClassifier, attack_view
 from art_hrloss.attacks import PGD, AutoPGD
-from art_hrloss.worst_case import seeded
+from art_hrloss.diagnostics import gradient_masking_report
+from art_hrloss.worst_case import seeded, transfer
 from benchmarks import attacks, data, evaluation, models, training
 from benchmarks.config import AttackSpec, LossSpec, Recipe, RunSpec
 from benchmarks.data import Dataset, Split
@@ -484,3 +485,87 @@ def test_a_worst_case_is_no_better_than_its_attacks_and_says_what_broke_what(fre
     again.save_checkpoint(RUN, fresh.load_checkpoint(RUN))
     evaluation.evaluate(RUN, [spec], digits, again)
     assert again.record(RUN, spec) == record
+
+
+SOURCE_SEED = 7
+TRANSFER = AttackSpec("transfer", eps=0.1, steps=5, images=60, source=SOURCE_SEED)
+
+
+@pytest.fixture(scope="module")
+def source_weights(digits: Dataset, tmp_path_factory) -> dict[str, torch.Tensor]:
+    """Of the network that RUN's attacks name as their source."""
+    store, run = Store(tmp_path_factory.mktemp("source")), replace(RUN, seed=SOURCE_SEED)
+    training.train(run, digits, store)
+    return store.load_checkpoint(run)
+
+
+def test_images_of_a_transfer_are_made_on_the_source_alone(
+    fresh: Store, digits: Dataset, source_weights: dict[str, torch.Tensor]
+) -> None:
+    source = RUN.source(SOURCE_SEED)
+    fresh.save_checkpoint(source, source_weights)
+    # The one that is attacked was trained otherwise: its source is plain all the same.
+    attacked = replace(RUN, loss=LossSpec("hr", 1.6, label_smoothing=0.1))
+    fresh.save_checkpoint(attacked, fresh.load_checkpoint(RUN))
+    evaluation.evaluate(attacked, [TRANSFER], digits, fresh)
+    images, labels = digits.test.images[:60].astype(np.float32) / 255, digits.test.labels[:60]
+    with seeded(0):
+        made = transfer(load(source, digits, fresh), eps=0.1, max_iter=5).generate(images, labels)
+    record, victim = fresh.record(attacked, TRANSFER), load(RUN, digits, fresh)
+    assert record["correct"] == int((victim.predict(made).argmax(1) == labels).sum())
+    assert "zero_gradient" not in record
+    white = evaluation.measure(AttackSpec("pgd", "ce", 0.1, steps=5, images=60), victim, digits.test)
+    assert white["correct"] < record["correct"] < 60, "weaker than on the network itself, and no harmless one"
+
+
+def test_a_source_is_given_just_where_it_is_named(digits: Dataset, trained: Store) -> None:
+    classifier = load(RUN, digits, trained)
+    for spec, source in ((TRANSFER, None), (ATTACKS[1], classifier)):
+        with pytest.raises(ValueError, match="expected a source just where the attack names one"):
+            evaluation.measure(spec, classifier, digits.test, source=source)
+
+
+def test_a_worst_case_with_a_source_tries_its_images_too(
+    fresh: Store, digits: Dataset, source_weights: dict[str, torch.Tensor]
+) -> None:
+    fresh.save_checkpoint(RUN.source(SOURCE_SEED), source_weights)
+    spec = AttackSpec("worst-case", eps=0.05, steps=2, images=30, source=SOURCE_SEED)
+    evaluation.evaluate(RUN, [spec], digits, fresh)
+    broken = fresh.record(RUN, spec)["broken_by"]
+    assert f"transfer from {attacks.SOURCE_NAME}" in broken
+
+
+def test_the_square_attack_is_arts_with_as_many_queries_as_steps(fresh: Store, digits: Dataset) -> None:
+    spec = AttackSpec("square", eps=0.2, steps=30, images=40)
+    evaluation.evaluate(RUN, [spec], digits, fresh)
+    classifier = load(RUN, digits, fresh)
+    images, labels = digits.test.images[:40].astype(np.float32) / 255, digits.test.labels[:40]
+    with seeded(0):
+        attack = SquareAttack(classifier, norm=np.inf, eps=0.2, max_iter=30, nb_restarts=1, verbose=False)
+        made = attack.generate(images, labels)
+    record = fresh.record(RUN, spec)
+    assert record["correct"] == int((classifier.predict(made).argmax(1) == labels).sum())
+    assert record["correct"] < 40
+    assert "zero_gradient" not in record
+
+
+def test_a_report_flags_the_papers_attacker_of_sure_networks_and_not_the_sound_one(
+    surer: HRClassifier, digits: Dataset
+) -> None:
+    specs = [AttackSpec("diagnostics", loss, 0.1, steps=10, images=60) for loss in ("clipped-ce", "ce")]
+    (_, paper), (_, sound) = evaluation.measure_all(specs, surer, digits)
+    assert set(paper) == set(sound) == {"n", "correct", "flags"}
+    assert "zero gradients" in paper["flags"]
+    assert "zero gradients" not in sound["flags"]
+    images, labels = digits.test.images[:60].astype(np.float32) / 255, digits.test.labels[:60]
+    options = {"eps": 0.1, "max_iter": 10, "square_iter": evaluation.REPORT_QUERIES, "batch_size": 250}
+    found = gradient_masking_report(seen_through("clipped-ce", surer), images, labels, **options)
+    assert paper["flags"] == {flag.name: flag.evidence for flag in found.flags}
+    assert (paper["n"], paper["correct"]) == (60, int(found.standing.sum()))
+    assert paper["correct"] < found.single_step["as given"].sum()
+
+
+def test_a_report_comes_back_from_its_file(fresh: Store, digits: Dataset) -> None:
+    spec = AttackSpec("diagnostics", "ce", 0.1, steps=2, images=10)
+    evaluation.evaluate(RUN, [spec], digits, fresh)
+    assert set(fresh.record(RUN, spec)) == {"version", "n", "correct", "flags"}

@@ -19,7 +19,7 @@ import psutil
 import pytest
 from distributed import LocalCluster, Security
 
-from benchmarks import executors, grids, runner
+from benchmarks import executors, grids, protocols, runner
 from benchmarks.__main__ import main
 from benchmarks.config import RunSpec
 from benchmarks.executors import Cluster, ClusterError
@@ -29,11 +29,11 @@ from benchmarks.store import Store, StoreError
 ROOT = Path(__file__).parents[2]
 PATIENCE = 120.0
 ((DATASET, RECIPE),) = grids.get("digits").recipes
-ATTACKS = (grids.sound("ce", 0.0), grids.sound("hr", 0.1))
+ATTACKS = (protocols.sound("ce", 0.0), protocols.sound("hr", 0.1))
 RUNS = [
     RunSpec(DATASET, replace(RECIPE, epochs=2, curve_every=1), loss, seed)
     for seed in (0, 1)
-    for loss in (grids.CE, grids.HR)
+    for loss in (protocols.CE, protocols.HR)
 ]
 # Long enough to be caught at work.
 LONG = replace(RUNS[0], recipe=replace(RUNS[0].recipe, epochs=40, curve_every=40))
@@ -204,7 +204,7 @@ def test_a_worker_that_dies_takes_no_run_with_it_but_one_that_ends_every_worker(
     # Dask would begin each four times over, which takes four workers the time to start.
     monkeypatch.setattr(dask.scheduler, "allowed_failures", 0)
     executor = pool if where == "pool" else Cluster(dask.scheduler_address).executor
-    deadly, store = Deadly(DATASET, RECIPE, grids.CE, 2), Store(tmp_path)
+    deadly, store = Deadly(DATASET, RECIPE, protocols.CE, 2), Store(tmp_path)
     with meanwhile(lambda: caught_at_work(tmp_path, LONG).kill()):
         ended = do([LONG, deadly, *RUNS], tmp_path, executor)
 

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 
-from benchmarks import data, grids
+from benchmarks import data, grids, protocols
 from benchmarks.config import AttackSpec, ConfigError, Grid, LossSpec, Recipe
 
 ALL = pytest.mark.parametrize("name", grids.GRIDS)
@@ -32,7 +32,7 @@ def test_a_grid_is_valid_and_goes_by_its_name(name: str) -> None:
     grid = grids.get(name)
     assert isinstance(grid, Grid)
     assert grid.name == name
-    assert {dataset for dataset, _ in grid.recipes} <= set(data.BUILT_IN)
+    assert {dataset for dataset, _ in grid.recipes} <= {*data.BUILT_IN, "svhn_grey"}
 
 
 @ALL
@@ -80,8 +80,9 @@ def test_mnist_shorts_docstring_gives_its_learning_rate() -> None:
 
 
 def test_an_unknown_grid_lists_those_there_are() -> None:
-    names = ["alpha", "alpha-digits", "cifar10", "cifar10-short", "digits", "mnist", "mnist-short", "paper"]
-    names += ["strong-digits", "strong-mnist", "svhn", "svhn-short"]
+    names = ["alpha", "alpha-digits", "cifar10", "cifar10-short", "digits", "hardening-digits", "hardening-mnist"]
+    names += ["mnist", "mnist-short", "paper", "strong-cifar10", "strong-digits", "strong-mnist", "strong-svhn-grey"]
+    names += ["svhn", "svhn-short"]
     expected = f"expected grid to be one of {names}, but got 'mnits'"
     with pytest.raises(ConfigError, match=re.escape(expected)):
         grids.get("mnits")
@@ -198,33 +199,84 @@ def test_table_1_has_both_losses_at_both_eps_in_both_protocols(name: str) -> Non
     }
 
 
+STRONG = {
+    ("fgm", "clipped-ce"),
+    ("fgm", "ce"),
+    ("pgd", "ce"),
+    *(("apgd", loss) for loss in ("ce", "hr", "margin", "dlr")),
+    ("square", None),
+    ("transfer", None),
+    ("worst-case", None),
+}
+
+
 @pytest.mark.parametrize(
-    ("name", "trained", "images"), [("strong-digits", "digits", 360), ("strong-mnist", "mnist-short", 300)]
+    ("name", "trained", "images", "strengths"),
+    [
+        ("strong-digits", "digits", 360, (0.1, 0.2, 0.3, 0.5)),
+        ("strong-mnist", "mnist-short", 300, (0.1, 0.2, 0.3, 0.5)),
+        ("strong-cifar10", "cifar10-short", 100, (0.004, 0.008, 0.016, 0.03)),
+        ("strong-svhn-grey", None, 100, (0.004, 0.008, 0.016, 0.03)),
+    ],
 )
 def test_strong_attacks_are_on_the_networks_of_the_grid_they_are_named_for(
-    name: str, trained: str, images: int
+    name: str, trained: str | None, images: int, strengths: tuple[float, ...]
 ) -> None:
-    assert keys(name) == keys(trained)
+    assert trained is None or keys(name) == keys(trained)
+    attacks = [attack for attack in grids.get(name).attacks if attack.name not in ("none", "diagnostics")]
+    assert {(attack.images, attack.units, attack.split) for attack in attacks} == {(images, "range", "test")}
+    assert tuple(sorted({attack.eps for attack in attacks})) == strengths
+    for eps in strengths:
+        assert {(attack.name, attack.loss) for attack in attacks if attack.eps == eps} == STRONG
+    assert AttackSpec("none", images=images) in grids.get(name).attacks
+
+
+@pytest.mark.parametrize("name", ["strong-digits", "strong-mnist", "strong-cifar10", "strong-svhn-grey"])
+def test_a_strong_grid_reports_on_the_gradients_of_both_protocols_at_a_strength_it_attacks_with(name: str) -> None:
     attacks = grids.get(name).attacks
-    assert {attack.images for attack in attacks} == {images}
-    for eps in grids.STRONG_EPS:
-        found = {(attack.name, attack.loss, attack.units) for attack in attacks if attack.eps == eps}
-        assert found == {
-            ("fgm", "clipped-ce", "data"),
-            ("fgm", "ce", "range"),
-            *(("apgd", loss, "range") for loss in ("ce", "hr", "margin", "dlr")),
-            ("worst-case", None, "range"),
+    reports = [attack for attack in attacks if attack.name == "diagnostics"]
+    for eps in {report.eps for report in reports}:
+        assert {report.loss for report in reports if report.eps == eps} == {"clipped-ce", "ce"}
+    assert reports
+    assert {report.eps for report in reports} <= {attack.eps for attack in attacks if attack.name == "worst-case"}
+
+
+@pytest.mark.parametrize("name", ["strong-digits", "hardening-digits", "hardening-mnist"])
+def test_images_are_made_on_a_network_that_the_grid_does_not_attack(name: str) -> None:
+    grid = grids.get(name)
+    (source,) = {attack.source for attack in grid.attacks if attack.name in ("transfer", "worst-case")}
+    runs = grid.runs()
+    assert {run.source(source).key() for run in runs}.isdisjoint(run.key() for run in runs)
+    assert {run.source(source).loss for run in runs} == {LossSpec("ce")}
+
+
+def test_hardening_tries_each_loss_with_each_hardening_and_the_baselines_with_none() -> None:
+    losses = grids.hardening_digits().losses
+    kinds = {loss.hardening and loss.hardening.name for loss in losses}
+    assert kinds == {None, "noise", "madry", "trades"}
+    bare = [replace(loss, hardening=None) for loss in losses]
+    for kind in kinds:
+        own = {
+            loss for loss, whole in zip(bare, losses, strict=True) if (whole.hardening and whole.hardening.name) == kind
         }
+        expected = {LossSpec("ce"), *(LossSpec("hr", alpha) for alpha in (1.0, 1.6, 3.0))}
+        expected |= set() if kind else {LossSpec("ce", label_smoothing=0.1), LossSpec("ce", margin=14.5)}
+        assert own == expected
+    assert {loss.hardening.eps for loss in losses if loss.hardening} == {0.1}
+    assert {loss.hardening.eps for loss in grids.hardening_mnist().losses if loss.hardening} == {0.2}
+    for grid in (grids.hardening_digits(), grids.hardening_mnist()):
+        strengths = {attack.eps for attack in grid.attacks if attack.name == "worst-case"}
+        assert {loss.hardening.eps for loss in grid.losses if loss.hardening} <= strengths
 
 
 @pytest.mark.parametrize("loss", ["ce", "hr"])
 def test_the_protocols_are_what_they_are_called(loss: str) -> None:
-    assert grids.sound(loss, 0.25) == AttackSpec("fgm", loss, 0.25, units="range", split="test")
-    assert grids.sound(loss, 0.25, "validation") == AttackSpec("fgm", loss, 0.25, split="validation")
-    assert grids.sound(loss, 0.0) == NO_ATTACK
-    assert grids.sound(loss, 0, "validation") == AttackSpec("none", split="validation")
-    assert grids.paper(loss, 0.25) == AttackSpec("fgm", f"clipped-{loss}", 0.25, units="data", split="test")
-    assert grids.torch_ce(0.25) == AttackSpec("fgm", "torch-ce", 0.25, units="range", split="test")
+    assert protocols.sound(loss, 0.25) == AttackSpec("fgm", loss, 0.25, units="range", split="test")
+    assert protocols.sound(loss, 0.25, "validation") == AttackSpec("fgm", loss, 0.25, split="validation")
+    assert protocols.sound(loss, 0.0) == NO_ATTACK
+    assert protocols.sound(loss, 0, "validation") == AttackSpec("none", split="validation")
+    assert protocols.paper(loss, 0.25) == AttackSpec("fgm", f"clipped-{loss}", 0.25, units="data", split="test")
+    assert protocols.torch_ce(0.25) == AttackSpec("fgm", "torch-ce", 0.25, units="range", split="test")
 
 
 @pytest.mark.parametrize("name", ["alpha", "alpha-digits"])

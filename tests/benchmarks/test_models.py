@@ -255,3 +255,27 @@ def test_clipped_losses_stop_at_a_ten_millionth() -> None:
     loss = attack_loss("clipped-ce")(logits, torch.tensor([0]))
     torch.testing.assert_close(loss, torch.tensor([1e-7]).log().neg())
     assert not torch.autograd.grad(loss.sum(), logits)[0].any()
+
+
+@pytest.mark.parametrize("name", ["small-cnn", "lenet", "resnet"])
+def test_scaled_logits_are_the_logits_times_the_factor(name: str) -> None:
+    recipe = Recipe(model=name, epochs=1, batch_size=1, lr=0.1)
+    model = models.build(recipe, image_shape=(1, 28, 28), classes=7, seed=1).eval()
+    images = torch.rand(5, 1, 28, 28, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        for parameter in model.parameters():  # no bias is left at 0
+            parameter.add_(0.01)
+        before = model(images)
+        models.scale_logits(model, 2.5)
+        assert torch.allclose(model(images), 2.5 * before, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("alpha", [None, 1.6])
+def test_smoothed_labels_are_a_mixture_with_the_uniform_distribution(alpha: float | None) -> None:
+    logits = torch.tensor([[2.0, -1.0, 0.5], [0.3, 0.1, -2.0]], dtype=torch.float64)
+    labels = torch.tensor([0, 2])
+    smoothed = LossSpec("ce" if alpha is None else "hr", alpha, label_smoothing=0.3)
+    mixed = 0.7 * torch.eye(3, dtype=torch.float64)[labels] + 0.1
+    bare = training_loss(replace(smoothed, label_smoothing=0.0))
+    assert torch.allclose(training_loss(smoothed)(logits, labels), bare(logits, mixed))
+    assert not torch.allclose(bare(logits, labels), bare(logits, mixed))

@@ -15,7 +15,7 @@ import torch
 
 from benchmarks import data, executors, grids, runner
 from benchmarks.__main__ import GridOptions, main
-from benchmarks.config import RunSpec
+from benchmarks.config import AttackSpec, LossSpec, RunSpec
 from benchmarks.data import Dataset
 from benchmarks.formats import RECORD_VERSION
 from benchmarks.runner import Outcome
@@ -143,6 +143,60 @@ def test_a_run_that_other_versions_began_says_so(pool_store: Path, tmp_path: Pat
     path.write_text(json.dumps(spec))
     (message,) = runner.execute(job_of(run, tmp_path)).messages
     assert message.startswith("begun with torch 0.1, and gone on with {")
+
+
+SOURCE = 100
+TRANSFER = AttackSpec("transfer", eps=0.1, steps=2, images=20, source=SOURCE)
+
+
+def test_the_source_of_an_attack_is_trained_once_and_has_no_records(tmp_path: Path, monkeypatch) -> None:
+    first, second, *_ = GRID.runs()
+    store, source, train, trained = Store(tmp_path), first.source(SOURCE), runner.train, []
+
+    def noting(run: RunSpec, *args) -> None:
+        trained.append(run)
+        train(run, *args)
+
+    monkeypatch.setattr(runner, "train", noting)
+    for run in (first, second, first):
+        assert runner.execute(runner.Job(run, (TRANSFER,), tmp_path, tmp_path)) == Outcome()
+    assert trained == [source, first, second]
+    assert all(store.record(run, TRANSFER) is not None for run in (first, second))
+    assert not (store.folder(source) / "records").exists()
+    assert not store.is_locked(source)
+
+
+def test_a_pool_makes_the_same_transfers_as_one_process(tmp_path: Path) -> None:
+    for name, workers in (("pool", 2), ("one", 1)):
+        jobs = [runner.Job(run, (TRANSFER,), tmp_path / name, tmp_path) for run in GRID.runs()[:2]]
+        assert runner.run_all(jobs, lambda workers=workers: executors.local(workers), lambda *_: None) == 0
+    kept = files(tmp_path / "pool")
+    assert kept == files(tmp_path / "one")
+    assert len({name.split("/")[1] for name in kept}) == 3
+
+
+def test_a_source_with_damaged_weights_is_told_and_trained_again(tmp_path: Path) -> None:
+    run, store = GRID.runs()[1], Store(tmp_path)
+    job = runner.Job(run, (TRANSFER,), tmp_path, tmp_path)
+    runner.execute(job)
+    before, record = files(tmp_path), store.record(run, TRANSFER)
+    weights = store.folder(run.source(SOURCE)) / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1])
+    (store.folder(run) / "records" / f"{TRANSFER.key()}.json").unlink()
+    (message,) = runner.execute(job).messages
+    assert "model.safetensors" in message
+    assert store.record(run, TRANSFER) == record
+    assert {name: kept for name, kept in files(tmp_path).items() if not name.endswith(".bad")} == before
+
+
+def test_a_source_that_cannot_be_trained_fails_the_runs_that_name_it(tmp_path: Path) -> None:
+    ended, run = [], GRID.runs()[1]
+    run = replace(run, recipe=replace(run.recipe, lr=1e30))
+    jobs = [runner.Job(run, (TRANSFER,), tmp_path, tmp_path)]
+    assert runner.run_all(jobs, lambda: executors.local(1), lambda run, outcome: ended.append(outcome.error)) == 1
+    assert "the loss of digits, CE, seed 100 became" in str(ended[0])
+    for failed in (run, run.source(SOURCE)):
+        assert "TrainingError: the loss of digits, CE, seed 100" in Store(tmp_path).error(failed)
 
 
 def test_a_job_checks_its_data_itself(tmp_path: Path) -> None:
@@ -320,6 +374,13 @@ def test_what_is_overridden_is_part_of_every_key_and_of_the_grids_name() -> None
     assert {run.recipe.epochs for run in GridOptions(epochs=3).resolve().runs()} == {3}
     assert [run.seed for run in GridOptions(seeds=2).resolve().runs()] == [0, 0, 1, 1]
     assert {str(run.loss) for run in GridOptions(alpha=2).resolve().runs()} == {"CE", "HR(2)"}
+    assert [str(loss) for loss in GridOptions(grid="alpha-digits", alpha=2).resolve().losses] == ["CE", "HR(2)"]
+    hardened = GridOptions(grid="hardening-digits", alpha=2).resolve().losses
+    assert {loss.hardening for loss in hardened if loss.alpha} == {
+        loss.hardening for loss in hardened if not loss.alpha
+    }
+    assert {loss.alpha for loss in hardened} == {None, 2.0}
+    assert LossSpec("ce", margin=14.5) in hardened
     command = GridOptions(**changes).command
     assert command == (
         "python -m benchmarks run --grid digits --dataset other --epochs 3 --alpha 2.0 --batch-size 10 --threads 2 "

@@ -14,13 +14,19 @@ import pytest
 import torch
 from rich.console import Console
 
-from benchmarks import executors, grids, runner
+from benchmarks import executors, protocols, recipes, runner
 from benchmarks.config import AttackSpec, Grid, RunSpec
 from benchmarks.status import RunStatus, duration, seconds_left, status, table
 from benchmarks.store import Store
 
-RECIPE = replace(grids.DIGITS, epochs=4)
-GRID = Grid("small", (("digits", RECIPE),), (grids.CE, grids.HR), (0, 1), (AttackSpec("none"), grids.sound("ce", 0.1)))
+RECIPE = replace(recipes.DIGITS, epochs=4)
+GRID = Grid(
+    "small",
+    (("digits", RECIPE),),
+    (protocols.CE, protocols.HR),
+    (0, 1),
+    (AttackSpec("none"), protocols.sound("ce", 0.1)),
+)
 CE_0, HR_0, CE_1, HR_1 = GRID.runs()
 
 

@@ -286,6 +286,25 @@ def test_a_damaged_record_is_named(store: Store, text: str, message: str) -> Non
 
 
 @pytest.mark.parametrize(
+    ("record", "message"),
+    [
+        ({"n": 2, "correct": 1}, "should hold flags, a dict, but holds"),
+        ({"n": 2, "correct": 1, "flags": ["zero gradients"]}, "should hold flags, a dict"),
+        ({"correct": 1, "flags": {}}, "should hold n, a int"),
+        ({"n": 2, "correct": 3, "flags": {}}, "but says 3 of 2"),
+    ],
+    ids=["no flags", "list", "no n", "many"],
+)
+def test_a_damaged_report_is_named(store: Store, record: dict, message: str) -> None:
+    report = AttackSpec("diagnostics", "ce", 0.1, steps=5)
+    store.save_record(RUN, report, record)
+    with pytest.raises(DamagedError, match=message):
+        store.record(RUN, report)
+    store.save_record(RUN, report, {"n": 2, "correct": 2, "flags": {"zero gradients": "half"}})
+    assert store.record(RUN, report)["flags"] == {"zero gradients": "half"}
+
+
+@pytest.mark.parametrize(
     ("text", "message"),
     [
         ('[{"epoch": 1,', "is not valid JSON"),

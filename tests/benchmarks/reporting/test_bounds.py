@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 import scipy.stats
 
-from benchmarks import grids
+from benchmarks import grids, protocols
 from benchmarks.config import AttackSpec, RunSpec
 from benchmarks.reporting import report
 from benchmarks.reporting.bounds import bounds_frame, bounds_tables
@@ -24,11 +24,11 @@ LOWER = ["log_comparison_lower_bound", "log_lower_bound", "log_printed_lower_bou
 
 def made(run: RunSpec, attack: AttackSpec) -> dict[str, dict[str, Any]]:
     """Bounds that differ between entries, seeds and fields; at eps 0.25 none of the upper ones says anything."""
-    own = 0.01 * (1 + run.seed) + (run.loss == grids.HR) * 0.1 + attack.eps * 0.8
+    own = 0.01 * (1 + run.seed) + (run.loss == protocols.HR) * 0.1 + attack.eps * 0.8
     upper = {name: math.log(own * (2 + i) if attack.eps < 0.2 else 10.0**i + run.seed) for i, name in enumerate(UPPER)}
     lower = {name: math.log(own) * (2 + i) for i, name in enumerate(LOWER)}
     best = {"log_tightest_upper_bound": 0.0 if attack.eps else math.log(own * 1.5)}
-    alpha = 1.0 if attack.eps else (None if run.loss == grids.HR and run.seed == 2 else 2.0 + run.seed)
+    alpha = 1.0 if attack.eps else (None if run.loss == protocols.HR and run.seed == 2 else 2.0 + run.seed)
     return {
         "labels": {"error": own, "tightest_alpha": alpha, **upper, **best},
         "noisy_labels": {"error": own / 2, "tightest_alpha": 1.0, **lower},
@@ -54,9 +54,9 @@ def test_entries_are_means_over_the_seeds_of_what_the_records_say() -> None:
         strict=True,
     ):
         for place, row in enumerate(table.rows):
-            eps, loss = (0.0, 0.1, 0.25)[place // 2], (grids.CE, grids.HR)[place % 2]
+            eps, loss = (0.0, 0.1, 0.25)[place // 2], (protocols.CE, protocols.HR)[place % 2]
             assert row[:2] == ("" if place % 2 else f"{eps:g}", str(loss))
-            bounds = [made(run, grids.sound("ce", eps))[labels] for run in found.runs("digits", loss)]
+            bounds = [made(run, protocols.sound("ce", eps))[labels] for run in found.runs("digits", loss)]
             for entry, field in zip(row[2:], fields, strict=False):
                 values = [b[field] if field == "error" else math.exp(b[field]) for b in bounds]
                 if len(set(values)) > 1:
@@ -88,10 +88,10 @@ def test_what_is_missing_is_said_and_what_a_grid_has_not_is_left_out() -> None:
     of_seed_0 = {key: record for key, record in complete.records.items() if key[0].seed == 0}
     rows = bounds_tables(replace(complete, records=of_seed_0), "digits")[0].rows
     assert (rows[0][2], rows[0][-1]) == ("0.01 (n = 1)", "2")
-    of_ce = {key: record for key, record in complete.records.items() if key[0].loss == grids.CE}
+    of_ce = {key: record for key, record in complete.records.items() if key[0].loss == protocols.CE}
     rows = bounds_tables(replace(complete, records=of_ce), "digits")[0].rows
     assert rows[1][2:] == ("not yet",) * 6 + ("",)
-    unattacked = replace(GRID, attacks=(AttackSpec("none"), grids.paper("ce", 0.1)))
+    unattacked = replace(GRID, attacks=(AttackSpec("none"), protocols.paper("ce", 0.1)))
     assert [row[0] for row in bounds_tables(results(unattacked), "digits")[0].rows] == ["0", ""]
 
 
@@ -104,7 +104,7 @@ def test_files_hold_every_field_of_every_network(tmp_path: Path) -> None:
     assert len(rows) == len(bounds_frame(found)) == 6 * 3 * 2
     for row in rows.to_dict("records"):
         (run,) = (r for r in GRID.runs() if (str(r.loss), r.seed) == (row["trained"], row["seed"]))
-        expected = made(run, grids.sound("ce", row["eps"]))[row["labels"]]
+        expected = made(run, protocols.sound("ce", row["eps"]))[row["labels"]]
         for field in {*UPPER, *LOWER, "error", "tightest_alpha"}:
             value = expected.get(field)
             assert pd.isna(row[field]) if value is None else row[field] == pytest.approx(value, rel=1e-5)

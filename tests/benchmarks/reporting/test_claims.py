@@ -11,7 +11,7 @@ import pytest
 import scipy.stats
 from rich.console import Console
 
-from benchmarks import grids
+from benchmarks import grids, protocols
 from benchmarks.config import AttackSpec, Grid, LossSpec, RunSpec
 from benchmarks.reporting.claims import CLAIMS, Claim, claims, claims_table, judge, overall
 from benchmarks.reporting.statistics import Interval
@@ -345,3 +345,16 @@ def test_a_terminal_of_80_columns_shows_every_effect() -> None:
         if line[1]:
             # Its row is not broken.
             assert any(all(text in shown for text in line[1:]) for shown in lines), line
+
+
+def test_only_plain_losses_are_compared() -> None:
+    hardened, smoothed, plain = (
+        protocols.hardened(0.1, 7, (3.0,))[3],
+        LossSpec("hr", 1.6, label_smoothing=0.1),
+        LossSpec("hr", 3.0),
+    )
+    assert hardened.hardening is not None
+    found = claims(made_up.results(replace(GRID, losses=(CE, hardened, smoothed, plain))))
+    assert {claim.where.split(",")[0] for claim in named(found, "C2")} == {"HR(3)"}
+    assert {claim.where for claim in named(found, "C1")} == {"HR(3), no attack"}
+    assert claims(made_up.results(replace(GRID, losses=(CE, hardened, smoothed)))) == []

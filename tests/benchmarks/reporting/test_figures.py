@@ -16,7 +16,7 @@ from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 from PIL import Image
 
-from benchmarks import grids, runner
+from benchmarks import grids, protocols, runner
 from benchmarks.config import AttackSpec, Grid, LossSpec, RunSpec
 from benchmarks.data import DIGITS_TEST_SIZE
 from benchmarks.reporting import drawing, figures
@@ -25,7 +25,7 @@ from benchmarks.reporting.drawing import Picture
 from benchmarks.reporting.image_figures import pixels
 from benchmarks.store import Store
 
-CE, HR = grids.CE, grids.HR
+CE, HR = protocols.CE, protocols.HR
 OKABE_ITO = {"#000000", "#e69f00", "#56b4e9", "#009e73", "#f0e442", "#0072b2", "#d55e00", "#cc79a7"}
 GREY = "#767676"
 # The 97.5% quantile of Student's t with one degree of freedom, tan(0.475 pi). Of two values the standard error is half
@@ -121,7 +121,7 @@ def test_a_grid_has_all_its_figures_and_each_says_of_what(pictures: dict[str, Pi
 def test_figure_1_draws_the_curves_attacks(results: Results, pictures: dict[str, Picture]) -> None:
     sound = {0: "none", 0.1: "fgm-ce-0.1", 0.25: "fgm-ce-0.25"}
     paper = {0: "none", 0.1: "fgm-clipped-ce-0.1-data", 0.25: "fgm-clipped-ce-0.25-data"}
-    assert {*sound.values(), *paper.values()} == {attack.key() for attack in grids.FIGURE_1_ATTACKS}
+    assert {*sound.values(), *paper.values()} == {attack.key() for attack in protocols.FIGURE_1_ATTACKS}
     axes = pictures["figure_1"].figure.axes
     assert [a.get_title() for a in axes] == ["Sound protocol", "Paper protocol"]
     for panel, keys in zip(axes, (sound, paper), strict=True):
@@ -139,7 +139,9 @@ def test_learning_curves_draw_loss_and_validation_accuracy(results: Results, pic
 
 
 def test_accuracy_vs_eps_draws_the_records(results: Results, pictures: dict[str, Picture]) -> None:
-    for panel, protocol in zip(pictures["accuracy_vs_eps"].figure.axes, (grids.sound, grids.paper), strict=True):
+    for panel, protocol in zip(
+        pictures["accuracy_vs_eps"].figure.axes, (protocols.sound, protocols.paper), strict=True
+    ):
         expected = {}
         for loss in (CE, HR):
             for name in ("ce", "hr"):
@@ -195,8 +197,8 @@ def test_alpha_draws_both_splits_and_cross_entropy_as_a_level(tmp_path: Path) ->
         expected: dict[str, dict[float, list[float]]] = {}
         for loss in (CE, HR):
             for eps in (0, 0.1, 0.25):
-                attack = grids.sound("ce", eps, split)
-                trained = {a: LossSpec("hr", a) for a in grids.ALPHAS} if loss == HR else {1.0: CE, 4.0: CE}
+                attack = protocols.sound("ce", eps, split)
+                trained = {a: LossSpec("hr", a) for a in protocols.ALPHAS} if loss == HR else {1.0: CE, 4.0: CE}
                 expected[f"{loss.name.upper()} trained, eps {eps:g}"] = {
                     x: [correct(of, seed, attack) / 2000 for seed in (0, 1)] for x, of in trained.items()
                 }
@@ -213,7 +215,7 @@ def test_strong_draws_the_paper_the_sound_and_the_worst_attack_on_the_same_image
     others = {"clipped-ce": 30, "ce": 20, None: 10}
 
     def correct(run: RunSpec, attack: AttackSpec) -> int:
-        if attack.name == "apgd":
+        if attack.name in ("pgd", "apgd", "square", "transfer", "diagnostics"):
             return 1
         left = 90 if attack.name == "none" else others[attack.loss] + round(10 * attack.eps)
         return left + run.seed + 3 * (run.loss == HR)
@@ -224,16 +226,35 @@ def test_strong_draws_the_paper_the_sound_and_the_worst_attack_on_the_same_image
     expected = {}
     for loss in (CE, HR):
         for name, attack_loss in (("FGSM, paper", "clipped-ce"), ("FGSM, sound", "ce"), ("worst case", None)):
-            base = {0: 90, **{eps: others[attack_loss] + round(10 * eps) for eps in grids.STRONG_EPS}}
+            base = {0: 90, **{eps: others[attack_loss] + round(10 * eps) for eps in protocols.STRONG_EPS}}
             more = 3 * (loss == HR)
             expected[f"{loss} trained, {name}"] = {x: [(b + more) / 100, (b + more + 1) / 100] for x, b in base.items()}
     check(panel, expected)
     assert "the first 100 test images" in picture.caption
+    older = replace(
+        grid, attacks=tuple(replace(a, units="data") if a.loss == "clipped-ce" else a for a in grid.attacks)
+    )
+    again = hand_made(older, lambda run, attack: {"n": 100, "correct": correct(run, attack)})
+    check({p.name: p for p in figures.pictures(again)}["strong-digits"].figure.axes[0], expected)
+
+
+def test_labels_of_eps_that_would_run_into_each_other_are_turned() -> None:
+    far = small(grids.strong_cifar10(), epochs=1)
+    near = replace(far, attacks=(*far.attacks, *protocols.strong(0.1, 100, 50)))  # beside 0.004 and 0.008
+    for grid, turned in ((far, 0), (near, 60)):
+        made = hand_made(grid, lambda run, attack: {"n": 100, "correct": 50 + run.seed})
+        (picture,) = [p for p in figures.pictures(made) if p.name.startswith("strong")]
+        assert {label.get_rotation() for label in picture.figure.axes[0].get_xticklabels()} == {turned}
 
 
 def test_confusion_draws_the_mean_and_names_the_mean_norm(results: Results, pictures: dict[str, Picture]) -> None:
     axes = [a for a in pictures["confusion"].figure.axes if a.get_images()]
-    attacks = (grids.sound("ce", 0.1), grids.sound("ce", 0.1), grids.paper("ce", 0.1), grids.paper("ce", 0.1))
+    attacks = (
+        protocols.sound("ce", 0.1),
+        protocols.sound("ce", 0.1),
+        protocols.paper("ce", 0.1),
+        protocols.paper("ce", 0.1),
+    )
     for panel, loss, attack, protocol in zip(
         axes, (CE, HR, CE, HR), attacks, ("sound", "sound", "paper", "paper"), strict=True
     ):
@@ -251,7 +272,7 @@ def test_confusion_draws_the_mean_and_names_the_mean_norm(results: Results, pict
 
 
 def test_confusion_leaves_out_a_class_without_images() -> None:
-    grid = replace(small(grids.digits(), epochs=1, seeds=(0,)), attacks=(grids.sound("ce", 0.1),))
+    grid = replace(small(grids.digits(), epochs=1, seeds=(0,)), attacks=(protocols.sound("ce", 0.1),))
     made = hand_made(grid, lambda run, a: {"n": 4, "correct": 3, "confusion": [[0.5, None], [0.5, None]]})
     picture = {p.name: p for p in figures.pictures(made)}["confusion-digits"]
     panel = picture.figure.axes[0]
@@ -261,7 +282,7 @@ def test_confusion_leaves_out_a_class_without_images() -> None:
 
 
 def test_margins_are_the_seeds_counts_as_shares(results: Results, pictures: dict[str, Picture]) -> None:
-    attacks = (AttackSpec("none"), grids.sound("ce", 0.1), grids.sound("ce", 0.25))
+    attacks = (AttackSpec("none"), protocols.sound("ce", 0.1), protocols.sound("ce", 0.25))
     for panel, attack in zip(pictures["margins"].figure.axes, attacks, strict=True):
         steps = {str(patch.get_label()): patch.get_data() for patch in panel.patches}
         for loss in (CE, HR):
@@ -285,7 +306,7 @@ def strip_axes(figure: Figure) -> Iterator[tuple[Axes, np.ndarray]]:
 
 
 def test_strip_shows_the_records_pixels_and_marks_what_is_wrong(results: Results, pictures: dict[str, Picture]) -> None:
-    attacks = (AttackSpec("none"), grids.sound("ce", 0.1), grids.sound("ce", 0.25))
+    attacks = (AttackSpec("none"), protocols.sound("ce", 0.1), protocols.sound("ce", 0.25))
     samples = [
         sample
         for loss in (CE, HR)

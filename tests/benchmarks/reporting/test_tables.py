@@ -10,8 +10,8 @@ import pytest
 import scipy.stats
 from rich.console import Console
 
-from benchmarks import grids
-from benchmarks.config import AttackSpec, Grid, LossSpec, RunSpec
+from benchmarks import grids, protocols
+from benchmarks.config import AttackSpec, Grid, Hardening, LossSpec, RunSpec
 from benchmarks.reporting.cells import Results
 from benchmarks.reporting.tables import alpha_table, chosen_alpha, confusion_attacks, confusion_table, table_1, tables
 
@@ -192,7 +192,8 @@ def test_every_grid_has_its_tables_full_or_empty(name: str, made: bool) -> None:
     results = made_up.results(grid_named(name), made=lambda run, attack: made)
     found = tables(results)
     alphas = {"alpha"} if name in ("alpha", "alpha-digits") else set()
-    assert set(found) == (set() if name.startswith("strong-") else {"table_1", "confusion"} | alphas)
+    others = name.startswith(("strong-", "hardening-"))  # whose attacks are of a part of the test images
+    assert set(found) == (set() if others else {"table_1", "confusion"} | alphas)
     for several in found.values():
         assert len(several) == len(results.datasets)
         for table in several:
@@ -279,6 +280,30 @@ def test_of_equal_alphas_the_smaller_is_chosen_and_only_common_seeds_count() -> 
     none = replace(full, records=missing)
     assert chosen_alpha(none, "digits", 0.0) is None
     assert not any("‡" in text for row in alpha_table(none, "digits").rows for text in row)
+
+
+def test_only_plain_losses_have_an_alpha_to_be_chosen() -> None:
+    noisy = LossSpec("hr", 2.0, hardening=Hardening("noise", 0.1))
+    grid = replace(ALPHA, losses=(CE, LossSpec("hr", 1.2), noisy))
+    assert alpha_table(made_up.results(grid), "digits") is None
+    more = replace(grid, losses=(*grid.losses, HR))
+
+    def correct(run: RunSpec, attack: AttackSpec) -> int:
+        return {noisy: 90_000, HR: 80_000}.get(run.loss, 10_000)
+
+    assert chosen_alpha(made_up.results(more, correct), "digits", 0.1) == HR
+    # Not made yet, the hardened loss keeps no alpha from being chosen.
+    some = made_up.results(more, correct, made=lambda run, attack: run.loss != noisy)
+    assert chosen_alpha(some, "digits", 0.1) == HR
+
+
+def test_reports_on_masked_gradients_are_no_attack_of_table_1() -> None:
+    alone = replace(
+        DIGITS, attacks=(under("sound", "hr", 0.1), *protocols.diagnostics(0.1), *protocols.diagnostics(0.3))
+    )
+    table = table_1(made_up.results(alone), "digits")
+    assert table.header[2:] == ("HR(1.6) trained, HR attack", "CE trained, HR attack")
+    assert [row[:2] for row in table.rows] == [("0.1", "sound")]
 
 
 def test_a_grid_with_one_alpha_or_no_validation_has_no_table_of_alphas() -> None:

@@ -1,0 +1,99 @@
+"""What networks are trained with and attacked by: the losses, and the attacks of the two protocols and beyond."""
+
+from dataclasses import replace
+from typing import Literal
+
+from benchmarks.config import AttackSpec, Hardening, LossSpec, SplitName
+
+CE = LossSpec("ce")
+HR = LossSpec("hr", alpha=1.6)
+
+EPS = (0.1, 0.25)
+
+
+def sound(loss: Literal["ce", "hr"], eps: float, split: SplitName = "test") -> AttackSpec:
+    """The sound protocol: FGSM along the exact gradient of the per-example loss; eps is a share of the pixel range."""
+    return AttackSpec("fgm", loss, eps, split=split) if eps else AttackSpec("none", split=split)
+
+
+def torch_ce(eps: float) -> AttackSpec:
+    """The sound protocol but for its numerics: torch's own float32 cross-entropy."""
+    return AttackSpec("fgm", "torch-ce", eps)
+
+
+def paper(loss: Literal["ce", "hr"], eps: float) -> AttackSpec:
+    """The paper protocol as we read it: FGSM through clipped probabilities; eps in units of the network's input."""
+    return AttackSpec("fgm", "clipped-ce" if loss == "ce" else "clipped-hr", eps, units="data")
+
+
+# Table 1 of the paper: no attack, and both losses as the attacker's, at both strengths, in both protocols.
+TABLE_1_ATTACKS = (
+    AttackSpec("none"),
+    *(sound(loss, eps) for loss in ("ce", "hr") for eps in EPS),
+    *(torch_ce(eps) for eps in EPS),
+    *(paper(loss, eps) for loss in ("ce", "hr") for eps in EPS),
+)
+# The strong attacks go on to where nothing stands, which on photographs is sooner: 0.03 is about 8/255.
+STRONG_EPS = (0.1, 0.2, 0.3, 0.5)
+STRONG_EPS_OF_PHOTOGRAPHS = (0.004, 0.008, 0.016, 0.03)
+# Of no seed that a grid trains, so that no network is attacked with images made on itself.
+SOURCE = 100
+# What TRADES's authors take.
+TRADES_BETA = 6.0
+# Of the reports on masked gradients: images, and steps of projected gradient descent.
+REPORT_IMAGES, REPORT_STEPS = 100, 25
+SQUARE_QUERIES = 500
+# Fig. 1 has the cross-entropy attack alone.
+FIGURE_1_ATTACKS = (
+    AttackSpec("none"),
+    *(protocol("ce", eps) for protocol in (sound, paper) for eps in EPS),
+)
+# The alphas that are tried, alpha = 1 being the limit H + KL, and the attacks: alpha is chosen on validation images in
+# the sound protocol, and the choice shown on test images in both.
+ALPHAS = (1.0, 1.2, 1.4, 1.6, 1.8, 2.0, 2.5, 3.0, 4.0)
+ALPHA_ATTACKS = (
+    *(sound("ce", eps, split) for split in ("validation", "test") for eps in (0.0, *EPS)),
+    *(paper("ce", eps) for eps in EPS),
+)
+
+
+def strong(eps: float, images: int, steps: int) -> tuple[AttackSpec, ...]:
+    """
+    From the paper's attack to the worst case, on the same images, with eps as a share of the pixel range.
+
+    FGSM through clipped probabilities and exact, projected gradient descent, Auto-PGD along each loss, the Square
+    attack, images made on another network, and the worst case of an ensemble of all these and HopSkipJump.
+    """
+    return (
+        AttackSpec("fgm", "clipped-ce", eps, images=images),
+        replace(sound("ce", eps), images=images),
+        AttackSpec("pgd", "ce", eps, steps=steps, images=images),
+        *(AttackSpec("apgd", loss, eps, steps=steps, images=images) for loss in ("ce", "hr", "margin", "dlr")),
+        AttackSpec("square", eps=eps, steps=SQUARE_QUERIES, images=images),
+        AttackSpec("transfer", eps=eps, steps=steps, images=images, source=SOURCE),
+        AttackSpec("worst-case", eps=eps, steps=steps, images=images, source=SOURCE),
+    )
+
+
+def diagnostics(eps: float) -> tuple[AttackSpec, ...]:
+    """Reports on masked gradients, of the paper's attacker and of the sound one."""
+    report = AttackSpec("diagnostics", "ce", eps, steps=REPORT_STEPS, images=REPORT_IMAGES)
+    return replace(report, loss="clipped-ce"), report
+
+
+def hardened(eps: float, steps: int, alphas: tuple[float, ...]) -> tuple[LossSpec, ...]:
+    """Cross-entropy and the HR loss, each as it is, with noise, and in adversarial training by Madry and by TRADES."""
+    kinds = (
+        None,
+        Hardening("noise", eps),
+        Hardening("madry", eps, steps),
+        Hardening("trades", eps, steps, beta=TRADES_BETA),
+    )
+    losses = (CE, *(LossSpec("hr", alpha) for alpha in alphas))
+    return tuple(replace(loss, hardening=kind) for kind in kinds for loss in losses)
+
+
+def hardening_attacks(strengths: tuple[float, ...], images: int, steps: int) -> tuple[AttackSpec, ...]:
+    """Of the strong attacks those that tell masking from robustness: FGSM in both protocols, and the worst case."""
+    kept = [attack for eps in strengths for attack in strong(eps, images, steps)]
+    return (AttackSpec("none", images=images), *(a for a in kept if a.name in ("fgm", "worst-case")))
