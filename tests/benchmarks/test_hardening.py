@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from art.attacks.evasion import ProjectedGradientDescentPyTorch
+from killed import KilledError, StoreKilledAfter
 
 from art_hrloss import HRClassifier
 from art_hrloss.attacks import PGD
@@ -44,23 +45,6 @@ def run_of(kind: Hardening | None = None, loss: str = "hr", **changes) -> RunSpe
     return RunSpec("digits", replace(RECIPE, **changes), spec, 0)
 
 
-class KilledError(Exception):
-    """Stands for whatever ends a process between two epochs."""
-
-
-class KilledAfter(Store):
-    """A store whose process dies right after it has kept its so-manieth epoch."""
-
-    def __init__(self, root: Path, epoch: int) -> None:
-        super().__init__(root)
-        self.epoch = epoch
-
-    def save_state(self, run: RunSpec, state: dict) -> None:
-        super().save_state(run, state)
-        if len(state["curve"]) == self.epoch:
-            raise KilledError
-
-
 def files(root: Path, run: RunSpec) -> list[bytes]:
     return [(Store(root).folder(run) / name).read_bytes() for name in ("model.safetensors", "curve.json")]
 
@@ -79,7 +63,7 @@ def test_a_hardened_run_resumes_to_the_same_bits_and_leaves_the_generators_alone
     np.random.rand(3)  # noqa: NPY002  # what the process draws plays no part
     for epoch in (1, 3):
         with pytest.raises(KilledError):
-            training.train(run, few, KilledAfter(tmp_path / "parts", epoch))
+            training.train(run, few, StoreKilledAfter(tmp_path / "parts", epoch))
     training.train(run, few, Store(tmp_path / "parts"))
     assert files(tmp_path / "parts", run) == files(tmp_path / "whole", run)
     assert capfd.readouterr().err == "", "no bar of ART's"
@@ -93,6 +77,16 @@ def test_hardening_changes_what_is_learnt_and_nothing_before_it(few: Dataset, tm
         training.train(run, few, store)
     weights = [store.load_checkpoint(run)["1.0.weight"] for run in runs]
     assert not any(torch.equal(weights[0], other) for other in weights[1:])
+
+
+@EACH
+def test_every_epoch_draws_anew(few: Dataset, tmp_path: Path, monkeypatch, kind: Hardening) -> None:
+    drawn = []
+    monkeypatch.setattr(training, "noisy", lambda images, _: drawn.append(torch.rand(1).item()) or images)
+    monkeypatch.setattr(training, "adversarial_epoch", lambda *_, seed: drawn.append(seed))
+    monkeypatch.setattr(training, "look", lambda *_: {"train_loss": 0.0, "train_accuracy": 0.0})
+    training.train(run_of(kind), few, Store(tmp_path))
+    assert len(drawn) == len(set(drawn)) == (3 if kind.name != "noise" else 3 * 3), "epochs, and batches of the noise"
 
 
 def test_noise_is_uniform_in_every_pixel_and_stays_in_their_range() -> None:
@@ -234,7 +228,7 @@ def test_a_run_killed_before_its_margin_was_scaled_is_scaled_once(few: Dataset, 
     run = replace(run_of(loss="ce", epochs=8, lr=1e-2), loss=LossSpec("ce", margin=30.0))
     training.train(run, few, Store(tmp_path / "whole"))
     with pytest.raises(KilledError):
-        training.train(run, few, KilledAfter(tmp_path / "parts", 8))
+        training.train(run, few, StoreKilledAfter(tmp_path / "parts", 8))
     training.train(run, few, Store(tmp_path / "parts"))
     assert files(tmp_path / "parts", run) == files(tmp_path / "whole", run)
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from killed import KilledError, StoreKilledAfter
 
 from benchmarks import data, evaluation, models, training
 from benchmarks import store as store_module
@@ -47,23 +48,6 @@ def store(tmp_path: Path) -> Store:
 def run_of(loss: str = "hr", seed: int = 0, **changes) -> RunSpec:
     spec = LossSpec("hr", 1.6) if loss == "hr" else LossSpec("ce")
     return RunSpec("digits", replace(RECIPE, **changes), spec, seed)
-
-
-class KilledError(Exception):
-    """Stands for whatever ends a process between two epochs."""
-
-
-class StoreKilledAfter(Store):
-    """A store whose process dies right after it has kept its so-manieth epoch."""
-
-    def __init__(self, root: Path, epoch: int) -> None:
-        super().__init__(root)
-        self.epoch = epoch
-
-    def save_state(self, run: RunSpec, state: dict) -> None:
-        super().save_state(run, state)
-        if len(state["curve"]) == self.epoch:
-            raise KilledError
 
 
 RESUMED = [

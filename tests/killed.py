@@ -1,0 +1,23 @@
+"""A store whose process dies between two epochs."""
+
+from pathlib import Path
+
+from benchmarks.config import RunSpec
+from benchmarks.store import Store
+
+
+class KilledError(Exception):
+    """Stands for whatever ends a process between two epochs."""
+
+
+class StoreKilledAfter(Store):
+    """A store whose process dies right after it has kept its so-manieth epoch."""
+
+    def __init__(self, root: Path, epoch: int) -> None:
+        super().__init__(root)
+        self.epoch = epoch
+
+    def save_state(self, run: RunSpec, state: dict) -> None:
+        super().save_state(run, state)
+        if len(state["curve"]) == self.epoch:
+            raise KilledError
