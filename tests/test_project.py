@@ -217,6 +217,41 @@ def test_readme_takes_what_is_real_from_the_published_records(name: str) -> None
         assert f"it leaves {interval(of('fgm', 'ce', 0.2)['HR(1.6)'])} to the HR-trained" in " ".join(README.split())
 
 
+def test_readme_takes_what_hardening_adds_from_the_published_records() -> None:
+    records = pd.read_csv(ROOT / "benchmarks/results/hardening-digits/records.csv")
+    records["accuracy"] = records.correct / records.n
+
+    def of(trained: str, attack: str, eps: float) -> pd.Series:
+        rows = records[(records.trained == trained) & (records.attack == attack.split()[0]) & (records.eps == eps)]
+        rows = rows if attack == "worst-case" else rows[rows.attack_loss == attack.split()[1]]
+        return rows.set_index("seed").accuracy
+
+    def interval(values: pd.Series) -> str:
+        assert len(values) == 5
+        return f"{values.mean():z.3f} ± {scipy.stats.t.ppf(0.975, 4) * values.sem():.3f}"
+
+    entries = (("fgm clipped-ce", 0.2), ("worst-case", 0.1), ("worst-case", 0.2))
+    losses = ("CE", "CE, margin 14.5", "HR(1.6)")
+    for trained in (*losses, *(f"{loss}, {kind}" for kind in ("Madry", "TRADES") for loss in ("CE", "HR(1.6)"))):
+        row = " | ".join(interval(of(trained, *entry)) for entry in entries)
+        assert f"| {trained} | {row} |" in README
+    text = " ".join(README.split())
+
+    def gain(trained: str, ce: str, attack: str, eps: float) -> str:
+        return interval(of(trained, attack, eps) - of(ce, attack, eps))
+
+    paper, worst = ([gain(t, "CE", *entry) for t in losses[1:]] for entry in (entries[0], entries[2]))
+    assert f"seems to gain {paper[0]} over CE at eps 0.2, where the HR loss gains {paper[1]}." in text
+    assert f"neither gains: {worst[0]} and {worst[1]}." in text
+    madry, trades = (
+        [gain(f"HR(1.6), {kind}", f"CE, {kind}", *entry) for entry in entries[1:]] for kind in ("Madry", "TRADES")
+    )
+    assert f"is shown: {madry[0]} at eps 0.1, {madry[1]} at 0.2." in text
+    assert f"it is {trades[0]} at eps 0.1, and beyond, at 0.2, it loses: {trades[1]}." in text
+    smoothed = [interval(of("CE, smoothing 0.1", attack, 0.1)) for attack in ("fgm ce", "worst-case")]
+    assert f"at eps 0.1 ({smoothed[0]}) and is little more than CE in the worst case ({smoothed[1]})" in text
+
+
 @pytest.mark.parametrize("name", ["digits", "mnist"])
 def test_published_gains_of_strong_attacks_are_those_of_the_published_records(name: str) -> None:
     folder = ROOT / f"benchmarks/results/strong-{name}"
