@@ -217,6 +217,15 @@ def test_readme_takes_what_is_real_from_the_published_records(name: str) -> None
         assert f"it leaves {interval(of('fgm', 'ce', 0.2)['HR(1.6)'])} to the HR-trained" in " ".join(README.split())
 
 
+def test_readme_tells_which_attackers_the_reports_flag() -> None:
+    found = pd.read_csv(ROOT / "benchmarks/results/strong-digits/diagnostics.csv")
+    by_eps = found.assign(flagged=found.flag.notna()).groupby(["attacker", "trained", "eps", "seed"]).flagged.any()
+    assert len(by_eps) == 2 * 2 * 4 * 5
+    assert by_eps["paper", "HR(1.6)"].all()
+    assert not by_eps["sound"].any()
+    assert "it flags [all five HR-trained networks]" in " ".join(README.split())
+
+
 def test_readme_takes_what_hardening_adds_from_the_published_records() -> None:
     records = pd.read_csv(ROOT / "benchmarks/results/hardening-digits/records.csv")
     records["accuracy"] = records.correct / records.n
