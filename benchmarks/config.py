@@ -166,6 +166,13 @@ class Grid:
             if not values or len(set(values)) != len(values):
                 raise ConfigError(f"expected {field.name} of grid {self.name} to be distinct and not empty: {values}")
 
+        if len({str(loss) for loss in self.losses}) != len(self.losses):
+            named = [str(loss) for loss in self.losses]
+            raise ConfigError(f"expected losses of grid {self.name} that their names tell apart, but got {named}")
+        sources = {attack.source for attack in self.attacks} & set(self.seeds)
+        if sources:
+            raise ConfigError(f"expected sources that grid {self.name} does not attack, but got the seeds {sources}")
+
     def runs(self) -> list[RunSpec]:
         """All trainings, ordered so that the losses of one seed stand together."""
         return [

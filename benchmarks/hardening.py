@@ -19,7 +19,7 @@ STEP = 2.5
 
 
 class Whole(nn.Module):
-    """A network of many layers as one: of an nn.Sequential, ART's TRADES takes the first one's output for logits."""
+    """A network of many layers as one: of an nn.Sequential, ART's TRADES takes its accuracy from the first layer."""
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()

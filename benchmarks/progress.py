@@ -7,7 +7,7 @@ from contextlib import contextmanager, suppress
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 
-from benchmarks.config import AttackSpec, Grid, RunSpec
+from benchmarks.config import Grid, RunSpec
 from benchmarks.runner import OnEnd, Outcome
 from benchmarks.status import RunStatus, duration, seconds_left, status
 from benchmarks.store import DamagedError, Store
@@ -45,7 +45,7 @@ def following(grid: Grid, store: Store, console: Console, *, at_once: int | None
         def ended(run: RunSpec, outcome: Outcome) -> None:
             for message in outcome.messages:
                 console.print(f"{run}: {message}", soft_wrap=True)
-            console.print(f"{run}: {_told(store, run, outcome)}", soft_wrap=True)
+            console.print(f"{run}: {_told(grid, store, run, outcome)}", soft_wrap=True)
 
         follower = threading.Thread(target=follow, daemon=True)
         follower.start()
@@ -66,10 +66,11 @@ def _line(states: Sequence[RunStatus], at_once: int | None) -> str:
     )
 
 
-def _told(store: Store, run: RunSpec, outcome: Outcome) -> str:
+def _told(grid: Grid, store: Store, run: RunSpec, outcome: Outcome) -> str:
     if outcome.error is not None:
         return f"failed: {outcome.error or type(outcome.error).__name__}"
     clean = None
+    unattacked = [attack for attack in grid.attacks if attack.name == "none" and attack.split == "test"]
     with suppress(DamagedError):
-        clean = store.record(run, AttackSpec("none"))
+        clean = store.record(run, unattacked[0]) if unattacked else None
     return f"accuracy {clean['correct'] / clean['n']:.3f}" if clean else "done"

@@ -75,7 +75,12 @@ def execute(job: Job) -> Outcome:
             "all workers share, under the same path"
         )
     store = Store(job.store)
-    messages = _train_sources(job)
+    try:
+        messages = _train_sources(job)
+    except Exception as error:
+        with suppress(StoreError, OSError, Timeout), store.lock(job.run).acquire(timeout=MOMENT):
+            _keep_error(store, job.run, error)
+        raise
     try:
         with _one_job_at_a_time, store.lock(job.run).acquire(timeout=-1 if job.wait else MOMENT):
             try:
@@ -83,12 +88,16 @@ def execute(job: Job) -> Outcome:
                 messages += _work(job, store)
             except Exception as error:
                 with suppress(StoreError, OSError):  # the disk may be full
-                    store.save_error(job.run, "".join(traceback.format_exception(error)))
-                    store.log(job.run, "failed", message=str(error))
+                    _keep_error(store, job.run, error)
                 raise
     except Timeout:
         return Outcome(busy=True)
     return Outcome(messages=tuple(messages))
+
+
+def _keep_error(store: Store, run: RunSpec, error: Exception) -> None:
+    store.save_error(run, "".join(traceback.format_exception(error)))
+    store.log(run, "failed", message=str(error))
 
 
 def _train_sources(job: Job) -> list[str]:
@@ -97,7 +106,10 @@ def _train_sources(job: Job) -> list[str]:
 
     It is done before the run is locked: who holds a run's lock waits for no other.
     """
-    seeds = {attack.source for attack in job.attacks if attack.source is not None}
+    needing = tuple(attack for attack in job.attacks if attack.source is not None)
+    if Store(job.store).is_done(job.run, needing):
+        return []
+    seeds = {attack.source for attack in needing if attack.source is not None}
     sources = [job.run.source(seed) for seed in sorted(seeds)]
     outcomes = [execute(replace(job, run=source, attacks=(), wait=True)) for source in sources]
     return [message for outcome in outcomes for message in outcome.messages]

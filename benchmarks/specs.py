@@ -38,15 +38,16 @@ class Hardening:
     def __post_init__(self) -> None:
         as_floats(self, "eps", "beta")
         expect_one_of("hardening", self.name, get_args(HardeningName))
-        if not 0 < self.eps < math.inf:
-            raise ConfigError(f"expected eps above 0 for the hardening {self.name}, but got {self.eps}")
+        if not 0 < self.eps <= 1:
+            raise ConfigError(f"expected eps above 0 and at most 1 for the hardening {self.name}, but got {self.eps}")
         if type(self.steps) is not int or self.steps < 0 or (self.steps > 0) != (self.name != "noise"):
             raise ConfigError(f"expected steps above 0 for adversarial images, and 0 for noise, but got {self.steps!r}")
         if not 0 <= self.beta < math.inf or (self.beta > 0) != (self.name == "trades"):
             raise ConfigError(f"expected beta above 0 for trades, and 0 for the others, but got {self.beta}")
 
     def __str__(self) -> str:
-        return {"noise": "noise", "madry": "Madry", "trades": "TRADES"}[self.name]
+        name = {"noise": "noise", "madry": "Madry", "trades": "TRADES"}[self.name]
+        return f"{name} {self.eps:g}" + (f", beta {self.beta:g}" if self.beta else "")
 
 
 @dataclass(frozen=True)
@@ -73,6 +74,8 @@ class LossSpec:
             raise ConfigError(f"expected label_smoothing from 0 to below 1, but got {self.label_smoothing}")
         if not 0 <= self.margin < math.inf:
             raise ConfigError(f"expected margin to be at least 0, but got {self.margin}")
+        if not isinstance(self.hardening, Hardening | None):
+            raise ConfigError(f"expected hardening to be a Hardening or None, but got {self.hardening!r}")
 
     @property
     def plain(self) -> bool:
@@ -119,6 +122,8 @@ class AttackSpec:
             raise ConfigError(f"expected images to be a whole number of at least 0, but got {self.images!r}")
         if self.name == "none" and (self.loss is not None or self.eps != 0 or self.units != "range"):
             raise ConfigError(f"expected no loss, no eps and no units where there is no attack, but got {self}")
+        if self.name == "diagnostics" and self.units != "range":
+            raise ConfigError(f"expected eps of a report as a share of the range, but got units {self.units!r}")
         if self.name in ALONG_A_LOSS:
             expect_one_of("the attack's loss", self.loss, get_args(AttackLossName))
         elif self.loss is not None:

@@ -71,7 +71,7 @@ def _rows(panels: Mapping[float, Points]) -> list[LossSpec | str]:
     last: Hardening | None = None
     for i, loss in enumerate(losses):
         if i == 0 or loss.hardening != last:
-            rows.append(f"{loss.hardening}, eps {loss.hardening.eps:g}" if loss.hardening else UNHARDENED)
+            rows.append(str(loss.hardening or UNHARDENED))
         rows.append(loss)
         last = loss.hardening
     return rows

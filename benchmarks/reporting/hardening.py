@@ -129,22 +129,21 @@ def _gain_text(results: Results, dataset: str, loss: LossSpec, attack: AttackSpe
 
 
 def _hardening_notes(grid: Grid) -> list[str]:
-    kinds = {kind.name: kind for kind in blocks(grid) if kind is not None}
-    notes = []
-    if kind := kinds.get("noise"):
-        notes.append(f"noise: trained on images with uniform noise in every pixel, of at most {kind.eps:g}.")
-    if kind := kinds.get("madry"):
-        notes.append(
-            f"Madry: trained on adversarial images in place of the clean ones, of eps {kind.eps:g} and {kind.steps} "
-            "steps, by ART's trainer."
+    kinds = [kind for kind in blocks(grid) if kind is not None]
+    notes = {
+        "noise": "noise: trained on images with uniform noise in every pixel, of at most the eps beside it.",
+        "madry": "Madry: trained on adversarial images in place of the clean ones, by ART's trainer.",
+        "trades": "TRADES: the loss of the clean images, and beta times the divergence of the predictions at "
+        "adversarial ones, by ART's trainer. Losses differ in size, so one beta weighs less beside a larger loss.",
+    }
+    found = [note for name, note in notes.items() if any(kind.name == name for kind in kinds)]
+    if steps := sorted({kind.steps for kind in kinds if kind.steps}):
+        found.append(
+            f"Adversarial images in training: of the eps beside the name, {' or '.join(map(str, steps))} steps. They "
+            "climb the trained loss, example by example: for HR another than for CE, and for TRADES not the "
+            "divergence, which its authors climb."
         )
-    if kind := kinds.get("trades"):
-        notes.append(
-            f"TRADES: the loss of the clean images, and {kind.beta:g} times the divergence of the predictions at "
-            f"adversarial ones, of eps {kind.eps:g} and {kind.steps} steps, by ART's trainer. As ART has it, those "
-            "climb the training loss, where TRADES's authors climb the divergence."
-        )
-    return notes
+    return found
 
 
 def _loss_notes(grid: Grid) -> list[str]:

@@ -193,6 +193,7 @@ def test_a_source_that_cannot_be_trained_fails_the_runs_that_name_it(tmp_path: P
     ended, run = [], GRID.runs()[1]
     run = replace(run, recipe=replace(run.recipe, lr=1e30))
     jobs = [runner.Job(run, (TRANSFER,), tmp_path, tmp_path)]
+    Store(tmp_path).save_error(run, "of another time")
     assert runner.run_all(jobs, lambda: executors.local(1), lambda run, outcome: ended.append(outcome.error)) == 1
     assert "the loss of digits, CE, seed 100 became" in str(ended[0])
     for failed in (run, run.source(SOURCE)):

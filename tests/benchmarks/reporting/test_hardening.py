@@ -36,7 +36,7 @@ def correct(run: RunSpec, attack: AttackSpec) -> int:
     """Of N images, a number that no other entry has; seeds differ, and a loss gains more than CE on the second."""
     place = GRID.losses.index(run.loss)
     base = {"no attack": 60_000, "FGSM, paper": 40_000, "FGSM, sound": 20_000, "worst case": 8_000}[name_of(attack)]
-    return base + 450 * place - round(15_000 * attack.eps) + (500 + 10 * place) * run.seed
+    return base + 330 * place - round(15_000 * attack.eps) + (500 + 10 * place) * run.seed
 
 
 def made(**options: Any) -> Results:
@@ -57,9 +57,12 @@ def test_rows_stand_in_blocks_with_what_each_loss_has_more_than_ce_hardened_alik
     backwards = replace(GRID, losses=tuple(reversed(GRID.losses)))
     for grid in (GRID, backwards):
         table = hardening_table(replace(made(), grid=grid), "digits")
-        kinds = [None, Hardening("noise", 0.1), Hardening("madry", 0.1, 7), Hardening("trades", 0.1, 7, 6.0)]
+        trades = [Hardening("trades", 0.1, 7, beta) for beta in (3.0, 6.0, 12.0)]
+        kinds = [None, Hardening("noise", 0.1), Hardening("madry", 0.1, 7)]
+        kinds += trades if grid is GRID else trades[::-1]
         expected = []
-        for kind, title in zip(kinds, ("as they are", "noise", "Madry", "TRADES"), strict=True):
+        for kind in kinds:
+            title = "as they are" if kind is None else str(kind)
             ce, first = LossSpec("ce", hardening=kind), title
             for loss in (loss for loss in grid.losses if loss.hardening == kind):
                 row = [first, str(replace(loss, hardening=None)), text(shares(loss, AttackSpec("none")))]
@@ -72,7 +75,7 @@ def test_rows_stand_in_blocks_with_what_each_loss_has_more_than_ce_hardened_alik
                 expected.append(tuple(row))
                 first = ""
         assert table.rows == tuple(expected)
-        assert len(table.rows) == 18
+        assert len(table.rows) == 22
         entries = [entry for row in table.rows for entry in (*row[2:6], *row[7:10])]
         assert len({entry.split()[0] for entry in entries}) == len(entries), "no entry is another's"
     columns = ("FGSM, paper", "FGSM, sound", "worst case", "worst case, less CE's")
@@ -95,9 +98,9 @@ def test_gains_are_paired_over_the_seeds_that_both_have() -> None:
 
 
 def test_without_ce_of_a_block_nothing_is_gained() -> None:
-    losses = tuple(loss for loss in GRID.losses if str(loss) != "CE, Madry")
+    losses = tuple(loss for loss in GRID.losses if str(loss) != "CE, Madry 0.1")
     rows = hardening_table(replace(made(), grid=replace(GRID, losses=losses)), "digits").rows
-    first = next(i for i, row in enumerate(rows) if row[0] == "Madry")
+    first = next(i for i, row in enumerate(rows) if row[0] == "Madry 0.1")
     assert [(row[1], row[6]) for row in rows[first : first + 3]] == [("HR(1)", ""), ("HR(1.6)", ""), ("HR(3)", "")]
     assert rows[1][6] != ""
 
@@ -108,10 +111,11 @@ def test_notes_tell_of_what_is_in_the_grid_and_of_nothing_else() -> None:
     for words in (
         f"Data: digits, the first {made_up.N} test images. Mean and 95% t interval over 2 seeds.",
         "not corrected for their number",
-        "uniform noise in every pixel, of at most 0.1",
-        "of eps 0.1 and 7 steps, by ART's trainer",
-        "6 times the divergence",
-        "climb the training loss",
+        "uniform noise in every pixel",
+        "in place of the clean ones, by ART's trainer",
+        "beta times the divergence",
+        "of the eps beside the name, 7 steps",
+        "climb the trained loss",
         "HR(1), with hard labels: cross-entropy plus the entropy",
         f"margin {margin:g}: ",
         "FGSM, paper: through clipped probabilities",
@@ -122,7 +126,8 @@ def test_notes_tell_of_what_is_in_the_grid_and_of_nothing_else() -> None:
     results = made_up.results(MNIST, zero=lambda run, attack: 101 * (attack.loss == "clipped-ce"))
     table = hardening_table(results, "mnist")
     others = " ".join(table.notes)
-    assert "of eps 0.2 and 7 steps" in others
+    assert "of the eps beside the name, 7 steps" in others
+    assert [row[0] for row in table.rows if row[0]][1:] == ["Madry 0.2", *(f"TRADES 0.2, beta {b}" for b in (3, 6, 12))]
     for words in ("noise", "HR(1),", "margin"):
         assert words not in others
     assert table.notes[-1].startswith("†")
@@ -149,11 +154,10 @@ def test_files_hold_every_entry_and_its_gain_unrounded(tmp_path: Path) -> None:
     assert "Hardened networks on digits" in (tmp_path / "hardening.md").read_text()
     assert not (tmp_path / "strong.md").exists()
     rows = pd.read_csv(tmp_path / "hardening.csv")
-    assert len(rows) == 18 * 7
+    assert len(rows) == 22 * 7
     found = rows.set_index(["hardening", "trained", "eps", "attack"])
-    titles = {None: "as they are", "noise": "noise", "madry": "Madry", "trades": "TRADES"}
     for loss in GRID.losses:
-        title = titles[loss.hardening and loss.hardening.name]
+        title = str(loss.hardening or "as they are")
         for attack in GRID.attacks:
             row = found.loc[(title, str(replace(loss, hardening=None)), attack.eps, name_of(attack))]
             a, b = shares(loss, attack)
@@ -190,19 +194,17 @@ def test_the_figure_draws_every_loss_in_its_row_at_every_eps() -> None:
     picture = drawn(made())
     assert [axes.get_title() for axes in picture.figure.axes] == ["eps 0.1", "eps 0.2"]
     labels = [label.get_text() for label in picture.figure.axes[0].get_yticklabels()]
-    heads = {"as they are": None, "noise, eps 0.1": "noise", "Madry, eps 0.1": "madry", "TRADES, eps 0.1": "trades"}
+    heads = {str(loss.hardening or "as they are"): loss.hardening for loss in GRID.losses}
     rows, kind = {}, None
     for y, label in enumerate(labels):
         if label in heads:
             kind = heads[label]
         else:
             rows[y] = next(
-                loss
-                for loss in GRID.losses
-                if (loss.hardening and loss.hardening.name, str(replace(loss, hardening=None))) == (kind, label)
+                loss for loss in GRID.losses if (loss.hardening, str(replace(loss, hardening=None))) == (kind, label)
             )
     assert list(rows.values()) == list(GRID.losses)
-    assert len(labels) == 18 + 4
+    assert len(labels) == 22 + 6
     for axes, eps in zip(picture.figure.axes, (0.1, 0.2), strict=True):
         found = dots(axes)
         attacks = {name_of(attack): attack for attack in GRID.attacks if attack.eps in (0, eps)}
@@ -230,11 +232,11 @@ def test_dots_are_told_apart_without_their_colour_and_lie_beside_each_other() ->
 
 
 def test_the_figure_draws_what_there_is() -> None:
-    noisy = next(loss for loss in GRID.losses if str(loss) == "HR(3), noise")
+    noisy = next(loss for loss in GRID.losses if str(loss) == "HR(3), noise 0.1")
     results = made(made=lambda run, attack: run.loss == noisy and run.seed == 1 and attack.name != "worst-case")
     picture = drawn(results)
     labels = [label.get_text() for label in picture.figure.axes[0].get_yticklabels()]
-    assert labels == ["noise, eps 0.1", "HR(3)"]
+    assert labels == ["noise 0.1", "HR(3)"]
     found = dots(picture.figure.axes[1])
     assert found["worst case"] == {}
     x = correct(RunSpec("digits", recipes.DIGITS, noisy, 1), AttackSpec("fgm", "ce", 0.2)) / made_up.N
@@ -249,7 +251,7 @@ def test_other_figures_draw_plain_losses_and_say_so() -> None:
     results = made()
     selection = Selection(results, "digits")
     assert selection.losses == [LossSpec("ce"), LossSpec("hr", 1.6)]
-    assert selection.left_out == " Not drawn: the grid's 16 other trainings."
+    assert selection.left_out == " Not drawn: the grid's 20 other trainings."
     assert [picture.name for picture in figures.pictures(results)] == ["accuracy_vs_eps-digits", "hardening-digits"]
     smoothed = LossSpec("ce", label_smoothing=0.1)
     only = replace(results, grid=replace(GRID, losses=(smoothed, LossSpec("ce"))))
