@@ -241,7 +241,9 @@ def test_readme_takes_what_hardening_adds_from_the_published_records() -> None:
 
     entries = (("fgm clipped-ce", 0.2), ("worst-case", 0.1), ("worst-case", 0.2))
     losses = ("CE", "CE, margin 14.5", "HR(1.6)")
-    for trained in (*losses, *(f"{loss}, {kind}" for kind in ("Madry", "TRADES") for loss in ("CE", "HR(1.6)"))):
+    hardened = [f"{loss}, {kind} 0.1" for kind in ("Madry", "TRADES") for loss in ("CE", "HR(1.6)")]
+    hardened = [f"{name}, beta 6" if "TRADES" in name else name for name in hardened]
+    for trained in (*losses, *hardened, "HR(1.6), TRADES 0.1, beta 12"):
         row = " | ".join(interval(of(trained, *entry)) for entry in entries)
         assert f"| {trained} | {row} |" in README
     text = " ".join(README.split())
@@ -252,11 +254,18 @@ def test_readme_takes_what_hardening_adds_from_the_published_records() -> None:
     paper, worst = ([gain(t, "CE", *entry) for t in losses[1:]] for entry in (entries[0], entries[2]))
     assert f"seems to gain {paper[0]} over CE at eps 0.2, where the HR loss gains {paper[1]}." in text
     assert f"neither gains: {worst[0]} and {worst[1]}." in text
-    madry, trades = (
-        [gain(f"HR(1.6), {kind}", f"CE, {kind}", *entry) for entry in entries[1:]] for kind in ("Madry", "TRADES")
-    )
+    madry = [gain("HR(1.6), Madry 0.1", "CE, Madry 0.1", *entry) for entry in entries[1:]]
     assert f"is shown: {madry[0]} at eps 0.1, {madry[1]} at 0.2." in text
-    assert f"it is {trades[0]} at eps 0.1, and beyond, at 0.2, it loses: {trades[1]}." in text
+
+    def by_trades(hr: int, ce: int) -> list[str]:
+        names = f"HR(1.6), TRADES 0.1, beta {hr}", f"CE, TRADES 0.1, beta {ce}"
+        return [gain(*names, *entry) for entry in entries[1:]]
+
+    near, far = zip(*(by_trades(beta, beta) for beta in (3, 6, 12)), strict=True)
+    assert f"the differences are {near[0]}, {near[1]} and {near[2]} at eps 0.1" in text
+    assert f"and {far[0]}, {far[1]} and {far[2]} at eps 0.2" in text
+    near, far = zip(*(by_trades(2 * beta, beta) for beta in (3, 6)), strict=True)
+    assert f"it is {near[0]} and {near[1]} at eps 0.1, and {far[0]} and {far[1]} at 0.2." in text
     smoothed = [interval(of("CE, smoothing 0.1", attack, 0.1)) for attack in ("fgm ce", "worst-case")]
     assert f"at eps 0.1 ({smoothed[0]}) and is little more than CE in the worst case ({smoothed[1]})" in text
 
