@@ -214,7 +214,12 @@ def test_readme_takes_what_is_real_from_the_published_records(name: str) -> None
         row = " | ".join(map(interval, (*gains, gains[0] - gains[1], *left)))
         assert f"| {name} | {eps:g} | {row} |" in README
     if name == "mnist":
-        assert f"it leaves {interval(of('fgm', 'ce', 0.2)['HR(1.6)'])} to the HR-trained" in " ".join(README.split())
+        text = " ".join(README.split())
+        assert f"it leaves {interval(of('fgm', 'ce', 0.2)['HR(1.6)'])} to the HR-trained" in text
+        left = [interval(of("transfer", None, 0.2)[trained]) for trained in ("HR(1.6)", "CE")]
+        worst = of("worst-case", None, 0.2)["HR(1.6)"].mean()
+        assert f"at eps 0.2 they leave {left[0]}, and {left[1]} of the CE-trained." in text
+        assert f"for the worst case leaves {worst:.3f};" in text
 
 
 def test_readme_tells_which_attackers_the_reports_flag() -> None:
