@@ -190,8 +190,9 @@ class Target:
         return (images if clip is None else images.clip(*clip)).astype(np.float32)
 
     def _standing_of_allowed(self, images: Images) -> Flags:
-        """Which are right, or break the rules: another classifier's clip values, say, are not this one's."""
-        return self.standing(images) | ~allowed(images, self.x, self.eps, self.norm, self.classifier.clip_values)
+        """Which are right; one that breaks the rules, by another classifier's clip values, say, counts as not made."""
+        kept = allowed(images, self.x, self.eps, self.norm, self.classifier.clip_values)
+        return np.where(kept, self.standing(images), self.standing(self.x))
 
     def _made(self, attack: EvasionAttack) -> Images:
         made: Images = attack.generate(self.x, self.one_hot)

@@ -11,8 +11,8 @@ import pytest
 import scipy.stats
 from rich.console import Console
 
-from benchmarks import grids, protocols
-from benchmarks.config import AttackSpec, Grid, LossSpec, RunSpec
+from benchmarks import grids
+from benchmarks.config import AttackSpec, Grid, Hardening, LossSpec, RunSpec
 from benchmarks.reporting.claims import CLAIMS, Claim, claims, claims_table, judge, overall
 from benchmarks.reporting.statistics import Interval
 
@@ -349,7 +349,7 @@ def test_a_terminal_of_80_columns_shows_every_effect() -> None:
 
 def test_only_plain_losses_are_compared() -> None:
     hardened, smoothed, plain = (
-        protocols.hardened(0.1, 7, (3.0,))[3],
+        LossSpec("hr", 3.0, hardening=Hardening("noise", 0.1)),
         LossSpec("hr", 1.6, label_smoothing=0.1),
         LossSpec("hr", 3.0),
     )

@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 
 from benchmarks import grids, protocols
-from benchmarks.config import AttackSpec, RunSpec
+from benchmarks.config import AttackSpec, Hardening, RunSpec
 from benchmarks.reporting import report
 from benchmarks.reporting.strong import COLUMNS, broken_frame, strong_attacks, strong_table
 
@@ -96,9 +96,9 @@ def test_notes_tell_what_was_done_and_no_more() -> None:
 
 
 def test_hardened_networks_have_a_table_of_their_own() -> None:
-    hardened = protocols.hardened(0.1, 7, (1.6,))
-    assert strong_table(made_up.results(replace(GRID, losses=hardened[:2])), "digits") is not None
-    assert strong_table(made_up.results(replace(GRID, losses=hardened[1:3])), "digits") is None
+    plain, noisy = (protocols.hardened(kind, (1.6,)) for kind in (None, Hardening("noise", 0.1)))
+    assert strong_table(made_up.results(replace(GRID, losses=plain)), "digits") is not None
+    assert strong_table(made_up.results(replace(GRID, losses=(*plain, noisy[0]))), "digits") is None
 
 
 def test_what_is_missing_is_said() -> None:
