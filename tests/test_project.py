@@ -194,9 +194,21 @@ def test_readme_takes_the_tightness_of_proposition_1_from_the_records() -> None:
     assert f"{math.exp(-0.6 / 1.6):.2f} at alpha = 1.6" in text
 
 
-@pytest.mark.parametrize("name", ["digits", "mnist"])
-def test_readme_takes_what_is_real_from_the_published_records(name: str) -> None:
-    records = pd.read_csv(ROOT / f"benchmarks/results/strong-{name}/records.csv")
+STRONG = pytest.mark.parametrize(
+    ("name", "folder", "seeds", "strengths"),
+    [
+        ("digits", "strong-digits", 5, (0.1, 0.2, 0.3)),
+        ("mnist", "strong-mnist", 5, (0.1, 0.2, 0.3)),
+        ("cifar10", "strong-cifar10-seeds-3", 3, (0.004, 0.008, 0.016)),
+    ],
+)
+
+
+@STRONG
+def test_readme_takes_what_is_real_from_the_published_records(
+    name: str, folder: str, seeds: int, strengths: tuple[float, ...]
+) -> None:
+    records = pd.read_csv(ROOT / f"benchmarks/results/{folder}/records.csv")
     records["accuracy"] = records.correct / records.n
 
     def of(attack: str, loss: str | None, eps: float) -> pd.DataFrame:
@@ -205,11 +217,12 @@ def test_readme_takes_what_is_real_from_the_published_records(name: str) -> None
         return rows.pivot(index="seed", columns="trained", values="accuracy")
 
     def interval(values: pd.Series) -> str:
-        return f"{values.mean():z.3f} ± {scipy.stats.t.ppf(0.975, 4) * values.sem():.3f}"
+        assert len(values) == seeds
+        return f"{values.mean():z.3f} ± {scipy.stats.t.ppf(0.975, seeds - 1) * values.sem():.3f}"
 
-    for eps in (0.1, 0.2, 0.3):
+    for eps in strengths:
         paper, worst = of("fgm", "clipped-ce", eps), of("worst-case", None, eps)
-        gains = [seeds["HR(1.6)"] - seeds["CE"] for seeds in (paper, worst)]
+        gains = [found["HR(1.6)"] - found["CE"] for found in (paper, worst)]
         left = (worst["CE"], worst["HR(1.6)"])
         row = " | ".join(map(interval, (*gains, gains[0] - gains[1], *left)))
         assert f"| {name} | {eps:g} | {row} |" in README
@@ -220,6 +233,10 @@ def test_readme_takes_what_is_real_from_the_published_records(name: str) -> None
         worst = of("worst-case", None, 0.2)["HR(1.6)"].mean()
         assert f"at eps 0.2 they leave {left[0]}, and {left[1]} of the CE-trained." in text
         assert f"for the worst case leaves {worst:.3f};" in text
+    if name == "cifar10":
+        clipped = records[records.attack_loss == "clipped-ce"]
+        assert (clipped[clipped.attack == "fgm"].zero_gradient == 0).all()
+        assert (of("worst-case", None, 0.016) == 0).all().all()
 
 
 def test_readme_tells_which_attackers_the_reports_flag() -> None:
@@ -275,19 +292,22 @@ def test_readme_takes_what_hardening_adds_from_the_published_records() -> None:
     assert f"at eps 0.1 ({smoothed[0]}) and is little more than CE in the worst case ({smoothed[1]})" in text
 
 
-@pytest.mark.parametrize("name", ["digits", "mnist"])
-def test_published_gains_of_strong_attacks_are_those_of_the_published_records(name: str) -> None:
-    folder = ROOT / f"benchmarks/results/strong-{name}"
-    records = pd.read_csv(folder / "records.csv")
-    broken = pd.read_csv(folder / "broken_by.csv")
+@STRONG
+def test_published_gains_of_strong_attacks_are_those_of_the_published_records(
+    name: str, folder: str, seeds: int, strengths: tuple[float, ...]
+) -> None:
+    published = ROOT / "benchmarks/results" / folder
+    records = pd.read_csv(published / "records.csv")
+    broken = pd.read_csv(published / "broken_by.csv")
     worst = records[records.attack == "worst-case"].set_index(["trained", "seed", "eps"])
     lost = broken.groupby(["trained", "seed", "eps"]).broken.sum()
     assert (worst.n - worst.correct == lost.reindex(worst.index)).all()
     share = (worst.correct / worst.n).unstack("seed")
     difference = share.loc["HR(1.6)"] - share.loc["CE"]
-    text = (folder / "strong.md").read_text()
-    for eps, seeds in difference.iterrows():
-        half_width = scipy.stats.t.ppf(0.975, 4) * seeds.sem()
-        entry = f"{seeds.mean():z.3f} ± {half_width:.3f} |"
+    text = (published / "strong.md").read_text()
+    assert set(strengths) < set(difference.index)
+    for eps, values in difference.iterrows():
+        half_width = scipy.stats.t.ppf(0.975, seeds - 1) * values.sem()
+        entry = f"{values.mean():z.3f} ± {half_width:.3f} |"
         row = next(line for line in text.split(f"| {eps:g} |")[1].splitlines() if "HR(1.6) - CE" in line)
         assert row.endswith(entry)
