@@ -1,6 +1,7 @@
 """Results -> does a loss add to a defence? Accuracy of hardened networks, and what each loss has more than CE."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import get_args
 
 import pandas as pd
@@ -74,7 +75,7 @@ def blocks(grid: Grid) -> dict[Hardening | None, list[LossSpec]]:
 
 def without_hardening(loss: LossSpec) -> str:
     """What a loss is called where its hardening is named already."""
-    return str(LossSpec(loss.name, loss.alpha, loss.label_smoothing, loss.margin))
+    return str(replace(loss, hardening=None))
 
 
 def hardening_attacks(grid: Grid) -> dict[tuple[float, str], AttackSpec]:
