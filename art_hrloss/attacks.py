@@ -6,35 +6,23 @@ iterate that the network is asked about is looked at, and where the last one is 
 one is returned. Their random starts are drawn from numpy's global generator.
 """
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from art.attacks.evasion import AutoProjectedGradientDescent, ProjectedGradientDescentPyTorch
 from art.estimators.classification import PyTorchClassifier
 from torch import Tensor, nn
 
 from art_hrloss.attack_losses import AttackLossName, attack_loss
-from art_hrloss.estimator import HRClassifier, attack_view, modes_kept, reduced, shared_options
+from art_hrloss.estimator import HRClassifier, Point, attack_view, modes_kept, shared_options
+from art_hrloss.evasion import AutoProjectedGradientDescent, ProjectedGradientDescent
 from art_hrloss.numerics import are_distributions
 
 Images = npt.NDArray[np.float32]
 Labels = npt.NDArray[np.int64]
-
-
-class _Watch(nn.Module):
-    """A loss that also tells which of the examples it was last asked about are misclassified."""
-
-    def __init__(self, loss: nn.Module) -> None:
-        super().__init__()
-        self.loss = loss
-        self.wrong = np.zeros(0, dtype=bool)
-
-    def forward(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """Logits ``(n, M)`` and one-hot labels ``(n, M)`` to ``(n,)``."""
-        self.wrong = (logits.detach().argmax(1) != labels.argmax(1)).cpu().numpy()
-        return reduced(self.loss, logits, labels, "none")
 
 
 class _Watched(HRClassifier):
@@ -42,41 +30,27 @@ class _Watched(HRClassifier):
 
     def __init__(self, *args: Any, images: Images, labels: Labels, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.images, self.labels, self.adversarial = images, labels, images.copy()
-        self.found = np.zeros(len(images), dtype=bool)
+        self.labels, self.adversarial, self.found = labels, images.copy(), np.zeros(len(images), dtype=bool)
 
-    def predict(self, x: Any, *args: Any, **kwargs: Any) -> Any:
-        """As it does, but for the images themselves: AutoPGD would drop what a second look takes for misclassified."""
-        if np.array_equal(x, self.images):
-            return np.eye(self.nb_classes, dtype=np.float32)[self.labels]
-        return super().predict(x, *args, **kwargs)
-
-    def loss_gradient(self, x: Any, y: Any, *args: Any, **kwargs: Any) -> Any:
-        gradient: Any = super().loss_gradient(x, y, *args, **kwargs)
-        self._look(x)
-        # The direction is all that is used, and for norms 1 and 2 AutoPGD loses it where the gradient is below 1e-7.
-        size = abs(gradient).reshape(len(gradient), -1).max(1)
-        size = size.values if isinstance(gradient, Tensor) else size
-        size[~(size > 0)] = 1
-        return gradient / size.reshape(-1, *(1,) * (gradient.ndim - 1))
-
-    def compute_loss(self, x: Any, y: Any, *args: Any, **kwargs: Any) -> Any:
-        loss = super().compute_loss(x, y, *args, **kwargs)
-        self._look(x)
-        return loss
-
-    def _look(self, x: Any) -> None:
-        first = self.attack_loss.wrong & ~self.found
+    def evaluate(self, x: Tensor, labels: Tensor, *, gradient: bool = True) -> Point:
+        """As inherited, but for the size of the gradients: the largest entry of each is 1."""
+        point = super().evaluate(x, labels, gradient=gradient)
+        first = (point.logits.argmax(1).cpu().numpy() != self.labels) & ~self.found
         if first.any():
-            images = x.detach().cpu().numpy() if isinstance(x, Tensor) else x
-            self.adversarial[first] = images[first]
+            self.adversarial[first] = x.detach().cpu().numpy()[first]
             self.found |= first
+        if point.gradient is None:
+            return point
+        # The direction is all that is used, and for norms 1 and 2 AutoPGD loses it where the gradient is below 1e-7.
+        size = point.gradient.abs().flatten(1).amax(1)
+        size = torch.where(size > 0, size, 1)
+        return point._replace(gradient=point.gradient / size.reshape(-1, *(1,) * (x.ndim - 1)))
 
 
 class _KeepsTheFirst:
     """Restarts on what still stands, batch by batch, of an attack of ART's that makes one attempt at one batch."""
 
-    def _attempts(self, x: Images, y: npt.NDArray[Any] | None, restarts: int, mask: Any = None) -> Images:
+    def _with_restarts(self, x: Images, y: npt.NDArray[Any] | None, restarts: int, mask: Any = None) -> Images:
         """
         :param x: Images, shape ``(n, *input_shape)``.
         :param y: True labels, as indices or one-hot; without them the predictions are taken.
@@ -90,37 +64,43 @@ class _KeepsTheFirst:
         images = np.asarray(x).astype(np.float32)
         adversarial = images.copy()
         with modes_kept(view.model):
-            labels = as_indices(y, view.nb_classes) if y is not None else predicted(view, images, size)
+            labels = classes = predicted(view, images, size)
+            if y is not None:
+                labels = as_indices(y, view.nb_classes)
             if len(labels) != len(images):
                 raise ValueError(f"expected as many labels as images, but got {len(labels)} and {len(images)}")
-            standing = predicted(view, images, size) == labels
+            standing = classes == labels
             for _ in range(restarts):
                 indices = np.flatnonzero(standing)
                 for batch in np.split(indices, range(size, len(indices), size)) if len(indices) else []:
                     part = mask[batch] if np.ndim(mask) == images.ndim else mask
-                    options = {} if mask is None else {"mask": part}
-                    adversarial[batch], broken = self._attempt(images[batch], labels[batch], **options)
+                    adversarial[batch], broken = self._watched_attempt(images[batch], labels[batch], part)
                     standing[batch] = ~broken
         return adversarial
 
-    def _attempt(self, images: Images, labels: Labels, **options: Any) -> tuple[Images, npt.NDArray[np.bool_]]:
+    def _watched_attempt(self, images: Images, labels: Labels, mask: Any) -> tuple[Images, npt.NDArray[np.bool_]]:
         """One attempt at one batch, all of it classified rightly: what it made, and which of that is misclassified."""
         attack: Any = self
         view = attack._estimator
-        watch = _Watch(view.attack_loss)
-        watched = _Watched(view.model, attack_loss=watch, images=images, labels=labels, **shared_options(view))
+        watched = _Watched(
+            view.model, attack_loss=view.attack_loss, images=images, labels=labels, **shared_options(view)
+        )
         attack._estimator = watched
         try:
-            last = super().generate(images, labels, **options)  # type: ignore[misc]
+            last, outputs = self._climbed(images, labels, mask)
         finally:
             attack._estimator = view
-        wrong = predicted(view, last, attack.batch_size) != labels
+        wrong = outputs.argmax(1) != labels
         # Where both went wrong the last iterate is as good; where neither did it is all there is.
         earlier = watched.found & ~wrong
         return np.where(_like(earlier, last), watched.adversarial, last), watched.found | wrong
 
+    def _climbed(self, images: Images, labels: Labels, mask: Any) -> tuple[Images, npt.NDArray[np.float32]]:
+        """Where ART's attack ends on one batch, and what the network says of it."""
+        raise NotImplementedError
 
-class PGD(_KeepsTheFirst, ProjectedGradientDescentPyTorch):
+
+class PGD(_KeepsTheFirst, ProjectedGradientDescent):
     """
     ART's projected gradient descent (Madry et al., 2018) along any loss, with restarts, keeping whatever went wrong.
 
@@ -165,7 +145,13 @@ class PGD(_KeepsTheFirst, ProjectedGradientDescentPyTorch):
 
     def generate(self, x: Images, y: npt.NDArray[Any] | None = None, **kwargs: Any) -> Images:
         """Attack images, shape ``(n, *input_shape)``: see :class:`PGD`; `mask` is where they may change."""
-        return self._attempts(x, y, self.restarts, **kwargs)
+        return self._with_restarts(x, y, self.restarts, **kwargs)
+
+    def _climbed(self, images: Images, labels: Labels, mask: Any) -> tuple[Images, npt.NDArray[np.float32]]:
+        free = None if mask is None else torch.tensor(np.broadcast_to(mask, images.shape), dtype=torch.float32)
+        inputs = torch.from_numpy(images), torch.from_numpy(labels)
+        last = self._generate_batch(*inputs, free, self.eps, self.eps_step)
+        return last, self.estimator.predict(last, batch_size=len(last))
 
 
 class AutoPGD(_KeepsTheFirst, AutoProjectedGradientDescent):
@@ -215,7 +201,15 @@ class AutoPGD(_KeepsTheFirst, AutoProjectedGradientDescent):
         """Attack images, shape ``(n, *input_shape)``: see :class:`AutoPGD`."""
         if kwargs.get("mask") is not None:
             raise NotImplementedError("expected no mask, because ART's Auto-PGD starts at a random point outside of it")
-        return self._attempts(x, y, self.restarts, **kwargs)
+        return self._with_restarts(x, y, self.restarts, **kwargs)
+
+    def _climbed(self, images: Images, labels: Labels, mask: Any) -> tuple[Images, npt.NDArray[np.float32]]:
+        start = self._start(images, images)
+        last, outputs = self._climb(start, images, labels, mask)
+        if self.estimator.postprocessing_defences:
+            outputs = self.estimator.predict(last, batch_size=len(last))
+        # As in ART: an image that it has not broken is back where it began.
+        return np.where(_like(outputs.argmax(1) != labels, last), last, start), outputs
 
 
 def predicted(classifier: Any, images: Images, batch_size: int) -> Labels:
@@ -251,6 +245,19 @@ def as_indices(y: npt.NDArray[Any], classes: int) -> Labels:
             f"expected labels as class indices from 0 to {classes - 1} or rows of {classes}, but got {y!r:.60}"
         )
     return labels[:, 0].astype(np.int64)
+
+
+@contextmanager
+def answering(classifier: PyTorchClassifier, name: str, answer: Callable[..., Any]) -> Iterator[None]:
+    """The classifier, for a while, with another method of that name, whoever asks it."""
+    methods = vars(classifier)
+    own = {name: methods[name]} if name in methods else {}
+    methods[name] = answer
+    try:
+        yield
+    finally:
+        del methods[name]
+        methods.update(own)
 
 
 def checked_eps(eps: float) -> float:

@@ -105,9 +105,9 @@ def gradient_masking_report(
 
     Nothing of the classifiers is changed: neither the mode of a network nor the gradients of its parameters.
 
-    The cost is that of about ``16 max_iter + 40`` forward and ``8 max_iter + 10`` backward passes over the examples,
-    ``3 square_iter + noise_draws`` more forward ones, and `max_iter` of both per classifier in `transfer_from`; a few
-    hundred examples are enough.
+    The cost is that of about ``8 max_iter + 25`` forward and ``8 max_iter + 6`` backward passes over the examples, at
+    most ``square_iter + noise_draws + 3`` more forward ones, and `max_iter` of both per classifier in `transfer_from`;
+    a few hundred examples are enough.
 
     :param classifier: Any PyTorchClassifier that predicts logits, whatever its loss.
     :param x: Images, shape ``(n, *input_shape)``.
@@ -132,7 +132,7 @@ def gradient_masking_report(
         raise ValueError(f"expected images, and a label for each, but got {len(images)} and {len(y)} labels")
     target = Target(classifier, images, as_indices(y, classifier.nb_classes), eps, norm, batch_size)
     with seeded(seed), _left_as_found(classifier, *others.values()):
-        logits = target.logits(images)
+        logits = target.clean
         if logits.shape != (len(images), classifier.nb_classes):
             expected = f"({len(images)}, {classifier.nb_classes}), one number for each class"
             raise ValueError(f"expected predictions of shape {expected}, but got {logits.shape}")

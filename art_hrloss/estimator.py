@@ -3,17 +3,26 @@
 import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from art.estimators.classification import PyTorchClassifier
+from art.preprocessing.standardisation_mean_std.pytorch import StandardisationMeanStdPyTorch
 from torch import Tensor
 from torch.nn import BCELoss, BCEWithLogitsLoss, CrossEntropyLoss, Module, MultiMarginLoss, NLLLoss, RNNBase
 
 # How ART hands labels to a loss: as class indices, as a column of 0 and 1, and otherwise one-hot.
 _INDEX_LOSSES = (CrossEntropyLoss, NLLLoss, MultiMarginLoss)
 _BINARY_LOSSES = (BCELoss, BCEWithLogitsLoss)
+
+
+class Point(NamedTuple):
+    """What one pass through the network tells of images: a loss, a row of logits and a gradient for each, no graph."""
+
+    losses: Tensor
+    logits: Tensor
+    gradient: Tensor | None
 
 
 class HRClassifier(PyTorchClassifier):
@@ -85,23 +94,77 @@ class HRClassifier(PyTorchClassifier):
         :return: An array or tensor, as `x` is, of the shape of `x`, and of its dtype if that is floating.
         :raises ValueError: If the labels fit neither form, or the attack loss does not give one value per example.
         """
-        labels = self._one_hot(y, len(x))
-        with self._mode(training_mode, backward=True), torch.enable_grad():
-            if self.all_framework_preprocessing:
-                leaf = self._to_network(x).detach().clone().requires_grad_()
-                inputs, labels = self._apply_preprocessing(leaf, labels, no_grad=False)
-            else:
-                preprocessed, numpy_labels = self._apply_preprocessing(x, labels.cpu().numpy())
-                inputs = leaf = self._to_network(preprocessed).requires_grad_()
-                labels = torch.as_tensor(numpy_labels)
-            losses = reduced(self.attack_loss, self._model(inputs)[-1], labels, "none")
-            (gradient,) = torch.autograd.grad(losses.sum(), leaf)
+        self._check_kind(x)
+        labels = self.attack_labels(y, len(x))
+        with self._mode(training_mode, backward=True):
+            point = self.evaluate(x if isinstance(x, Tensor) else self._to_network(x), labels)
+        assert point.gradient is not None
         if isinstance(x, Tensor):
-            return gradient.to(x.dtype) if x.is_floating_point() else gradient
-        array = gradient.cpu().numpy()
+            return point.gradient
+        gradient: np.ndarray = point.gradient.cpu().numpy()
+        return gradient.astype(x.dtype, copy=False) if x.dtype.kind == "f" else gradient
+
+    def attack_labels(self, y: np.ndarray | Tensor, n: int) -> Tensor:
+        """
+        Labels checked, and once for all steps of an attack in the form that :meth:`evaluate` takes.
+
+        :param y: Class indices, one-hot labels or probabilities, as for `loss_gradient`.
+        :param n: How many images they belong to.
+        :return: On the network's device: as the attack loss takes them, or rows if a preprocessing step may want them.
+        :raises ValueError: If they fit neither form.
+        """
+        rows = self._one_hot(y, n).to(self._network_dtype())
+        return _target(self.attack_loss, rows) if self._preprocessing_is_identity() else rows
+
+    @contextmanager
+    def attacking(self) -> Iterator[None]:
+        """The network in evaluation mode for calls of :meth:`evaluate`, and as it was afterwards."""
+        with self._mode(False, backward=True):
+            yield
+
+    def evaluate(self, x: Tensor, labels: Tensor, *, gradient: bool = True) -> Point:
+        """
+        The attack loss and its gradient from a single pass forward and a single pass back.
+
+        An attack asks here once per step, within :meth:`attacking`; so does `loss_gradient`. A subclass that watches or
+        changes what attacks are told overrides this.
+
+        :param x: Images, shape ``(n, *input_shape)``; they are left alone.
+        :param labels: What :meth:`attack_labels` has made of theirs.
+        :param gradient: Whether to go back; without, the point's gradient is None.
+        :return: Losses ``(n,)``, logits ``(n, nb_classes)``, and the gradient of the summed losses by `x` alone, in the
+                 dtype of `x` if that is floating.
+        """
+        images = self._to_network(x).detach()
         if not self.all_framework_preprocessing:
-            array = self._apply_preprocessing_gradient(self._in_network_dtype(x), array)
-        return np.asarray(array).astype(x.dtype if x.dtype.kind == "f" else array.dtype, copy=False)
+            point = self._evaluate_past_numpy(images, labels, gradient=gradient)
+        else:
+            leaf = images.clone() if images.is_inference() else images  # such a tensor cannot enter a graph
+            with torch.set_grad_enabled(gradient):
+                inputs, labels = self._apply_preprocessing(leaf.requires_grad_(gradient), labels, no_grad=not gradient)
+                point = self._pass(inputs, labels, leaf if gradient else None)
+        if point.gradient is None or not x.is_floating_point():
+            return point
+        return point._replace(gradient=point.gradient.to(x.dtype))
+
+    def _evaluate_past_numpy(self, images: Tensor, labels: Tensor, *, gradient: bool) -> Point:
+        """The same where a preprocessing step is in NumPy, with the gradient that ART gives to the step."""
+        array = images.cpu().numpy()
+        preprocessed, rows = self._apply_preprocessing(array, labels.cpu().numpy())
+        with torch.set_grad_enabled(gradient):
+            leaf = self._to_network(preprocessed).requires_grad_(gradient)
+            point = self._pass(leaf, torch.as_tensor(rows), leaf if gradient else None)
+        if point.gradient is None:
+            return point
+        back = np.asarray(self._apply_preprocessing_gradient(array, point.gradient.cpu().numpy()))
+        return point._replace(gradient=torch.as_tensor(back, device=self._device))
+
+    def _pass(self, inputs: Tensor, labels: Tensor, leaf: Tensor | None) -> Point:
+        """Through the network and the attack loss, and back to `leaf` unless that is None."""
+        logits = self._model(inputs)[-1]
+        losses = reduced(self.attack_loss, logits, labels, "none")
+        gradient = None if leaf is None else torch.autograd.grad(losses.sum(), leaf)[0]
+        return Point(losses.detach(), logits.detach(), gradient)
 
     def compute_loss(
         self,
@@ -138,6 +201,18 @@ class HRClassifier(PyTorchClassifier):
             loss = reduced(self.attack_loss, logits, labels, reduction)
         return loss if isinstance(x, Tensor) else loss.cpu().numpy()
 
+    def predict(self, x: np.ndarray, batch_size: int = 128, training_mode: bool = False, **kwargs: Any) -> np.ndarray:
+        """As ART's, which also leaves the network in that mode, but without its collecting of single images."""
+        self._model.train(mode=training_mode)
+        inputs, _ = self._apply_preprocessing(x, None)
+        with torch.no_grad():
+            batches = [inputs[i : i + batch_size] for i in range(0, max(1, len(inputs)), batch_size)]
+            outputs = [self._model(self._to_network(batch))[-1].cpu().numpy() for batch in batches]
+        rows = np.concatenate(outputs).astype(np.float32, copy=False)
+        rows = rows[:, np.newaxis] if rows.ndim == 1 else rows
+        predictions: np.ndarray = self._apply_postprocessing(preds=rows, fit=False)
+        return predictions
+
     def class_gradient(
         self,
         x: np.ndarray,
@@ -152,17 +227,34 @@ class HRClassifier(PyTorchClassifier):
 
     def _apply_preprocessing(self, x: Any, y: Any, fit: bool = False, no_grad: bool = True) -> tuple[Any, Any]:
         """ART's preprocessing, of images in the network's dtype: every way into the network leads through here."""
+        self._check_kind(x)
+        images = self._in_network_dtype(x)
+        if isinstance(images, Tensor) and self._preprocessing_is_identity():
+            return images.clone(), y  # a copy, because a network may begin with a step in place
+        images, labels = super()._apply_preprocessing(images, y, fit=fit, no_grad=no_grad)
+        return self._in_network_dtype(images), labels  # a step in NumPy may have given another dtype
+
+    def _check_kind(self, x: Any) -> None:
         if isinstance(x, Tensor) and not self.all_framework_preprocessing:
             raise NotImplementedError(
                 "expected x to be a NumPy array, because a preprocessing step is not written in torch, but got a tensor"
             )
-        images, labels = super()._apply_preprocessing(self._in_network_dtype(x), y, fit=fit, no_grad=no_grad)
-        return self._in_network_dtype(images), labels  # a step in NumPy may have given another dtype
+
+    def _preprocessing_is_identity(self) -> bool:
+        """Whether there is no preprocessing but, perhaps, ART's default: to subtract 0 and divide by 1."""
+        return all(
+            type(step) is StandardisationMeanStdPyTorch and not step.mean.any() and bool((step.std == 1).all())
+            for step in self.preprocessing_operations
+        )
+
+    def _network_dtype(self) -> torch.dtype:
+        """That of the network's parameters."""
+        parameters = (p.dtype for p in self.model.parameters() if p.is_floating_point())
+        return next(parameters, torch.float32)
 
     def _in_network_dtype(self, x: Any) -> Any:
         """Images of a real dtype in that of the network's parameters; anything else as it is."""
-        parameters = (p.dtype for p in self.model.parameters() if p.is_floating_point())
-        dtype = next(parameters, torch.float32)
+        dtype = self._network_dtype()
         if isinstance(x, Tensor):
             return x.to(dtype)
         if not isinstance(x, np.ndarray) or x.dtype.kind not in "fiub":
@@ -201,18 +293,23 @@ class HRClassifier(PyTorchClassifier):
     @contextmanager
     def _mode(self, training_mode: bool, *, backward: bool) -> Iterator[None]:
         """The network in the given mode, and each of its modules back in its own afterwards, whatever happens."""
-        recurrent = [(module, module.dropout) for module in self._model.modules() if isinstance(module, RNNBase)]
-        with modes_kept(self._model):
-            self._model.train(training_mode)
-            try:
-                if backward and not training_mode:
-                    # cuDNN runs these backwards in training mode only; what that mode changes in them is their dropout.
-                    for module, _ in recurrent:
-                        module.training, module.dropout = True, 0.0
-                yield
-            finally:
-                for module, dropout in recurrent:
-                    module.dropout = dropout
+        modules = list(self._model.modules())
+        modes = [module.training for module in modules]
+        recurrent = [(module, module.dropout) for module in modules if isinstance(module, RNNBase)]
+        try:
+            if any(mode != training_mode for mode in modes):
+                self._model.train(training_mode)
+            if backward and not training_mode:
+                # cuDNN runs these backwards in training mode only; what that mode changes in them is their dropout.
+                for module, _ in recurrent:
+                    module.training, module.dropout = True, 0.0
+            yield
+        finally:
+            for module, dropout in recurrent:
+                module.dropout = dropout
+            for module, mode in zip(modules, modes, strict=True):
+                if module.training != mode:
+                    module.training = mode
 
     def __getstate__(self) -> dict[str, Any]:
         """The state with the bare network in place of ART's wrapper, whose class is local and cannot be pickled."""
@@ -286,12 +383,13 @@ def _check_attack_loss(loss: object) -> None:
 def reduced(loss: Module, logits: Tensor, labels: Tensor, reduction: str) -> Tensor:
     """The loss under a reduction, the module itself left as it is; "none" gives shape (n,)."""
     own_reduction = hasattr(loss, "reduction")
-    if own_reduction:
+    if own_reduction and loss.reduction != reduction:
         loss = copy.copy(loss)  # shares the weights; the caller's module keeps its own reduction
         setattr(loss, "reduction", reduction)  # noqa: B010  # to mypy, a module's attributes are tensors
-    elif reduction not in ("none", "mean", "sum"):
+    elif not own_reduction and reduction not in ("none", "mean", "sum"):
         raise ValueError(f"expected reduction to be one of ['none', 'mean', 'sum'], but got {reduction!r}")
-    values: Tensor = loss(logits, _target(loss, labels.to(logits.device, logits.dtype)))
+    target = _target(loss, labels.to(logits.device, logits.dtype if labels.is_floating_point() else None))
+    values: Tensor = loss(logits, target)
     if own_reduction and reduction != "none":
         return values
     if values.ndim == 0 or len(values) != len(logits):
@@ -306,7 +404,9 @@ def reduced(loss: Module, logits: Tensor, labels: Tensor, reduction: str) -> Ten
 
 
 def _target(loss: Module, labels: Tensor) -> Tensor:
-    """Labels of shape (n, M) in the form that ART gives to a loss of this kind."""
+    """Labels of shape (n, M) in the form that ART gives to a loss of this kind; those in that form stay as they are."""
+    if not labels.is_floating_point() or labels.shape[1] == 1:
+        return labels
     if isinstance(loss, _BINARY_LOSSES):
         return labels.argmax(1, keepdim=True).to(labels.dtype)
     probabilities = isinstance(loss, CrossEntropyLoss) and not torch.equal(labels, labels.floor())

@@ -16,6 +16,7 @@ from typing import Literal, NamedTuple, get_args
 import torch
 from torch import Tensor
 
+from art_hrloss.fused import Options, can_fuse, fused_loss
 from art_hrloss.numerics import entropy, exponential_mean, log_softmax
 
 Reduction = Literal["batch", "none", "mean", "sum"]
@@ -87,23 +88,8 @@ def hr_loss_terms(
 
     :return: Two tensors, scalars unless `reduction` is "none"; their sum is the loss.
     """
-    alpha = check_alpha(alpha)
-    check_reduction(reduction)
-    check_label_smoothing(label_smoothing)
-    log_q = log_softmax(classes_last(logits))
-    uncertainty = entropy(log_q)
-    divergence, mass = _label_divergence(
-        log_q, _checked_target(logits, target), alpha - 1, weight, ignore_index, label_smoothing
-    )
-    if reduction in ("none", "sum"):
-        terms = HRLossTerms(*(torch.where(mass == 0, 0.0, mass * term) for term in (uncertainty, divergence)))
-        return terms if reduction == "none" else HRLossTerms(*(term.sum() for term in terms))
-    log_mass = mass.reshape(-1).log()
-    order = alpha - 1 if reduction == "batch" else 0.0
-    return HRLossTerms(
-        exponential_mean(uncertainty.reshape(-1), log_mass, 0.0),
-        exponential_mean(divergence.reshape(-1), log_mass, order),
-    )
+    rows, labels, weight = _checked(logits, target, alpha, weight, label_smoothing, reduction)
+    return _terms(rows, labels, float(alpha) - 1, weight, ignore_index, label_smoothing, reduction)
 
 
 def hr_loss(
@@ -154,16 +140,16 @@ def hr_loss(
     :raises ValueError: If a shape or a parameter is out of range.
     :raises RuntimeError: If a class index is out of range; on a GPU torch reports it as it does for CrossEntropyLoss.
     """
-    uncertainty, divergence = hr_loss_terms(
-        logits,
-        target,
-        alpha=alpha,
-        weight=weight,
-        ignore_index=ignore_index,
-        label_smoothing=label_smoothing,
-        reduction=reduction,
-    )
-    return uncertainty + divergence
+    rows, labels, weight = _checked(logits, target, alpha, weight, label_smoothing, reduction)
+    order = float(alpha) - 1
+
+    def plain(rows: Tensor) -> Tensor:
+        terms = _terms(rows, labels, order, weight, ignore_index, label_smoothing, reduction)
+        return terms.conditional_entropy + terms.renyi_divergence
+
+    if label_smoothing == 0 and labels.ndim < rows.ndim and can_fuse(rows, weight):
+        return fused_loss(rows, labels, weight, Options(order, ignore_index, reduction, plain))
+    return plain(rows)
 
 
 def check_alpha(alpha: float) -> float:
@@ -201,7 +187,7 @@ def classes_last(logits: Tensor) -> Tensor:
     logits = _as_float(logits)
     if logits.ndim == 0 or logits.shape[min(1, logits.ndim - 1)] == 0:
         raise ValueError(f"expected logits of shape (C,), (N, C) or (N, C, d1, ...), but got {tuple(logits.shape)}")
-    return logits if logits.ndim == 1 else logits.movedim(1, -1)
+    return logits if logits.ndim <= 2 else logits.movedim(1, -1)
 
 
 def _checked_target(logits: Tensor, target: Tensor) -> Tensor:
@@ -211,7 +197,7 @@ def _checked_target(logits: Tensor, target: Tensor) -> Tensor:
     classes = 0 if logits.ndim == 1 else 1
     index_shape = logits.shape[:classes] + logits.shape[classes + 1 :]
     if target.shape == logits.shape and not target.is_complex():
-        return target if logits.ndim == 1 else target.movedim(1, -1)
+        return target if logits.ndim <= 2 else target.movedim(1, -1)
     if target.shape != index_shape:
         raise ValueError(
             f"expected a target of shape {tuple(index_shape)} (class indices) or {tuple(logits.shape)} (probabilities) "
@@ -220,6 +206,46 @@ def _checked_target(logits: Tensor, target: Tensor) -> Tensor:
     if target.is_floating_point() or target.is_complex() or target.dtype == torch.bool:
         raise TypeError(f"expected class indices to be integers, but got {target.dtype}")
     return target.long()
+
+
+def _checked(
+    logits: Tensor, target: Tensor, alpha: float, weight: Tensor | None, label_smoothing: float, reduction: str
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Logits with the classes at the end, labels likewise, and the weights in the logits' dtype."""
+    check_alpha(alpha)
+    check_reduction(reduction)
+    check_label_smoothing(label_smoothing)
+    rows = classes_last(logits)
+    labels = _checked_target(logits, target)
+    if weight is not None:
+        if weight.shape != rows.shape[-1:]:
+            classes = rows.shape[-1]
+            raise ValueError(f"expected weight of shape ({classes},), one per class, but got {tuple(weight.shape)}")
+        weight = weight.to(rows)
+    return rows, labels, weight
+
+
+def _terms(
+    rows: Tensor,
+    target: Tensor,
+    order: float,
+    weight: Tensor | None,
+    ignore_index: int,
+    label_smoothing: float,
+    reduction: str,
+) -> HRLossTerms:
+    """The terms of :func:`hr_loss_terms`, of checked arguments: logits ``(..., C)``, and order = alpha - 1."""
+    log_q = log_softmax(rows)
+    uncertainty = entropy(log_q)
+    divergence, mass = _label_divergence(log_q, target, order, weight, ignore_index, label_smoothing)
+    if reduction in ("none", "sum"):
+        terms = HRLossTerms(*(torch.where(mass == 0, 0.0, mass * term) for term in (uncertainty, divergence)))
+        return terms if reduction == "none" else HRLossTerms(*(term.sum() for term in terms))
+    log_mass = mass.reshape(-1).log()
+    return HRLossTerms(
+        exponential_mean(uncertainty.reshape(-1), log_mass, 0.0),
+        exponential_mean(divergence.reshape(-1), log_mass, order if reduction == "batch" else 0.0),
+    )
 
 
 def _label_divergence(
@@ -232,10 +258,6 @@ def _label_divergence(
 ) -> tuple[Tensor, Tensor]:
     """Per example, alpha D_alpha(p_i || q_i), and its mass sum_k w_k p_ik: 0 for an ignored one."""
     classes = log_q.shape[-1]
-    if weight is not None:
-        if weight.shape != (classes,):
-            raise ValueError(f"expected weight of shape ({classes},), one per class, but got {tuple(weight.shape)}")
-        weight = weight.to(log_q)
     if target.ndim == log_q.ndim:
         target = target.to(log_q.dtype)
         joint = target * (1 - label_smoothing) + target.sum(-1, keepdim=True) * (label_smoothing / classes)

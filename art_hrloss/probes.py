@@ -4,19 +4,21 @@ import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from art.attacks.attack import EvasionAttack
-from art.attacks.evasion import FastGradientMethod, ProjectedGradientDescent, SquareAttack
+from art.attacks.evasion import FastGradientMethod, ProjectedGradientDescent
 from art.estimators.classification import PyTorchClassifier
 from torch import Tensor, nn
 
 from art_hrloss.attack_losses import DLRLoss, ExactCrossEntropy, MarginLoss
-from art_hrloss.attacks import AutoPGD, Images, Labels
+from art_hrloss.attacks import AutoPGD, Images, Labels, answering
 from art_hrloss.estimator import HRClassifier, attack_view, shared_options
-from art_hrloss.worst_case import allowed, is_for_square, transfer
+from art_hrloss.square import Square, is_for_square
+from art_hrloss.worst_case import allowed, transfer
 
 Flags = npt.NDArray[np.bool_]
 
@@ -55,6 +57,11 @@ class Target:
         self.classifier, self.x, self.labels = classifier, x, labels
         self.eps, self.norm, self.batch_size = eps, norm, batch_size
 
+    @cached_property
+    def clean(self) -> npt.NDArray[np.float64]:
+        """The logits of the examples without attack, shape ``(n, M)``."""
+        return self.logits(self.x)
+
     def logits(self, images: Images) -> npt.NDArray[np.float64]:
         """What the classifier gives, shape ``(n, M)``."""
         outputs: npt.NDArray[np.float64] = self.classifier.predict(images, batch_size=self.batch_size).astype(float)
@@ -67,8 +74,7 @@ class Target:
 
     def gradients(self) -> Gradients:
         """Those that the classifier gives ART's attacks at the clean images."""
-        batches = (slice(i, i + self.batch_size) for i in range(0, len(self.x), self.batch_size))
-        found = np.concatenate([self.classifier.loss_gradient(self.x[b], self.one_hot[b]) for b in batches])
+        found = self._one_step[1]
         rows = found.reshape(len(found), -1)
         finite, zero = np.isfinite(rows).all(1), (rows == 0).all(1)
         tiny = finite & ~zero & (np.abs(rows).max(1, initial=0.0) < np.finfo(np.float32).tiny)
@@ -82,7 +88,10 @@ class Target:
 
     def fgsm(self, view: PyTorchClassifier | None = None) -> Images:
         """The images after one step along the gradients of a view of the network, or of the classifier itself."""
-        attack = FastGradientMethod(view or self.classifier, norm=self.norm, eps=self.eps, batch_size=self.batch_size)
+        return self._one_step[0] if view is None else self._stepped(view)
+
+    def _stepped(self, classifier: PyTorchClassifier) -> Images:
+        attack = FastGradientMethod(classifier, norm=self.norm, eps=self.eps, batch_size=self.batch_size)
         return self._made(attack)
 
     def views(self, margin: float) -> dict[str, HRClassifier]:
@@ -117,7 +126,8 @@ class Target:
             verbose=False,
         )
         with self._watching() as seen:
-            last = margins(self.logits(self._made(attack)), self.labels)
+            made = self._made(attack)
+        last = margins(self.logits(made), self.labels)
         # Batch by batch, each through all its steps; a batch of examples is a row of margins per step.
         steps = np.concatenate([np.stack(seen[i : i + max_iter]) for i in range(0, len(seen), max_iter)], axis=1)
         path = np.vstack([steps, last])
@@ -138,7 +148,7 @@ class Target:
 
     def square(self, max_iter: int) -> Flags:
         """What the Square attack, which sees the logits alone, leaves standing; see `is_for_square`."""
-        attack = SquareAttack(
+        attack = Square(
             self.classifier,
             norm=self.norm,
             eps=self.eps,
@@ -160,7 +170,7 @@ class Target:
 
     def unstable(self, size: float, draws: int, random: np.random.Generator) -> float:
         """Share of the examples whose predicted class changes in one of so many draws of uniform noise."""
-        first = self.logits(self.x).argmax(1)
+        first = self.clean.argmax(1)
         changed = np.zeros(len(first), dtype=bool)
         for _ in range(draws):
             noisy = self._clipped(self.x + random.uniform(-size, size, self.x.shape))
@@ -192,30 +202,64 @@ class Target:
     def _standing_of_allowed(self, images: Images) -> Flags:
         """Which are right; one that breaks the rules, by another classifier's clip values, say, counts as not made."""
         kept = allowed(images, self.x, self.eps, self.norm, self.classifier.clip_values)
-        return np.where(kept, self.standing(images), self.standing(self.x))
+        return np.where(kept, self.standing(images), self.clean.argmax(1) == self.labels)
 
     def _made(self, attack: EvasionAttack) -> Images:
         made: Images = attack.generate(self.x, self.one_hot)
         return made
 
+    @cached_property
+    def _one_step(self) -> tuple[Images, npt.NDArray[Any]]:
+        """What FGSM makes along the classifier's own gradients, and these, as ART's attacks get them."""
+        ask, gradients = self.classifier.loss_gradient, list[npt.NDArray[Any]]()
+
+        def answer(*args: Any, **kwargs: Any) -> Any:
+            gradients.append(ask(*args, **kwargs))
+            return gradients[-1].copy()
+
+        with answering(self.classifier, "loss_gradient", answer):
+            images = self._stepped(self.classifier)
+        return images, np.concatenate(gradients)
+
     @contextmanager
     def _watching(self) -> Iterator[list[npt.NDArray[np.float64]]]:
         """The margins of all images at which the classifier is asked for a gradient, call by call."""
-        classifier, ask, seen = self.classifier, self.classifier.loss_gradient, list[npt.NDArray[np.float64]]()
-        own = "loss_gradient" in vars(classifier)
+        classifier, seen = self.classifier, list[npt.NDArray[np.float64]]()
+        ask, predict, plain = classifier.loss_gradient, classifier.predict, _predicts_outputs(classifier)
 
         def answer(x: Any, y: Any, *args: Any, **kwargs: Any) -> Any:
+            with _outputs(classifier) as outputs:
+                gradient = ask(x, y, *args, **kwargs)
             images, rows = (v.detach().cpu().numpy() if isinstance(v, Tensor) else v for v in (x, y))
-            seen.append(margins(self.logits(images), rows.argmax(1)))
-            return ask(x, y, *args, **kwargs)
+            known = plain and [output.shape for output in outputs] == [(len(images), classifier.nb_classes)]
+            logits = outputs[0] if known else predict(images, batch_size=self.batch_size)
+            seen.append(margins(logits.astype(float), rows.argmax(1)))
+            return gradient
 
-        vars(classifier)["loss_gradient"] = answer
-        try:
+        def unasked(x: Images, **_: Any) -> npt.NDArray[np.float32]:
+            return np.zeros((len(x), classifier.nb_classes), dtype=np.float32)
+
+        # ART's attack predicts, before and after it, only to log how many images it has broken.
+        with answering(classifier, "loss_gradient", answer), answering(classifier, "predict", unasked):
             yield seen
-        finally:
-            del vars(classifier)["loss_gradient"]
-            if own:
-                vars(classifier)["loss_gradient"] = ask
+
+
+@contextmanager
+def _outputs(classifier: PyTorchClassifier) -> Iterator[list[npt.NDArray[np.float32]]]:
+    """What the network gives, pass by pass."""
+    seen = list[npt.NDArray[np.float32]]()
+    # ART calls its wrapper, which gives a list of outputs; the last of them are the network's.
+    hook = classifier._model.register_forward_hook(lambda *pass_: seen.append(pass_[2][-1].detach().cpu().numpy()))
+    try:
+        yield seen
+    finally:
+        hook.remove()
+
+
+def _predicts_outputs(classifier: PyTorchClassifier) -> bool:
+    """Whether `predict` gives the outputs of the network as they are."""
+    ours = type(classifier).predict in (PyTorchClassifier.predict, HRClassifier.predict)
+    return ours and "predict" not in vars(classifier) and not classifier.postprocessing_defences
 
 
 class _Double(HRClassifier):

@@ -15,15 +15,15 @@ from art.attacks.evasion import (
     AutoAttack,
     AutoConjugateGradient,
     HopSkipJump,
-    ProjectedGradientDescentPyTorch,
     RescalingAutoConjugateGradient,
-    SquareAttack,
 )
 from art.estimators.classification import PyTorchClassifier
 
 from art_hrloss.attack_losses import AttackLossName, attack_loss
 from art_hrloss.attacks import PGD, AutoPGD, Images, Labels, as_indices, checked_eps, predicted
 from art_hrloss.estimator import attack_view, modes_kept
+from art_hrloss.evasion import ProjectedGradientDescent
+from art_hrloss.square import Square, is_for_square
 
 
 @dataclass(frozen=True, eq=False)
@@ -168,7 +168,7 @@ def ensemble(
                 f"ART's Square attack, but got {classifier.input_shape} and {classifier.clip_values}: leave it out "
                 "with attacks=ensemble(..., square_iter=0)"
             )
-        attacks["Square"] = SquareAttack(classifier, max_iter=square_iter, nb_restarts=1, verbose=False, **options)
+        attacks["Square"] = Square(classifier, max_iter=square_iter, nb_restarts=1, verbose=False, **options)
     if hop_skip_jump_iter:
         attacks["HopSkipJump"] = _HopSkipJump(
             attack_view(classifier, attack_loss("ce")),
@@ -182,7 +182,7 @@ def ensemble(
 
 def transfer(
     source: PyTorchClassifier, *, eps: float, norm: float | str = np.inf, max_iter: int = 100, batch_size: int = 128
-) -> ProjectedGradientDescentPyTorch:
+) -> ProjectedGradientDescent:
     """
     Projected gradient descent on another classifier, for images to try on this one.
 
@@ -194,7 +194,7 @@ def transfer(
     :param max_iter: Steps, of 2.5 eps / max_iter, from a random start.
     :param batch_size: Images that are attacked together.
     """
-    return ProjectedGradientDescentPyTorch(
+    return ProjectedGradientDescent(
         attack_view(source, attack_loss("ce")),
         norm=norm,
         eps=checked_eps(eps),
@@ -264,16 +264,3 @@ def _check_attack(name: str, attack: EvasionAttack, eps: float, norm: float | st
     same_norm = own_norm is not None and float(own_norm) == float(norm)
     if same_norm and not getattr(attack, "minimal", False) and np.max(own_eps) > eps * (1 + 1e-5):
         raise ValueError(f"expected attacks made for eps {eps:g}, but {name} is {kind} with eps {np.max(own_eps):g}")
-
-
-def is_for_square(classifier: PyTorchClassifier, norm: float | str) -> bool:
-    """Whether ART's Square attack can run: its first square, 0.8 of the image, must be smaller than each side."""
-    shape = classifier.input_shape
-    if len(shape) != 3 or classifier.clip_values is None:
-        return False
-    height, width = shape[1:] if classifier.channels_first else shape[:2]
-    side = round((0.8 * height * width) ** 0.5)
-    if float(norm) == np.inf:
-        return bool(side < min(height, width))
-    # In norm 2 squares have an odd side, and a pattern of a fifth of the image's is 0 where that is a single pixel.
-    return bool(height == width >= 10 and side | 1 < height)

@@ -1,5 +1,5 @@
 """
-Train and attack the paper's grid, and make its tables and figures.
+Train and attack the paper's grid, make its tables and figures, and measure how fast all is.
 
 Without arguments: `run`, on the digits that come with scikit-learn, in about half a minute.
 """
@@ -25,6 +25,7 @@ from benchmarks.progress import following
 from benchmarks.reporting import report
 from benchmarks.reporting.cells import Results, load
 from benchmarks.reporting.tables import alpha_table, table_1
+from benchmarks.speed.command import Speed
 from benchmarks.store import Store, StoreError
 
 
@@ -219,6 +220,7 @@ Command = (
     Annotated[Run, tyro.conf.subcommand("run", description=_help(Run))]
     | Annotated[Status, tyro.conf.subcommand("status", description=_help(Status))]
     | Annotated[Report, tyro.conf.subcommand("report", description=_help(Report))]
+    | Annotated[Speed, tyro.conf.subcommand("speed")]
 )
 
 

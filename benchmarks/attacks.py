@@ -6,10 +6,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 from art.attacks import EvasionAttack
-from art.attacks.evasion import FastGradientMethod, SquareAttack
+from art.attacks.evasion import FastGradientMethod
 from art.estimators.classification import PyTorchClassifier
 
 from art_hrloss.attacks import PGD, AutoPGD
+from art_hrloss.square import Square
 from art_hrloss.worst_case import ensemble, transfer, worst_case
 from benchmarks.config import AttackSpec
 
@@ -83,7 +84,7 @@ def build(
     if spec.name == "transfer":
         return transfer(source, max_iter=spec.steps, **options)
     if spec.name == "square":
-        return SquareAttack(classifier, norm=np.inf, max_iter=spec.steps, nb_restarts=1, verbose=False, **options)
+        return Square(classifier, norm=np.inf, max_iter=spec.steps, nb_restarts=1, verbose=False, **options)
     if spec.name == "fgm":
         return FastGradientMethod(classifier, norm=np.inf, eps_step=options["eps"], **options)
     iterative: dict[str, Any] = {"pgd": PGD, "apgd": AutoPGD}

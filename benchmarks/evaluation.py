@@ -17,6 +17,7 @@ from art.estimators.classification import PyTorchClassifier
 from torch import nn
 
 from art_hrloss import HRClassifier, attack_view, error_bounds
+from art_hrloss.attacks import answering
 from art_hrloss.diagnostics import gradient_masking_report
 from art_hrloss.probes import margins
 from art_hrloss.worst_case import seeded
@@ -222,12 +223,8 @@ def _remembering(classifier: HRClassifier) -> Iterator[HRClassifier]:
             answers[key] = ask(x, *args, **kwargs)
         return answers[key]
 
-    classifier.__dict__["loss_gradient"] = answer
-    try:
+    with answering(classifier, "loss_gradient", answer):
         yield classifier
-    finally:
-        # The classifier and its answers refer to each other: they would stay in memory until Python looks for such.
-        del classifier.__dict__["loss_gradient"]
 
 
 def _bounds(logits: npt.NDArray[np.float32], labels: npt.NDArray[np.int64]) -> dict[str, dict[str, float | None]]:

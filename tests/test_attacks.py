@@ -7,12 +7,12 @@ import pytest
 import torch
 from art.attacks.evasion import AutoProjectedGradientDescent, ProjectedGradientDescent
 from art.estimators.classification import PyTorchClassifier
-from networks import Scaled
+from networks import Counting, Scaled
 from torch import nn
 
 from art_hrloss import HRClassifier, HRLoss
 from art_hrloss.attack_losses import MarginLoss
-from art_hrloss.attacks import PGD, AutoPGD, _Watch, _Watched, as_indices, checked_eps, predicted
+from art_hrloss.attacks import PGD, AutoPGD, _Watched, as_indices, checked_eps, predicted
 from art_hrloss.estimator import shared_options
 from art_hrloss.worst_case import allowed
 
@@ -200,17 +200,53 @@ def test_auto_pgd_keeps_an_iterate_that_arts_leaves():
 
 
 def test_an_iterate_that_auto_pgd_only_asks_the_loss_of_is_looked_at(art_classifier, x, y):
-    """At its checkpoints it may go back to an earlier one without having asked for this one's gradient."""
+    """At its checkpoints it may go back to an earlier one, and of the last it needs no gradient."""
     classifier = art_classifier()
     x, y = x[~wrong(classifier, x, y)], y[~wrong(classifier, x, y)]
     made = PGD(classifier, "ce", eps=0.1).generate(x, y)
     options = shared_options(classifier)
-    watched = _Watched(classifier.model, attack_loss=_Watch(MarginLoss()), images=x, labels=y, **options)
-    watched.compute_loss(x=made, y=np.eye(10)[y], reduction="none")
+    watched = _Watched(classifier.model, attack_loss=MarginLoss(), images=x, labels=y, **options)
+    with watched.attacking():
+        watched.evaluate(torch.from_numpy(made), watched.attack_labels(y, len(y)), gradient=False)
     broken = wrong(classifier, made, y)
     assert 10 < broken.sum() < len(y)
     np.testing.assert_array_equal(watched.found, broken)
     np.testing.assert_array_equal(watched.adversarial, np.where(broken[:, None, None, None], made, x))
+
+
+@attacks
+def test_every_iterate_goes_through_the_network_once(art_classifier, network, x, y, attack):
+    """Those of what is right to begin with; all are asked about once more, before, and after it by PGD the last."""
+    counting = Counting(network)
+    classifier = art_classifier(network=counting)
+    right = int((~wrong(classifier, x, y)).sum())
+    made = attack(classifier, eps=0.01, max_iter=6, batch_size=25)
+    counting.forwards = counting.backwards = 0
+    images = made.generate(x, y)
+    assert (counting.forwards, counting.backwards) == (60 + 7 * right, 6 * right)
+    assert 60 > right > (~wrong(classifier, images, y)).sum() - 5
+
+
+def test_labels_that_are_predictions_are_predicted_once(art_classifier, network, x):
+    counting = Counting(network)
+    PGD(art_classifier(network=counting), "ce", eps=0.01, max_iter=6).generate(x)
+    assert counting.forwards == 8 * 60
+
+
+def test_pgd_is_arts_from_the_same_start_where_that_succeeds_or_nothing_does(art_classifier, digits):
+    classifier = art_classifier(nn.CrossEntropyLoss())
+    right = ~wrong(classifier, digits.x_test, digits.y_test)
+    x, y = digits.x_test[right][:100], digits.y_test[right][:100]
+    options = {"eps": 0.1, "eps_step": 0.02, "max_iter": 15, "batch_size": 32}
+    seed(1)
+    theirs = ProjectedGradientDescent(classifier, num_random_init=1, verbose=False, **options).generate(x, y)
+    seed(1)
+    ours = PGD(classifier, nn.CrossEntropyLoss(), **options).generate(x, y)
+    broken = wrong(classifier, theirs, y)
+    assert 20 < broken.sum() < 80
+    same = broken | ~wrong(classifier, ours, y)
+    assert same.mean() > 0.9
+    np.testing.assert_array_equal(ours[same], theirs[same])
 
 
 def arts(classifier, **options):

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 import torch
 from art.attacks.evasion import FastGradientMethod
+from art.defences.postprocessor.postprocessor import Postprocessor
 from art.estimators.classification import PyTorchClassifier
-from networks import Scaled
+from networks import Counting, Scaled
 from torch import Tensor, nn
 
 from art_hrloss.probes import Gradients, Target, margins
@@ -237,13 +238,17 @@ def test_moving_is_a_margin_that_still_falls_at_the_end():
     assert not wrong.moving.any()
 
 
-def _path_by_hand(network, x, y, eps, steps):
-    """The margins of all iterates of projected gradient descent along cross-entropy, shape (steps + 1, n)."""
+def _path_by_hand(network, x, y, eps, steps, *, bias=0):
+    """
+    The margins of all iterates of projected gradient descent along cross-entropy, shape (steps + 1, n).
+
+    :param bias: What is added to the logits where they count as predictions.
+    """
     start, images, path = torch.tensor(x), torch.tensor(x), []
     for step in range(steps + 1):
         images.requires_grad_()
         logits = network(images)
-        path.append(margins(logits.detach().numpy().astype(float), y))
+        path.append(margins(logits.detach().numpy().astype(float) + bias, y))
         if step < steps:
             (gradient,) = torch.autograd.grad(nn.functional.cross_entropy(logits, torch.tensor(y)), images)
             moved = (images.detach() + 2.5 * eps / steps * gradient.sign()).clamp(0, 1)
@@ -277,6 +282,74 @@ def test_moving_is_of_the_last_tenth_of_the_steps():
     moving = target(flat_classifier(network, features=3), x, y, eps=0.6).pgd(20).moving
     np.testing.assert_array_equal(moving, falls_after(18))
     assert 0 < moving.mean() < falls_after(16).mean()
+
+
+def test_a_trace_asks_the_network_once_per_image_and_step(art_classifier, network, digits):
+    counting = Counting(network)
+    probe = target(art_classifier(nn.CrossEntropyLoss(), network=counting), digits.x_test[:40], digits.y_test[:40])
+    probe.pgd(5)
+    assert (counting.forwards, counting.backwards) == (6 * 40, 5 * 40)
+
+
+class Biased(PyTorchClassifier):
+    """A classifier whose predictions are not what its network gives: class 0 has more."""
+
+    def predict(self, x, *args, **kwargs):
+        return super().predict(x, *args, **kwargs) + BIAS
+
+
+BIAS = 12 * np.eye(10)[0]
+
+
+@pytest.mark.parametrize("kind", ["a method of its own", "a method of its class", "a defence"])
+def test_a_trace_is_of_the_predictions(art_classifier, network, digits, kind):
+    """Also where they are not what the network gives to the attack: then it is asked for them at every step."""
+    x, y = digits.x_test[:40], digits.y_test[:40]
+    options = {"input_shape": (1, 8, 8), "nb_classes": 10, "clip_values": (0.0, 1.0), "device_type": "cpu"}
+    if kind == "a method of its own":
+        classifier = art_classifier(nn.CrossEntropyLoss(), network=network)
+        predict = classifier.predict
+        classifier.predict = lambda *args, **kwargs: predict(*args, **kwargs) + BIAS
+    elif kind == "a method of its class":
+        classifier = Biased(network, nn.CrossEntropyLoss(), **options)
+    else:
+        classifier = art_classifier(nn.CrossEntropyLoss(), network=network, postprocessing_defences=AddBias())
+    trace, path = target(classifier, x, y).pgd(5), _path_by_hand(network, x, y, 0.1, 5, bias=BIAS)
+    plain = _path_by_hand(network, x, y, 0.1, 5)
+    assert ((path[-1] > 0) != (plain[-1] > 0)).any()
+    np.testing.assert_array_equal(trace.standing, path[-1] > 0)
+    np.testing.assert_array_equal(trace.silent, (path[-1] > 0) & (path < 0).any(0))
+
+
+class AddBias(Postprocessor):
+    """The same as a postprocessing defence."""
+
+    def __init__(self):
+        super().__init__(is_fitted=True, apply_fit=False, apply_predict=True)
+
+    def __call__(self, preds):
+        return preds + BIAS
+
+
+def test_the_gradients_are_those_of_fgsm_and_made_once(art_classifier, network, digits):
+    counting = Counting(network)
+    classifier = art_classifier(nn.CrossEntropyLoss(), network=counting)
+    x, y = digits.x_test[:40], digits.y_test[:40]
+    probe = target(classifier, x, y, batch_size=15)
+    images, gradients = probe.fgsm(), probe.gradients()
+    assert (counting.forwards, counting.backwards) == (40, 40)
+    assert gradients == Gradients(zero=0, nan=0, subnormal=0)
+    plain = FastGradientMethod(classifier, norm=np.inf, eps=0.1, batch_size=15).generate(x, np.eye(10)[y])
+    np.testing.assert_array_equal(images, plain)
+
+
+def test_clean_predictions_are_made_once(art_classifier, network, digits):
+    counting = Counting(network)
+    probe = target(art_classifier(nn.CrossEntropyLoss(), network=counting), digits.x_test[:40], digits.y_test[:40])
+    np.testing.assert_array_equal(probe.clean, probe.logits(digits.x_test[:40]))
+    before = counting.forwards
+    probe.unstable(0.1, 3, np.random.default_rng(0))
+    assert counting.forwards - before == 3 * 40
 
 
 def test_pgd_takes_another_eps(art_classifier, network, digits):

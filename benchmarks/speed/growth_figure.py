@@ -1,0 +1,84 @@
+"""The figure of how cost grows: time against what grows, both logarithmic, a panel for each."""
+
+from collections.abc import Sequence
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
+
+from benchmarks.reporting.drawing import BLACK, BLUE, GREY, VERMILLION, Line, Picture, draw_legend, settled, style
+from benchmarks.speed.cases import SECONDS, Reading
+
+
+def growth_figure(readings: Sequence[Reading]) -> Picture:
+    """
+    Median milliseconds against x, with shaded quartiles.
+
+    :param readings: Of seconds, with an x; a panel per case, a line per contender. Others are passed over.
+    """
+    drawn = [r for r in readings if r.quantity == SECONDS and r.x is not None and r.value is not None]
+    panels = list(dict.fromkeys(reading.case for reading in drawn))
+    with style():
+        figure = Figure(figsize=(9.2, 3.6 * ((len(panels) + 1) // 2) + 0.6), layout="constrained")
+        all_axes = figure.subplots((len(panels) + 1) // 2, 2, squeeze=False).ravel()
+        for axes in all_axes[len(panels) :]:
+            axes.set_visible(False)
+        for axes, panel in zip(all_axes, panels, strict=False):
+            _draw(axes, panel, [r for r in drawn if r.case == panel])
+        draw_legend(figure, list(all_axes[: len(panels)]))
+        settled(figure)
+    caption = (
+        "Milliseconds against what grows, both axes logarithmic; medians over the rounds, quartiles shaded. On one "
+        "thread of the CPU; the machine is named under the table."
+    )
+    return Picture("growth", "how cost grows", caption, _in_words(drawn, panels), figure)
+
+
+def _draw(axes: Axes, panel: str, readings: Sequence[Reading]) -> None:
+    axes.set(xscale="log", yscale="log", xlabel=panel, ylabel="milliseconds")
+    axes.grid(color=GREY, alpha=0.25, linewidth=0.6)
+    for name in sorted({r.contender for r in readings}):
+        own = [r for r in readings if r.contender == name]
+        x = np.array([r.x for r in own], dtype=float)
+        low, middle, high = (
+            np.array([1e3 * getattr(r.value, part) for r in own]) for part in ("lower", "median", "upper")
+        )
+        line = _line(name)
+        axes.plot(
+            x,
+            middle,
+            label=name,
+            color=line.color,
+            marker=line.marker,
+            markersize=line.size,
+            linewidth=line.width,
+            linestyle=line.style,
+            markerfacecolor="none" if line.hollow else line.color,
+        )
+        axes.fill_between(x, low, high, color=line.color, alpha=0.15, linewidth=0)
+    ticks = sorted({float(r.x) for r in readings if r.x is not None})
+    axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks], rotation=40)
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axes.yaxis.set_minor_locator(NullLocator())
+
+
+def _line(name: str) -> Line:
+    """What is measured against is drawn wide with hollow marks, dashed if it is a loop; the HR loss's own is full."""
+    if name.startswith("CE"):
+        return Line(name, BLUE, "o", "-", True, width=2.6, size=9)
+    if name.startswith("loop"):
+        return Line(name, BLACK, "D", "--", True, width=2.6, size=9)
+    return Line(name, VERMILLION, "s" if name.startswith("HR") else "^", "-", False, width=1.5, size=4.5)
+
+
+def _in_words(readings: Sequence[Reading], panels: Sequence[str]) -> str:
+    sentences = []
+    for panel in panels:
+        for name in dict.fromkeys(r.contender for r in readings if r.case == panel):
+            own = [r for r in readings if r.case == panel and r.contender == name]
+            ends = " to ".join(f"{1e3 * r.value.median:.3g} ms at {r.x:g}" for r in (own[0], own[-1]) if r.value)
+            sentences.append(f"{panel}: {name}, {ends}.")
+    return " ".join(sentences)
