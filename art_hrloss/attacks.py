@@ -20,6 +20,7 @@ from art_hrloss.attack_losses import AttackLossName, attack_loss
 from art_hrloss.estimator import HRClassifier, Point, attack_view, modes_kept, shared_options
 from art_hrloss.evasion import AutoProjectedGradientDescent, ProjectedGradientDescent
 from art_hrloss.numerics import are_distributions
+from art_hrloss.steps import like
 
 Images = npt.NDArray[np.float32]
 Labels = npt.NDArray[np.int64]
@@ -44,7 +45,7 @@ class _Watched(HRClassifier):
         # The direction is all that is used, and for norms 1 and 2 AutoPGD loses it where the gradient is below 1e-7.
         size = point.gradient.abs().flatten(1).amax(1)
         size = torch.where(size > 0, size, 1)
-        return point._replace(gradient=point.gradient / size.reshape(-1, *(1,) * (x.ndim - 1)))
+        return point._replace(gradient=point.gradient / like(size, x))
 
 
 class _KeepsTheFirst:

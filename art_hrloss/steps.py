@@ -104,9 +104,9 @@ def times(size: Size, direction: Tensor) -> Tensor:
     return torch.mul(direction, _on(direction, size))
 
 
-def like(flags: Tensor, images: Tensor) -> Tensor:
-    """A flag per example in a shape that broadcasts with the examples."""
-    return flags.view(-1, *(1,) * (images.ndim - 1))
+def like(values: Tensor, images: Tensor) -> Tensor:
+    """A value per example in a shape that broadcasts with the examples."""
+    return values.view(-1, *(1,) * (images.ndim - 1))
 
 
 def of_batch(size: Size, part: slice, x: Array) -> Size:

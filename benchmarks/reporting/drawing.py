@@ -8,9 +8,11 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from types import MappingProxyType
+from typing import Any
 
 import matplotlib.style
 import numpy as np
+import numpy.typing as npt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
@@ -168,9 +170,17 @@ def _draw_line(axes: Axes, line: Line, points: Mapping[float, Interval]) -> None
     x = np.array(list(points))
     mean = np.array([point.mean for point in points.values()])
     half_width = np.array([point.half_width for point in points.values()])
+    plot_line(axes, line, x, mean, markevery=max(1, math.ceil(len(x) / MARKERS_PER_LINE)))
+    if np.isfinite(half_width).any():
+        low, high = mean - half_width, mean + half_width
+        axes.fill_between(x, low, high, color=line.color, alpha=0.15, linewidth=0.8, linestyle=line.style)
+
+
+def plot_line(axes: Axes, line: Line, x: npt.ArrayLike, y: npt.ArrayLike, **options: Any) -> None:
+    """Points joined in the colour, marks and width of a line, with matplotlib's further options."""
     axes.plot(
         x,
-        mean,
+        y,
         label=line.label,
         color=line.color,
         linestyle=line.style,
@@ -178,11 +188,8 @@ def _draw_line(axes: Axes, line: Line, points: Mapping[float, Interval]) -> None
         marker=line.marker,
         markersize=line.size,
         markerfacecolor="none" if line.hollow else line.color,
-        markevery=max(1, math.ceil(len(x) / MARKERS_PER_LINE)),
+        **options,
     )
-    if np.isfinite(half_width).any():
-        low, high = mean - half_width, mean + half_width
-        axes.fill_between(x, low, high, color=line.color, alpha=0.15, linewidth=0.8, linestyle=line.style)
 
 
 def seeds_note(seeds: Sequence[int], what: str = "Mean", *, intervals: str = "") -> str:

@@ -5,7 +5,7 @@ from functools import partial
 
 import torch
 
-from art_hrloss import HRClassifier, HRLoss, evasion
+from art_hrloss import HRClassifier, HRLoss, evasion, worst_case
 from benchmarks.reporting.markup import Table
 from benchmarks.speed import attacks, losses
 from benchmarks.speed.cases import (
@@ -23,7 +23,7 @@ from benchmarks.speed.cases import (
 )
 from benchmarks.speed.growth_figure import growth_figure
 from benchmarks.speed.subjects import AttackKind, Subject, resnet_for, subjects
-from benchmarks.speed.timing import Call, generators_kept, interleaved, threads
+from benchmarks.speed.timing import Call, interleaved, threads
 
 CLASSES, BATCHES = (10, 30, 100, 300, 1000, 3000, 10_000, 50_000), (16, 64, 256, 1024, 4096, 8192)
 SIDES, STEPS = (16, 24, 32, 48, 64), (1, 3, 10, 30, 100)
@@ -43,7 +43,7 @@ NOTES = (
 
 
 def _measure(case: str, x: float, calls: Mapping[str, Call], settings: Settings, note: str = "") -> list[Reading]:
-    with threads(1), generators_kept():
+    with threads(1), worst_case.seeded(0):
         times = interleaved(
             calls,
             device=torch.device("cpu"),

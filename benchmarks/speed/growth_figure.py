@@ -7,7 +7,18 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
-from benchmarks.reporting.drawing import BLACK, BLUE, GREY, VERMILLION, Line, Picture, draw_legend, settled, style
+from benchmarks.reporting.drawing import (
+    BLACK,
+    BLUE,
+    GREY,
+    VERMILLION,
+    Line,
+    Picture,
+    draw_legend,
+    plot_line,
+    settled,
+    style,
+)
 from benchmarks.speed.cases import SECONDS, Reading
 
 
@@ -45,17 +56,7 @@ def _draw(axes: Axes, panel: str, readings: Sequence[Reading]) -> None:
             np.array([1e3 * getattr(r.value, part) for r in own]) for part in ("lower", "median", "upper")
         )
         line = _line(name)
-        axes.plot(
-            x,
-            middle,
-            label=name,
-            color=line.color,
-            marker=line.marker,
-            markersize=line.size,
-            linewidth=line.width,
-            linestyle=line.style,
-            markerfacecolor="none" if line.hollow else line.color,
-        )
+        plot_line(axes, line, x, middle)
         axes.fill_between(x, low, high, color=line.color, alpha=0.15, linewidth=0)
     ticks = sorted({float(r.x) for r in readings if r.x is not None})
     axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks], rotation=40)

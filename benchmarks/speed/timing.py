@@ -110,17 +110,6 @@ def threads(number: int) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-@contextmanager
-def generators_kept() -> Iterator[None]:
-    """NumPy's and torch's global generators as before afterwards."""
-    state = np.random.get_state()  # noqa: NPY002  # the one that ART draws from
-    try:
-        with torch.random.fork_rng():
-            yield
-    finally:
-        np.random.set_state(state)  # noqa: NPY002
-
-
 def _repeats(call: Call, device: torch.device, sample: float) -> int:
     """How many calls fill a sample, from one after the first, in which much is made ready."""
     first, _ = _timed(call, 0, 1, device)

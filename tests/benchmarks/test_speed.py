@@ -17,6 +17,7 @@ from rich.console import Console
 from torch import nn
 
 from art_hrloss import HRClassifier, HRLoss
+from art_hrloss.worst_case import seeded
 from benchmarks.__main__ import main
 from benchmarks.config import ConfigError
 from benchmarks.speed import attacks, growth_figure, losses, parts, plain_loops
@@ -25,7 +26,7 @@ from benchmarks.speed.libraries import FOOLBOX, MISSING, TORCHATTACKS, library_a
 from benchmarks.speed.machine import Machine, this_machine
 from benchmarks.speed.memory import peak_bytes
 from benchmarks.speed.subjects import AttackKind, Subject, resnet_for, subjects
-from benchmarks.speed.timing import Spread, generators_kept, interleaved, ratio, spread, threads
+from benchmarks.speed.timing import Spread, interleaved, ratio, spread, threads
 
 CPU = torch.device("cpu")
 
@@ -94,7 +95,7 @@ def test_threads_and_generators_are_as_before() -> None:
     number, states = torch.get_num_threads(), generator_states()
 
     def disturb() -> None:
-        with threads(number + 1), generators_kept():
+        with threads(number + 1), seeded(0):
             assert torch.get_num_threads() == number + 1
             np.random.rand()  # noqa: NPY002
             torch.rand(1)
@@ -166,7 +167,7 @@ KINDS = [
 @pytest.mark.parametrize("kind", KINDS, ids=str)
 def test_loops_by_hand_make_the_images_of_art(subject: Subject, kind: AttackKind, name: str) -> None:
     classifier = HRClassifier(subject.network, LOSSES[name](), (1, 8, 8), 10, clip_values=(0.0, 1.0), device_type="cpu")
-    with generators_kept():
+    with seeded(0):
         attack = attacks.build(art.attacks.evasion, kind, classifier, subject)
         own = attacks.seeded(lambda x, y: attacks.generate(attack, x, y), subject, 3)
         by_hand = attacks.by_hand(kind, subject.network, subject, LOSSES[name](reduction="none"))
@@ -187,7 +188,7 @@ def test_auto_pgd_by_hand_goes_back_where_that_of_art_does(subject: Subject) -> 
     options = {"clip_values": (0.0, 1.0), "device_type": "cpu", "attack_loss": Rippled()}
     classifier = HRClassifier(subject.network, HRLoss(), (1, 8, 8), 10, **options)
     kind = AttackKind("AutoPGD", 30)
-    with generators_kept():
+    with seeded(0):
         attack = attacks.build(art.attacks.evasion, kind, classifier, subject)
         own = attacks.seeded(lambda x, y: attacks.generate(attack, x, y), subject, 0)
         by_hand = attacks.by_hand(kind, subject.network, subject, Rippled())
