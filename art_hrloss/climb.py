@@ -49,10 +49,11 @@ class Climb:
         """A step along the gradient, and from the second on three parts of it to one of the step before."""
         points, previous, _, _, gradient = self.here
         direction = _over_size(-gradient if self.targeted else gradient, self.norm)
-        ahead = room.inside(points + self.step * (direction if mask is None else direction * mask))
+        direction = direction if mask is None else direction * mask
+        ahead = room.inside(direction.mul_(self.step).add_(points))
         if self.taken == 0:
             return ahead
-        return room.inside(points + 0.75 * (ahead - points) + 0.25 * (points - previous))
+        return room.inside(ahead.sub_(points).mul_(0.75).add_(points).add_((points - previous).mul_(0.25)))
 
     def go(self, there: Place) -> None:
         """Go on, and at the end of a stretch send the slow ones back to their best with half the step."""

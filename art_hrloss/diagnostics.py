@@ -16,11 +16,11 @@ import numpy.typing as npt
 import torch
 from art.estimators.classification import PyTorchClassifier
 
-from art_hrloss.attacks import as_indices, checked_eps
-from art_hrloss.estimator import modes_kept
 from art_hrloss.flags import Flag, Measurements, flags
+from art_hrloss.modes import modes_kept
 from art_hrloss.numerics import are_distributions
-from art_hrloss.probes import Flags, Target, margins
+from art_hrloss.probes import Flags, Target
+from art_hrloss.rules import as_indices, checked_eps, margins
 from art_hrloss.worst_case import seeded
 
 if TYPE_CHECKING:

@@ -1,6 +1,5 @@
 """ART's PyTorchClassifier with an attack loss of its own."""
 
-import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
@@ -8,13 +7,12 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from art.estimators.classification import PyTorchClassifier
-from art.preprocessing.standardisation_mean_std.pytorch import StandardisationMeanStdPyTorch
 from torch import Tensor
-from torch.nn import BCELoss, BCEWithLogitsLoss, CrossEntropyLoss, Module, MultiMarginLoss, NLLLoss, RNNBase
+from torch.nn import CrossEntropyLoss, Module
 
-# How ART hands labels to a loss: as class indices, as a column of 0 and 1, and otherwise one-hot.
-_INDEX_LOSSES = (CrossEntropyLoss, NLLLoss, MultiMarginLoss)
-_BINARY_LOSSES = (BCELoss, BCEWithLogitsLoss)
+from art_hrloss.inputs import AnyDtypeClassifier
+from art_hrloss.labels import BINARY_LOSSES, INDEX_LOSSES, one_hot, reduced, target_for
+from art_hrloss.modes import in_mode
 
 
 class Point(NamedTuple):
@@ -24,8 +22,14 @@ class Point(NamedTuple):
     logits: Tensor
     gradient: Tensor | None
 
+    @property
+    def slope(self) -> Tensor:
+        """The gradient of a point that was asked for it."""
+        assert self.gradient is not None
+        return self.gradient
 
-class HRClassifier(PyTorchClassifier):
+
+class HRClassifier(AnyDtypeClassifier):
     """
     A PyTorchClassifier whose attacks see a per-example loss, while training uses the loss as given.
 
@@ -78,8 +82,8 @@ class HRClassifier(PyTorchClassifier):
             self._model = self._make_model_wrapper(kwargs.pop("model")).to(self.device)
         super().set_params(**kwargs)
         if "loss" in kwargs:
-            self._int_labels = isinstance(self._loss, _INDEX_LOSSES)
-            self._reduce_labels = self._int_labels or isinstance(self._loss, _BINARY_LOSSES)
+            self._int_labels = isinstance(self._loss, INDEX_LOSSES)
+            self._reduce_labels = self._int_labels or isinstance(self._loss, BINARY_LOSSES)
             self._probability_labels = isinstance(self._loss, CrossEntropyLoss)
 
     def loss_gradient(
@@ -96,12 +100,11 @@ class HRClassifier(PyTorchClassifier):
         """
         self._check_kind(x)
         labels = self.attack_labels(y, len(x))
-        with self._mode(training_mode, backward=True):
+        with in_mode(self.model, training_mode, backward=True):
             point = self.evaluate(x if isinstance(x, Tensor) else self._to_network(x), labels)
-        assert point.gradient is not None
         if isinstance(x, Tensor):
-            return point.gradient
-        gradient: np.ndarray = point.gradient.cpu().numpy()
+            return point.slope
+        gradient: np.ndarray = point.slope.cpu().numpy()
         return gradient.astype(x.dtype, copy=False) if x.dtype.kind == "f" else gradient
 
     def attack_labels(self, y: np.ndarray | Tensor, n: int) -> Tensor:
@@ -113,13 +116,13 @@ class HRClassifier(PyTorchClassifier):
         :return: On the network's device: as the attack loss takes them, or rows if a preprocessing step may want them.
         :raises ValueError: If they fit neither form.
         """
-        rows = self._one_hot(y, n).to(self._network_dtype())
-        return _target(self.attack_loss, rows) if self._preprocessing_is_identity() else rows
+        rows = one_hot(y, n, self.nb_classes, self._device).to(self._network_dtype())
+        return target_for(self.attack_loss, rows) if self._preprocessing_is_identity() else rows
 
     @contextmanager
     def attacking(self) -> Iterator[None]:
         """The network in evaluation mode for calls of :meth:`evaluate`, and as it was afterwards."""
-        with self._mode(False, backward=True):
+        with in_mode(self.model, False, backward=True):
             yield
 
     def evaluate(self, x: Tensor, labels: Tensor, *, gradient: bool = True) -> Point:
@@ -187,9 +190,9 @@ class HRClassifier(PyTorchClassifier):
         :param batch_size: How many images go through the network at once.
         :return: An array or tensor, as `x` is: shape ``(n,)`` for "none", else a scalar. In nats for HRLoss.
         """
-        labels = self._one_hot(y, len(x))
+        labels = one_hot(y, len(x), self.nb_classes, self._device)
         differentiable = isinstance(x, Tensor) and x.requires_grad and torch.is_grad_enabled()
-        with self._mode(False, backward=differentiable), torch.set_grad_enabled(differentiable):
+        with in_mode(self.model, False, backward=differentiable), torch.set_grad_enabled(differentiable):
             if isinstance(x, Tensor):
                 inputs, labels = self._apply_preprocessing(self._to_network(x), labels, no_grad=not differentiable)
             else:
@@ -200,127 +203,6 @@ class HRClassifier(PyTorchClassifier):
             logits = torch.cat([self._model(self._to_network(batch))[-1] for batch in batches])
             loss = reduced(self.attack_loss, logits, labels, reduction)
         return loss if isinstance(x, Tensor) else loss.cpu().numpy()
-
-    def predict(self, x: np.ndarray, batch_size: int = 128, training_mode: bool = False, **kwargs: Any) -> np.ndarray:
-        """As ART's, which also leaves the network in that mode, but without its collecting of single images."""
-        self._model.train(mode=training_mode)
-        inputs, _ = self._apply_preprocessing(x, None)
-        with torch.no_grad():
-            batches = [inputs[i : i + batch_size] for i in range(0, max(1, len(inputs)), batch_size)]
-            outputs = [self._model(self._to_network(batch))[-1].cpu().numpy() for batch in batches]
-        rows = np.concatenate(outputs).astype(np.float32, copy=False)
-        rows = rows[:, np.newaxis] if rows.ndim == 1 else rows
-        predictions: np.ndarray = self._apply_postprocessing(preds=rows, fit=False)
-        return predictions
-
-    def class_gradient(
-        self,
-        x: np.ndarray,
-        label: int | list[int] | np.ndarray | None = None,
-        training_mode: bool = False,
-        **kwargs: Any,
-    ) -> np.ndarray:
-        """As ART's, for images of any real dtype."""
-        images = self._in_network_dtype(x)
-        gradients: np.ndarray = super().class_gradient(images, label, training_mode=training_mode, **kwargs)
-        return gradients
-
-    def _apply_preprocessing(self, x: Any, y: Any, fit: bool = False, no_grad: bool = True) -> tuple[Any, Any]:
-        """ART's preprocessing, of images in the network's dtype: every way into the network leads through here."""
-        self._check_kind(x)
-        images = self._in_network_dtype(x)
-        if isinstance(images, Tensor) and self._preprocessing_is_identity():
-            return images.clone(), y  # a copy, because a network may begin with a step in place
-        images, labels = super()._apply_preprocessing(images, y, fit=fit, no_grad=no_grad)
-        return self._in_network_dtype(images), labels  # a step in NumPy may have given another dtype
-
-    def _check_kind(self, x: Any) -> None:
-        if isinstance(x, Tensor) and not self.all_framework_preprocessing:
-            raise NotImplementedError(
-                "expected x to be a NumPy array, because a preprocessing step is not written in torch, but got a tensor"
-            )
-
-    def _preprocessing_is_identity(self) -> bool:
-        """Whether there is no preprocessing but, perhaps, ART's default: to subtract 0 and divide by 1."""
-        return all(
-            type(step) is StandardisationMeanStdPyTorch and not step.mean.any() and bool((step.std == 1).all())
-            for step in self.preprocessing_operations
-        )
-
-    def _network_dtype(self) -> torch.dtype:
-        """That of the network's parameters."""
-        parameters = (p.dtype for p in self.model.parameters() if p.is_floating_point())
-        return next(parameters, torch.float32)
-
-    def _in_network_dtype(self, x: Any) -> Any:
-        """Images of a real dtype in that of the network's parameters; anything else as it is."""
-        dtype = self._network_dtype()
-        if isinstance(x, Tensor):
-            return x.to(dtype)
-        if not isinstance(x, np.ndarray) or x.dtype.kind not in "fiub":
-            return x
-        numpy_dtype = {torch.float64: np.float64, torch.float16: np.float16}.get(dtype, np.float32)
-        return x.astype(numpy_dtype, copy=False)
-
-    def _to_network(self, x: np.ndarray | Tensor) -> Tensor:
-        """Images as a tensor on the network's device and in its dtype; arrays are copied, for they may be read-only."""
-        images = self._in_network_dtype(x)
-        return images.to(self._device) if isinstance(images, Tensor) else torch.tensor(images, device=self._device)
-
-    def _one_hot(self, y: np.ndarray | Tensor, n: int) -> Tensor:
-        """Labels of `n` images, in either form, as floats of shape (n, nb_classes), on the network's device."""
-        # Copied as well: a tensor made in inference mode cannot enter a graph, its copy can.
-        labels = y.to(self._device).clone() if isinstance(y, Tensor) else torch.tensor(y, device=self._device)
-        if labels.ndim == 0 or len(labels) != n:
-            raise ValueError(f"expected labels for {n} images, but got shape {tuple(labels.shape)}")
-        if labels.ndim == 2 and labels.shape[1] == self.nb_classes and self.nb_classes > 1:
-            # A row without weight, or with NaN, has no gradient: the attack would stand still and look withstood.
-            if not bool((labels.isfinite() & (labels >= 0)).all() and (labels.sum(1) > 0).all()):
-                raise ValueError("expected rows of labels to be finite, not negative and not all 0, but got others")
-            return labels.float() if not labels.is_floating_point() else labels
-        if labels.ndim == 1 or (labels.ndim == 2 and labels.shape[1] == 1):
-            index = labels.reshape(-1).long()
-            if bool(((index != labels.reshape(-1)) | (index < 0) | (index >= self.nb_classes)).any()):
-                raise ValueError(
-                    f"expected class indices, whole numbers from 0 to {self.nb_classes - 1}, "
-                    f"but got values from {labels.min()} to {labels.max()}"
-                )
-            return torch.nn.functional.one_hot(index, self.nb_classes).float()
-        raise ValueError(
-            f"expected labels of shape (n,), (n, 1) or (n, {self.nb_classes}), but got {tuple(labels.shape)}"
-        )
-
-    @contextmanager
-    def _mode(self, training_mode: bool, *, backward: bool) -> Iterator[None]:
-        """The network in the given mode, and each of its modules back in its own afterwards, whatever happens."""
-        modules = list(self._model.modules())
-        modes = [module.training for module in modules]
-        recurrent = [(module, module.dropout) for module in modules if isinstance(module, RNNBase)]
-        try:
-            if any(mode != training_mode for mode in modes):
-                self._model.train(training_mode)
-            if backward and not training_mode:
-                # cuDNN runs these backwards in training mode only; what that mode changes in them is their dropout.
-                for module, _ in recurrent:
-                    module.training, module.dropout = True, 0.0
-            yield
-        finally:
-            for module, dropout in recurrent:
-                module.dropout = dropout
-            for module, mode in zip(modules, modes, strict=True):
-                if module.training != mode:
-                    module.training = mode
-
-    def __getstate__(self) -> dict[str, Any]:
-        """The state with the bare network in place of ART's wrapper, whose class is local and cannot be pickled."""
-        state = self.__dict__.copy()
-        del state["_model_wrapper"]
-        return {**state, "_model": self.model}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        """Restore, with a wrapper made anew."""
-        self.__dict__.update(state)
-        self._model = self._make_model_wrapper(state["_model"])
 
     def __repr__(self) -> str:
         return f"{super().__repr__()[:-1]}, attack_loss={self._attack_loss})"
@@ -364,50 +246,6 @@ def shared_options(classifier: PyTorchClassifier) -> dict[str, Any]:
     return {name: getattr(classifier, name) for name in names}
 
 
-@contextmanager
-def modes_kept(*networks: Module) -> Iterator[None]:
-    """Every module of the networks back in its own mode afterwards: ART's predict leaves them in evaluation mode."""
-    modes = [(module, module.training) for network in networks for module in network.modules()]
-    try:
-        yield
-    finally:
-        for module, training in modes:
-            module.training = training
-
-
 def _check_attack_loss(loss: object) -> None:
     if not isinstance(loss, Module):
         raise TypeError(f"expected the attack loss to be a torch.nn.Module, but got {type(loss).__name__}")
-
-
-def reduced(loss: Module, logits: Tensor, labels: Tensor, reduction: str) -> Tensor:
-    """The loss under a reduction, the module itself left as it is; "none" gives shape (n,)."""
-    own_reduction = hasattr(loss, "reduction")
-    if own_reduction and loss.reduction != reduction:
-        loss = copy.copy(loss)  # shares the weights; the caller's module keeps its own reduction
-        setattr(loss, "reduction", reduction)  # noqa: B010  # to mypy, a module's attributes are tensors
-    elif not own_reduction and reduction not in ("none", "mean", "sum"):
-        raise ValueError(f"expected reduction to be one of ['none', 'mean', 'sum'], but got {reduction!r}")
-    target = _target(loss, labels.to(logits.device, logits.dtype if labels.is_floating_point() else None))
-    values: Tensor = loss(logits, target)
-    if own_reduction and reduction != "none":
-        return values
-    if values.ndim == 0 or len(values) != len(logits):
-        raise ValueError(
-            f"expected {type(loss).__name__} to give one value per example, shape ({len(logits)},), so that an attack "
-            f"on one image does not depend on the others, but got shape {tuple(values.shape)}"
-        )
-    values = values if values.ndim == 1 else values.flatten(1).sum(1)
-    if reduction == "none":
-        return values
-    return values.mean() if reduction == "mean" else values.sum()
-
-
-def _target(loss: Module, labels: Tensor) -> Tensor:
-    """Labels of shape (n, M) in the form that ART gives to a loss of this kind; those in that form stay as they are."""
-    if not labels.is_floating_point() or labels.shape[1] == 1:
-        return labels
-    if isinstance(loss, _BINARY_LOSSES):
-        return labels.argmax(1, keepdim=True).to(labels.dtype)
-    probabilities = isinstance(loss, CrossEntropyLoss) and not torch.equal(labels, labels.floor())
-    return labels.argmax(1) if isinstance(loss, _INDEX_LOSSES) and not probabilities else labels

@@ -82,7 +82,8 @@ class Measurements:
 
 def flags(measured: Measurements) -> tuple[Flag, ...]:
     """All flags that the measurements raise."""
-    return (*_of_outputs(measured), *_of_gradients(measured), *_of_attacks(measured), *_of_failures(measured))
+    kinds = (_of_outputs, _of_gradients, _of_gradient_attacks, _of_blind_attacks, _of_failures)
+    return tuple(flag for kind in kinds for flag in kind(measured))
 
 
 def _of_outputs(measured: Measurements) -> Iterator[Flag]:
@@ -137,7 +138,7 @@ def _of_gradients(measured: Measurements) -> Iterator[Flag]:
         )
 
 
-def _of_attacks(measured: Measurements) -> Iterator[Flag]:
+def _of_gradient_attacks(measured: Measurements) -> Iterator[Flag]:
     plain, (single, double) = measured.single_step["as given"], measured.iterative.values()
     limits = {name: MUCH_WEAKER if name in BETTER_AIMS else WEAKER for name in measured.single_step}
     lower = [name for name, standing in measured.single_step.items() if weaker(plain, standing, limits[name])]
@@ -167,6 +168,11 @@ def _of_attacks(measured: Measurements) -> Iterator[Flag]:
             f"PGD leaves {double.mean():.3f}, Auto-PGD by the margin {measured.strong.mean():.3f}",
             "Quote the worst case of an ensemble: art_hrloss.worst_case",
         )
+
+
+def _of_blind_attacks(measured: Measurements) -> Iterator[Flag]:
+    """Of those that see no gradient of the classifier."""
+    plain, double = measured.single_step["as given"], measured.iterative[max(measured.iterative)]
     for name, standing in measured.black_box.items():
         if weaker(double, standing):
             yield Flag(

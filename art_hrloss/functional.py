@@ -16,10 +16,12 @@ from typing import Literal, NamedTuple, get_args
 import torch
 from torch import Tensor
 
-from art_hrloss.fused import Options, can_fuse, fused_loss
+from art_hrloss.fused import can_fuse, fused_loss
 from art_hrloss.numerics import entropy, exponential_mean, log_softmax
+from art_hrloss.reduction import Options
 
 Reduction = Literal["batch", "none", "mean", "sum"]
+_REDUCTIONS = get_args(Reduction)
 
 
 class HRLossTerms(NamedTuple):
@@ -164,8 +166,8 @@ def check_alpha(alpha: float) -> float:
 
 def check_reduction(reduction: str) -> None:
     """Raise unless `reduction` is one of the four."""
-    if reduction not in get_args(Reduction):
-        raise ValueError(f"expected reduction to be one of {list(get_args(Reduction))}, but got {reduction!r}")
+    if reduction not in _REDUCTIONS:
+        raise ValueError(f"expected reduction to be one of {list(_REDUCTIONS)}, but got {reduction!r}")
 
 
 def check_label_smoothing(label_smoothing: float) -> None:
@@ -194,6 +196,8 @@ def _checked_target(logits: Tensor, target: Tensor) -> Tensor:
     """Class indices as int64, or probabilities with the class dimension at the end; told apart by their shape."""
     if not isinstance(target, Tensor):
         raise TypeError(f"expected the target to be a tensor, but got {type(target).__name__}")
+    if target.ndim == 1 and logits.ndim == 2 and target.dtype == torch.int64 and len(target) == len(logits):
+        return target  # the common case, which need not wait for the others
     classes = 0 if logits.ndim == 1 else 1
     index_shape = logits.shape[:classes] + logits.shape[classes + 1 :]
     if target.shape == logits.shape and not target.is_complex():

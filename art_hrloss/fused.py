@@ -7,15 +7,19 @@ largest logit, and ``t = sum_k u_k exp(-u_k) / (1 + s)``, the entropy of q is ``
 has the derivative ``q_k (u_k - t)`` and ``- log q_y`` that of ``q_k``, less 1 at y.
 
 Between the passes only the logits and a few numbers per example are kept. On a CPU the passes take some rows at a time,
-which stay in the cache.
+which stay in the cache; the loss of a small batch comes with its gradient from :mod:`art_hrloss.small_batch`.
 """
 
-import math
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import Parameter
+
+from art_hrloss import small_batch
+from art_hrloss.reduction import Options, PerExample, index_and_mass, reduced
+from art_hrloss.traced import traced_loss
 
 # From here on exp(-u) is 0 in float32 and float64; with u no greater, 0 times infinity does not come up.
 _FAR = 1e4
@@ -24,29 +28,16 @@ _TOP = 1e30
 # Elements that a thread of the CPU takes at a time: enough to hide the calls, few enough for its cache.
 _BLOCK = 1 << 16
 
-# A number for each example, shape (n, 1), or one for all.
-_PerExample = Tensor | float
-
-
-class Options(NamedTuple):
-    """What the loss is made with; see :func:`art_hrloss.functional.hr_loss`."""
-
-    order: float
-    """alpha - 1."""
-    ignore_index: int
-    reduction: str
-    plain: Callable[[Tensor], Tensor]
-    """The same loss as a function of the logits alone, made of operations that torch differentiates: derivatives beyond
-    the first and forward mode go through it."""
-
 
 def can_fuse(logits: Tensor, weight: Tensor | None) -> bool:
-    """Whether :func:`fused_loss` takes these tensors here; compilers and vmap do better with plain operations."""
-    # Torch has no public word for this; its own autograd.Function asks by the same one.
-    if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
+    """Whether :func:`fused_loss` takes these tensors here; torch.func and recorders need plain operations."""
+    # Torch has no public words for these.
+    if torch._C._are_functorch_transforms_active():
+        return False
+    if not torch.compiler.is_compiling() and (torch._C._is_tracing() or torch._C._len_torch_dispatch_stack()):
         return False
     differentiable_weight = weight is not None and weight.requires_grad
-    return logits.numel() > 0 and not differentiable_weight and logits.device.type in ("cpu", "cuda")
+    return logits.numel() > 0 and not differentiable_weight and (logits.is_cpu or logits.is_cuda)
 
 
 def fused_loss(logits: Tensor, target: Tensor, weight: Tensor | None, options: Options) -> Tensor:
@@ -58,6 +49,8 @@ def fused_loss(logits: Tensor, target: Tensor, weight: Tensor | None, options: O
     :param weight: Shape ``(C,)``, of the logits' dtype, or None.
     :return: In nats, shape ``(...)`` for reduction "none", else a scalar.
     """
+    if torch.compiler.is_compiling():
+        return traced_loss(logits, target, weight, options)
     loss: Tensor = _Fused.apply(logits, target, weight, options)
     return loss
 
@@ -65,21 +58,37 @@ def fused_loss(logits: Tensor, target: Tensor, weight: Tensor | None, options: O
 class _Fused(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, logits: Tensor, target: Tensor, weight: Tensor | None, options: Options) -> Tensor:
+        ctx.options, ctx.gradient = options, None
+        ctx.save_for_backward(logits)
+        ctx.save_for_forward(logits)
+        if weight is None and _is_small(logits):
+            found = small_batch.loss_and_gradient(
+                logits.detach().numpy(),
+                target.numpy(),
+                options.order,
+                ignore_index=options.ignore_index,
+                reduction=options.reduction,
+                gradient=ctx.needs_input_grad[0],
+            )
+            if found is not None:
+                ctx.gradient = found[1]
+                return torch.from_numpy(found[0])
         rows = logits.reshape(-1, logits.shape[-1])
-        index, mass = _index_and_mass(target.reshape(-1, 1), weight, options.ignore_index, rows)
+        index, mass = index_and_mass(target.reshape(-1, 1), weight, options.ignore_index, rows)
         peak, others, excess = _statistics(rows)
         distance = peak - rows.gather(1, index)
         log1p = others.log1p()
-        loss, *by = _reduced(log1p + excess, log1p + distance, mass, options)
-        ctx.options, ctx.examples = options, (index, peak, others, excess, distance, *by)
-        ctx.save_for_backward(logits)
-        ctx.save_for_forward(logits)
+        loss, *by = reduced(log1p + excess, log1p + distance, mass, options.order, options.reduction)
+        ctx.examples = index, peak, others, excess, distance, *by
         return loss.reshape(target.shape) if options.reduction == "none" else loss
 
     @staticmethod
     def backward(ctx: Any, by_loss: Tensor) -> tuple[Tensor, None, None, None]:
+        wanted = torch.is_grad_enabled()  # the gradient's own derivative
+        if ctx.gradient is not None and not wanted:
+            return _times(ctx.gradient, by_loss), None, None, None
         (logits,) = ctx.saved_tensors
-        if torch.is_grad_enabled():  # The gradient's own derivative is wanted.
+        if wanted:
             return _by_plain(ctx.options, logits, by_loss), None, None, None
         rows, by_loss = logits.reshape(-1, logits.shape[-1]), by_loss.reshape(-1, 1)
         try:
@@ -97,23 +106,24 @@ class _Fused(torch.autograd.Function):
         return product.sum(-1) if per_example else product.sum()
 
 
+def _is_small(logits: Tensor) -> bool:
+    """Whether NumPy is quicker, and may see the tensor: subclasses follow torch's operations only."""
+    return logits.is_cpu and logits.numel() <= small_batch.LARGEST and type(logits) in (Tensor, Parameter)
+
+
+def _times(gradient: small_batch.Floats, by_loss: Tensor) -> Tensor:
+    """The gradient of each example, shape ``(..., C)``, times that by its loss, or by the one loss of all."""
+    try:
+        by: Any = by_loss.numpy()[..., np.newaxis] if by_loss.ndim else by_loss.item()
+        return torch.from_numpy(gradient * by)
+    except RuntimeError:  # Many gradients at once (is_grads_batched=True) are not to be had in NumPy.
+        return torch.from_numpy(gradient) * by_loss.unsqueeze(-1)
+
+
 def _by_plain(options: Options, logits: Tensor, by_loss: Tensor) -> Tensor:
     """The gradient, itself differentiable."""
     gradient: Tensor = torch.func.vjp(options.plain, logits)[1](by_loss)[0]
     return gradient
-
-
-def _index_and_mass(
-    target: Tensor, weight: Tensor | None, ignore_index: int, rows: Tensor
-) -> tuple[Tensor, Tensor | None]:
-    """Indices that can all be looked up, and the weight of each example, 0 for an ignored one; None where all are 1."""
-    ignored = target == ignore_index
-    # On a GPU the question would make the caller wait.
-    if weight is None and target.device.type == "cpu" and not ignored.any():
-        return target, None
-    index = target.masked_fill(ignored, 0)
-    mass = rows.new_ones(index.shape) if weight is None else weight.unsqueeze(1).gather(0, index)
-    return index, mass.masked_fill(ignored, 0.0)
 
 
 def _statistics(rows: Tensor) -> tuple[Tensor, ...]:
@@ -140,48 +150,6 @@ def _statistics_at_once(rows: Tensor) -> tuple[Tensor, ...]:
     return peak, others, q.mul_(u).sum(1, keepdim=True).div_(others + 1)
 
 
-def _reduced(
-    entropy: Tensor, nll: Tensor, mass: Tensor | None, options: Options
-) -> tuple[Tensor, _PerExample, _PerExample]:
-    """The loss of columns ``(n, 1)``, and its derivatives by each example's entropy and ``- log q_y``."""
-    share: _PerExample = 1.0 if mass is None else mass
-    if options.reduction in ("batch", "mean"):
-        share = 1 / len(nll) if mass is None else mass / mass.sum()
-    if mass is not None:  # What weighs nothing may be anything.
-        entropy, nll = entropy.masked_fill(mass == 0, 0.0), nll.masked_fill(mass == 0, 0.0)
-    by_entropy = by_nll = share
-    if options.reduction == "none":
-        loss = (entropy + nll) * share
-    elif options.reduction != "batch" or options.order == 0:
-        loss = _weighted_sum(entropy + nll, share)
-    else:
-        divergence, by_nll = _log_mean_power(nll, mass, share, options.order)
-        loss = _weighted_sum(entropy, share) + divergence
-    if mass is None:
-        return loss, by_entropy, by_nll
-    # Where nothing weighs anything the loss is NaN, and its derivatives are 0.
-    return loss, torch.where(mass == 0, 0.0, by_entropy), torch.where(mass == 0, 0.0, by_nll)
-
-
-def _log_mean_power(nll: Tensor, mass: Tensor | None, share: _PerExample, order: float) -> tuple[Tensor, Tensor]:
-    """``1 / order log sum_i m_i exp(order nll_i)`` with shares m, and its derivative by each nll, shape ``(n, 1)``."""
-    if mass is not None:
-        nll = nll.masked_fill(mass == 0, -math.copysign(math.inf, order))
-    # Around the one that leads no power overflows. It is held finite, because inf - inf is no number.
-    greatest = torch.finfo(nll.dtype).max
-    lead = (nll.amax() if order > 0 else nll.amin()).clamp_(-greatest, greatest)
-    exponents = (nll - lead).mul_(order)
-    powers = exponents.exp().mul_(share)
-    total = powers.sum()
-    # Near 1 it has lost what the sum of m (exp(x) - 1) keeps; near 0 it is the other way round.
-    log_total = torch.where(total > 0.5, _weighted_sum(exponents.expm1_(), share).log1p(), total.log())
-    return lead + log_total / order, powers.div_(total)
-
-
-def _weighted_sum(values: Tensor, weights: _PerExample) -> Tensor:
-    return (values * weights).sum() if isinstance(weights, Tensor) else values.sum() * weights
-
-
 def _gradient(
     rows: Tensor,
     by_loss: Tensor,
@@ -190,8 +158,8 @@ def _gradient(
     others: Tensor,
     excess: Tensor,
     distance: Tensor,
-    by_entropy: _PerExample,
-    by_nll: _PerExample,
+    by_entropy: PerExample,
+    by_nll: PerExample,
 ) -> Tensor:
     """The gradient by the logits, shape ``(n, C)``, from what forward has found of each example."""
     scale = (others + 1).reciprocal_().mul_(by_loss)

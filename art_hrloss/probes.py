@@ -1,8 +1,5 @@
 """What the diagnostics of a classifier are made of: each probe measures one thing, and judges nothing."""
 
-import copy
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -12,13 +9,14 @@ import numpy.typing as npt
 from art.attacks.attack import EvasionAttack
 from art.attacks.evasion import FastGradientMethod, ProjectedGradientDescent
 from art.estimators.classification import PyTorchClassifier
-from torch import Tensor, nn
 
-from art_hrloss.attack_losses import DLRLoss, ExactCrossEntropy, MarginLoss
-from art_hrloss.attacks import AutoPGD, Images, Labels, answering
-from art_hrloss.estimator import HRClassifier, attack_view, shared_options
+from art_hrloss.attacks import AutoPGD
+from art_hrloss.ensemble import transfer
+from art_hrloss.estimator import HRClassifier
+from art_hrloss.rules import Images, Labels, allowed, margins
 from art_hrloss.square import Square, is_for_square
-from art_hrloss.worst_case import allowed, transfer
+from art_hrloss.views import doubled, in_float64, unsaturated
+from art_hrloss.watching import gradients_given, margins_met
 
 Flags = npt.NDArray[np.bool_]
 
@@ -100,14 +98,9 @@ class Target:
 
         :param margin: The median of the margins: the logits are divided by it for one of the views.
         """
-        ce = ExactCrossEntropy()
-        views = {"exact CE": attack_view(self.classifier, ce), "the margin": attack_view(self.classifier, MarginLoss())}
-        if self.classifier.nb_classes > 2:
-            views["DLR"] = attack_view(self.classifier, DLRLoss())
-        views["CE of logits / T"] = attack_view(self.classifier, _Tempered(ce, max(1.0, margin)))
+        views = unsaturated(self.classifier, margin)
         try:
-            network = copy.deepcopy(self.classifier.model).double()
-            double = _Double(network, attack_loss=ce, **shared_options(self.classifier))
+            double = in_float64(self.classifier)
             double.loss_gradient(self.x[:1], self.one_hot[:1])
         except (RuntimeError, TypeError):
             return views  # float32 is written into the network, or the device has no other
@@ -125,7 +118,7 @@ class Target:
             batch_size=self.batch_size,
             verbose=False,
         )
-        with self._watching() as seen:
+        with margins_met(self.classifier, self.batch_size) as seen:
             made = self._made(attack)
         last = margins(self.logits(made), self.labels)
         # Batch by batch, each through all its steps; a batch of examples is a row of margins per step.
@@ -137,8 +130,8 @@ class Target:
 
     def strong(self, max_iter: int) -> Flags:
         """What Auto-PGD along the margin leaves standing, no misclassified iterate being lost."""
-        twice = HRClassifier(_Twice(self.classifier.model), attack_loss=MarginLoss(), **shared_options(self.classifier))
-        attack = AutoPGD(twice, "margin", eps=self.eps, norm=self.norm, max_iter=max_iter, batch_size=self.batch_size)
+        view = doubled(self.classifier)
+        attack = AutoPGD(view, "margin", eps=self.eps, norm=self.norm, max_iter=max_iter, batch_size=self.batch_size)
         return self.standing(self._made(attack))
 
     @property
@@ -211,102 +204,6 @@ class Target:
     @cached_property
     def _one_step(self) -> tuple[Images, npt.NDArray[Any]]:
         """What FGSM makes along the classifier's own gradients, and these, as ART's attacks get them."""
-        ask, gradients = self.classifier.loss_gradient, list[npt.NDArray[Any]]()
-
-        def answer(*args: Any, **kwargs: Any) -> Any:
-            gradients.append(ask(*args, **kwargs))
-            return gradients[-1].copy()
-
-        with answering(self.classifier, "loss_gradient", answer):
+        with gradients_given(self.classifier) as gradients:
             images = self._stepped(self.classifier)
         return images, np.concatenate(gradients)
-
-    @contextmanager
-    def _watching(self) -> Iterator[list[npt.NDArray[np.float64]]]:
-        """The margins of all images at which the classifier is asked for a gradient, call by call."""
-        classifier, seen = self.classifier, list[npt.NDArray[np.float64]]()
-        ask, predict, plain = classifier.loss_gradient, classifier.predict, _predicts_outputs(classifier)
-
-        def answer(x: Any, y: Any, *args: Any, **kwargs: Any) -> Any:
-            with _outputs(classifier) as outputs:
-                gradient = ask(x, y, *args, **kwargs)
-            images, rows = (v.detach().cpu().numpy() if isinstance(v, Tensor) else v for v in (x, y))
-            known = plain and [output.shape for output in outputs] == [(len(images), classifier.nb_classes)]
-            logits = outputs[0] if known else predict(images, batch_size=self.batch_size)
-            seen.append(margins(logits.astype(float), rows.argmax(1)))
-            return gradient
-
-        def unasked(x: Images, **_: Any) -> npt.NDArray[np.float32]:
-            return np.zeros((len(x), classifier.nb_classes), dtype=np.float32)
-
-        # ART's attack predicts, before and after it, only to log how many images it has broken.
-        with answering(classifier, "loss_gradient", answer), answering(classifier, "predict", unasked):
-            yield seen
-
-
-@contextmanager
-def _outputs(classifier: PyTorchClassifier) -> Iterator[list[npt.NDArray[np.float32]]]:
-    """What the network gives, pass by pass."""
-    seen = list[npt.NDArray[np.float32]]()
-    # ART calls its wrapper, which gives a list of outputs; the last of them are the network's.
-    hook = classifier._model.register_forward_hook(lambda *pass_: seen.append(pass_[2][-1].detach().cpu().numpy()))
-    try:
-        yield seen
-    finally:
-        hook.remove()
-
-
-def _predicts_outputs(classifier: PyTorchClassifier) -> bool:
-    """Whether `predict` gives the outputs of the network as they are."""
-    ours = type(classifier).predict in (PyTorchClassifier.predict, HRClassifier.predict)
-    return ours and "predict" not in vars(classifier) and not classifier.postprocessing_defences
-
-
-class _Double(HRClassifier):
-    """
-    A view in float64, whose gradients are divided by their largest entry.
-
-    ART's attacks work in float32, which would round them to 0 just where float64 is wanted; none but their direction
-    matters.
-    """
-
-    def loss_gradient(self, x: Any, y: Any, *args: Any, **kwargs: Any) -> Any:
-        """As HRClassifier's, for arrays, but for the scale of each example's."""
-        gradient = super().loss_gradient(x.astype(np.float64), y, *args, **kwargs)
-        largest = np.abs(gradient).max(axis=tuple(range(1, x.ndim)), keepdims=True)
-        return (gradient / np.where(largest > 0, largest, 1)).astype(x.dtype)
-
-
-class _Twice(nn.Module):
-    """A network with twice its logits: Auto-PGD refuses probabilities, and does the same to twice as much."""
-
-    def __init__(self, network: nn.Module) -> None:
-        super().__init__()
-        self.network = network
-
-    def forward(self, images: Tensor) -> Tensor:
-        """Images ``(n, *input_shape)`` to ``(n, M)``."""
-        logits: Tensor = 2 * self.network(images)
-        return logits
-
-
-class _Tempered(nn.Module):
-    """A loss of the logits divided by a temperature."""
-
-    def __init__(self, loss: nn.Module, temperature: float) -> None:
-        super().__init__()
-        self.loss, self.temperature = loss, temperature
-
-    def forward(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """Logits ``(n, M)`` and one-hot labels ``(n, M)`` to ``(n,)``."""
-        losses: Tensor = self.loss(logits / self.temperature, labels.argmax(1))
-        return losses
-
-
-def margins(logits: npt.NDArray[np.float64], labels: Labels) -> npt.NDArray[np.float64]:
-    """The true class's logit less the largest other, shape ``(n,)``: below 0 where misclassified."""
-    true = np.take_along_axis(logits, labels[:, None], axis=1)[:, 0]
-    others = logits.copy()
-    np.put_along_axis(others, labels[:, None], -np.inf, axis=1)
-    found: npt.NDArray[np.float64] = true - others.max(1)
-    return found

@@ -11,7 +11,8 @@ import numpy.typing as npt
 from art.attacks.evasion import SquareAttack
 from art.estimators.classification import PyTorchClassifier
 
-from art_hrloss.attacks import Images, answering
+from art_hrloss.rules import Images
+from art_hrloss.watching import answering
 
 # Of the largest logit, how much two answers for one image may differ: other batches make other sums.
 _ROUNDING = 1e-4

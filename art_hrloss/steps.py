@@ -6,7 +6,6 @@ The formulas are those of ART's attacks, operation by operation, so that the ima
 
 import logging
 import math
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -17,6 +16,7 @@ from art.utils import random_sphere
 from torch import Tensor
 
 Array = npt.NDArray[Any]
+Images = npt.NDArray[np.float32]
 Size = float | Array  # of a ball or a step: one number, or an array that broadcasts with the images
 
 
@@ -33,9 +33,21 @@ class Room:
         self.origin, self.eps, self.norm = origin, eps, norm_order(norm)
         self.clip_values = None if clip_values is None else [_on(origin, value) for value in clip_values]
 
+    @classmethod
+    def around(cls, attack: Any, origin: Tensor, eps: Size) -> "Room":
+        """Where an attack of ART's may take the images of a batch."""
+        return cls(origin, eps, norm=attack.norm, clip_values=attack.estimator.clip_values)
+
     def inside(self, points: Tensor) -> Tensor:
-        """Points clipped, and then projected into the ball; as in ART, by scaling for any finite norm."""
-        return self.origin + self._projected(self._clipped(points) - self.origin)
+        """
+        Points clipped, and then projected into the ball; as in ART, by scaling for any finite norm.
+
+        :param points: Shape ``(n, *input_shape)``; they may be overwritten, which spares fresh memory at each step.
+        """
+        if points.dtype != self.origin.dtype:
+            return self._projected(self._clipped(points) - self.origin).add_(self.origin)
+        clipped = points if self.clip_values is None else points.clamp_(*self.clip_values)
+        return self._projected(clipped.sub_(self.origin)).add_(self.origin)
 
     def random_point(self, mask: Tensor | None) -> Tensor:
         """A point of the ball around each image, clipped, from numpy's global generator."""
@@ -50,7 +62,7 @@ class Room:
     def _projected(self, change: Tensor) -> Tensor:
         if self.norm == math.inf:
             bound = _on(change, self.eps)
-            return change.clamp(-bound, bound)
+            return change.clamp_(-bound, bound)
         if isinstance(self.eps, np.ndarray):
             projected: Tensor = ProjectedGradientDescentPyTorch._projection(change, self.eps, self.norm)
             return projected
@@ -72,17 +84,17 @@ def usable(gradient: Tensor, mask: Tensor | None, *, targeted: bool) -> Tensor:
     return gradient if mask is None else torch.where(mask == 0, 0.0, gradient)
 
 
-def warn_of_nan(largest: Sequence[Tensor], logger: logging.Logger) -> None:
-    """Warn as ART does if there was a NaN in a gradient, given the largest element of each: looked at only here."""
-    if len(largest) and bool(torch.stack(list(largest)).isnan().any()):
+def warn_of_nan(largest: Tensor, logger: logging.Logger) -> None:
+    """Warn as ART does if there was a NaN in a gradient, given the largest element of all: looked at only here."""
+    if largest.isnan():
         logger.warning("Elements of the loss gradient are NaN and have been replaced with 0.0.")
 
 
 def ascent(gradient: Tensor, norm: float | str) -> Tensor:
-    """Of all perturbations of norm 1 the one that the gradient, shape ``(n, ...)``, gives the steepest rise."""
+    """Of all perturbations of norm 1 the one of steepest rise along the gradient, shape ``(n, ...)``, in its place."""
     order = norm_order(norm)
     if order == math.inf:
-        return gradient.sign()
+        return gradient.sign_()
     rows = gradient.flatten(1)
     if order == 1:
         unit = torch.zeros_like(rows).scatter(1, rows.abs().argmax(1, keepdim=True), 1.0)
@@ -100,8 +112,8 @@ def over_norm(gradient: Tensor, order: float) -> Tensor:
 
 
 def times(size: Size, direction: Tensor) -> Tensor:
-    """A step of that size in float32, whatever the precision of the size."""
-    return torch.mul(direction, _on(direction, size))
+    """A step of that size in place of its direction, and in its precision, whatever that of the size."""
+    return direction.mul_(_on(direction, size))
 
 
 def like(values: Tensor, images: Tensor) -> Tensor:

@@ -17,9 +17,9 @@ from art.estimators.classification import PyTorchClassifier
 from torch import nn
 
 from art_hrloss import HRClassifier, attack_view, error_bounds
-from art_hrloss.attacks import answering
 from art_hrloss.diagnostics import gradient_masking_report
-from art_hrloss.probes import margins
+from art_hrloss.rules import margins
+from art_hrloss.watching import answering
 from art_hrloss.worst_case import seeded
 from benchmarks import attacks, models
 from benchmarks.config import AttackLossName, AttackSpec, RunSpec

@@ -12,9 +12,10 @@ from torch import nn
 
 from art_hrloss import HRClassifier, HRLoss
 from art_hrloss.attack_losses import MarginLoss
-from art_hrloss.attacks import PGD, AutoPGD, _Watched, as_indices, checked_eps, predicted
+from art_hrloss.attacks import PGD, AutoPGD
 from art_hrloss.estimator import shared_options
-from art_hrloss.worst_case import allowed
+from art_hrloss.restarts import _Watched
+from art_hrloss.rules import allowed, as_indices, checked_eps, predicted
 
 LOSSES = ("ce", "hr", "margin", "dlr")
 ATTACKS = {

@@ -29,7 +29,7 @@ DEFAULTS = {
     AutoProjectedGradientDescent: {
         "eps": 0.15,
         "eps_step": 0.3,
-        "max_iter": 8,
+        "max_iter": 4,
         "nb_random_init": 2,
         "batch_size": 32,
         "verbose": False,
@@ -108,7 +108,7 @@ EXACT = [
     pytest.param(FastGradientMethod, {"mask": LEFT_HALF, "num_random_init": 1}, id="FGM-mask"),
     pytest.param(FastGradientMethod, {"mask": EACH_ITS_HALF}, id="FGM-mask-per-image"),
     pytest.param(FastGradientMethod, {"minimal": True, "eps_step": 0.05}, id="FGM-minimal"),
-    pytest.param(FastGradientMethod, {"batch_size": 1}, id="FGM-batches-of-1"),
+    pytest.param(FastGradientMethod, {"batch_size": 7}, id="FGM-batches-of-7"),
     pytest.param(ProjectedGradientDescent, {}, id="PGD"),
     pytest.param(ProjectedGradientDescent, {"num_random_init": 1}, id="PGD-random"),
     pytest.param(ProjectedGradientDescent, {"num_random_init": 3, "max_iter": 2}, id="PGD-3-random"),
@@ -130,12 +130,14 @@ EXACT = [
     pytest.param(ProjectedGradientDescent, {"mask": LEFT_HALF, "num_random_init": 1}, id="PGD-mask"),
     pytest.param(ProjectedGradientDescent, {"mask": EACH_ITS_HALF, **TWO}, id="PGD-L2-mask-per-image"),
     pytest.param(ProjectedGradientDescent, {"random_eps": True}, id="PGD-random-eps"),
-    pytest.param(ProjectedGradientDescent, {"batch_size": 7}, id="PGD-batches-of-7"),
-    pytest.param(AutoProjectedGradientDescent, {}, id="AutoPGD"),
+    pytest.param(ProjectedGradientDescent, {"batch_size": 7, "max_iter": 2}, id="PGD-batches-of-7"),
+    pytest.param(AutoProjectedGradientDescent, {"max_iter": 8}, id="AutoPGD"),
     pytest.param(AutoProjectedGradientDescent, {"max_iter": 1}, id="AutoPGD-1-step"),
-    pytest.param(AutoProjectedGradientDescent, {"max_iter": 40, "eps": 0.1}, id="AutoPGD-40"),
+    pytest.param(AutoProjectedGradientDescent, {"max_iter": 20, "eps": 0.1, "nb_random_init": 1}, id="AutoPGD-20"),
     pytest.param(AutoProjectedGradientDescent, {"mask": LEFT_HALF, "eps": 0.25}, id="AutoPGD-mask"),
-    pytest.param(AutoProjectedGradientDescent, {"batch_size": 7, "nb_random_init": 4}, id="AutoPGD-batches-of-7"),
+    pytest.param(
+        AutoProjectedGradientDescent, {"batch_size": 17, "nb_random_init": 4, "max_iter": 3}, id="AutoPGD-4-random"
+    ),
 ]
 # From the second attempt on ART hands tensors to NumPy, which warns of it.
 TENSORS_TO_NUMPY = "ignore:__array:DeprecationWarning"
@@ -144,8 +146,8 @@ ROUNDED = [
     pytest.param(FastGradientMethod, {**TWO, "num_random_init": 1}, id="FGM-L2"),
     pytest.param(FastGradientMethod, ONE, id="FGM-L1"),
     pytest.param(FastGradientMethod, {**TWO, "norm": 3}, id="FGM-L3"),
-    pytest.param(AutoProjectedGradientDescent, {**TWO, "eps_step": 2.4}, id="AutoPGD-L2"),
-    pytest.param(AutoProjectedGradientDescent, {**ONE, "eps_step": 12.0}, id="AutoPGD-L1"),
+    pytest.param(AutoProjectedGradientDescent, {**TWO, "eps_step": 2.4, "max_iter": 3}, id="AutoPGD-L2"),
+    pytest.param(AutoProjectedGradientDescent, {**ONE, "eps_step": 12.0, "max_iter": 3}, id="AutoPGD-L1"),
 ]
 
 
@@ -337,7 +339,7 @@ def test_passes_of_auto_pgd(hr_classifier, passes, batch):
     x = x[classifier.predict(x).argmax(1) == y][:40]
     y = classifier.predict(x).argmax(1)
     attack = AutoProjectedGradientDescent(classifier, **DEFAULTS[AutoProjectedGradientDescent])
-    attack.set_params(nb_random_init=1, eps=0.01, eps_step=0.02)
+    attack.set_params(nb_random_init=1, eps=0.01, eps_step=0.02, max_iter=8)
     del forward[:], back[:]
     attack.generate(x, y)
     assert forward == [40] + [32] * 9 + [8] * 9
@@ -425,7 +427,7 @@ class Rolled(Postprocessor):
 def test_postprocessing_is_in_the_predictions(hr_classifier, batch, attack):
     """Here an attempt has succeeded where the network itself is right, or wrong in another way."""
     classifier = hr_classifier(postprocessing_defences=Rolled())
-    options = {} if attack is FastGradientMethod else {"eps": 0.1}
+    options = {"eps": 0.5 if attack is FastGradientMethod else 0.1}
     restarts = {"nb_random_init" if attack is AutoProjectedGradientDescent else "num_random_init": 3}
     y = classifier.predict(batch[0]).argmax(1)
     np.testing.assert_array_equal(*both(attack, classifier, batch[0], y, **options, **restarts))
@@ -512,13 +514,36 @@ def test_network_and_arrays_are_left_alone(hr_classifier, batch, attack):
         assert [module.training for module in network.modules()] == modes
 
 
+class Remembering(HRClassifier):
+    """A classifier that keeps what attacks ask and what they are told, and copies of it."""
+
+    def evaluate(self, x, labels, *, gradient=True):
+        point = super().evaluate(x, labels, gradient=gradient)
+        kept = [x, *(part for part in point if part is not None)]
+        self.told = [*getattr(self, "told", []), *((part, part.clone()) for part in kept)]
+        return point
+
+
+@EACH
+@pytest.mark.parametrize("options", [{}, {"norm": 2, "eps": 1.2}], ids=["Linf", "L2"])
+@pytest.mark.parametrize("targeted", [False, True], ids=["untargeted", "targeted"])
+def test_steps_in_place_leave_alone_what_is_not_theirs(network, batch, attack, options, targeted):
+    """Points that were evaluated, and what was said of them, are the classifier's."""
+    classifier = Remembering(network, HRLoss(), (1, 8, 8), 10, clip_values=(0, 1), device_type="cpu")
+    x, y = batch
+    made(attack, classifier, x, (y + 1) % 10 if targeted else y, targeted=targeted, **options)
+    assert len(classifier.told) >= 8
+    assert all(torch.equal(part, copied) for part, copied in classifier.told)
+
+
 @EACH
 @pytest.mark.parametrize("size", [1, 7])
 def test_images_do_not_depend_on_the_batch_size(hr_classifier, network, batch, attack, size):
     """In float64, where a gradient near 0 does not round to either sign."""
     classifier = hr_classifier(network=network.double())
-    together = made(attack, classifier, *batch, batch_size=50)
-    np.testing.assert_array_equal(made(attack, classifier, *batch, batch_size=size), together)
+    x, y = batch[0][:10], batch[1][:10]
+    together = made(attack, classifier, x, y, batch_size=10)
+    np.testing.assert_array_equal(made(attack, classifier, x, y, batch_size=size), together)
 
 
 def test_no_images_at_all(hr_classifier, batch):

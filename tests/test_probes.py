@@ -11,7 +11,8 @@ from art.estimators.classification import PyTorchClassifier
 from networks import Counting, Scaled
 from torch import Tensor, nn
 
-from art_hrloss.probes import Gradients, Target, margins
+from art_hrloss.probes import Gradients, Target
+from art_hrloss.rules import margins
 
 
 def target(classifier, x, y, *, eps=0.1, norm=np.inf, batch_size=128):

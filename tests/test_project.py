@@ -312,3 +312,53 @@ def test_published_gains_of_strong_attacks_are_those_of_the_published_records(
         entry = f"{values.mean():z.3f} ± {half_width:.3f} |"
         row = next(line for line in text.split(f"| {eps:g} |")[1].splitlines() if "HR(1.6) - CE" in line)
         assert row.endswith(entry)
+
+
+def speed_rows() -> list[str]:
+    """The tables of README's section on speed, from the published readings."""
+    loss, attacks = (pd.read_csv(ROOT / f"benchmarks/results/speed/{part}.csv") for part in ("loss", "attacks"))
+
+    def shown(readings: pd.DataFrame, case: str, contender: str, quantity: str, against: str | None) -> str:
+        rows = readings[(readings.case == case) & (readings.contender == contender) & (readings.quantity == quantity)]
+        found = rows[rows.against.isna() if against is None else rows.against == against]
+        values = found[["median", "lower", "upper"]].to_numpy()[0]
+        return f"{values[0]:.2f}" if found.n.item() == 1 else "{:.2f} [{:.2f}, {:.2f}]".format(*values)
+
+    rows = []
+    for size in ("(128, 10)", "(4096, 10)", "(4096, 1000)", "(256, 50000)"):
+        entries = [
+            shown(loss, f"{size}, {place}", f"HR, {how}", "ratio", f"CE, {how}")
+            for how in ("eager", "compiled")
+            for place in ("1 thread", "2 threads")
+        ]
+        memory = (
+            shown(loss, f"{size}, 1 thread", name, "peak memory / logits", None) for name in ("HR, eager", "CE, eager")
+        )
+        rows.append(f"| {size} | " + " | ".join([*entries, *memory]) + " |")
+    for case in attacks.case.unique():
+        hand = "loop by hand, {}"
+        pairs = [("art_hrloss, HR", "HR"), ("art_hrloss, CE", "CE"), ("ART, PyTorchClassifier, CE", "CE")]
+        pairs += [("Foolbox, CE", "CE"), ("torchattacks, CE", "CE")]
+        entries = [
+            shown(attacks, case, name, "ratio", hand.format(which)) if has(attacks, case, name) else "-"
+            for name, which in pairs
+        ]
+        rows.append(f"| {case} | " + " | ".join(entries) + " |")
+    return rows
+
+
+def has(attacks: pd.DataFrame, case: str, contender: str) -> bool:
+    """Whether a contender was timed in that case: Foolbox has no Auto-PGD."""
+    return bool(((attacks.case == case) & (attacks.contender == contender) & (attacks.quantity == "ratio")).any())
+
+
+def test_readme_takes_what_is_fast_from_the_published_readings() -> None:
+    rows = speed_rows()
+    assert len(rows) == 4 + 8
+    for row in rows:
+        assert row in README
+    for part in ("loss", "attacks", "growth"):
+        text = (ROOT / f"benchmarks/results/speed/{part}.md").read_text()
+        command = f"python -m benchmarks speed --output benchmarks/results/speed --seconds 200.0 --part {part}"
+        assert f"Made by `{command}`" in text
+        assert "WARNING" not in text

@@ -22,7 +22,8 @@ from torch import nn
 from art_hrloss import attack_view
 from art_hrloss.attack_losses import attack_loss
 from art_hrloss.attacks import PGD, AutoPGD
-from art_hrloss.worst_case import WorstCase, allowed, ensemble, worst_case
+from art_hrloss.rules import allowed
+from art_hrloss.worst_case import WorstCase, ensemble, worst_case
 
 EPS = 0.1
 

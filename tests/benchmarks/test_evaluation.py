@@ -16,7 +16,8 @@ from art.attacks.evasion import FastGradientMethod, SquareAttack
 from art_hrloss import HRClassifier, attack_view
 from art_hrloss.attacks import PGD, AutoPGD
 from art_hrloss.diagnostics import gradient_masking_report
-from art_hrloss.worst_case import seeded, transfer
+from art_hrloss.ensemble import transfer
+from art_hrloss.worst_case import seeded
 from benchmarks import attacks, data, evaluation, models, training
 from benchmarks.config import AttackSpec, LossSpec, Recipe, RunSpec
 from benchmarks.data import Dataset, Split

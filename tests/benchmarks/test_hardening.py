@@ -12,7 +12,7 @@ from killed import KilledError, StoreKilledAfter
 
 from art_hrloss import HRClassifier
 from art_hrloss.attacks import PGD
-from art_hrloss.probes import margins
+from art_hrloss.rules import margins
 from art_hrloss.worst_case import seeded
 from benchmarks import data, evaluation, hardening, models, training
 from benchmarks.config import Hardening, LossSpec, Recipe, RunSpec
