@@ -80,14 +80,20 @@ def plain_hr(logits: Tensor, target: Tensor) -> Tensor:
     return entropy + divergence
 
 
-def _each(logits: Tensor, target: Tensor) -> Tensor:
-    losses: Tensor = HRLoss(alpha=ALPHA, reduction="none")(logits, target)
-    return losses.sum()
+def summed(loss: nn.Module) -> Loss:
+    """The sum of the values that a loss gives to the examples."""
+
+    def total(logits: Tensor, target: Tensor) -> Tensor:
+        losses: Tensor = loss(logits, target)
+        return losses.sum()
+
+    return total
 
 
 def eager() -> dict[str, Loss]:
     """The losses as torch runs them, line by line."""
-    return {CE: nn.CrossEntropyLoss(), HR: HRLoss(alpha=ALPHA), PLAIN: plain_hr, EACH: _each}
+    each = summed(HRLoss(alpha=ALPHA, reduction="none"))
+    return {CE: nn.CrossEntropyLoss(), HR: HRLoss(alpha=ALPHA), PLAIN: plain_hr, EACH: each}
 
 
 def compiled() -> dict[str, Loss]:
