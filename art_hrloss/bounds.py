@@ -26,7 +26,7 @@ import torch
 from scipy.optimize import minimize_scalar
 from torch import Tensor
 
-from art_hrloss.functional import check_alpha, classes_last
+from art_hrloss.checks import check_alpha, classes_last
 from art_hrloss.numerics import log_softmax
 
 Reading = Literal["derived", "printed"]

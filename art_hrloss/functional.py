@@ -10,18 +10,28 @@ Shapes follow :class:`torch.nn.CrossEntropyLoss`: logits are ``(C,)``, ``(N, C)`
 ``d1, ...`` counts as an example of its own. float16 and bfloat16 are computed in, and returned as, float32.
 """
 
-import math
-from typing import Literal, NamedTuple, get_args
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.distributed import ProcessGroup
 
+from art_hrloss.checks import Reduction, as_float, check_alpha, check_process_group, checked, classes_last
+from art_hrloss.distributed import joint_exponential_mean
 from art_hrloss.fused import can_fuse, fused_loss
 from art_hrloss.numerics import entropy, exponential_mean, log_softmax
 from art_hrloss.reduction import Options
 
-Reduction = Literal["batch", "none", "mean", "sum"]
-_REDUCTIONS = get_args(Reduction)
+
+class ExampleTerms(NamedTuple):
+    """What the loss of a batch is made of, for each example, shape ``(n,)``."""
+
+    entropy: Tensor
+    """H(q_i), in nats."""
+    divergence: Tensor
+    """alpha D_alpha(p_i || q_i), in nats."""
+    mass: Tensor
+    """sum_k w_k p_ik, 0 for an ignored example: its share m_i of the batch before it is normalised."""
 
 
 class HRLossTerms(NamedTuple):
@@ -67,12 +77,34 @@ def renyi_divergence(log_p: Tensor, log_q: Tensor, *, alpha: float, dim: int = -
     :return: Nats, at least 0 up to rounding, of the broadcast shape without `dim`.
     """
     alpha = check_alpha(alpha)
-    log_p, log_q = _as_float(log_p), _as_float(log_q)
+    log_p, log_q = as_float(log_p), as_float(log_q)
     log_p, log_q = torch.broadcast_tensors(log_p, log_q)
     log_p, log_q = log_p.movedim(dim, -1), log_q.movedim(dim, -1)
     if alpha < 0.5:  # D_alpha(p || q) = D_(1 - alpha)(q || p), which does not divide by alpha.
         return _log_ratio_mean(log_q, log_p, -alpha) / (1 - alpha)
     return _log_ratio_mean(log_p, log_q, alpha - 1) / alpha
+
+
+def example_terms(
+    logits: Tensor,
+    target: Tensor,
+    *,
+    alpha: float = 1.6,
+    weight: Tensor | None = None,
+    ignore_index: int = -100,
+    label_smoothing: float = 0.0,
+) -> ExampleTerms:
+    """
+    The terms of every example, with the parameters of :func:`hr_loss`.
+
+    The loss of the batch is ``sum_i m_i H_i + 1 / (alpha - 1) log sum_i m_i exp((alpha - 1) D_i)``, with H_i the
+    entropies, D_i the divergences, and m_i the masses over their sum.
+
+    :return: Tensors of shape ``(n,)``, a position of the logits being an example.
+    """
+    rows, labels, weight = checked(logits, target, alpha, weight, label_smoothing, "batch")
+    terms = _example_terms(rows, labels, float(alpha) - 1, weight, ignore_index, label_smoothing)
+    return ExampleTerms(*(term.reshape(-1) for term in terms))
 
 
 def hr_loss_terms(
@@ -84,14 +116,17 @@ def hr_loss_terms(
     ignore_index: int = -100,
     label_smoothing: float = 0.0,
     reduction: Reduction = "batch",
+    process_group: ProcessGroup | None = None,
 ) -> HRLossTerms:
     """
     The two terms of :func:`hr_loss`, with the same parameters: H(Y^|X) and alpha D_alpha(p_XY || p_XY^).
 
     :return: Two tensors, scalars unless `reduction` is "none"; their sum is the loss.
     """
-    rows, labels, weight = _checked(logits, target, alpha, weight, label_smoothing, reduction)
-    return _terms(rows, labels, float(alpha) - 1, weight, ignore_index, label_smoothing, reduction)
+    rows, labels, weight = checked(logits, target, alpha, weight, label_smoothing, reduction)
+    check_process_group(process_group, reduction)
+    order = float(alpha) - 1
+    return _terms(rows, labels, order, weight, ignore_index, label_smoothing, reduction, process_group)
 
 
 def hr_loss(
@@ -103,6 +138,7 @@ def hr_loss(
     ignore_index: int = -100,
     label_smoothing: float = 0.0,
     reduction: Reduction = "batch",
+    process_group: ProcessGroup | None = None,
 ) -> Tensor:
     """
     The HR loss, ``L_HR = H(Y^|X) + alpha D_alpha(p_XY || p_XY^)`` (eq. (3)).
@@ -135,6 +171,10 @@ def hr_loss(
     :param label_smoothing: Between 0 and 1.
     :param reduction: "batch" is eq. (3); "none", "mean" and "sum" are of the per-example loss, "mean" being weighted
            by u_i.
+    :param process_group: Of torch.distributed: the batch is then that of all its processes, each of which passes its
+           part, of any size, and gets the loss of the whole. The gradients are those of the loss times the number of
+           processes, so that their mean, as DistributedDataParallel takes it, is the gradient of the whole. They can be
+           taken once. For "none" nothing changes; "sum" is an error.
     :return: Nats, at least 0: a scalar, or with "none" the logits' shape without C. inf where a label that occurs has
              probability 0 (for alpha < 1 and a batch: where all of them have); NaN for "batch" and "mean" of no example
              at all, with zero gradients, as CrossEntropyLoss.
@@ -142,91 +182,17 @@ def hr_loss(
     :raises ValueError: If a shape or a parameter is out of range.
     :raises RuntimeError: If a class index is out of range; on a GPU torch reports it as it does for CrossEntropyLoss.
     """
-    rows, labels, weight = _checked(logits, target, alpha, weight, label_smoothing, reduction)
+    rows, labels, weight = checked(logits, target, alpha, weight, label_smoothing, reduction)
+    check_process_group(process_group, reduction)
     order = float(alpha) - 1
 
     def plain(rows: Tensor) -> Tensor:
-        terms = _terms(rows, labels, order, weight, ignore_index, label_smoothing, reduction)
+        terms = _terms(rows, labels, order, weight, ignore_index, label_smoothing, reduction, process_group)
         return terms.conditional_entropy + terms.renyi_divergence
 
-    if label_smoothing == 0 and labels.ndim < rows.ndim and can_fuse(rows, weight):
+    if process_group is None and label_smoothing == 0 and labels.ndim < rows.ndim and can_fuse(rows, weight):
         return fused_loss(rows, labels, weight, Options(order, ignore_index, reduction, plain))
     return plain(rows)
-
-
-def check_alpha(alpha: float) -> float:
-    """Return `alpha` as a float; raise unless it is a finite number above 0."""
-    if isinstance(alpha, (bool, Tensor)) or not hasattr(alpha, "__float__"):
-        raise TypeError(f"expected alpha to be a number, but got {type(alpha).__name__}")
-    value = float(alpha)
-    if not (math.isfinite(value) and value > 0):
-        raise ValueError(f"expected alpha to be finite and above 0, but got {alpha}")
-    return value
-
-
-def check_reduction(reduction: str) -> None:
-    """Raise unless `reduction` is one of the four."""
-    if reduction not in _REDUCTIONS:
-        raise ValueError(f"expected reduction to be one of {list(_REDUCTIONS)}, but got {reduction!r}")
-
-
-def check_label_smoothing(label_smoothing: float) -> None:
-    """Raise unless `label_smoothing` lies in [0, 1]."""
-    if not isinstance(label_smoothing, (int, float)) or not 0 <= label_smoothing <= 1:
-        raise ValueError(f"expected label_smoothing to lie in [0, 1], but got {label_smoothing}")
-
-
-def _as_float(values: Tensor) -> Tensor:
-    """Values as they are, half precisions as float32; anything else is an error."""
-    if not isinstance(values, Tensor) or not values.is_floating_point():
-        came = values.dtype if isinstance(values, Tensor) else type(values).__name__
-        raise TypeError(f"expected a floating-point tensor, but got {came}")
-    return values.float() if values.dtype in (torch.float16, torch.bfloat16) else values
-
-
-def classes_last(logits: Tensor) -> Tensor:
-    """Logits with the class dimension moved to the end."""
-    logits = _as_float(logits)
-    if logits.ndim == 0 or logits.shape[min(1, logits.ndim - 1)] == 0:
-        raise ValueError(f"expected logits of shape (C,), (N, C) or (N, C, d1, ...), but got {tuple(logits.shape)}")
-    return logits if logits.ndim <= 2 else logits.movedim(1, -1)
-
-
-def _checked_target(logits: Tensor, target: Tensor) -> Tensor:
-    """Class indices as int64, or probabilities with the class dimension at the end; told apart by their shape."""
-    if not isinstance(target, Tensor):
-        raise TypeError(f"expected the target to be a tensor, but got {type(target).__name__}")
-    if target.ndim == 1 and logits.ndim == 2 and target.dtype == torch.int64 and len(target) == len(logits):
-        return target  # the common case, which need not wait for the others
-    classes = 0 if logits.ndim == 1 else 1
-    index_shape = logits.shape[:classes] + logits.shape[classes + 1 :]
-    if target.shape == logits.shape and not target.is_complex():
-        return target if logits.ndim <= 2 else target.movedim(1, -1)
-    if target.shape != index_shape:
-        raise ValueError(
-            f"expected a target of shape {tuple(index_shape)} (class indices) or {tuple(logits.shape)} (probabilities) "
-            f"for logits of shape {tuple(logits.shape)}, but got {tuple(target.shape)}"
-        )
-    if target.is_floating_point() or target.is_complex() or target.dtype == torch.bool:
-        raise TypeError(f"expected class indices to be integers, but got {target.dtype}")
-    return target.long()
-
-
-def _checked(
-    logits: Tensor, target: Tensor, alpha: float, weight: Tensor | None, label_smoothing: float, reduction: str
-) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Logits with the classes at the end, labels likewise, and the weights in the logits' dtype."""
-    check_alpha(alpha)
-    check_reduction(reduction)
-    check_label_smoothing(label_smoothing)
-    rows = classes_last(logits)
-    labels = _checked_target(logits, target)
-    if weight is not None:
-        if weight.shape != rows.shape[-1:]:
-            classes = rows.shape[-1]
-            raise ValueError(f"expected weight of shape ({classes},), one per class, but got {tuple(weight.shape)}")
-        weight = weight.to(rows)
-    return rows, labels, weight
 
 
 def _terms(
@@ -237,19 +203,39 @@ def _terms(
     ignore_index: int,
     label_smoothing: float,
     reduction: str,
+    process_group: ProcessGroup | None,
 ) -> HRLossTerms:
     """The terms of :func:`hr_loss_terms`, of checked arguments: logits ``(..., C)``, and order = alpha - 1."""
-    log_q = log_softmax(rows)
-    uncertainty = entropy(log_q)
-    divergence, mass = _label_divergence(log_q, target, order, weight, ignore_index, label_smoothing)
+    *each, mass = _example_terms(rows, target, order, weight, ignore_index, label_smoothing)
     if reduction in ("none", "sum"):
-        terms = HRLossTerms(*(torch.where(mass == 0, 0.0, mass * term) for term in (uncertainty, divergence)))
+        terms = HRLossTerms(*(torch.where(mass == 0, 0.0, mass * term) for term in each))
         return terms if reduction == "none" else HRLossTerms(*(term.sum() for term in terms))
-    log_mass = mass.reshape(-1).log()
+    uncertainty, divergence, mass = (term.reshape(-1) for term in (*each, mass))
+    order = order if reduction == "batch" else 0.0
+    if process_group is not None:
+        return HRLossTerms(
+            joint_exponential_mean(uncertainty, mass, 0.0, process_group),
+            joint_exponential_mean(divergence, mass, order, process_group),
+        )
+    log_mass = mass.log()
     return HRLossTerms(
-        exponential_mean(uncertainty.reshape(-1), log_mass, 0.0),
-        exponential_mean(divergence.reshape(-1), log_mass, order if reduction == "batch" else 0.0),
+        exponential_mean(uncertainty, log_mass, 0.0),
+        exponential_mean(divergence, log_mass, order),
     )
+
+
+def _example_terms(
+    rows: Tensor,
+    target: Tensor,
+    order: float,
+    weight: Tensor | None,
+    ignore_index: int,
+    label_smoothing: float,
+) -> ExampleTerms:
+    """In the shape of the labels, of checked arguments."""
+    log_q = log_softmax(rows)
+    divergence, mass = _label_divergence(log_q, target, order, weight, ignore_index, label_smoothing)
+    return ExampleTerms(entropy(log_q), divergence, mass)
 
 
 def _label_divergence(

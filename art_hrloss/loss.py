@@ -5,8 +5,16 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.distributed import ProcessGroup
 
-from art_hrloss.functional import Reduction, check_alpha, check_label_smoothing, check_reduction, hr_loss
+from art_hrloss.checks import (
+    Reduction,
+    check_alpha,
+    check_label_smoothing,
+    check_process_group,
+    check_reduction,
+)
+from art_hrloss.functional import hr_loss
 
 
 class HRLoss(torch.nn.CrossEntropyLoss):
@@ -40,6 +48,7 @@ class HRLoss(torch.nn.CrossEntropyLoss):
         ignore_index: int = -100,
         label_smoothing: float = 0.0,
         reduction: Reduction = "batch",
+        process_group: ProcessGroup | None = None,
     ) -> None:
         """
         :param alpha: Order of the Renyi divergence, finite and above 0; the paper's bound needs alpha > 1.
@@ -47,11 +56,15 @@ class HRLoss(torch.nn.CrossEntropyLoss):
         :param ignore_index: The class index whose examples count for nothing.
         :param label_smoothing: Share of the uniform distribution in the labels, between 0 and 1.
         :param reduction: "batch" is the paper's objective; "none", "mean" and "sum" are of the per-example loss.
-        :raises TypeError: If alpha is not a number, or weight not a tensor.
+        :param process_group: Of torch.distributed, as `torch.distributed.group.WORLD`: the loss is then that of the
+               joint batch of all its processes, for training under DistributedDataParallel; see
+               :func:`~art_hrloss.functional.hr_loss`. A loss that has one cannot be pickled.
+        :raises TypeError: If alpha is not a number, weight not a tensor, or the group none.
         :raises ValueError: If a parameter is out of its range.
         """
         check_reduction(reduction)
         check_label_smoothing(label_smoothing)
+        check_process_group(process_group, reduction)
         if weight is not None and not isinstance(weight, Tensor):
             raise TypeError(f"expected weight to be a tensor, but got {type(weight).__name__}")
         if weight is not None and not (
@@ -60,6 +73,7 @@ class HRLoss(torch.nn.CrossEntropyLoss):
             raise ValueError(f"expected weight to be one finite number >= 0 per class, but got {weight}")
         super().__init__(weight=weight, ignore_index=ignore_index, label_smoothing=label_smoothing, reduction=reduction)
         self.alpha = check_alpha(alpha)
+        self.process_group = process_group
         if reduction == "mean" and alpha != 1:
             warnings.warn(
                 "HRLoss(reduction='mean') is the mean of the per-example loss, which for class indices without label "
@@ -82,6 +96,7 @@ class HRLoss(torch.nn.CrossEntropyLoss):
             ignore_index=self.ignore_index,
             label_smoothing=self.label_smoothing,
             reduction=self.reduction,  # type: ignore[arg-type]  # checked in hr_loss: ART assigns it
+            process_group=self.process_group,
         )
 
     def extra_repr(self) -> str:
@@ -91,6 +106,8 @@ class HRLoss(torch.nn.CrossEntropyLoss):
             settings["weight"] = self.weight.tolist()
         if self.ignore_index != -100:
             settings["ignore_index"] = self.ignore_index
+        if self.process_group is not None:
+            settings["process_group"] = self.process_group
         if self.label_smoothing:
             settings["label_smoothing"] = self.label_smoothing
         return ", ".join(f"{name}={value!r}" for name, value in settings.items())

@@ -12,7 +12,8 @@ from scipy.optimize import minimize_scalar
 from torch import Tensor
 
 from art_hrloss.bounds import beta, probability_comparison_bounds, relaxed_upper_bound
-from art_hrloss.functional import check_alpha, hr_loss_terms, renyi_divergence
+from art_hrloss.checks import check_alpha
+from art_hrloss.functional import hr_loss_terms, renyi_divergence
 from art_hrloss.numerics import are_distributions, entropy, log_entropy, log_of_others, log_softmax
 
 Array = npt.NDArray[Any] | Tensor
