@@ -35,6 +35,8 @@ OPTIONS: dict[str, dict[str, Any]] = {
 TARGETS = ["indices", "one-hot", "probabilities"]
 # Torch's own, the first time that forward mode is used.
 forward_mode = pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated:FutureWarning")
+# That of torch 2.8's compiler, for every autograd.Function.
+compiler = pytest.mark.filterwarnings("ignore:.* should not be instantiated:DeprecationWarning")
 INF, NAN = math.inf, math.nan
 
 # exp(-m) turns the rounding of a margin m into a relative error of m eps, and m is at most 745 before exp underflows in
@@ -501,6 +503,7 @@ def check_compiled(backend: Any, kind: str, options: dict[str, Any]) -> None:
         close(gradient, expected_gradient, atol=1e-15)
 
 
+@compiler
 @pytest.mark.parametrize("kind", ["indices", "probabilities"])
 @pytest.mark.parametrize("options", COMPILED.values(), ids=COMPILED)
 def test_compiles_once_in_one_graph(options: dict[str, Any], kind: str) -> None:
@@ -509,6 +512,7 @@ def test_compiles_once_in_one_graph(options: dict[str, Any], kind: str) -> None:
     assert counter.frame_count == 1
 
 
+@compiler
 def test_compiles_for_every_batch_size_at_once() -> None:
     # The last batch of an epoch is smaller: the second size makes the batch dimension dynamic, the third costs nothing.
     torch._dynamo.reset()
@@ -520,6 +524,7 @@ def test_compiles_for_every_batch_size_at_once() -> None:
     assert counter.frame_count == 2
 
 
+@compiler
 def test_compiles_to_machine_code() -> None:
     check_compiled("inductor", "indices", {})
 
