@@ -6,7 +6,7 @@ import traceback
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import BrokenExecutor, Executor, Future, as_completed
-from contextlib import AbstractContextManager, suppress
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -19,6 +19,7 @@ from benchmarks.data import Dataset
 from benchmarks.evaluation import evaluate
 from benchmarks.executors import ClusterError, InProcess
 from benchmarks.store import DamagedError, Store, StoreError, versions
+from benchmarks.together import can_be_stacked, train_together
 from benchmarks.training import train
 
 # Seconds to try for a lock: who looks whether a run is locked holds its lock for a moment.
@@ -43,6 +44,13 @@ class Job:
     data_dir: Path
     wait: bool = False
     """Whether to wait for another process that works on the same run, or to leave the run to it."""
+
+
+@dataclass(frozen=True)
+class Group:
+    """Jobs whose runs one worker trains at once."""
+
+    jobs: tuple[Job, ...]
 
 
 @dataclass(frozen=True)
@@ -95,6 +103,61 @@ def execute(job: Job) -> Outcome:
     return Outcome(messages=tuple(messages))
 
 
+def execute_together(group: Group) -> tuple[Outcome, ...]:
+    """
+    As :func:`execute` for each job, but that the runs that are not yet trained are trained at once.
+
+    :return: The outcomes, in the jobs' order; what makes a run fail is in its outcome.
+    """
+    outcomes = _train_group(group) if len(group.jobs) > 1 else dict.fromkeys(group.jobs, Outcome())
+    for job in group.jobs:
+        if outcomes[job].error is None:
+            try:
+                ended = execute(job)
+                outcomes[job] = replace(ended, messages=outcomes[job].messages + ended.messages)
+            except Exception as error:
+                outcomes[job] = replace(outcomes[job], error=error)
+    return tuple(outcomes[job] for job in group.jobs)
+
+
+def _train_group(group: Group) -> dict[Job, Outcome]:
+    """Train at once what can be; all else, such as what another process works on, is left to :func:`execute`."""
+    outcomes = dict.fromkeys(group.jobs, Outcome())
+    with _one_job_at_a_time, ExitStack() as locks:
+        ready: list[Job] = []
+        dataset: Dataset | None = None
+        for job in group.jobs:
+            store = Store(job.store)
+            with suppress(Exception):  # execute meets it again, and tells
+                if job.store.is_dir() and not store.is_trained(job.run):
+                    locks.enter_context(store.lock(job.run).acquire(timeout=MOMENT))
+                    outcomes[job] = Outcome(messages=tuple(store.set_damaged_aside(job.run, job.attacks)))
+                    dataset = _made_ready(job, store)
+                    if not store.is_trained(job.run):
+                        ready.append(job)
+        if dataset is not None and len(ready) > 1:
+            for job, error in _train_ready(ready, dataset).items():
+                outcomes[job] = replace(outcomes[job], error=error)
+    return outcomes
+
+
+def _train_ready(jobs: list[Job], dataset: Dataset) -> dict[Job, Exception]:
+    """Train at once; returns the jobs that failed, and why, which is in the store as well."""
+    store, runs = Store(jobs[0].store), [job.run for job in jobs]
+    failures: dict[RunSpec, Exception] = {}
+    with _threads(jobs[0].run.recipe.threads):
+        try:
+            for run in runs:
+                store.log(run, "training", from_epoch=store.epochs_done(run) + 1, together=len(runs))
+            failures |= train_together(runs, dataset, store)
+        except Exception as common:
+            failures = dict.fromkeys(runs, common)
+    for run, error in failures.items():
+        with suppress(StoreError, OSError):  # the disk may be full
+            _keep_error(store, run, error)
+    return {job: failures[job.run] for job in jobs if job.run in failures}
+
+
 def _keep_error(store: Store, run: RunSpec, error: Exception) -> None:
     store.save_error(run, "".join(traceback.format_exception(error)))
     store.log(run, "failed", message=str(error))
@@ -117,21 +180,35 @@ def _train_sources(job: Job) -> list[str]:
 
 def _work(job: Job, store: Store) -> list[str]:
     """Do the job; returns what is to be known about it."""
-    recipe, threads = job.run.recipe, torch.get_num_threads()
-    if recipe.device == "gpu" and not torch.cuda.is_available():  # ART would go on without, on the CPU
-        raise ConfigError(f"expected a GPU that torch can use for {job.run}, but there is none")
-    dataset = load_data(job.run.dataset, recipe, data_dir=job.data_dir)
-    store.open(job.run, dataset.fingerprint)
-    torch.set_num_threads(recipe.threads)
-    try:
+    dataset = _made_ready(job, store)
+    with _threads(job.run.recipe.threads):
         if not store.is_trained(job.run):
             store.log(job.run, "training", from_epoch=store.epochs_done(job.run) + 1)
             train(job.run, dataset, store)
         evaluate(job.run, job.attacks, dataset, store)
-    finally:
-        torch.set_num_threads(threads)
     others = store.other_versions(job.run)
     return [f"begun with {others}, and gone on with {versions()}"] if others else []
+
+
+def _made_ready(job: Job, store: Store) -> Dataset:
+    """Make the run's folder ready for work; returns its data."""
+    recipe = job.run.recipe
+    if recipe.device == "gpu" and not torch.cuda.is_available():  # ART would go on without, on the CPU
+        raise ConfigError(f"expected a GPU that torch can use for {job.run}, but there is none")
+    dataset = load_data(job.run.dataset, recipe, data_dir=job.data_dir)
+    store.open(job.run, dataset.fingerprint)
+    return dataset
+
+
+@contextmanager
+def _threads(number: int) -> Iterator[None]:
+    """Torch with so many threads on the CPU, and with as many as before afterwards."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(number)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def load_data(name: str, recipe: Recipe, *, data_dir: Path, download: bool = False) -> Dataset:
@@ -165,7 +242,9 @@ def missing_runs(grid: Grid, store: Store) -> list[RunSpec]:
     return [run for run in grid.runs() if not store.is_done(run, grid.attacks)]
 
 
-def run_all(jobs: list[Job], executor: Callable[[], AbstractContextManager[Executor]], on_end: OnEnd) -> int:
+def run_all(
+    jobs: list[Job], executor: Callable[[], AbstractContextManager[Executor]], on_end: OnEnd, *, together: int = 1
+) -> int:
     """
     Send every job to an executor and wait; a job that fails is recorded in the store and the others go on.
 
@@ -177,6 +256,7 @@ def run_all(jobs: list[Job], executor: Callable[[], AbstractContextManager[Execu
     :param jobs: What to do.
     :param executor: Opens one: a pool of processes, a cluster's, or :class:`benchmarks.executors.InProcess`.
     :param on_end: Called for each run as it ends.
+    :param together: Of the runs of one data set and recipe, how many a worker trains at once.
     :return: How many jobs failed.
     :raises ClusterError: If a cluster is lost; its runs are then neither done nor failed.
     """
@@ -184,23 +264,39 @@ def run_all(jobs: list[Job], executor: Callable[[], AbstractContextManager[Execu
         root.mkdir(parents=True, exist_ok=True)
     died: set[RunSpec] = set()
     failures = 0
-    batches = deque([jobs])
+    rounds = deque([grouped(jobs, together)])
     with executor() as opened:
-        while batches:
-            busy: list[Job] = []
-            for job, outcome in _ended(batches.popleft(), opened):
+        while rounds:
+            busy: list[Group] = []
+            for job, outcome in _ended(rounds.popleft(), opened):
                 if isinstance(outcome.error, WorkerDiedError) and job.run not in died:
                     died.add(job.run)
-                    batches.append([job])
+                    rounds.append([Group((job,))])
                 elif outcome.busy:
-                    busy.append(replace(job, wait=True))
+                    busy.append(Group((replace(job, wait=True),)))
                 else:
                     failures += outcome.error is not None
                     _keep_error_of_a_dead_worker(job, outcome.error)
                     on_end(job.run, outcome)
             if busy:
-                batches.append(busy)
+                rounds.append(busy)
     return failures
+
+
+def grouped(jobs: list[Job], together: int) -> list[Group]:
+    """Jobs in groups of at most so many that can be trained at once, in their order."""
+    alike: dict[tuple[str, Recipe], list[Job]] = {}
+    groups: list[list[Job]] = []
+    for job in jobs:
+        kind = (job.run.dataset, job.run.recipe)
+        if not can_be_stacked(job.run):
+            groups.append([job])
+        elif len(alike.get(kind, ())) in (0, together):
+            alike[kind] = [job]
+            groups.append(alike[kind])
+        else:
+            alike[kind].append(job)
+    return [Group(tuple(group)) for group in groups]
 
 
 def _keep_error_of_a_dead_worker(job: Job, error: BaseException | None) -> None:
@@ -211,23 +307,29 @@ def _keep_error_of_a_dead_worker(job: Job, error: BaseException | None) -> None:
             store.save_error(job.run, "".join(traceback.format_exception(error)))
 
 
-def _ended(jobs: list[Job], executor: Executor) -> Iterator[tuple[Job, Outcome]]:
-    """Each job with its outcome, as it ends."""
-    if isinstance(executor, InProcess):  # it ends a job before it takes the next
-        yield from ((job, _outcome(job, executor.submit(execute, job))) for job in jobs)
+def _ended(groups: list[Group], executor: Executor) -> Iterator[tuple[Job, Outcome]]:
+    """Each job with its outcome, as its group ends."""
+    if isinstance(executor, InProcess):  # it ends a group before it takes the next
+        ended = ((group, executor.submit(execute_together, group)) for group in groups)
     else:
-        futures = {executor.submit(execute, job): job for job in jobs}
-        yield from ((futures[future], _outcome(futures[future], future)) for future in as_completed(futures))
+        futures = {executor.submit(execute_together, group): group for group in groups}
+        ended = ((futures[future], future) for future in as_completed(futures))
+    for group, future in ended:
+        yield from zip(group.jobs, _outcomes(group, future), strict=True)
 
 
-def _outcome(job: Job, future: Future[Outcome]) -> Outcome:
+def _outcomes(group: Group, future: Future[tuple[Outcome, ...]]) -> tuple[Outcome, ...]:
     error = future.exception()
     if error is None:
         return future.result()
     if isinstance(error, ClusterError):
         raise error
     if isinstance(error, BrokenExecutor):
-        died = WorkerDiedError(f"the worker that did {job.run} died, perhaps for want of memory: {error}")
-        died.__cause__ = error
-        return Outcome(error=died)
-    return Outcome(error=error)
+        return tuple(Outcome(error=_death(job, error)) for job in group.jobs)
+    return tuple(Outcome(error=error) for _ in group.jobs)
+
+
+def _death(job: Job, cause: BrokenExecutor) -> WorkerDiedError:
+    died = WorkerDiedError(f"the worker that did {job.run} died, perhaps for want of memory: {cause}")
+    died.__cause__ = cause
+    return died

@@ -2,7 +2,8 @@
 
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -40,26 +41,19 @@ def train(run: RunSpec, data: Dataset, store: Store) -> None:
     :param store: Where state, curve and weights go; the run's lock is the caller's.
     :raises TrainingError: If the loss is no longer finite, or no temperature gives the network the run's margin.
     """
-    training = _Training(run, data)
-    state = store.load_state(run)
-    if state is not None:
-        training.load(state)
+    training = Training(run, data)
+    training.resume(store)
     for epoch in range(len(training.curve), run.recipe.epochs):
         begun = time.perf_counter()
         row = training.epoch(epoch)
         trained = time.perf_counter()
-        if not math.isfinite(row["train_loss"]):
-            raise TrainingError(f"the loss of {run} became {row['train_loss']} in epoch {epoch + 1}")
-        training.curve.append(row | training.measured(epoch))
-        store.save_state(run, training.state())
+        training.keep(row, store)
         seconds = {"training": round(trained - begun, 3), "seconds": round(time.perf_counter() - begun, 3)}
         store.log(run, "epoch", epoch=epoch + 1, **seconds)
-    if run.loss.margin:
-        training.scale_margins()
-    store.save_checkpoint(run, training.model.state_dict())
+    training.finish(store)
 
 
-class _Training:
+class Training:
     """A run in training: its network, its optimizer, its images, and how far it is."""
 
     def __init__(self, run: RunSpec, data: Dataset) -> None:
@@ -71,55 +65,91 @@ class _Training:
         self.order = torch.Generator().manual_seed(order_seed)
         self.curve: list[dict[str, Any]] = []
         self.loss = training_loss(run.loss).to(self.device)
-        self.images, self.labels = data.train.tensors(self.device)
-        self.validation = data.validation.tensors(self.device)
         self.classifier = as_classifier(self.model, run, data)
 
-    def load(self, state: dict[str, Any]) -> None:
-        """Go on from a state."""
-        self.model.load_state_dict(state["model"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.order.set_state(state["order"])
-        self.curve = state["curve"]
+    @cached_property
+    def train(self) -> tuple[Tensor, Tensor]:
+        """The training images and their labels."""
+        return self.data.train.tensors(self.device)
 
-    def state(self) -> dict[str, Any]:
-        """All that :meth:`load` needs."""
-        return {
-            "model": self.model.state_dict(),
+    @cached_property
+    def validation(self) -> tuple[Tensor, Tensor]:
+        """The validation images and their labels."""
+        return self.data.validation.tensors(self.device)
+
+    def resume(self, store: Store) -> None:
+        """Go on from what the store has of the run, if anything."""
+        state = store.load_state(self.run)
+        if state is not None:
+            self.model.load_state_dict(state["model"])
+            self.optimizer.load_state_dict(state["optimizer"])
+            self.order.set_state(state["order"])
+            self.curve = state["curve"]
+
+    def keep(self, row: dict[str, Any], store: Store) -> None:
+        """
+        End an epoch: measure what else its row of the curve holds, and keep all that :meth:`resume` needs.
+
+        :param row: What the epoch has told; with a validation_accuracy, if it is known already.
+        :raises TrainingError: If the loss is no longer finite.
+        """
+        epoch = len(self.curve)
+        if not math.isfinite(row["train_loss"]):
+            raise TrainingError(f"the loss of {self.run} became {row['train_loss']} in epoch {epoch + 1}")
+        self.curve.append(row | self._measured(epoch, row.get("validation_accuracy")))
+        state = {
+            # Copies, for of a view torch would write all that it is a view of.
+            "model": {name: tensor.clone() for name, tensor in self.model.state_dict().items()},
             "optimizer": self.optimizer.state_dict(),
             "order": self.order.get_state(),
             "curve": self.curve,
         }
+        store.save_state(self.run, state)
+
+    def finish(self, store: Store) -> None:
+        """
+        Keep the weights of a run whose epochs are done.
+
+        :raises TrainingError: If no temperature gives the network the run's margin.
+        """
+        if self.run.loss.margin:
+            self._scale_margins()
+        store.save_checkpoint(self.run, self.model.state_dict())
+
+    def shuffled(self) -> Tensor:
+        """The order of the images in the next epoch, on the CPU."""
+        return torch.randperm(len(self.data.train), generator=self.order)
 
     def epoch(self, epoch: int) -> dict[str, Any]:
         """Train for an epoch, counted from 0; returns train_loss and train_accuracy."""
         recipe, hardening = self.run.recipe, self.run.loss.hardening
         for group in self.optimizer.param_groups:
             group["lr"] = recipe.lr_at(epoch)
-        order = torch.randperm(len(self.images), generator=self.order).to(self.device).split(recipe.batch_size)
-        batches = ((noisy(self.images[batch], hardening), self.labels[batch]) for batch in order)
+        order = self.shuffled().to(self.device).split(recipe.batch_size)
+        images, labels = self.train
+        batches = ((noisy(images[batch], hardening), labels[batch]) for batch in order)
         # For noise and networks with random layers: drawn anew in every epoch, so that a resumed run draws the same.
         seed = int(np.random.SeedSequence((self.run.seed, epoch)).generate_state(1)[0])
         if hardening is not None and hardening.name != "noise":
             classifier = as_classifier(Whole(self.model), self.run, self.data, self.optimizer)
-            adversarial_epoch(hardening, classifier, self.images, self.labels, recipe.batch_size, seed=seed)
+            adversarial_epoch(hardening, classifier, images, labels, recipe.batch_size, seed=seed)
             return look(self.model, self.loss, batches)
         with torch.random.fork_rng():
             torch.manual_seed(seed)
             return train_epoch(self.model, self.loss, self.optimizer, batches)
 
-    def measured(self, epoch: int) -> dict[str, Any]:
+    def _measured(self, epoch: int, right: float | None) -> dict[str, Any]:
         """What else a row of the curve holds."""
         recipe = self.run.recipe
         row: dict[str, Any] = {"epoch": epoch + 1, "lr": recipe.lr_at(epoch)}
-        row["validation_accuracy"] = accuracy(self.model, *self.validation)
+        row["validation_accuracy"] = accuracy(self.model, *self.validation) if right is None else right
         if recipe.curve_every and (epoch + 1) % recipe.curve_every == 0:
             measured = dict(measure_all(recipe.curve_attacks, self.classifier, self.data, recipe.input_scale))
             row["attacks"] = {spec.key(): record["correct"] / record["n"] for spec, record in measured.items()}
             row["bounds"] = {spec.key(): record["bounds"]["labels"] for spec, record in measured.items()}
         return row
 
-    def scale_margins(self) -> None:
+    def _scale_margins(self) -> None:
         """Multiply the logits by what gives the validation images the run's median margin."""
         images, labels = (part.cpu().numpy() for part in self.validation)
         logits = self.classifier.predict(images, batch_size=500).astype(np.float64)
@@ -175,11 +205,18 @@ def accuracy(model: nn.Module, images: Tensor, labels: Tensor, *, batch_size: in
     return sum(int((model(x).argmax(1) == y).sum()) for x, y in batches) / len(labels)
 
 
-def build_optimizer(recipe: Recipe, model: nn.Module) -> torch.optim.Optimizer:
-    """The recipe's optimizer over all parameters, its penalty on the convolutions' kernels alone."""
-    kernels = [m.weight for m in model.modules() if isinstance(m, nn.Conv2d)]
-    ids = {id(kernel) for kernel in kernels}
-    others = [p for p in model.parameters() if id(p) not in ids]
+def build_optimizer(
+    recipe: Recipe, model: nn.Module, parameters: Mapping[str, Tensor] | None = None
+) -> torch.optim.Optimizer:
+    """
+    The recipe's optimizer over all parameters, its penalty on the convolutions' kernels alone.
+
+    :param parameters: By the names that the model has for its own, those in their place.
+    """
+    named = dict(model.named_parameters()) if parameters is None else parameters
+    kernel_names = [f"{name}.weight" for name, module in model.named_modules() if isinstance(module, nn.Conv2d)]
+    kernels = [named[name] for name in kernel_names]
+    others = [parameter for name, parameter in named.items() if name not in kernel_names]
     # The gradient of l2 * ||w||^2 is 2 l2 w; torch adds weight_decay * w.
     groups: list[dict[str, Any]] = [{"params": kernels, "weight_decay": 2 * recipe.l2}, {"params": others}]
     if recipe.optimizer == "adam":

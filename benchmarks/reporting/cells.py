@@ -133,7 +133,9 @@ def load(grid: Grid, store: Store) -> Results:
             curves[run] = store.curve(run)
         except DamagedError as error:
             problems.append(str(error))
-        epochs = {e["epoch"]: e["training"] for e in store.log_entries(run) if e.get("event") == "epoch"}
+        # Of runs that were trained at once, nobody knows which took how long.
+        alone = (e for e in store.log_entries(run) if e["event"] == "epoch" and "together" not in e)
+        epochs = {e["epoch"]: e["training"] for e in alone}
         if epochs:
             seconds[run] = median(epochs.values())
         for attack in grid.attacks:
