@@ -8,7 +8,9 @@ import inspect
 import shlex
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from concurrent.futures import Executor
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -17,15 +19,16 @@ import torch
 import tyro
 from rich.console import Console
 
-from benchmarks import executors, grids, runner, status
-from benchmarks.config import ConfigError, Grid, Recipe
+from benchmarks import estimate, executors, grids, runner, status
+from benchmarks.cluster import Cluster, ClusterError
+from benchmarks.config import ConfigError, Grid, Recipe, RunSpec
 from benchmarks.data import DataError
-from benchmarks.executors import Cluster, ClusterError
 from benchmarks.progress import following
 from benchmarks.reporting import report
 from benchmarks.reporting.cells import Results, load
 from benchmarks.reporting.tables import alpha_table, table_1
 from benchmarks.speed.command import Speed
+from benchmarks.status import Cost
 from benchmarks.store import Store, StoreError
 
 
@@ -117,6 +120,9 @@ class Run(GridOptions):
     workers: int | None = None
     """Runs at once, each in a process of its own. Default: as many as the processors have threads for; 1 runs in this
     process."""
+    together: int | None = None
+    """Runs of one recipe that a worker trains at once, their networks stacked. Default: 10 on a GPU, which a small
+    network leaves idle, and 1 on the CPU. The results are those of single runs but for rounding."""
     scheduler: str | None = None
     """Address of a Dask cluster's scheduler, such as tcp://127.0.0.1:8786, whose workers do the runs. They need this
     program, the data folder and the store under the same paths."""
@@ -141,24 +147,63 @@ class Run(GridOptions):
         failures = 0
         if missing:
             jobs = [runner.Job(run, grid.attacks, store.root, data_dir) for run in missing]
-            fit = 1 if self.device == "gpu" else executors.available_cpus() // (self.threads or 1)
-            workers = max(1, min(self.workers or fit, len(jobs)))
-            where = f"on the cluster at {cluster.address}, as it has workers" if cluster else f"{workers} at once"
-            console.print(f"{len(jobs)} to do, {where}.")
-            with following(grid, store, console, at_once=None if cluster else workers) as ended:
-                failures = runner.run_all(
-                    jobs, cluster.executor if cluster else lambda: executors.local(workers), ended
-                )
+            failures = self._do(grid, store, jobs, cluster, console)
         make_report(load(grid, store), store, console, self.command)
         if failures:
             why = super().resuming.replace("benchmarks run", "benchmarks status")
             console.print(f"{failures} of {len(missing)} runs failed: `{why}` says why.", soft_wrap=True)
         return 1 if failures else 0
 
+    def _do(self, grid: Grid, store: Store, jobs: list[runner.Job], cluster: Cluster | None, console: Console) -> int:
+        """Do the jobs; returns how many failed."""
+        together = self.together or (10 if self.device == "gpu" else 1)
+        fit = 1 if self.device == "gpu" else executors.available_cpus() // (self.threads or 1)
+        workers = max(1, min(self.workers or fit, len(runner.grouped(jobs, together))))
+        where = f"on the cluster at {cluster.address}, as it has workers" if cluster else f"{workers} at once"
+        console.print(f"{len(jobs)} to do, {where}{f', each of {together} runs' if together > 1 else ''}.")
+
+        def opened() -> AbstractContextManager[Executor]:
+            return cluster.executor([job.resources for job in jobs]) if cluster else executors.local(workers)
+
+        costs = self._estimated(grid, store, jobs, opened if cluster else None, console, workers)
+        # Runs that are trained at once are timed as a whole, so each of them seems to run.
+        at_once = None if cluster or together > 1 else workers
+        with following(grid, store, console, at_once=at_once, costs=costs) as ended:
+            return runner.run_all(jobs, opened, ended, together=together)
+
+    def _estimated(
+        self,
+        grid: Grid,
+        store: Store,
+        jobs: list[runner.Job],
+        cluster: Callable[[], AbstractContextManager[Executor]] | None,
+        console: Console,
+        workers: int,
+    ) -> dict[RunSpec, Cost]:
+        """Say how long the jobs will take; returns what is expected of those of which nothing has been timed."""
+        states, by_run = status.status(grid, store), {job.run: job for job in jobs}
+        how = "from the runs that were timed"
+        costs: dict[RunSpec, Cost] = {}
+        if estimate.to_probe(states):
+            how = "from a few batches of training and a few images of each attack"
+            try:
+                if cluster is None:
+                    costs = estimate.costs(states, by_run.__getitem__, estimate.probe)
+                else:
+                    with cluster() as opened:
+                        ask = lambda job: opened.submit(estimate.probe, job).result()  # noqa: E731
+                        costs = estimate.costs(states, by_run.__getitem__, ask)
+            except Exception as error:  # whatever it is, the run itself will meet it and tell
+                how = f"the estimate failed: {error}"
+            states = status.status(grid, store, before=states, costs=costs)
+        left = status.duration(status.seconds_left(states, at_once=1 if cluster else workers))
+        console.print(f"Estimated: {left}{' of one worker' if cluster else ''} ({how}).", soft_wrap=True)
+        return costs
+
     @property
     def resuming(self) -> str:
         """The same command, with where it finds and keeps things."""
-        names = ("data_dir", "workers", "scheduler", "tls_ca", "tls_cert", "tls_key")
+        names = ("data_dir", "workers", "together", "scheduler", "tls_ca", "tls_cert", "tls_key")
         given = {name: value for name in names if (value := getattr(self, name)) != getattr(Run, name)}
         options = (f" --{name.replace('_', '-')} {shlex.quote(str(value))}" for name, value in given.items())
         return super().resuming + "".join(options) + (" --download" if self.download else "")
@@ -167,6 +212,8 @@ class Run(GridOptions):
         files = (self.tls_ca, self.tls_cert, self.tls_key)
         if self.scheduler is None and any(files):
             raise ConfigError("expected --scheduler with --tls-ca, --tls-cert and --tls-key, but got none")
+        if self.together is not None and self.together < 1:
+            raise ConfigError(f"expected together to be at least 1, but got {self.together}")
         if self.workers is not None and self.workers < 1:
             raise ConfigError(f"expected workers to be at least 1, but got {self.workers}")
         if self.workers is not None and self.scheduler is not None:

@@ -46,8 +46,9 @@ class Split:
         return len(self.labels)
 
     def tensors(self, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-        """Images as float32 in [0, 1], shape ``(N, C, H, W)``, and labels, shape ``(N,)``."""
-        return torch.from_numpy(self.images).to(device).float() / 255, torch.from_numpy(self.labels).to(device)
+        """Copies: images as float32 in [0, 1], shape ``(N, C, H, W)``, and labels, shape ``(N,)``."""
+        # torch.from_numpy would share memory that may be read-only, which tensors do not know.
+        return torch.tensor(self.images, device=device).float().div_(255), torch.tensor(self.labels, device=device)
 
 
 @dataclass(frozen=True, eq=False)
@@ -114,6 +115,12 @@ def load(name: str, *, data_dir: Path, download: bool = False, validation_size: 
     return Dataset(name, classes, train, validation, test)
 
 
+def files(name: str, data_dir: Path) -> tuple[Path, ...]:
+    """The files that :func:`load` looks for, whether they are there or not; "digits" has none."""
+    official = tuple(_official_md5s(name, data_dir.expanduser())) if name in BUILT_IN[1:] else ()
+    return official if name == "digits" else (*official, data_dir.expanduser() / f"{name}.npz")
+
+
 def _set_aside(split: Split, size: int, seed: int) -> tuple[Split, Split]:
     """Part a split at random into what stays and the `size` examples set aside."""
     aside, stay = np.split(np.random.default_rng(seed).permutation(len(split)), [size])
@@ -170,17 +177,20 @@ def _ensure_whole(files: Mapping[Path, bool], name: str, data_dir: Path, *, down
 
 def _torchvision_files(name: str, data_dir: Path) -> dict[Path, bool]:
     """Torchvision's files, and whether each is whole: there, and of the right MD5 where torchvision has one for it."""
-    from torchvision.datasets import CIFAR10, MNIST, SVHN
     from torchvision.datasets.utils import check_integrity
 
+    return {path: check_integrity(path, md5) for path, md5 in _official_md5s(name, data_dir).items()}
+
+
+def _official_md5s(name: str, data_dir: Path) -> dict[Path, str | None]:
+    from torchvision.datasets import CIFAR10, MNIST, SVHN
+
     if name == "mnist":
-        md5s = {data_dir / "MNIST" / "raw" / Path(archive).stem: None for archive, _ in MNIST.resources}
-    elif name == "cifar10":
+        return {data_dir / "MNIST" / "raw" / Path(archive).stem: None for archive, _ in MNIST.resources}
+    if name == "cifar10":
         batches = [*CIFAR10.train_list, *CIFAR10.test_list, (CIFAR10.meta["filename"], CIFAR10.meta["md5"])]
-        md5s = {data_dir / CIFAR10.base_folder / file: md5 for file, md5 in batches}
-    else:
-        md5s = {data_dir / file: md5 for _, file, md5 in (SVHN.split_list["train"], SVHN.split_list["test"])}
-    return {path: check_integrity(path, md5) for path, md5 in md5s.items()}
+        return {data_dir / CIFAR10.base_folder / file: md5 for file, md5 in batches}
+    return {data_dir / file: md5 for _, file, md5 in (SVHN.split_list["train"], SVHN.split_list["test"])}
 
 
 def _torchvision_arrays(name: str, data_dir: Path, *, download: bool) -> list[npt.NDArray[Any]]:

@@ -16,7 +16,7 @@ import torch
 from art.estimators.classification import PyTorchClassifier
 from torch import nn
 
-from art_hrloss import HRClassifier, attack_view, error_bounds
+from art_hrloss import ErrorBounds, HRClassifier, attack_view, error_bounds
 from art_hrloss.diagnostics import gradient_masking_report
 from art_hrloss.rules import margins
 from art_hrloss.watching import answering
@@ -65,6 +65,8 @@ def measure_all(
     data: Dataset,
     input_scale: float = 1.0,
     sources: Mapping[int, HRClassifier] = MappingProxyType({}),
+    *,
+    brief: bool = False,
 ) -> Iterator[tuple[AttackSpec, dict[str, Any]]]:
     """
     Each attack with its record: see :func:`measure`. What attacks of one loss have in common is computed once.
@@ -74,6 +76,7 @@ def measure_all(
     :param data: Its data set.
     :param input_scale: Units of the network's input in the range of a pixel.
     :param sources: By seed, the networks that attacks name as their sources.
+    :param brief: Only n, correct, and of bounds those under "labels": what a learning curve keeps.
     """
     by_loss: dict[AttackLossName | None, list[AttackSpec]] = {}
     for spec in specs:
@@ -86,7 +89,7 @@ def measure_all(
                     yield spec, diagnose(spec, attack_view(classifier, view.attack_loss), split)
                 else:
                     source = None if spec.source is None else sources[spec.source]
-                    yield spec, measure(spec, view, split, input_scale, source)
+                    yield spec, measure(spec, view, split, input_scale, source, brief=brief)
 
 
 def trained_classifier(run: RunSpec, data: Dataset, store: Store) -> HRClassifier:
@@ -144,6 +147,8 @@ def measure(
     split: Split,
     input_scale: float = 1.0,
     source: PyTorchClassifier | None = None,
+    *,
+    brief: bool = False,
 ) -> dict[str, Any]:
     """
     One evaluation, as plain values.
@@ -153,6 +158,7 @@ def measure(
     :param split: The images, attacked at their true labels.
     :param input_scale: Units of the network's input in the range of a pixel.
     :param source: The other network on which the attack makes images, if it names one.
+    :param brief: As for :func:`measure_all`.
     :return:
         * n, the number of images, and correct, how many of the attacked ones are classified right;
         * zero_gradient, for an attack along one loss: at how many of the clean images the gradient that drives it is
@@ -174,6 +180,8 @@ def measure(
     logits = classifier.predict(images, batch_size=BATCH_SIZE)
     predictions = logits.argmax(1)
     record: dict[str, Any] = {"n": len(labels), "correct": int((predictions == labels).sum())}
+    if brief:
+        return record | {"bounds": {"labels": _finite(error_bounds(logits, labels, alpha=UPPER_ALPHA))}}
     if isinstance(attack, attacks.WorstCaseAttack):
         record["broken_by"] = attack.broken_by
     elif spec.loss is not None:
@@ -204,7 +212,8 @@ def measure(
 def _chosen(spec: AttackSpec, split: Split) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]:
     """The images that are attacked, in [0, 1], and their labels."""
     chosen = slice(spec.images or None)
-    return split.tensors(torch.device("cpu"))[0].numpy()[chosen], split.labels[chosen]
+    images, labels = split.tensors(torch.device("cpu"))
+    return images.numpy()[chosen], labels.numpy()[chosen]
 
 
 @contextmanager
@@ -230,14 +239,14 @@ def _remembering(classifier: HRClassifier) -> Iterator[HRClassifier]:
 def _bounds(logits: npt.NDArray[np.float32], labels: npt.NDArray[np.int64]) -> dict[str, dict[str, float | None]]:
     classes = logits.shape[1]
     noisy = (1 - LABEL_NOISE) * np.eye(classes)[labels] + LABEL_NOISE / classes
-    found = {
-        "labels": error_bounds(logits, labels, alpha=UPPER_ALPHA),
-        "noisy_labels": error_bounds(logits, noisy, alpha=LOWER_ALPHA),
-    }
     return {
-        name: {field: value if math.isfinite(value) else None for field, value in asdict(bounds).items()}
-        for name, bounds in found.items()
+        "labels": _finite(error_bounds(logits, labels, alpha=UPPER_ALPHA)),
+        "noisy_labels": _finite(error_bounds(logits, noisy, alpha=LOWER_ALPHA)),
     }
+
+
+def _finite(bounds: ErrorBounds) -> dict[str, float | None]:
+    return {field: value if math.isfinite(value) else None for field, value in asdict(bounds).items()}
 
 
 def _confusion(probabilities: npt.NDArray[np.float64], labels: npt.NDArray[np.int64]) -> list[list[float | None]]:

@@ -1,42 +1,55 @@
 """One display of a grid in work: a live line in a terminal, plain lines elsewhere."""
 
 import threading
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from functools import partial
+from types import MappingProxyType
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 
 from benchmarks.config import Grid, RunSpec
 from benchmarks.runner import OnEnd, Outcome
-from benchmarks.status import RunStatus, duration, seconds_left, status
+from benchmarks.status import Cost, RunStatus, duration, seconds_left, status
 from benchmarks.store import DamagedError, Store
 
 # Seconds between two looks at the store, and between two plain lines where there is no terminal.
 LIVE, PLAIN = 1.0, 60.0
+# Times the seconds that a look took, in which there is no other.
+REST = 20.0
 
 
 @contextmanager
-def following(grid: Grid, store: Store, console: Console, *, at_once: int | None) -> Iterator[OnEnd]:
+def following(
+    grid: Grid,
+    store: Store,
+    console: Console,
+    *,
+    at_once: int | None,
+    costs: Mapping[RunSpec, Cost] = MappingProxyType({}),
+) -> Iterator[OnEnd]:
     """
-    Show how far a grid is, whoever works on it, and a line for each run that ends.
+    Show how far a grid is, whoever works on it, and a line for each run that ends, with the time that is then left.
 
     :param grid: What is in work.
     :param store: Where it goes; it is read, and nothing else.
     :param console: Where to show it.
     :param at_once: Runs done at the same time, for the time left; None for as many as are seen to run.
+    :param costs: What runs are expected to take as long as nothing like them has been timed.
     """
     stop = threading.Event()
+    looks = _Looks(grid, store, costs)
     columns = (BarColumn(bar_width=20), TextColumn("{task.description}"))
     with Progress(*columns, console=console, disable=not console.is_terminal) as live:
         task = live.add_task("", total=sum(run.recipe.epochs + len(grid.attacks) for run in grid.runs()))
 
         def follow() -> None:
-            states: list[RunStatus] = []
             pause = 0.0
             while not stop.wait(pause):
                 pause = LIVE if console.is_terminal else PLAIN
-                states = status(grid, store, before=states)
+                states = looks.latest()
                 line = _line(states, at_once)
                 live.update(task, completed=sum(state.epochs + state.records for state in states), description=line)
                 if not console.is_terminal:
@@ -45,7 +58,8 @@ def following(grid: Grid, store: Store, console: Console, *, at_once: int | None
         def ended(run: RunSpec, outcome: Outcome) -> None:
             for message in outcome.messages:
                 console.print(f"{run}: {message}", soft_wrap=True)
-            console.print(f"{run}: {_told(grid, store, run, outcome)}", soft_wrap=True)
+            left = duration(seconds_left(looks.latest(), at_once=at_once))
+            console.print(f"{run}: {_told(grid, store, run, outcome)}; left: {left}", soft_wrap=True)
 
         follower = threading.Thread(target=follow, daemon=True)
         follower.start()
@@ -54,6 +68,26 @@ def following(grid: Grid, store: Store, console: Console, *, at_once: int | None
         finally:
             stop.set()
             follower.join()
+
+
+class _Looks:
+    """What was last seen of a grid: of a large one a look takes long, and is not taken whenever somebody asks."""
+
+    def __init__(self, grid: Grid, store: Store, costs: Mapping[RunSpec, Cost]) -> None:
+        self._look = partial(status, grid, store, costs=costs)
+        self._states: list[RunStatus] = []
+        self._next = 0.0
+        self._lock = threading.Lock()
+
+    def latest(self) -> list[RunStatus]:
+        """The states of all runs, looked at anew unless that would take more than a twentieth of the time."""
+        with self._lock:
+            begun = time.monotonic()
+            if begun >= self._next:
+                self._states = self._look(before=self._states)
+                ended = time.monotonic()
+                self._next = ended + REST * (ended - begun)
+            return self._states
 
 
 def _line(states: Sequence[RunStatus], at_once: int | None) -> str:

@@ -13,11 +13,12 @@ from pathlib import Path
 import torch
 from filelock import Timeout
 
-from benchmarks import data
+from benchmarks import shared_data
+from benchmarks.cluster import ClusterError
 from benchmarks.config import AttackSpec, ConfigError, Grid, Recipe, RunSpec
 from benchmarks.data import Dataset
 from benchmarks.evaluation import evaluate
-from benchmarks.executors import ClusterError, InProcess
+from benchmarks.executors import InProcess
 from benchmarks.store import DamagedError, Store, StoreError, versions
 from benchmarks.together import can_be_stacked, train_together
 from benchmarks.training import train
@@ -45,12 +46,23 @@ class Job:
     wait: bool = False
     """Whether to wait for another process that works on the same run, or to leave the run to it."""
 
+    @property
+    def resources(self) -> dict[str, float]:
+        """What a worker of a cluster needs for it: {"GPU": 1}, or as many CPU as the run has threads."""
+        recipe = self.run.recipe
+        return {"GPU": 1.0} if recipe.device == "gpu" else {"CPU": float(recipe.threads)}
+
 
 @dataclass(frozen=True)
 class Group:
     """Jobs whose runs one worker trains at once."""
 
     jobs: tuple[Job, ...]
+
+    @property
+    def resources(self) -> dict[str, float]:
+        """What a worker of a cluster needs for it: as for one of them."""
+        return self.jobs[0].resources
 
 
 @dataclass(frozen=True)
@@ -145,7 +157,7 @@ def _train_ready(jobs: list[Job], dataset: Dataset) -> dict[Job, Exception]:
     """Train at once; returns the jobs that failed, and why, which is in the store as well."""
     store, runs = Store(jobs[0].store), [job.run for job in jobs]
     failures: dict[RunSpec, Exception] = {}
-    with _threads(jobs[0].run.recipe.threads):
+    with threads(jobs[0].run.recipe.threads):
         try:
             for run in runs:
                 store.log(run, "training", from_epoch=store.epochs_done(run) + 1, together=len(runs))
@@ -181,7 +193,7 @@ def _train_sources(job: Job) -> list[str]:
 def _work(job: Job, store: Store) -> list[str]:
     """Do the job; returns what is to be known about it."""
     dataset = _made_ready(job, store)
-    with _threads(job.run.recipe.threads):
+    with threads(job.run.recipe.threads):
         if not store.is_trained(job.run):
             store.log(job.run, "training", from_epoch=store.epochs_done(job.run) + 1)
             train(job.run, dataset, store)
@@ -201,7 +213,7 @@ def _made_ready(job: Job, store: Store) -> Dataset:
 
 
 @contextmanager
-def _threads(number: int) -> Iterator[None]:
+def threads(number: int) -> Iterator[None]:
     """Torch with so many threads on the CPU, and with as many as before afterwards."""
     before = torch.get_num_threads()
     torch.set_num_threads(number)
@@ -212,8 +224,8 @@ def _threads(number: int) -> Iterator[None]:
 
 
 def load_data(name: str, recipe: Recipe, *, data_dir: Path, download: bool = False) -> Dataset:
-    """A data set, split as the recipe says."""
-    return data.load(
+    """A data set, split as the recipe says; read once per process, as :func:`benchmarks.shared_data.load` does."""
+    return shared_data.load(
         name,
         data_dir=data_dir,
         download=download,

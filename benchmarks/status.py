@@ -1,9 +1,10 @@
 """Store -> how far a grid is, and how long the rest will take."""
 
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from statistics import median
+from statistics import fmean, median
+from types import MappingProxyType
 from typing import Any, Literal, get_args
 
 from rich import box
@@ -34,33 +35,54 @@ class RunStatus:
     error: str = ""
     """Of an unfinished run: the last line of why it failed, or which file cannot be used; empty if all is well."""
     epoch_seconds: float | None = None
-    """Median length of the run's epochs; None if none was timed."""
+    """Mean length of the run's epochs; None if none was timed."""
     record_seconds: float | None = None
-    """Median length of the run's evaluations; None if none was timed."""
+    """Mean length of the run's evaluations; None if none was timed."""
     seconds_left: float | None = None
     """Work left, in seconds of one worker; None while nothing like it has been timed."""
 
 
-def status(grid: Grid, store: Store, *, before: Sequence[RunStatus] = ()) -> list[RunStatus]:
+@dataclass(frozen=True)
+class Cost:
+    """What a run is expected to take, in seconds of one worker: see benchmarks/estimate.py."""
+
+    epoch: float
+    """One epoch, and its share of the curve's attacks."""
+    record: float
+    """One evaluation, on the average."""
+
+
+def status(
+    grid: Grid,
+    store: Store,
+    *,
+    before: Sequence[RunStatus] = (),
+    costs: Mapping[RunSpec, Cost] = MappingProxyType({}),
+) -> list[RunStatus]:
     """
     How far each run of a grid is, in the grid's order. The store is read, and nothing in it changes.
 
-    The time left of a run is the epochs and evaluations it lacks at their median length: its own, else that of runs
-    that differ in the seed alone, else in seed and loss. As long as no evaluation of the kind has been timed, they
-    count as nothing, being short beside the training.
+    The time left of a run is the epochs and evaluations it lacks at their mean length: its own, else that of runs
+    that differ in the seed alone, else in seed and loss, else what it is expected to be. As long as no evaluation of
+    the kind has been timed or expected, they count as nothing, being short beside the training.
 
     :param grid: Whose runs.
     :param store: Where they are.
     :param before: What an earlier call gave: the runs that were done then are not read again.
+    :param costs: What runs are expected to take as long as nothing like them has been timed.
     """
     done = {state.run: state for state in before if state.state == "done"}
     states = [done.get(run) or _look(grid, store, run) for run in grid.runs()]
     epoch_seconds = _seconds_of_alike({state.run: state.epoch_seconds for state in states})
     record_seconds = _seconds_of_alike({state.run: state.record_seconds for state in states})
-    return [
-        replace(state, seconds_left=_left(grid, state, epoch_seconds(state.run), record_seconds(state.run)))
-        for state in states
-    ]
+
+    def left(state: RunStatus) -> float | None:
+        epoch, record, cost = epoch_seconds(state.run), record_seconds(state.run), costs.get(state.run)
+        if cost is not None:
+            epoch, record = cost.epoch if epoch is None else epoch, cost.record if record is None else record
+        return _left(grid, state, epoch, record)
+
+    return [replace(state, seconds_left=left(state)) for state in states]
 
 
 def seconds_left(states: Sequence[RunStatus], *, at_once: int | None = None) -> float | None:
@@ -130,7 +152,7 @@ def _look(grid: Grid, store: Store, run: RunSpec) -> RunStatus:
             if record is not None and attack == AttackSpec("none"):
                 accuracy = record["correct"] / record["n"]
     state, error = _state(grid, store, run, begun=bool(curve or records))
-    epoch_seconds, record_seconds = _median_seconds(store, run)
+    epoch_seconds, record_seconds = _mean_seconds(store, run)
     return RunStatus(run, state, len(curve), records, accuracy, error, epoch_seconds, record_seconds)
 
 
@@ -147,13 +169,13 @@ def _state(grid: Grid, store: Store, run: RunSpec, *, begun: bool) -> tuple[Stat
     return "begun" if begun or damaged else "missing", damaged
 
 
-def _median_seconds(store: Store, run: RunSpec) -> tuple[float | None, float | None]:
-    """Of an epoch and of an evaluation of the run."""
+def _mean_seconds(store: Store, run: RunSpec) -> tuple[float | None, float | None]:
+    """Of an epoch and of an evaluation of the run: means, for some epochs end with attacks, and attacks differ."""
     timed: dict[str, list[float]] = {"epoch": [], "record": []}
     for entry in store.log_entries(run):
         if entry["event"] in timed:
             timed[entry["event"]].append(entry["seconds"])
-    epoch, record = (median(seconds) if seconds else None for seconds in timed.values())
+    epoch, record = (fmean(seconds) if seconds else None for seconds in timed.values())
     return epoch, record
 
 

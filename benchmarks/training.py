@@ -144,7 +144,8 @@ class Training:
         row: dict[str, Any] = {"epoch": epoch + 1, "lr": recipe.lr_at(epoch)}
         row["validation_accuracy"] = accuracy(self.model, *self.validation) if right is None else right
         if recipe.curve_every and (epoch + 1) % recipe.curve_every == 0:
-            measured = dict(measure_all(recipe.curve_attacks, self.classifier, self.data, recipe.input_scale))
+            attacks, scale = recipe.curve_attacks, recipe.input_scale
+            measured = dict(measure_all(attacks, self.classifier, self.data, scale, brief=True))
             row["attacks"] = {spec.key(): record["correct"] / record["n"] for spec, record in measured.items()}
             row["bounds"] = {spec.key(): record["bounds"]["labels"] for spec, record in measured.items()}
         return row
@@ -220,5 +221,5 @@ def build_optimizer(
     # The gradient of l2 * ||w||^2 is 2 l2 w; torch adds weight_decay * w.
     groups: list[dict[str, Any]] = [{"params": kernels, "weight_decay": 2 * recipe.l2}, {"params": others}]
     if recipe.optimizer == "adam":
-        return torch.optim.Adam(groups, lr=recipe.lr)
-    return torch.optim.SGD(groups, lr=recipe.lr, momentum=recipe.momentum)
+        return torch.optim.Adam(groups, lr=recipe.lr, fused=True)
+    return torch.optim.SGD(groups, lr=recipe.lr, momentum=recipe.momentum, fused=True)

@@ -32,7 +32,9 @@ def figure_1(selection: Selection) -> Picture | None:
         ]
         if lines and len(attacks) > 1:
             panels.append(Panel(protocol.title, "epoch", TEST_ACCURACY, lines))
-    caption = f"Accuracy on {selection.images} under FGSM with CE gradients as training goes on; eps 0 is no attack."
+    caption = (
+        f"Accuracy on {selection.curve_images} under FGSM with CE gradients as training goes on; eps 0 is no attack."
+    )
     return _picture(selection, "figure_1", "accuracy during training (the paper's Fig. 1)", caption, panels)
 
 
@@ -50,8 +52,8 @@ def bounds(selection: Selection) -> Picture | None:
             title = f"FGSM, eps {attack.eps:g}" if attack.eps else "No attack"
             panels.append(Panel(title, "epoch", "P_e and bounds on it", lines, log=True, level=1.0))
     caption = (
-        f"The error probability P_e on {selection.images}, without attack and under FGSM with CE gradients (sound "
-        "protocol), as training goes on, and three upper bounds on it: (1) of Proposition 1 at "
+        f"The error probability P_e on {selection.curve_images}, without attack and under FGSM with CE gradients "
+        "(sound protocol), as training goes on, and three upper bounds on it: (1) of Proposition 1 at "
         f"alpha = {UPPER_ALPHA:g} and at its best alpha, and CE / log 2. A bound of more than 1 says no more than 1 "
         "does, and is drawn as 1. Where an interval reaches 0, its shading goes down to the lower edge."
     )

@@ -80,6 +80,12 @@ class Selection:
         count = next(found, None)
         return "the test images" if count is None else f"{count} test images"
 
+    @property
+    def curve_images(self) -> str:
+        """The images that were attacked as training went on, in words."""
+        first = self.recipe.curve_attacks[0].images if self.recipe.curve_attacks else 0
+        return f"the first {first} test images" if first else self.images
+
     def by_epoch(self, loss: LossSpec, *path: str, log_probability: bool = False) -> dict[float, Interval]:
         """
         A value of the curves' rows over the seeds, by epoch.

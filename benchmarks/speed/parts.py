@@ -15,8 +15,9 @@ from benchmarks.speed.cases import Part, Reading, Settings, frame
 from benchmarks.speed.growth import GROWTH
 from benchmarks.speed.losses import LOSS
 from benchmarks.speed.machine import Machine, this_machine
+from benchmarks.speed.training import TRAINING
 
-PARTS: tuple[Part, ...] = (LOSS, ATTACKS, GROWTH)
+PARTS: tuple[Part, ...] = (LOSS, ATTACKS, GROWTH, TRAINING)
 
 
 def chosen(names: Sequence[str]) -> list[Part]:

@@ -17,12 +17,12 @@ from pathlib import Path
 
 import psutil
 import pytest
-from distributed import LocalCluster, Security
+from distributed import Client, LocalCluster, Nanny, Scheduler, Security, SpecCluster
 
-from benchmarks import executors, grids, protocols, runner
+from benchmarks import cluster, executors, grids, protocols, runner, shared_data
 from benchmarks.__main__ import main
-from benchmarks.config import RunSpec
-from benchmarks.executors import Cluster, ClusterError
+from benchmarks.cluster import Cluster, ClusterError
+from benchmarks.config import Recipe, RunSpec
 from benchmarks.runner import Job, Outcome, WorkerDiedError
 from benchmarks.store import Store, StoreError
 
@@ -142,10 +142,10 @@ def reference(tmp_path_factory) -> Path:
     return store
 
 
-def in_this_process(protocol: str, security: Security | None = None) -> LocalCluster:
+def in_this_process(protocol: str, security: Security | None = None, **options: object) -> LocalCluster:
     """A cluster of one worker with two threads, all in this process; it saves the time to start one."""
     return LocalCluster(
-        n_workers=1,
+        **{"n_workers": 1, **options},
         threads_per_worker=2,
         processes=False,
         host="127.0.0.1",
@@ -157,21 +157,21 @@ def in_this_process(protocol: str, security: Security | None = None) -> LocalClu
 
 
 @pytest.fixture(scope="module")
-def dask() -> Iterator[LocalCluster]:
-    """Two worker processes of one thread each, over TCP."""
-    with LocalCluster(
-        n_workers=2,
-        threads_per_worker=1,
-        host="127.0.0.1",
-        protocol="tcp",
-        dashboard_address="127.0.0.1:0",
-        worker_dashboard_address="127.0.0.1:0",
-    ) as cluster:
+def dask() -> Iterator[SpecCluster]:
+    """Two worker processes of one thread each, over TCP: "two" declares CPU=2, and "one" CPU=1."""
+    local = {"host": "127.0.0.1", "protocol": "tcp", "dashboard_address": "127.0.0.1:0"}
+    # Two threads of torch on a busy machine stall where each keeps its core while it waits for the other.
+    options = {**local, "nthreads": 1, "env": {"OMP_WAIT_POLICY": "passive"}}
+    workers = {
+        name: {"cls": Nanny, "options": {**options, "resources": {"CPU": cpus}}}
+        for name, cpus in (("two", 2), ("one", 1))
+    }
+    with SpecCluster(workers, {"cls": Scheduler, "options": local}) as cluster:
         yield cluster
 
 
 def test_a_dask_cluster_gives_the_same_files_as_this_process(
-    reference: Path, dask: LocalCluster, tmp_path: Path
+    reference: Path, dask: SpecCluster, tmp_path: Path
 ) -> None:
     do(RUNS, tmp_path, Cluster(dask.scheduler_address).executor)
     assert files(tmp_path, RUNS) == files(reference, RUNS)
@@ -190,16 +190,16 @@ def test_threads_of_one_worker_take_turns(reference: Path, tmp_path: Path, monke
         return messages
 
     monkeypatch.setattr(runner, "_work", watched)
-    with in_this_process("tcp") as cluster:
-        assert cluster.scheduler.total_nthreads == 2
-        do(RUNS, tmp_path, Cluster(cluster.scheduler_address).executor)
+    with in_this_process("tcp") as threads:
+        assert threads.scheduler.total_nthreads == 2
+        do(RUNS, tmp_path, Cluster(threads.scheduler_address).executor)
     assert most == [1] * len(RUNS)
     assert files(tmp_path, RUNS) == files(reference, RUNS)
 
 
 @pytest.mark.parametrize("where", ["pool", "dask"])
 def test_a_worker_that_dies_takes_no_run_with_it_but_one_that_ends_every_worker(
-    where: str, reference: Path, dask: LocalCluster, tmp_path: Path, monkeypatch
+    where: str, reference: Path, dask: SpecCluster, tmp_path: Path, monkeypatch
 ) -> None:
     # Dask would begin each four times over, which takes four workers the time to start.
     monkeypatch.setattr(dask.scheduler, "allowed_failures", 0)
@@ -260,7 +260,7 @@ def test_processes_end_with_a_parent_that_is_killed(tmp_path: Path) -> None:
     eventually(lambda: not child.is_running() or child.status() == psutil.STATUS_ZOMBIE, "the end of the child")
 
 
-def test_leaving_a_cluster_by_an_interrupt_takes_back_what_is_not_begun(dask: LocalCluster, tmp_path: Path) -> None:
+def test_leaving_a_cluster_by_an_interrupt_takes_back_what_is_not_begun(dask: SpecCluster, tmp_path: Path) -> None:
     runs = [replace(LONG, seed=seed) for seed in range(8)]
 
     def interrupt(run: RunSpec, outcome: Outcome) -> None:
@@ -274,7 +274,7 @@ def test_leaving_a_cluster_by_an_interrupt_takes_back_what_is_not_begun(dask: Lo
     assert 1 <= sum(store.is_trained(run) for run in runs) <= 5
 
 
-def test_a_call_made_twice_is_done_twice(dask: LocalCluster) -> None:
+def test_a_call_made_twice_is_done_twice(dask: SpecCluster) -> None:
     cluster = Cluster(dask.scheduler_address)
     with cluster.executor() as one, cluster.executor() as other:
         answers = {executor.submit(uuid.uuid4).result(PATIENCE) for executor in (one, one, other)}
@@ -288,7 +288,7 @@ def test_a_worker_that_does_not_see_the_store_says_so(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
-def test_an_error_in_a_job_comes_back_as_it_is(dask: LocalCluster) -> None:
+def test_an_error_in_a_job_comes_back_as_it_is(dask: SpecCluster) -> None:
     with Cluster(dask.scheduler_address).executor() as executor, pytest.raises(ValueError, match="invalid literal"):
         executor.submit(int, "x").result(PATIENCE)
 
@@ -371,11 +371,11 @@ def test_a_certificate_that_is_none_is_named(tmp_path: Path) -> None:
         path.write_text("no certificate")
 
 
-def test_workers_of_other_versions_are_refused(dask: LocalCluster, monkeypatch) -> None:
+def test_workers_of_other_versions_are_refused(dask: SpecCluster, monkeypatch) -> None:
     def sham() -> dict[str, str]:
         return {"torch": "0"} if multiprocessing.parent_process() is None else {"torch": "1"}
 
-    monkeypatch.setattr(executors, "versions", sham)
+    monkeypatch.setattr(cluster, "versions", sham)
     with (
         pytest.raises(
             ClusterError, match=r"expected \{'torch': '0'\} on every worker, but tcp://.* has \{'torch': '1'\}"
@@ -385,16 +385,108 @@ def test_workers_of_other_versions_are_refused(dask: LocalCluster, monkeypatch) 
         pass
 
 
-def test_workers_without_this_program_are_refused(dask: LocalCluster, monkeypatch) -> None:
+def test_workers_without_this_program_are_refused(dask: SpecCluster, monkeypatch) -> None:
     def fails() -> None:
         import benchmarks_of_another_folder  # noqa: F401
 
-    monkeypatch.setattr(executors, "versions", lambda: {} if multiprocessing.parent_process() is None else fails())
+    monkeypatch.setattr(cluster, "versions", lambda: {} if multiprocessing.parent_process() is None else fails())
     with (
         pytest.raises(ClusterError, match=r"workers .* that can import benchmarks, but tcp://.*ModuleNotFoundError"),
         Cluster(dask.scheduler_address).executor(),
     ):
         pass
+
+
+def with_threads(threads: int, runs: list[RunSpec]) -> list[RunSpec]:
+    return [replace(run, recipe=replace(run.recipe, threads=threads)) for run in runs]
+
+
+def reads(cluster: SpecCluster) -> dict[str, tuple[int, int]]:
+    """By worker, how often it has read a data set from its files, and how often it had it already."""
+    with Client(cluster.scheduler_address, set_as_default=False) as client:
+        infos = client.run(shared_data._load.cache_info)
+    workers = cluster.scheduler.workers
+    return {workers[address].name: (info.misses, info.hits) for address, info in infos.items()}
+
+
+def since(before: dict[str, tuple[int, int]], cluster: SpecCluster) -> dict[str, tuple[int, int]]:
+    """What it has read since, as `reads` says."""
+    return {name: (read - before[name][0], again - before[name][1]) for name, (read, again) in reads(cluster).items()}
+
+
+def test_runs_go_where_their_threads_are_and_come_back_one_by_one(
+    reference: Path, dask: SpecCluster, tmp_path: Path
+) -> None:
+    before = reads(dask)
+    short = [replace(run, recipe=replace(run.recipe, epochs=1)) for run in RUNS[:3]]
+    *_, last = runs = with_threads(2, [*short, RUNS[3]])
+    store, done = Store(tmp_path), []
+
+    def on_end(run: RunSpec, outcome: Outcome) -> None:
+        assert outcome == Outcome()
+        assert store.is_done(run, ATTACKS), "its records are there when its end is told"
+        done.append([run for run in runs if store.is_done(run, ATTACKS)])
+
+    assert runner.run_all(jobs(runs, tmp_path), Cluster(dask.scheduler_address).executor, on_end) == 0
+    assert last not in done[0], "it was not waited for"
+    assert len(done) == len(runs)
+    assert since(before, dask) == {"two": (1, len(runs) - 1), "one": (0, 0)}
+
+    do(RUNS, tmp_path, Cluster(dask.scheduler_address).executor)
+    assert files(tmp_path, RUNS) == files(reference, RUNS)
+    (read, again), (read_by_one, again_by_one) = (since(before, dask)[name] for name in ("two", "one"))
+    assert read == read_by_one == 1, "once by each"
+    assert again + again_by_one + 2 == len(runs) + len(RUNS)
+
+
+@pytest.mark.parametrize(
+    ("recipe", "asked"),
+    [(replace(RECIPE, threads=3), "CPU=3"), (replace(RECIPE, device="gpu"), "GPU=1")],
+    ids=["threads", "gpu"],
+)
+def test_a_run_that_no_worker_has_room_for_is_refused_before_any_work(
+    recipe: Recipe, asked: str, dask: SpecCluster, tmp_path: Path
+) -> None:
+    address = dask.scheduler_address
+    too_large = replace(RUNS[0], recipe=recipe)
+    message = f"expected a worker with {asked} at {address}, .* but got 1 with CPU=[12], 1 with CPU=[12]; see"
+    with pytest.raises(ClusterError, match=message):
+        do([too_large], tmp_path, Cluster(address).executor)
+    asks = [job.resources for job in jobs([*RUNS, too_large], tmp_path)]
+    with pytest.raises(ClusterError, match=message), Cluster(address).executor(asks):
+        pytest.fail("it could have begun the others")
+    assert not list(tmp_path.rglob("*.json"))
+    assert not dask.scheduler.tasks
+
+
+def test_a_worker_that_would_begin_two_runs_at_once_is_refused(tmp_path: Path) -> None:
+    one, two = (jobs(with_threads(threads, RUNS[:1]), tmp_path)[0] for threads in (1, 2))
+    gpu = Job(replace(RUNS[0], recipe=replace(RECIPE, device="gpu")), ATTACKS, tmp_path, tmp_path)
+    with in_this_process("tcp", resources={"CPU": 2, "GPU": 1, "MEMORY": 10}) as both:
+        executor = Cluster(both.scheduler_address).executor
+        with executor([two.resources]) as opened:
+            assert opened.submit(type, two).result(PATIENCE) is Job
+            assert opened.submit(type, gpu).result(PATIENCE) is Job
+            with pytest.raises(ClusterError, match=r"has 2 threads and CPU=2, GPU=1, .* for CPU=1 and one for CPU=1 "):
+                opened.submit(type, one)
+        with (
+            pytest.raises(ClusterError, match="for one that asks for CPU=2 and one for GPU=1 at once"),
+            executor([two.resources, gpu.resources]),
+        ):
+            pytest.fail("they could begin at once")
+
+
+def test_where_workers_declare_nothing_or_are_still_to_come_runs_go_anywhere(tmp_path: Path) -> None:
+    gpu = Job(replace(RUNS[0], recipe=replace(RECIPE, device="gpu")), ATTACKS, tmp_path, tmp_path)
+    with in_this_process("tcp", n_workers=0, resources={"MEMORY": 10}) as empty:
+        executor = Cluster(empty.scheduler_address).executor
+        with executor([gpu.resources]) as opened:
+            early = opened.submit(type, gpu)
+            assert not early.done()
+            empty.scale(1)
+            assert early.result(PATIENCE) is Job
+        with executor([gpu.resources]) as opened:
+            assert opened.submit(type, gpu).result(PATIENCE) is Job
 
 
 @contextmanager
@@ -437,7 +529,7 @@ def test_a_cluster_started_by_hand_and_its_scheduler_lost(reference: Path, tmp_p
 
 def test_dask_is_loaded_only_for_a_scheduler() -> None:
     program = (
-        "import sys; from benchmarks import __main__, executors\n"
+        "import sys; from benchmarks import __main__, cluster, executors\n"
         "with executors.local(1), executors.local(2): pass\n"
         "print([name for name in sys.modules if name.split('.')[0] in ('dask', 'distributed')])"
     )

@@ -180,12 +180,15 @@ def test_the_curve_has_a_point_every_10_epochs_as_in_fig_1(name: str) -> None:
 @pytest.mark.parametrize("name", ["digits", *LONG, "mnist-short", "cifar10-short"])
 def test_fig_1_has_the_cross_entropy_attack_in_both_protocols_at_the_eps_of_table_1(name: str) -> None:
     for _, recipe in grids.get(name).recipes:
-        assert set(recipe.curve_attacks) == {
+        images = 2000 if name.endswith("-short") else 0
+        assert {attack.images for attack in recipe.curve_attacks} == {images}
+        assert {replace(attack, images=0) for attack in recipe.curve_attacks} == {
             NO_ATTACK,
             *(AttackSpec("fgm", "ce", eps) for eps in (0.1, 0.25)),
             *(AttackSpec("fgm", "clipped-ce", eps, units="data") for eps in (0.1, 0.25)),
         }
-        assert set(recipe.curve_attacks) < set(grids.get(name).attacks), "the table has the curve's last point"
+        on_all = {replace(attack, images=0) for attack in recipe.curve_attacks}
+        assert on_all < set(grids.get(name).attacks), "the table has the curve's last point, on all images"
 
 
 @pytest.mark.parametrize("name", ["digits", *LONG, *SHORT])

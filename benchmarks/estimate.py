@@ -1,0 +1,118 @@
+"""How long runs will take before any was timed: from a few batches of training and a few images of each attack."""
+
+import time
+from collections.abc import Callable, Hashable, Iterable, Sequence
+from dataclasses import replace
+from statistics import fmean
+
+import torch
+
+from art_hrloss import HRClassifier
+from art_hrloss.worst_case import seeded
+from benchmarks.config import AttackSpec, RunSpec
+from benchmarks.data import Dataset, Split
+from benchmarks.evaluation import measure_all
+from benchmarks.runner import Job, load_data, threads
+from benchmarks.status import Cost, RunStatus
+from benchmarks.training import Training, accuracy
+
+# What is tried: enough for the first calls' extra time to be small, few enough for a moment.
+BATCHES, VALIDATION_IMAGES = 8, 500
+# Images that an attack is tried on, first few and then more: the difference tells what one costs, and the rest is what
+# any number does. Of attacks that take thousands of passes, fewer.
+FEW_AND_MORE, OF_LONG_ATTACKS = (50, 250), (8, 32)
+LONG_ATTACKS = ("square", "transfer", "worst-case", "diagnostics")
+
+
+def probe(job: Job) -> Cost:
+    """
+    Train the job's network for a moment, attack it, and tell what its epochs and evaluations will take.
+
+    An epoch is as many times the moment as it has images of training and validation, and, as often as the recipe says,
+    what its curve attacks. Of attacks the time is a constant and so much for each image, whatever the eps. Nothing is
+    kept, and no generator is moved.
+    """
+    run = job.run
+    data = load_data(run.dataset, run.recipe, data_dir=job.data_dir)
+    few = replace(
+        data,
+        train=_first(data.train, BATCHES * run.recipe.batch_size),
+        validation=_first(data.validation, VALIDATION_IMAGES),
+    )
+    with threads(run.recipe.threads), torch.random.fork_rng(), seeded(0):
+        training = Training(run, few)
+        training.epoch(0)  # what is set up at first is set up here
+        training_seconds = _seconds(lambda: training.epoch(0)) * len(data.train) / len(few.train)
+        looking = _seconds(lambda: accuracy(training.model, *training.validation))
+        epoch = training_seconds + looking * len(data.validation) / len(few.validation)
+        attacks = _seconds_of_attacks(training, data, (*job.attacks, *run.recipe.curve_attacks))
+    if run.recipe.curve_every:
+        epoch += sum(attacks[_like(spec, data)] for spec in run.recipe.curve_attacks) / run.recipe.curve_every
+    return Cost(epoch, fmean(attacks[_like(spec, data)] for spec in job.attacks) if job.attacks else 0.0)
+
+
+def to_probe(states: Iterable[RunStatus]) -> dict[Hashable, RunSpec]:
+    """Of each kind of runs of which nothing has been timed, one; kinds differ in what the time depends on."""
+    unknown = (state.run for state in states if state.state != "done" and state.seconds_left is None)
+    return {kind(run): run for run in unknown}
+
+
+def kind(run: RunSpec) -> Hashable:
+    """What the time that a run takes depends on: not its seed, nor its alpha."""
+    return run.dataset, run.recipe, run.loss.name, run.loss.hardening
+
+
+def costs(
+    states: Sequence[RunStatus], job_of: Callable[[RunSpec], Job], ask: Callable[[Job], Cost]
+) -> dict[RunSpec, Cost]:
+    """
+    What the runs of which nothing has been timed will take.
+
+    :param states: Of all runs.
+    :param job_of: The job of a run.
+    :param ask: Calls :func:`probe`, here or on a cluster.
+    """
+    probed = {name: ask(job_of(run)) for name, run in to_probe(states).items()}
+    return {state.run: probed[kind(state.run)] for state in states if kind(state.run) in probed}
+
+
+def _seconds_of_attacks(
+    training: Training, data: Dataset, specs: Iterable[AttackSpec]
+) -> dict[tuple[AttackSpec, int], float]:
+    """Seconds of each attack at any eps, on all the images that it attacks."""
+    seconds = {}
+    scale = training.run.recipe.input_scale
+    for spec, images in dict.fromkeys(_like(spec, data) for spec in specs):
+        # Images made on the network itself cost as much as those made on another.
+        sources = {} if spec.source is None else {spec.source: training.classifier}
+
+        def attack(count: int, spec: AttackSpec = spec, sources: dict[int, HRClassifier] = sources) -> float:
+            tried = replace(spec, images=count)
+            return _seconds(lambda: dict(measure_all([tried], training.classifier, data, scale, sources)))
+
+        few, more = (min(images, n) for n in (OF_LONG_ATTACKS if spec.name in LONG_ATTACKS else FEW_AND_MORE))
+        seconds[spec, images] = extrapolated(attack(few), attack(more), few, more, images)
+    return seconds
+
+
+def extrapolated(seconds_of_few: float, seconds_of_more: float, few: int, more: int, images: int) -> float:
+    """Seconds for so many images, from those for few and for more of them: a constant, and so much for each image."""
+    each = max(0.0, (seconds_of_more - seconds_of_few) / (more - few)) if more > few else 0.0
+    return seconds_of_more + each * (images - more)
+
+
+def _like(spec: AttackSpec, data: Dataset) -> tuple[AttackSpec, int]:
+    """An attack that costs as much, whatever its eps, and the images that it attacks."""
+    images = len(data.test if spec.split == "test" else data.validation)
+    images = min(spec.images, images) if spec.images else images
+    return replace(spec, eps=0.1 if spec.eps else 0.0, images=0), images
+
+
+def _first(split: Split, count: int) -> Split:
+    return Split(split.images[:count], split.labels[:count])
+
+
+def _seconds(call: Callable[[], object]) -> float:
+    begun = time.perf_counter()
+    call()
+    return time.perf_counter() - begun
