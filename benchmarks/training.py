@@ -166,23 +166,18 @@ def train_epoch(
 ) -> dict[str, Any]:
     """One pass over the batches; returns train_loss and train_accuracy."""
     model.train()
+    # Kept as tensors until the epoch ends: reading one would make a GPU wait, and one look at all costs less than many.
     losses: list[Tensor] = []
-    hits: list[Tensor] = []
-    count = 0
+    seen: list[tuple[Tensor, Tensor]] = []
     for images, labels in batches:
         optimizer.zero_grad()
         logits = model(images)
         value = loss(logits, labels)
         value.backward()
         optimizer.step()
-        # Kept as tensors until the epoch ends: reading one would make a GPU wait.
         losses.append(value.detach())
-        hits.append((logits.detach().argmax(1) == labels).sum())
-        count += len(labels)
-    return {
-        "train_loss": torch.stack(losses).mean().item(),
-        "train_accuracy": torch.stack(hits).sum().item() / count,
-    }
+        seen.append((logits.detach(), labels))
+    return _told(losses, seen)
 
 
 @torch.no_grad()
@@ -191,10 +186,15 @@ def look(model: nn.Module, loss: nn.Module, batches: Iterator[tuple[Tensor, Tens
     model.eval()
     seen = [(model(images), labels) for images, labels in batches]
     losses = [loss(logits, labels) for logits, labels in seen]
-    hits = [(logits.argmax(1) == labels).sum() for logits, labels in seen]
+    return _told(losses, seen)
+
+
+def _told(losses: list[Tensor], seen: list[tuple[Tensor, Tensor]]) -> dict[str, Any]:
+    """An epoch's train_loss and train_accuracy, from each batch's loss, and its logits and labels."""
+    logits, labels = (torch.cat(parts) for parts in zip(*seen, strict=True))
     return {
         "train_loss": torch.stack(losses).mean().item(),
-        "train_accuracy": torch.stack(hits).sum().item() / sum(len(labels) for _, labels in seen),
+        "train_accuracy": (logits.argmax(1) == labels).sum().item() / len(labels),
     }
 
 
@@ -221,5 +221,5 @@ def build_optimizer(
     # The gradient of l2 * ||w||^2 is 2 l2 w; torch adds weight_decay * w.
     groups: list[dict[str, Any]] = [{"params": kernels, "weight_decay": 2 * recipe.l2}, {"params": others}]
     if recipe.optimizer == "adam":
-        return torch.optim.Adam(groups, lr=recipe.lr, fused=True)
-    return torch.optim.SGD(groups, lr=recipe.lr, momentum=recipe.momentum, fused=True)
+        return torch.optim.Adam(groups, lr=recipe.lr)
+    return torch.optim.SGD(groups, lr=recipe.lr, momentum=recipe.momentum)

@@ -14,9 +14,9 @@ from benchmarks.speed.cases import Settings
 @dataclass(frozen=True)
 class Speed:
     """
-    Measure how fast the loss and the attacks are, beside cross-entropy, loops by hand, ART and other libraries.
+    Measure how fast the loss, the attacks and training are, beside cross-entropy, loops by hand, ART and others.
 
-    About ten minutes on two cores. What is measured in turn is shown as ratios, with medians and quartiles; the machine
+    About 20 minutes on two cores. What is measured in turn is shown as ratios, with medians and quartiles; the machine
     should have nothing else to do.
     """
 

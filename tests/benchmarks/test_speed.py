@@ -385,21 +385,26 @@ def test_growth_is_drawn_as_it_was_read() -> None:
 # ------------------------------------------------------------------------------------------------------------ all of it
 
 
+PARTS = ("loss", "attacks", "growth", "training")
+
+
 def test_quick_run_writes_all(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with torch.compiler.set_stance("force_eager"):  # compiling takes longer than all the rest
         assert main(["speed", "--quick", "--output", str(tmp_path), "--data-dir", str(tmp_path)]) == 0
     written = {path.name for path in tmp_path.iterdir()}
-    assert written == {f"{part}.{end}" for part in ("loss", "attacks", "growth") for end in ("md", "csv")} | {
+    assert written == {f"{part}.{end}" for part in PARTS for end in ("md", "csv")} | {
         "growth.png",
         "growth.svg",
+        "training-growth.png",
+        "training-growth.svg",
     }
-    for part in ("loss", "attacks", "growth"):
+    for part in PARTS:
         page, readings = (tmp_path / f"{part}.md").read_text(), pd.read_csv(tmp_path / f"{part}.csv")
         assert f"Made by `python -m benchmarks speed --quick --output {tmp_path} " in page
         assert f"--part {part}`." in page
         assert "Machine: " in page
         assert (readings.query("quantity == 'seconds'")["median"].dropna() > 0).all()
-        assert readings["case"].nunique() == {"loss": 4, "attacks": 6, "growth": 4}[part]
+        assert readings["case"].nunique() == {"loss": 4, "attacks": 6, "growth": 4, "training": 6}[part]
         for case in readings["case"].unique():
             assert f"| {case} |" in page
     attack_readings = pd.read_csv(tmp_path / "attacks.csv")
@@ -437,7 +442,10 @@ def test_interrupted_run_keeps_what_is_finished(tmp_path: Path, capsys: pytest.C
 
 def test_unknown_part_names_the_known_ones(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["speed", "--output", str(tmp_path), "--part", "losses"]) == 2
-    assert "expected a part to be one of ['loss', 'attacks', 'growth'], but got 'losses'" in capsys.readouterr().err
+    assert (
+        "expected a part to be one of ['loss', 'attacks', 'growth', 'training'], but got 'losses'"
+        in capsys.readouterr().err
+    )
     with pytest.raises(ConfigError):
         parts.chosen(["growth", "x"])
     assert [part.name for part in parts.chosen(["growth", "loss", "growth"])] == ["growth", "loss"]

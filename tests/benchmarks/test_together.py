@@ -95,6 +95,32 @@ def test_the_first_steps_are_those_of_runs_alone(few: Dataset, tmp_path: Path, c
     assert max(float((fresh[name] - w).abs().max()) for name, w in kept.load_checkpoint(runs[0]).items()) > 1e-6
 
 
+@pytest.mark.parametrize("changes", KINDS[:3])
+def test_in_float64_an_epoch_is_that_of_networks_alone(digits: Dataset, changes: dict) -> None:
+    """So that what float32 makes of it later, where a ReLU or a maximum tips over, is rounding and nothing else."""
+    runs = runs_of(CE, HR, **changes)
+    recipe, (alone, stacked) = runs[0].recipe, ([training.Training(run, digits) for run in runs] for _ in range(2))
+    for one in (*alone, *stacked):
+        one.model.double()
+        one.optimizer = training.build_optimizer(recipe, one.model)
+    images, labels = digits.train.tensors(torch.device("cpu"))
+    stack = Stack(
+        recipe,
+        [one.model for one in stacked],
+        [run.loss for run in runs],
+        [one.optimizer for one in stacked],
+        images.double(),
+        labels,
+    )
+    rows = stack.epoch(torch.stack([one.shuffled() for one in stacked]), batch_size=50, lr=recipe.lr)
+    for one, other, row in zip(alone, stacked, rows, strict=True):
+        batches = ((images[batch].double(), labels[batch]) for batch in one.shuffled().split(50))
+        expected = training.train_epoch(one.model, one.loss, one.optimizer, batches)
+        assert row == pytest.approx(expected, rel=1e-12)
+        for name, tensor in one.model.state_dict().items():
+            torch.testing.assert_close(other.model.state_dict()[name], tensor, rtol=1e-11, atol=1e-12)
+
+
 @pytest.mark.parametrize("changes", [KINDS[1], KINDS[3]])
 def test_a_run_can_change_between_alone_and_together_at_any_epoch(few: Dataset, tmp_path: Path, changes: dict) -> None:
     runs = runs_of(CE, HR, **(changes | {"epochs": 3, "lr": changes["lr"] / 100 if "lr" in changes else 1e-3}))

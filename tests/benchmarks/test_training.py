@@ -343,9 +343,9 @@ def test_the_log_has_the_seconds_of_each_epoch_and_of_its_training_alone(
         time.sleep(pause)
         return train_epoch(*args)
 
-    def slow_attacks(*args):
+    def slow_attacks(*args, **options):
         time.sleep(pause)
-        return measure_all(*args)
+        return measure_all(*args, **options)
 
     monkeypatch.setattr(training, "train_epoch", slow_epoch)
     monkeypatch.setattr(training, "measure_all", slow_attacks)
