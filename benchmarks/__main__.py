@@ -8,7 +8,7 @@ import inspect
 import shlex
 import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import Executor
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, fields, replace
@@ -161,22 +161,22 @@ class Run(GridOptions):
         workers = max(1, min(self.workers or fit, len(runner.grouped(jobs, together))))
         where = f"on the cluster at {cluster.address}, as it has workers" if cluster else f"{workers} at once"
         console.print(f"{len(jobs)} to do, {where}{f', each of {together} runs' if together > 1 else ''}.")
-
-        def opened() -> AbstractContextManager[Executor]:
-            return cluster.executor([job.resources for job in jobs]) if cluster else executors.local(workers)
-
-        costs = self._estimated(grid, store, jobs, opened if cluster else None, console, workers)
+        costs = self._estimated(grid, store, jobs, cluster, console, workers)
         # Runs that are trained at once are timed as a whole, so each of them seems to run.
         at_once = None if cluster or together > 1 else workers
         with following(grid, store, console, at_once=at_once, costs=costs) as ended:
-            return runner.run_all(jobs, opened, ended, together=together)
+            return runner.run_all(jobs, lambda: self._executor(cluster, jobs, workers), ended, together=together)
+
+    @staticmethod
+    def _executor(cluster: Cluster | None, jobs: list[runner.Job], workers: int) -> AbstractContextManager[Executor]:
+        return cluster.executor(job.resources for job in jobs) if cluster else executors.local(workers)
 
     def _estimated(
         self,
         grid: Grid,
         store: Store,
         jobs: list[runner.Job],
-        cluster: Callable[[], AbstractContextManager[Executor]] | None,
+        cluster: Cluster | None,
         console: Console,
         workers: int,
     ) -> dict[RunSpec, Cost]:
@@ -187,12 +187,10 @@ class Run(GridOptions):
         if estimate.to_probe(states):
             how = "from a few batches of training and a few images of each attack"
             try:
-                if cluster is None:
-                    costs = estimate.costs(states, by_run.__getitem__, estimate.probe)
-                else:
-                    with cluster() as opened:
-                        ask = lambda job: opened.submit(estimate.probe, job).result()  # noqa: E731
-                        costs = estimate.costs(states, by_run.__getitem__, ask)
+                with self._executor(cluster, jobs, 1) as one:
+                    costs = estimate.costs(states, by_run.__getitem__, one)
+            except ClusterError:
+                raise
             except Exception as error:  # whatever it is, the run itself will meet it and tell
                 how = f"the estimate failed: {error}"
             states = status.status(grid, store, before=states, costs=costs)

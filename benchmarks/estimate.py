@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Hashable, Iterable, Sequence
+from concurrent.futures import Executor
 from dataclasses import replace
 from statistics import fmean
 
@@ -62,17 +63,15 @@ def kind(run: RunSpec) -> Hashable:
     return run.dataset, run.recipe, run.loss.name, run.loss.hardening
 
 
-def costs(
-    states: Sequence[RunStatus], job_of: Callable[[RunSpec], Job], ask: Callable[[Job], Cost]
-) -> dict[RunSpec, Cost]:
+def costs(states: Sequence[RunStatus], job_of: Callable[[RunSpec], Job], executor: Executor) -> dict[RunSpec, Cost]:
     """
     What the runs of which nothing has been timed will take.
 
     :param states: Of all runs.
     :param job_of: The job of a run.
-    :param ask: Calls :func:`probe`, here or on a cluster.
+    :param executor: Of one worker, or a cluster's: where :func:`probe` is called, one job after the other.
     """
-    probed = {name: ask(job_of(run)) for name, run in to_probe(states).items()}
+    probed = {name: executor.submit(probe, job_of(run)).result() for name, run in to_probe(states).items()}
     return {state.run: probed[kind(state.run)] for state in states if kind(state.run) in probed}
 
 

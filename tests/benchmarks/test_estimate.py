@@ -12,6 +12,7 @@ from benchmarks import estimate, grids, protocols
 from benchmarks.__main__ import main
 from benchmarks.config import AttackSpec, Hardening, LossSpec, RunSpec
 from benchmarks.estimate import costs, extrapolated, probe, to_probe
+from benchmarks.executors import InProcess
 from benchmarks.runner import Job
 from benchmarks.status import Cost, seconds_left, status
 from benchmarks.store import Store
@@ -71,17 +72,18 @@ def test_hardened_runs_and_long_attacks_can_be_probed(tmp_path: Path, attack: At
     assert hardened.epoch > plain.epoch
 
 
-def test_one_run_of_a_kind_is_probed_and_stands_for_all(tmp_path: Path) -> None:
+def test_one_run_of_a_kind_is_probed_and_stands_for_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     store = Store(tmp_path)
     states = status(GRID, store)
     assert {run.loss for run in to_probe(states).values()} == set(GRID.losses)
     asked: list[Job] = []
 
-    def ask(job: Job) -> Cost:
+    def answer(job: Job) -> Cost:
         asked.append(job)
         return Cost(2.0 if job.run.loss.name == "ce" else 3.0, 0.5)
 
-    expected = costs(states, lambda run: job_of(run, tmp_path), ask)
+    monkeypatch.setattr(estimate, "probe", answer)
+    expected = costs(states, lambda run: job_of(run, tmp_path), InProcess())
     assert len(asked) == 2
     assert expected.keys() == {CE_0, HR_0, CE_1, HR_1}
     states = status(GRID, store, costs=expected)
