@@ -4,17 +4,21 @@ import time
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from concurrent.futures import Executor
 from dataclasses import replace
+from pathlib import Path
 from statistics import fmean
+from tempfile import TemporaryDirectory
 
+import numpy as np
 import torch
 
 from art_hrloss import HRClassifier
 from art_hrloss.worst_case import seeded
 from benchmarks.config import AttackSpec, RunSpec
 from benchmarks.data import Dataset, Split
-from benchmarks.evaluation import measure_all
+from benchmarks.evaluation import BATCH_SIZE, measure_all
 from benchmarks.runner import Job, load_data, threads
 from benchmarks.status import Cost, RunStatus
+from benchmarks.store import Store
 from benchmarks.training import Training, accuracy
 
 # What is tried: enough for the first calls' extra time to be small, few enough for a moment.
@@ -29,11 +33,12 @@ def probe(job: Job) -> Cost:
     """
     Train the job's network for a moment, attack it, and tell what its epochs and evaluations will take.
 
-    An epoch is as many times the moment as it has images of training and validation, and, as often as the recipe says,
-    what its curve attacks. Of attacks the time is a constant and so much for each image, whatever the eps. Nothing is
-    kept, and no generator is moved.
+    An epoch is as many times the moment as it has images of training and validation, what it takes to keep its state,
+    and, as often as the recipe says, what its curve attacks. Of attacks the time is a constant and so much for each
+    image, whatever the eps. Nothing is kept, and no generator is moved.
     """
-    run = job.run
+    curve = job.run.recipe
+    run = replace(job.run, recipe=replace(job.run.recipe, curve_every=0, curve_attacks=()))
     data = load_data(run.dataset, run.recipe, data_dir=job.data_dir)
     few = replace(
         data,
@@ -42,13 +47,15 @@ def probe(job: Job) -> Cost:
     )
     with threads(run.recipe.threads), torch.random.fork_rng(), seeded(0):
         training = Training(run, few)
-        training.epoch(0)  # what is set up at first is set up here
+        row = training.epoch(0)  # what is set up at first is set up here
         training_seconds = _seconds(lambda: training.epoch(0)) * len(data.train) / len(few.train)
         looking = _seconds(lambda: accuracy(training.model, *training.validation))
-        epoch = training_seconds + looking * len(data.validation) / len(few.validation)
-        attacks = _seconds_of_attacks(training, data, (*job.attacks, *run.recipe.curve_attacks))
-    if run.recipe.curve_every:
-        epoch += sum(attacks[_like(spec, data)] for spec in run.recipe.curve_attacks) / run.recipe.curve_every
+        with TemporaryDirectory() as folder:
+            keeping = _seconds(lambda: training.keep(row | {"validation_accuracy": 0.0}, Store(Path(folder))))
+        epoch = training_seconds + looking * len(data.validation) / len(few.validation) + keeping
+        attacks = _seconds_of_attacks(training, _believed(data, training), (*job.attacks, *curve.curve_attacks))
+    if curve.curve_every:
+        epoch += sum(attacks[_like(spec, data)] for spec in curve.curve_attacks) / curve.curve_every
     return Cost(epoch, fmean(attacks[_like(spec, data)] for spec in job.attacks) if job.attacks else 0.0)
 
 
@@ -98,6 +105,22 @@ def extrapolated(seconds_of_few: float, seconds_of_more: float, few: int, more: 
     """Seconds for so many images, from those for few and for more of them: a constant, and so much for each image."""
     each = max(0.0, (seconds_of_more - seconds_of_few) / (more - few)) if more > few else 0.0
     return seconds_of_more + each * (images - more)
+
+
+def _believed(data: Dataset, training: Training) -> Dataset:
+    """
+    The data, with what the network takes the images for as the labels of those that are tried.
+
+    Strong attacks leave alone what is wrong before, which in a network that has hardly learned is nearly all.
+    """
+
+    def believed(split: Split) -> Split:
+        first = _first(split, FEW_AND_MORE[1])
+        images = first.tensors(torch.device("cpu"))[0].numpy()
+        labels = training.classifier.predict(images, batch_size=BATCH_SIZE).argmax(1)
+        return Split(split.images, np.concatenate([labels, split.labels[len(first) :]]))
+
+    return replace(data, test=believed(data.test), validation=believed(data.validation))
 
 
 def _like(spec: AttackSpec, data: Dataset) -> tuple[AttackSpec, int]:

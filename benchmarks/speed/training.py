@@ -115,4 +115,4 @@ def findings(readings: Sequence[Reading]) -> Findings:
     return Findings([*tables, training_share.shown_share(readings), table], [picture])
 
 
-TRAINING = Part("training", 6, cases, findings)
+TRAINING = Part("training", 8, cases, findings)

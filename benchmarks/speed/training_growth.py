@@ -29,7 +29,7 @@ from benchmarks.training import train
 RUNS, BATCHES, EPOCHS = (1, 2, 5, 10), (16, 32, 64, 128, 256, 512), (1, 2, 5, 10, 20)
 QUICK_RUNS, QUICK_BATCHES, QUICK_EPOCHS = (1, 2), (64, 256), (1, 2)
 # Of the grid that is given to a pool; a process takes seconds to start.
-POOL_SEEDS, POOL_EPOCHS = 4, 20
+POOL_SEEDS, POOL_EPOCHS = 4, 60
 BY_RUNS, BY_BATCH = "runs (digits, 2 epochs)", "batch (digits, 2 epochs)"
 BY_EPOCHS, BY_WORKERS = "epochs (digits)", f"workers ({2 * POOL_SEEDS} runs of the digits, {POOL_EPOCHS} epochs)"
 TOGETHER, ONE_BY_ONE = "trained at once", "one after the other"

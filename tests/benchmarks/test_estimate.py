@@ -12,6 +12,7 @@ from benchmarks import estimate, grids, protocols
 from benchmarks.__main__ import main
 from benchmarks.config import AttackSpec, Hardening, LossSpec, RunSpec
 from benchmarks.estimate import costs, extrapolated, probe, to_probe
+from benchmarks.evaluation import measure_all
 from benchmarks.executors import InProcess
 from benchmarks.runner import Job
 from benchmarks.status import Cost, seconds_left, status
@@ -38,10 +39,10 @@ def test_a_probe_counts_what_a_run_does(tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.setattr(estimate.time, "perf_counter", lambda: float(next(ticks)))
     attacks = (AttackSpec("none"), AttackSpec("fgm", "ce", 0.1), AttackSpec("fgm", "ce", 0.25))
     cost = probe(job_of(CE_0, tmp_path, attacks))
-    # 1257 images where 400 were tried, all 180 of the validation, and 5 curve attacks of a tick, every 5th epoch.
-    assert cost == Cost(pytest.approx(1257 / 400 + 1 + 5 / 5), 1.0)
+    # 1257 images where 400 were tried, all 180 of validation, keeping, and 5 curve attacks of a tick, every 5th epoch.
+    assert cost == Cost(pytest.approx(1257 / 400 + 1 + 1 + 5 / 5), 1.0)
     # Each part is tried once; each kind of attack, whatever its eps, with few images and with more: none, ce, clipped.
-    assert next(ticks) == 2 * (1 + 1 + 3 * 2)
+    assert next(ticks) == 2 * (1 + 1 + 1 + 3 * 2)
 
 
 def test_a_probe_leaves_nothing_and_moves_nothing(tmp_path: Path) -> None:
@@ -54,6 +55,21 @@ def test_a_probe_leaves_nothing_and_moves_nothing(tmp_path: Path) -> None:
     assert not (tmp_path / "store").exists()
     assert torch.get_num_threads() == threads
     assert states == (random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist())  # noqa: NPY002
+
+
+def test_images_that_are_attacked_are_right_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else strong attacks would have nothing to do, on a network that has hardly learned."""
+    records: list[dict] = []
+
+    def noting(specs, *args):
+        found = list(measure_all(specs, *args))
+        records.extend(record for _, record in found)
+        return found
+
+    monkeypatch.setattr(estimate, "measure_all", noting)
+    probe(job_of(CE_0, tmp_path, (AttackSpec("none"), AttackSpec("none", split="validation"))))
+    unattacked = [record for record in records if "zero_gradient" not in record]
+    assert [(record["correct"], record["n"]) for record in unattacked] == [(n, n) for n in (50, 250, 50, 180)]
 
 
 @pytest.mark.parametrize(
