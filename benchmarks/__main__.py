@@ -26,7 +26,8 @@ from benchmarks.data import DataError
 from benchmarks.progress import following
 from benchmarks.reporting import report
 from benchmarks.reporting.cells import Results, load
-from benchmarks.reporting.tables import alpha_table, table_1
+from benchmarks.reporting.table_1 import table_1
+from benchmarks.reporting.tables import alpha_table
 from benchmarks.speed.command import Speed
 from benchmarks.status import Cost
 from benchmarks.store import Store, StoreError

@@ -3,7 +3,7 @@
 from dataclasses import replace
 from typing import Literal
 
-from benchmarks.config import AttackSpec, Hardening, LossSpec, SplitName
+from benchmarks.config import AttackSpec, Hardening, LossSpec, SplitName, UnitsName
 
 CE = LossSpec("ce")
 HR = LossSpec("hr", alpha=1.6)
@@ -71,8 +71,13 @@ def strong(eps: float, images: int, steps: int) -> tuple[AttackSpec, ...]:
         *(AttackSpec("apgd", loss, eps, steps=steps, images=images) for loss in ("ce", "hr", "margin", "dlr")),
         AttackSpec("square", eps=eps, steps=SQUARE_QUERIES, images=images),
         AttackSpec("transfer", eps=eps, steps=steps, images=images, source=SOURCE),
-        AttackSpec("worst-case", eps=eps, steps=steps, images=images, source=SOURCE),
+        worst_case(eps, images, steps),
     )
+
+
+def worst_case(eps: float, images: int, steps: int, units: UnitsName = "range") -> AttackSpec:
+    """The worst case of the ensemble."""
+    return AttackSpec("worst-case", eps=eps, units=units, steps=steps, images=images, source=SOURCE)
 
 
 def diagnostics(eps: float) -> tuple[AttackSpec, ...]:

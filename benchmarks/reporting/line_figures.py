@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from benchmarks.config import LossSpec, SplitName
+from benchmarks.config import AttackSpec, LossSpec, SplitName
 from benchmarks.evaluation import UPPER_ALPHA
 from benchmarks.reporting.drawing import Panel, Picture, line_figure, line_for, seeds_note, values_in_words
 from benchmarks.reporting.selection import PROTOCOLS, SOUND, Selection
@@ -106,7 +106,8 @@ def accuracy_vs_eps(selection: Selection) -> Picture | None:
 def strong(selection: Selection) -> Picture | None:
     """Accuracy against eps from the paper's attack to the worst case; None without one, or with hardened networks."""
     by_eps = {} if has_hardening(selection.results.grid) else strong_attacks(selection.results.grid)
-    unattacked = [a for a in selection.results.grid.attacks if a.name == "none" and a.split == "test"]
+    images = max((row["worst case"].images for row in by_eps.values()), default=0)
+    unattacked = [a for a in selection.results.grid.attacks if a == AttackSpec("none", images=images)]
     lines = []
     for loss in selection.losses:
         for position, name in enumerate(("FGSM, paper", "FGSM, sound", "worst case")):
@@ -116,10 +117,10 @@ def strong(selection: Selection) -> Picture | None:
     if not lines:
         return None
     ticks = sorted({eps for _, points in lines for eps in points})
+    shown = f"the first {images} test images" if images else selection.images
     caption = (
-        f"Accuracy on the first {selection.images} (L-infinity): under FGSM in the paper protocol, which clips "
-        "probabilities, and in the sound one, and in the worst case over an ensemble of strong attacks; eps 0 is no "
-        "attack."
+        f"Accuracy on {shown} (L-infinity): under FGSM in the paper protocol, which clips probabilities, and in the "
+        "sound one, and in the worst case over an ensemble of strong attacks; eps 0 is no attack."
     )
     title = "From the paper's attack to the worst case"
     panel = Panel(title, SOUND.eps_label(selection.recipe), TEST_ACCURACY, lines, x_ticks=ticks)

@@ -15,7 +15,15 @@ from benchmarks.reporting.hardening import hardening_frame, hardening_table
 from benchmarks.reporting.markup import Table
 from benchmarks.reporting.page import page
 from benchmarks.reporting.strong import broken_frame, strong_table
-from benchmarks.reporting.tables import alpha_eps, chosen_alpha, confusion_attacks, confusion_norms, tables
+from benchmarks.reporting.table_1 import table_1
+from benchmarks.reporting.tables import (
+    alpha_eps,
+    alpha_table,
+    chosen_alpha,
+    confusion_attacks,
+    confusion_norms,
+    confusion_table,
+)
 from benchmarks.store import write_bytes
 
 # What the page calls the tables of each name.
@@ -84,14 +92,21 @@ def _notes(results: Results) -> list[str]:
 
 def all_tables(results: Results, found: Sequence[Claim]) -> dict[str, list[Table]]:
     """The tables that a grid can give, by name, with that of the claims found."""
-    bounds = [table for dataset in results.datasets for table in bounds_tables(results, dataset)]
-    makers = {"strong": strong_table, "hardening": hardening_table, "diagnostics": diagnoses_table}
-    more = {
+    makers = {
+        "table_1": table_1,
+        "confusion": confusion_table,
+        "alpha": alpha_table,
+        "strong": strong_table,
+        "hardening": hardening_table,
+        "diagnostics": diagnoses_table,
+    }
+    made = {
         name: [table for dataset in results.datasets if (table := maker(results, dataset))]
         for name, maker in makers.items()
     }
-    more |= {"bounds": bounds, "claims": [claims_table(found)] if found else []}
-    return tables(results) | {name: several for name, several in more.items() if several}
+    made["bounds"] = [table for dataset in results.datasets for table in bounds_tables(results, dataset)]
+    made["claims"] = [claims_table(found)] if found else []
+    return {name: several for name, several in made.items() if several}
 
 
 def frames(results: Results, found: Sequence[Claim]) -> dict[str, pd.DataFrame]:

@@ -23,10 +23,15 @@ class Protocol:
     def attacks(
         self, known: Sequence[AttackSpec], loss: AttackLossName, *, split: SplitName = "test"
     ) -> list[AttackSpec]:
-        """Those of the known FGSM attacks that belong here, by eps; no attack is the one of eps 0."""
+        """
+        Those of the known FGSM attacks that belong here, by eps; no attack is the one of eps 0.
+
+        Of attacks on all images of the split, and on its first, those on all.
+        """
         own = [a for a in known if (a.name, a.loss, a.units) == ("fgm", loss, self.units)]
         found = [attack for attack in known if attack.split == split and (attack.name == "none" or attack in own)]
-        return sorted(found, key=lambda attack: attack.eps)
+        images = min((attack.images for attack in found), default=0)
+        return sorted((attack for attack in found if attack.images == images), key=lambda attack: attack.eps)
 
     def eps_label(self, recipe: Recipe) -> str:
         """Of an axis."""

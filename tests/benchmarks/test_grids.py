@@ -81,8 +81,8 @@ def test_mnist_shorts_docstring_gives_its_learning_rate() -> None:
 
 def test_an_unknown_grid_lists_those_there_are() -> None:
     names = ["alpha", "alpha-digits", "cifar10", "cifar10-short", "digits", "hardening-digits", "hardening-mnist"]
-    names += ["mnist", "mnist-short", "paper", "strong-cifar10", "strong-digits", "strong-mnist", "strong-svhn-grey"]
-    names += ["svhn", "svhn-short"]
+    names += ["mnist", "mnist-long", "mnist-short", "paper", "strong-cifar10", "strong-digits", "strong-mnist"]
+    names += ["strong-svhn-grey", "svhn", "svhn-grey", "svhn-short"]
     expected = f"expected grid to be one of {names}, but got 'mnits'"
     with pytest.raises(ConfigError, match=re.escape(expected)):
         grids.get("mnits")
@@ -159,6 +159,21 @@ def test_mnist_short_is_the_papers_recipe_in_a_fiftieth_of_its_epochs() -> None:
     assert recipe.lr * recipe.epochs == pytest.approx(0.001 * 1000)
 
 
+def test_mnist_long_is_mnist_short_with_three_times_its_epochs() -> None:
+    short, long = recipe_of("mnist-short"), recipe_of("mnist-long")
+    assert long.epochs == 3 * short.epochs == 60
+    assert replace(long, epochs=short.epochs, curve_every=short.curve_every) == short
+    assert long.epochs % long.curve_every == 0, "the last point is of the trained network"
+    assert f"{long.epochs} epochs at learning rate {long.lr}" in documentation("mnist-long")
+
+
+def test_svhn_grey_is_svhns_recipe_on_other_data() -> None:
+    ((dataset, recipe),) = grids.get("svhn-grey").recipes
+    assert dataset == "svhn_grey"
+    assert (recipe.model, recipe.blocks, recipe.input_scale, recipe.subtract_pixel_mean) == ("resnet", 1, 255.0, False)
+    assert f"{recipe.epochs} epochs" in documentation("svhn-grey")
+
+
 @pytest.mark.parametrize("name", ["cifar10", "svhn"])
 def test_a_short_grid_drops_its_rate_in_proportion(name: str) -> None:
     long, short = recipe_of(name), recipe_of(f"{name}-short")
@@ -177,10 +192,10 @@ def test_the_curve_has_a_point_every_10_epochs_as_in_fig_1(name: str) -> None:
     assert recipe.epochs % recipe.curve_every == 0, "the last point is of the trained network"
 
 
-@pytest.mark.parametrize("name", ["digits", *LONG, "mnist-short", "cifar10-short"])
+@pytest.mark.parametrize("name", ["digits", *LONG, "mnist-short", "mnist-long", "cifar10-short"])
 def test_fig_1_has_the_cross_entropy_attack_in_both_protocols_at_the_eps_of_table_1(name: str) -> None:
     for _, recipe in grids.get(name).recipes:
-        images = 2000 if name.endswith("-short") else 0
+        images = 2000 if name.endswith(("-short", "-long")) else 0
         assert {attack.images for attack in recipe.curve_attacks} == {images}
         assert {replace(attack, images=0) for attack in recipe.curve_attacks} == {
             NO_ATTACK,
@@ -191,7 +206,7 @@ def test_fig_1_has_the_cross_entropy_attack_in_both_protocols_at_the_eps_of_tabl
         assert on_all < set(grids.get(name).attacks), "the table has the curve's last point, on all images"
 
 
-@pytest.mark.parametrize("name", ["digits", *LONG, *SHORT])
+@pytest.mark.parametrize("name", ["digits", *LONG, *SHORT, "mnist-long", "svhn-grey"])
 def test_table_1_has_both_losses_at_both_eps_in_both_protocols(name: str) -> None:
     attacks = grids.get(name).attacks
     assert len(attacks) == 11
@@ -219,15 +234,26 @@ STRONG = {
         ("strong-digits", "digits", 360, (0.1, 0.2, 0.3, 0.5)),
         ("strong-mnist", "mnist-short", 300, (0.1, 0.2, 0.3, 0.5)),
         ("strong-cifar10", "cifar10-short", 100, (0.004, 0.008, 0.016, 0.03)),
-        ("strong-svhn-grey", None, 100, (0.004, 0.008, 0.016, 0.03)),
+        ("strong-svhn-grey", "svhn-grey", 100, (0.004, 0.008, 0.016, 0.03)),
     ],
 )
 def test_strong_attacks_are_on_the_networks_of_the_grid_they_are_named_for(
-    name: str, trained: str | None, images: int, strengths: tuple[float, ...]
+    name: str, trained: str, images: int, strengths: tuple[float, ...]
 ) -> None:
-    assert trained is None or keys(name) == keys(trained)
-    attacks = [attack for attack in grids.get(name).attacks if attack.name not in ("none", "diagnostics")]
-    assert {(attack.images, attack.units, attack.split) for attack in attacks} == {(images, "range", "test")}
+    assert keys(name) == keys(trained)
+    others = ("none", "diagnostics")
+    table_1 = set(grids.get(trained).attacks)
+    assert table_1 < set(grids.get(name).attacks)
+    attacks = [a for a in grids.get(name).attacks if a.name not in others and a not in table_1]
+    # In Table 1's column of worst cases; of a network that is given [0, 255], in its units as well.
+    scale = grids.get(name).recipes[0][1].input_scale
+    beside = {("range", eps) for eps in (0.1, 0.25)} | (
+        {("data", eps) for eps in (0.1, 0.25)} if scale == 255 else set()
+    )
+    worst = {(a.units, a.eps) for a in attacks if a.name == "worst-case"}
+    assert worst == beside | {("range", eps) for eps in strengths}
+    attacks = [a for a in attacks if a.units == "range" and a.eps in strengths]
+    assert {(attack.images, attack.split) for attack in attacks} == {(images, "test")}
     assert tuple(sorted({attack.eps for attack in attacks})) == strengths
     for eps in strengths:
         assert {(attack.name, attack.loss) for attack in attacks if attack.eps == eps} == STRONG

@@ -215,7 +215,7 @@ def test_strong_draws_the_paper_the_sound_and_the_worst_attack_on_the_same_image
     others = {"clipped-ce": 30, "ce": 20, None: 10}
 
     def correct(run: RunSpec, attack: AttackSpec) -> int:
-        if attack.name in ("pgd", "apgd", "square", "transfer", "diagnostics"):
+        if attack.name in ("pgd", "apgd", "square", "transfer", "diagnostics") or attack.images != 360:
             return 1
         left = 90 if attack.name == "none" else others[attack.loss] + round(10 * attack.eps)
         return left + run.seed + 3 * (run.loss == HR)
@@ -230,7 +230,7 @@ def test_strong_draws_the_paper_the_sound_and_the_worst_attack_on_the_same_image
             more = 3 * (loss == HR)
             expected[f"{loss} trained, {name}"] = {x: [(b + more) / 100, (b + more + 1) / 100] for x, b in base.items()}
     check(panel, expected)
-    assert "the first 100 test images" in picture.caption
+    assert "the first 360 test images" in picture.caption
     attacks = [replace(a, units="data") if (a.name, a.loss) == ("fgm", "clipped-ce") else a for a in grid.attacks]
     older = replace(grid, attacks=tuple(attacks))
     again = hand_made(older, lambda run, attack: {"n": 100, "correct": correct(run, attack)})
@@ -239,7 +239,8 @@ def test_strong_draws_the_paper_the_sound_and_the_worst_attack_on_the_same_image
 
 def test_labels_of_eps_that_would_run_into_each_other_are_turned() -> None:
     far = small(grids.strong_cifar10(), epochs=1)
-    near = replace(far, attacks=(*far.attacks, *protocols.strong(0.1, 100, 50)))  # beside 0.004 and 0.008
+    more = dict.fromkeys((*far.attacks, *protocols.strong(0.1, 100, 50)))  # beside 0.004 and 0.008
+    near = replace(far, attacks=tuple(more))
     for grid, turned in ((far, 0), (near, 60)):
         made = hand_made(grid, lambda run, attack: {"n": 100, "correct": 50 + run.seed})
         (picture,) = [p for p in figures.pictures(made) if p.name.startswith("strong")]

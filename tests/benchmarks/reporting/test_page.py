@@ -19,7 +19,7 @@ from benchmarks.reporting.cells import Results, load
 from benchmarks.reporting.drawing import Picture
 from benchmarks.reporting.markup import Table
 from benchmarks.reporting.page import page
-from benchmarks.reporting.tables import tables
+from benchmarks.reporting.report import all_tables
 from benchmarks.store import Store
 
 WIDTHS = (400, 1400)
@@ -111,7 +111,7 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> Results:
 
 @pytest.fixture(scope="module")
 def parts(results: Results) -> tuple[dict[str, list[Table]], list[Picture]]:
-    return {f"Tables: {name}": made for name, made in tables(results).items()}, figures.pictures(results)
+    return {f"Tables: {name}": made for name, made in all_tables(results, []).items()}, figures.pictures(results)
 
 
 @pytest.fixture(scope="module")

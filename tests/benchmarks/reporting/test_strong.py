@@ -115,9 +115,14 @@ def test_a_grid_without_a_worst_case_has_no_such_table(name: str) -> None:
     assert strong_table(made_up.results(grid), grid.recipes[0][0]) is None
 
 
-def test_attacks_on_other_images_are_not_compared() -> None:
-    others = (*protocols.TABLE_1_ATTACKS, AttackSpec("apgd", "ce", 0.1, steps=9, images=5))
-    assert strong_attacks(replace(GRID, attacks=(*others, *GRID.attacks))) == strong_attacks(GRID)
+def test_attacks_on_other_images_or_in_other_units_are_not_compared() -> None:
+    others = (AttackSpec("apgd", "ce", 0.1, steps=9, images=5), protocols.worst_case(0.1, 360, 9, "data"))
+    assert strong_attacks(replace(GRID, attacks=(*GRID.attacks, *others))) == strong_attacks(GRID)
+
+
+def test_a_worst_case_that_has_nothing_beside_it_is_left_to_table_1() -> None:
+    assert protocols.worst_case(0.25, 360, 50) in GRID.attacks
+    assert tuple(strong_attacks(GRID)) == protocols.STRONG_EPS
 
 
 def test_files_say_what_broke_what(tmp_path: Path) -> None:
@@ -130,12 +135,12 @@ def test_files_say_what_broke_what(tmp_path: Path) -> None:
     found = replace(made, records=records)
     report.write_tables(found, [], tmp_path, command="make it")
     rows = pd.read_csv(tmp_path / "broken_by.csv")
-    assert len(rows) == len(broken_frame(found)) == 2 * 2 * 4 * 2
+    assert len(rows) == len(broken_frame(found)) == 2 * 2 * 5 * 2
     assert rows.groupby("attack").broken.unique().map(list).to_dict() == {"no attack": [3], "PGD on CE": [5]}
     cells = pd.read_csv(tmp_path / "strong.csv")
-    assert len(cells) == 2 * (1 + 4 * 10), "a report on masked gradients is no accuracy"
+    cells = cells[cells.images == 360]
+    assert len(cells) == 2 * (1 + 4 * 10 + 1), "a report on masked gradients is no accuracy"
     counted = cells[cells.attack_loss.notna()]
     assert (counted.zero_gradient == 0).all()
     assert len(counted) == 2 * 4 * 7
     assert "Strong attacks on digits" in (tmp_path / "strong.md").read_text()
-    assert "table_1.md" not in {path.name for path in tmp_path.iterdir()}

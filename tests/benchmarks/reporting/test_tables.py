@@ -13,7 +13,10 @@ from rich.console import Console
 from benchmarks import grids, protocols
 from benchmarks.config import AttackSpec, Grid, Hardening, LossSpec, RunSpec
 from benchmarks.reporting.cells import Results
-from benchmarks.reporting.tables import alpha_table, chosen_alpha, confusion_attacks, confusion_table, table_1, tables
+from benchmarks.reporting.markup import Table
+from benchmarks.reporting.report import all_tables
+from benchmarks.reporting.table_1 import table_1
+from benchmarks.reporting.tables import alpha_table, chosen_alpha, confusion_attacks, confusion_table
 
 GRID = grids.mnist_short()
 DIGITS = grids.digits()
@@ -27,6 +30,12 @@ EVERY_GRID = [*grids.GRIDS, "alphas"]
 
 def grid_named(name: str) -> Grid:
     return ALPHAS if name == "alphas" else grids.get(name)
+
+
+def tables(results: Results) -> dict[str, list[Table]]:
+    """Those of a grid that are told of here."""
+    made = all_tables(results, [])
+    return {name: made[name] for name in ("table_1", "confusion", "alpha") if name in made}
 
 
 def interval(values: list[float]) -> str:
@@ -164,6 +173,42 @@ def test_data_sets_and_alphas_are_kept_apart() -> None:
     ]
 
 
+@pytest.mark.parametrize(
+    ("name", "images", "protocols_with"),
+    [("strong-mnist", 300, {"sound": "range"}), ("strong-svhn-grey", 100, {"sound": "range", "paper": "data"})],
+)
+def test_table_1_has_the_worst_case_beside_the_protocol_of_its_units(
+    name: str, images: int, protocols_with: dict[str, str]
+) -> None:
+    grid = grids.get(name)
+    dataset, _ = grid.recipes[0]
+    table = table_1(made_up.results(grid), dataset)
+    pairs = [f"{loss} trained, {attack.upper()} attack" for loss, attack in PAIRS]
+    assert table.header[2:] == (*pairs, "CE trained, worst case", "HR(1.6) trained, worst case")
+    eps = ""
+    seen = []
+    for row in table.rows:
+        eps = row[0] or eps
+        units = protocols_with.get(row[1])
+        worst = AttackSpec(
+            "worst-case", eps=float(eps) or 1.0, units=units or "range", steps=50, images=images, source=100
+        )
+        by_hand = [entry(grid, loss, worst, dataset=dataset) for loss in (CE, HR)] if units else ["", ""]
+        assert list(row[6:]) == by_hand
+        seen += [(eps, row[1])] if units else []
+    assert seen == [(eps, label) for eps in ("0.1", "0.25") for label in protocols_with]
+    (note,) = (note for note in table.notes if note.startswith("Worst case"))
+    assert note.endswith(f"On the first {images} of the test images, eps as in its row.")
+
+
+def test_a_worst_case_that_is_not_there_yet_is_said_to_be_missing() -> None:
+    grid = grids.strong_digits()
+    table = table_1(made_up.results(grid, made=lambda run, attack: attack.name != "worst-case"), "digits")
+    sound = next(row for row in table.rows if row[:2] == ("0.25", "sound"))
+    assert sound[6:] == ("not yet", "not yet")
+    assert "not yet" not in "".join(sound[:6])
+
+
 def test_attacks_that_a_grid_does_not_have_get_no_row_and_no_column() -> None:
     grid = replace(GRID, attacks=(NONE, AttackSpec("fgm", "hr", 0.1)))
     table = table_1(made_up.results(grid), "mnist")
@@ -192,7 +237,7 @@ def test_every_grid_has_its_tables_full_or_empty(name: str, made: bool) -> None:
     results = made_up.results(grid_named(name), made=lambda run, attack: made)
     found = tables(results)
     alphas = {"alpha"} if name in ("alpha", "alpha-digits") else set()
-    others = name.startswith(("strong-", "hardening-"))  # whose attacks are of a part of the test images
+    others = name.startswith("hardening-")  # whose attacks are of a part of the test images
     assert set(found) == (set() if others else {"table_1", "confusion"} | alphas)
     for several in found.values():
         assert len(several) == len(results.datasets)
