@@ -39,8 +39,8 @@ def test_a_probe_counts_what_a_run_does(tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.setattr(estimate.time, "perf_counter", lambda: float(next(ticks)))
     attacks = (AttackSpec("none"), AttackSpec("fgm", "ce", 0.1), AttackSpec("fgm", "ce", 0.25))
     cost = probe(job_of(CE_0, tmp_path, attacks))
-    # 1257 images where 400 were tried, all 180 of validation, keeping, and 5 curve attacks of a tick, every 5th epoch.
-    assert cost == Cost(pytest.approx(1257 / 400 + 1 + 1 + 5 / 5), 1.0)
+    # 1257 images where 400 were tried, all 180 of validation, keeping, and 5 curve attacks of a tick, every 10th epoch.
+    assert cost == Cost(pytest.approx(1257 / 400 + 1 + 1 + 5 / 10), 1.0)
     # Each part is tried once; each kind of attack, whatever its eps, with few images and with more: none, ce, clipped.
     assert next(ticks) == 2 * (1 + 1 + 1 + 3 * 2)
 
