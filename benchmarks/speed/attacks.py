@@ -14,6 +14,7 @@ from torch import nn
 
 from art_hrloss import HRClassifier, HRLoss, evasion, worst_case
 from benchmarks.reporting.markup import Table
+from benchmarks.runner import threads
 from benchmarks.speed import plain_loops
 from benchmarks.speed.cases import (
     APART,
@@ -34,7 +35,7 @@ from benchmarks.speed.cases import (
 )
 from benchmarks.speed.libraries import FOOLBOX, TORCHATTACKS, library_attack
 from benchmarks.speed.subjects import AttackKind, Subject, subjects
-from benchmarks.speed.timing import interleaved, threads
+from benchmarks.speed.timing import interleaved
 
 Images = npt.NDArray[np.float32]
 Labels = npt.NDArray[np.int64]

@@ -7,6 +7,7 @@ import torch
 
 from art_hrloss import HRClassifier, HRLoss, evasion, worst_case
 from benchmarks.reporting.markup import Table
+from benchmarks.runner import threads
 from benchmarks.speed import attacks, losses
 from benchmarks.speed.cases import (
     HOW,
@@ -23,7 +24,7 @@ from benchmarks.speed.cases import (
 )
 from benchmarks.speed.growth_figure import growth_figure
 from benchmarks.speed.subjects import AttackKind, Subject, resnet_for, subjects
-from benchmarks.speed.timing import Call, interleaved, threads
+from benchmarks.speed.timing import Call, interleaved
 
 CLASSES, BATCHES = (10, 30, 100, 300, 1000, 3000, 10_000, 50_000), (16, 64, 256, 1024, 4096, 8192)
 SIDES, STEPS = (16, 24, 32, 48, 64), (1, 3, 10, 30, 100)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from art_hrloss import HRLoss
 from benchmarks.executors import available_cpus
 from benchmarks.reporting.markup import Table
+from benchmarks.runner import threads
 from benchmarks.speed.cases import (
     BANDWIDTH,
     HOW,
@@ -28,7 +29,7 @@ from benchmarks.speed.cases import (
     timed_readings,
 )
 from benchmarks.speed.memory import copy_bandwidth, peak_bytes
-from benchmarks.speed.timing import interleaved, spread, threads
+from benchmarks.speed.timing import interleaved, spread
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 

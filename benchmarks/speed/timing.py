@@ -2,8 +2,7 @@
 
 import gc
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -97,17 +96,6 @@ def interleaved(
             if observe is not None:
                 observe(name, i, result)
     return times
-
-
-@contextmanager
-def threads(number: int) -> Iterator[None]:
-    """Torch with so many threads on the CPU, and with as many as before afterwards."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(number)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def _repeats(call: Call, device: torch.device, sample: float) -> int:

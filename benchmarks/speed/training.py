@@ -10,9 +10,10 @@ import torch
 from art_hrloss import worst_case
 from benchmarks.protocols import CE, HR
 from benchmarks.reporting.markup import Table
+from benchmarks.runner import threads
 from benchmarks.speed import training_growth, training_share
 from benchmarks.speed.cases import HOW, SECONDS, Case, Findings, Part, Reading, Settings, find, remarks, shown
-from benchmarks.speed.timing import interleaved, ratio, spread, threads
+from benchmarks.speed.timing import interleaved, ratio, spread
 from benchmarks.speed.training_loops import (
     Start,
     TrainingSubject,

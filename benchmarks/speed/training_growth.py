@@ -17,10 +17,10 @@ from benchmarks.protocols import CE, HR
 from benchmarks.recipes import DIGITS
 from benchmarks.reporting.drawing import Picture
 from benchmarks.reporting.markup import Table
-from benchmarks.runner import Job, load_data, run_all
+from benchmarks.runner import Job, load_data, run_all, threads
 from benchmarks.speed.cases import HOW, RATIO, SECONDS, Case, Reading, Settings, find, shown, timed_readings
 from benchmarks.speed.growth_figure import growth_figure
-from benchmarks.speed.timing import Call, interleaved, threads
+from benchmarks.speed.timing import Call, interleaved
 from benchmarks.speed.training_loops import Start, TrainingSubject, bare_loop, whole_run
 from benchmarks.store import Store
 from benchmarks.together import train_together

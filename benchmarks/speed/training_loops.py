@@ -115,8 +115,6 @@ class Start:
         self.loss, self.device = self.training.loss, self.training.device
         self.images, self.labels = self.training.train
         self.in_main_memory = self.images.cpu(), self.labels.cpu()
-        for group in self.training.optimizer.param_groups:  # torch chooses, as for whoever asks for nothing
-            group["fused"] = group["foreach"] = None
 
     def fresh(self) -> tuple[nn.Module, torch.optim.Optimizer, torch.Generator]:
         """The network as it was drawn from the run's seed, its optimizer, and the generator of the run's order."""

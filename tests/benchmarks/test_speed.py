@@ -21,13 +21,14 @@ from art_hrloss import HRClassifier, HRLoss
 from art_hrloss.worst_case import seeded
 from benchmarks.__main__ import main
 from benchmarks.config import ConfigError
+from benchmarks.runner import threads
 from benchmarks.speed import attacks, growth_figure, losses, parts, plain_loops
 from benchmarks.speed.cases import SECONDS, Case, Findings, Part, Reading, Settings, find, frame, one, shown
 from benchmarks.speed.libraries import FOOLBOX, MISSING, TORCHATTACKS, library_attack
 from benchmarks.speed.machine import Machine, this_machine
 from benchmarks.speed.memory import peak_bytes
 from benchmarks.speed.subjects import AttackKind, Subject, resnet_for, subjects
-from benchmarks.speed.timing import Spread, interleaved, ratio, spread, threads
+from benchmarks.speed.timing import Spread, interleaved, ratio, spread
 
 CPU = torch.device("cpu")
 
