@@ -10,7 +10,14 @@ from benchmarks.protocols import CE, HR, paper, sound
 from benchmarks.reporting.cells import Results
 from benchmarks.reporting.markup import Table
 from benchmarks.reporting.statistics import Interval, paired_interval
-from benchmarks.reporting.tables import alpha_eps, chosen_alpha, confusion_attacks, confusion_norms, has_alphas
+from benchmarks.reporting.tables import (
+    alpha_eps,
+    chosen_alpha,
+    confusion_attacks,
+    confusion_norms,
+    has_alphas,
+    of_test_images,
+)
 
 Verdict = Literal["supported", "contradicted", "undecided", "no claim"]
 
@@ -25,6 +32,7 @@ CLAIMS = {
     "C7": ("The HR loss costs no more than CE", "HR / CE - 1"),
 }
 PROTOCOLS = {"sound": sound, "paper": paper}
+WORST = "worst case"
 # The sign of the accuracy under the CE attack less that under the HR attack, by C3; of other data it says nothing.
 WORST_ATTACK = {"mnist": -1, "cifar10": 1, "svhn": 1}
 # A run has converged once its validation accuracy is this share of what the worse one of its pair ends with.
@@ -104,7 +112,8 @@ def claims_table(found: Sequence[Claim]) -> Table:
         of_name = [claim for claim in found if claim.name == name]
         # One verdict for each protocol, where the claim is about attacks: what is masked says nothing of what is not.
         parts = {
-            protocol: [claim for claim in of_name if claim.where.endswith(f", {protocol}")] for protocol in PROTOCOLS
+            protocol: [claim for claim in of_name if claim.where.endswith(f", {protocol}")]
+            for protocol in (*PROTOCOLS, WORST)
         }
         verdicts = {protocol: overall(part) for protocol, part in parts.items() if part}
         if of_name:
@@ -120,7 +129,8 @@ def claims_table(found: Sequence[Claim]) -> Table:
         "with fewer than two seeds. A claim, in a protocol if it is about attacks, is supported if every judged row is "
         "so, and contradicted if any row is, which among many rows one may be by chance.",
         "The paper makes C1, C2, C6 and C7 of MNIST, CIFAR-10 and SVHN, and C4 and C5 of MNIST; other data are judged "
-        "by the same directions, but for C3, which has none for them. paper and sound are the protocols of Table 1.",
+        "by the same directions, but for C3, which has none for them. paper and sound are the protocols of Table 1. "
+        "Of the worst case, of an ensemble of attacks, the paper says nothing: it is what becomes of C2.",
         f"C1, C2, C3: in accuracy. C4: epochs until {CONVERGED:.0%} of the validation accuracy with which the worse "
         "one of the pair ends. C5: ||I - C||, under the CE attack. C6: test accuracy, supported above "
         f"-{ACCURACY_MARGIN:g}, contradicted below it. C7: seconds of training per epoch, supported below "
@@ -183,6 +193,11 @@ def _accuracy(results: Results, dataset: str, hr: LossSpec) -> list[Claim]:
         found += [
             claim("C2", f"{hr}, {loss} attack, eps {eps:g}, {protocol}", attack) for loss, attack in attacks.items()
         ]
+    scale = dict(results.grid.recipes)[dataset].input_scale
+    for attack in sorted(of_test_images(results.grid), key=lambda attack: (attack.units != "range", attack.eps)):
+        if attack.name == "worst-case":
+            strength = f"{attack.eps:g}" + ("" if attack.units == "range" or scale == 1 else f"/{scale:g}")
+            found.append(claim("C2", f"{hr}, eps {strength}, {WORST}", attack))
     return found
 
 

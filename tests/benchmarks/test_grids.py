@@ -232,7 +232,7 @@ STRONG = {
     ("name", "trained", "images", "strengths"),
     [
         ("strong-digits", "digits", 360, (0.1, 0.2, 0.3, 0.5)),
-        ("strong-mnist", "mnist-short", 300, (0.1, 0.2, 0.3, 0.5)),
+        ("strong-mnist", "mnist-long", 300, (0.1, 0.2, 0.3, 0.5)),
         ("strong-cifar10", "cifar10-short", 100, (0.004, 0.008, 0.016, 0.03)),
         ("strong-svhn-grey", "svhn-grey", 100, (0.004, 0.008, 0.016, 0.03)),
     ],

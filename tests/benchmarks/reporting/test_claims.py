@@ -287,6 +287,29 @@ def test_a_grid_without_a_pair_of_losses_has_no_claims() -> None:
     assert claims(made_up.results(replace(GRID, losses=(HR,)))) == []
 
 
+def test_c2_is_judged_in_the_worst_case_by_hand() -> None:
+    grid = grids.strong_svhn_grey()
+    worst = {attack.key(): place for place, attack in enumerate(a for a in grid.attacks if a.name == "worst-case")}
+
+    def share(run: RunSpec, attack: AttackSpec) -> float:
+        return 0.3 + (0.01 * worst.get(attack.key(), 20) - 0.05 + noise(run) if run.loss == HR else 0)
+
+    found = named(claims(made_up.results(grid, accuracies(share))), "C2")
+    by_eps = {claim.where: claim for claim in found if claim.where.endswith("worst case")}
+    texts = ("0.004", "0.008", "0.016", "0.03", "0.1", "0.25", "0.1/255", "0.25/255")
+    assert list(by_eps) == [f"HR(1.6), eps {eps}, worst case" for eps in texts]
+    verdicts = ["contradicted"] * 3 + ["undecided"] + ["supported"] * 4
+    for place, (claim, verdict) in enumerate(zip(by_eps.values(), verdicts, strict=True)):
+        assert claim.effect.mean == pytest.approx(0.01 * place - 0.03)
+        assert claim.verdict == verdict
+    overall_rows = [(line[2], line[-1]) for line in claims_table(found).rows if line[1] == "all"]
+    assert overall_rows == [
+        ("every row, sound", "supported"),
+        ("every row, paper", "supported"),
+        ("every row, worst case", "contradicted"),
+    ]
+
+
 def test_attacks_that_a_grid_does_not_have_are_not_judged() -> None:
     found = claims(made_up.results(replace(GRID, attacks=(AttackSpec("fgm", "hr", 0.1),))))
     assert [(claim.name, claim.where) for claim in found] == [
