@@ -84,12 +84,12 @@ def broken_frame(results: Results) -> pd.DataFrame:
     """Of every worst case, how many images each attack of the ensemble broke first; the rest were left standing."""
     return pd.DataFrame(
         [
-            {"dataset": run.dataset, "trained": str(run.loss), "seed": run.seed, "eps": attack.eps, "n": record["n"]}
-            | {"attack": name, "broken": broken}
+            {"dataset": run.dataset, "trained": str(run.loss), "seed": run.seed, "eps": attack.eps}
+            | {"units": attack.units, "n": record["n"], "attack": name, "broken": broken}
             for (run, attack), record in results.records.items()
             for name, broken in record.get("broken_by", {}).items()
         ],
-        columns=["dataset", "trained", "seed", "eps", "n", "attack", "broken"],
+        columns=["dataset", "trained", "seed", "eps", "units", "n", "attack", "broken"],
     )
 
 
