@@ -297,6 +297,11 @@ def test_readme_tells_which_attackers_the_reports_flag() -> None:
     assert by_eps["paper", "HR(1.6)"].all()
     assert not by_eps["sound"].any()
     assert "it flags [all five HR-trained networks]" in TEXT
+    mnist = published("strong-mnist", "diagnostics.csv")
+    by_network = mnist.assign(flagged=mnist.flag != "").groupby(["attacker", "trained", "seed"]).flagged.any()
+    assert by_network["paper"].sum() == 2 * 5
+    assert not by_network["sound"].any()
+    assert "on MNIST [all ten]" in TEXT
 
 
 def test_readme_takes_what_hardening_adds_from_the_published_records() -> None:
