@@ -16,7 +16,12 @@ ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
 TEXT = " ".join(README.split())
 # The published folder of each data set's Table 1, claims and strong attacks.
-FOLDERS = {"mnist": "strong-mnist", "cifar10": "strong-cifar10", "digits": "strong-digits"}
+FOLDERS = {
+    "mnist": "strong-mnist",
+    "cifar10": "strong-cifar10",
+    "svhn_grey": "strong-svhn-grey",
+    "digits": "strong-digits",
+}
 
 
 def published(folder: str, name: str) -> pd.DataFrame:
@@ -97,6 +102,7 @@ def headline_rows() -> list[str]:
     for data, folder in FOLDERS.items():
         found = list(entries(ROOT / f"benchmarks/results/{folder}/table_1.md"))
         for eps in (0, 0.1, 0.25):
+            by_loss = []
             for trained in ("CE", "HR(1.6)"):
                 text = {
                     (protocol, name.removeprefix(f"{trained} trained, ")): text
@@ -111,10 +117,10 @@ def headline_rows() -> list[str]:
                 strengths = [(f"{eps:g}/255", paper, "", worst["paper"]), (f"{eps:g}", "", sound, worst["sound"])]
                 if not worst["paper"]:
                     strengths = [(f"{eps:g}", paper, sound, worst["sound"])]
-                rows += [
-                    f"| {data} | {strength} | {trained} | {' | '.join([printed, *left])} |"
-                    for strength, *left in strengths
-                ]
+                by_loss.append(
+                    [f"| {data} | {at} | {trained} | {' | '.join([printed, *left])} |" for at, *left in strengths]
+                )
+            rows += [row for pair in zip(*by_loss, strict=True) for row in pair]
     return rows
 
 
@@ -156,6 +162,11 @@ def test_readmes_verdicts_are_those_of_the_published_claims() -> None:
     gain, clean = (found.loc[where] for where in ("HR(1.6), eps 0.004, worst case", "HR(1.6), no attack"))
     assert f"is supported, {gain.effect:.3f} ± {gain.half_width_95:.3f} at eps 0.004, about 1/255" in TEXT
     assert f"are {-clean.effect:.3f} ± {clean.half_width_95:.3f} less accurate without attack." in TEXT
+    svhn = published("strong-svhn-grey", "claims.csv").set_index("where")
+    assert (svhn[svhn.index.str.endswith("worst case")].verdict == "undecided").all()
+    clean, paper = svhn.loc["HR(1.6), no attack"], svhn[(svhn.claim == "C2") & svhn.index.str.endswith("paper")]
+    assert f"without attack (by {-clean.effect:.3f} ± {clean.half_width_95:.3f}) and under it." in TEXT
+    assert (paper.verdict == "contradicted").all()
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "benchmarks/results").glob("*/*.md")), ids=str)
@@ -249,7 +260,7 @@ def test_readme_takes_the_tightness_of_proposition_1_from_the_records() -> None:
 SHOWN = {
     "mnist": ("strong-mnist", (0.1, 0.2, 0.3)),
     "cifar10": ("strong-cifar10", (0.004, 0.008, 0.016)),
-    "svhn_grey": ("strong-svhn-grey-seeds-3", (0.004, 0.008, 0.016)),
+    "svhn_grey": ("strong-svhn-grey", (0.004, 0.008, 0.016)),
     "digits": ("strong-digits", (0.1, 0.2, 0.3)),
 }
 
@@ -286,7 +297,7 @@ def test_readme_takes_what_is_real_from_the_published_records() -> None:
         folder, strengths = SHOWN[name]
         records = published(folder, "records.csv")
         clipped = records[(records.attack_loss == "clipped-ce") & (records.attack == "fgm")]
-        assert (pd.to_numeric(clipped.zero_gradient) == 0).all()
+        assert pd.to_numeric(clipped.zero_gradient).sum() < 0.001 * clipped.n.sum()
         assert (strong(folder, "worst-case", None, strengths[-1]).mean() <= 0.01).all()
 
 
@@ -353,8 +364,7 @@ def test_published_gains_of_strong_attacks_are_those_of_the_published_records(na
     folder, strengths = SHOWN[name]
     worst = published(folder, "records.csv").query("attack == 'worst-case' and units == 'range'")
     broken = published(folder, "broken_by.csv")
-    broken = broken[broken.units == "range"] if "units" in broken else broken  # As published before there were units.
-    lost = broken.groupby(["trained", "seed", "eps"]).broken.sum()
+    lost = broken[broken.units == "range"].groupby(["trained", "seed", "eps"]).broken.sum()
     counts = worst.set_index(["trained", "seed", "eps"])
     assert (counts.n - counts.correct == lost.reindex(counts.index)).all()
     text = (ROOT / "benchmarks/results" / folder / "strong.md").read_text()
