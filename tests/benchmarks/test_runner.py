@@ -348,7 +348,7 @@ def test_ctrl_c_ends_it_soon_and_the_same_command_goes_on(pool_store: Path, tmp_
     else:
         process.send_signal(end)  # a scheduler's reaches the parent alone
     output, _ = process.communicate(timeout=20)
-    assert process.returncode == 130
+    assert process.returncode == 130, output
     assert "the same command goes on from there" in output
     resuming = output.strip().splitlines()[-1].split()
     assert resuming[:3] == ["python", "-m", "benchmarks"]
