@@ -9,10 +9,10 @@ from art.attacks import EvasionAttack
 from art.attacks.evasion import FastGradientMethod
 from art.estimators.classification import PyTorchClassifier
 
-from art_hrloss.attacks import PGD, AutoPGD
-from art_hrloss.ensemble import ensemble, transfer
-from art_hrloss.square import Square
-from art_hrloss.worst_case import worst_case
+from art_hrloss.attacks._ensemble import ensemble, transfer
+from art_hrloss.attacks._restarted import PGD, AutoPGD
+from art_hrloss.attacks._square import Square
+from art_hrloss.attacks._worst_case import worst_case
 from benchmarks.config import AttackSpec
 
 # Of the ensemble's attacks that see no gradients: the Square attack's queries per image, and HopSkipJump's rounds.

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from art_hrloss import HRClassifier
-from art_hrloss.worst_case import seeded
+from art_hrloss.attacks._worst_case import seeded
 from benchmarks.config import AttackSpec, RunSpec
 from benchmarks.data import Dataset, Split
 from benchmarks.evaluation import BATCH_SIZE, measure_all

@@ -17,10 +17,10 @@ from art.estimators.classification import PyTorchClassifier
 from torch import nn
 
 from art_hrloss import ErrorBounds, HRClassifier, attack_view, error_bounds
-from art_hrloss.diagnostics import gradient_masking_report
-from art_hrloss.rules import margins
-from art_hrloss.watching import answering
-from art_hrloss.worst_case import seeded
+from art_hrloss.attacks._constraints import margins
+from art_hrloss.attacks._watching import answering
+from art_hrloss.attacks._worst_case import seeded
+from art_hrloss.diagnostics._report import gradient_masking_report
 from benchmarks import attacks, models
 from benchmarks.config import AttackLossName, AttackSpec, RunSpec
 from benchmarks.data import Dataset, Split

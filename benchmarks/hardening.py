@@ -11,7 +11,7 @@ from art.defences.trainer import AdversarialTrainerMadryPGD, AdversarialTrainerT
 from torch import Tensor, nn
 
 from art_hrloss import HRClassifier
-from art_hrloss.worst_case import seeded
+from art_hrloss.attacks._worst_case import seeded
 from benchmarks.config import Hardening
 
 # A step of projected gradient descent, as a share of eps times 1 / steps: Madry et al. take 2.5.

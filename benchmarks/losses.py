@@ -2,7 +2,8 @@
 
 from torch import Tensor, nn
 
-from art_hrloss import HRLoss, attack_losses
+from art_hrloss import HRLoss
+from art_hrloss.attacks import _losses as attack_losses
 from benchmarks.config import AttackLossName, LossSpec
 
 
@@ -18,7 +19,7 @@ def attack_loss(name: AttackLossName) -> nn.Module:
     """
     The loss of each example, for class indices of shape ``(n,)``.
 
-    * "ce", "hr", "margin" and "dlr" are those of art_hrloss.attack_losses, whose gradients no rounding takes away;
+    * "ce", "hr", "margin" and "dlr" are those of art_hrloss.attacks._losses, whose gradients no rounding takes away;
     * "torch-ce" is the same as torch computes it. Past a margin of 17 its float32 gradient has lost the true class, so
       the attack goes astray: what it leaves standing beyond "ce" is masking;
     * "clipped-ce" and "clipped-hr" are both computed from clipped probabilities, as in Keras 2, and so perhaps in

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from art_hrloss.rules import margins
+from art_hrloss.attacks._constraints import margins
 from benchmarks import models
 from benchmarks.config import Recipe, RunSpec
 from benchmarks.data import Dataset

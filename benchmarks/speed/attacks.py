@@ -12,7 +12,9 @@ import torch
 from art.estimators.classification import PyTorchClassifier
 from torch import nn
 
-from art_hrloss import HRClassifier, HRLoss, evasion, worst_case
+from art_hrloss import HRClassifier, HRLoss
+from art_hrloss.attacks import _gradient as evasion
+from art_hrloss.attacks import _worst_case as worst_case
 from benchmarks.reporting.markup import Table
 from benchmarks.runner import threads
 from benchmarks.speed import plain_loops
@@ -55,7 +57,7 @@ HEADER = ("attack", "contender", "ms per batch", "/ loop by hand", "rounds", "la
 NOTES = (
     "Every contender is given batches of NumPy images, all of them right before, with their true labels, and gives "
     "NumPy images back; a round is one batch. One thread of the CPU, or the GPU where it is named. art_hrloss is "
-    "art_hrloss.evasion through HRClassifier. eps and step are the same for all: 0.1 and 0.02 for LeNet, 8/255 and "
+    "art_hrloss.attacks through HRClassifier. eps and step are the same for all: 0.1 and 0.02 for LeNet, 8/255 and "
     "2/255 for ResNet-8, L-infinity, without random start but for AutoPGD, whose first step is 2 eps. AutoPGD makes 10 "
     "steps, to save time.",
     "The ratio is to the loop by hand with the same loss, of the loop with HR to that with CE. The loops take "
@@ -71,7 +73,7 @@ def build(module: ModuleType, kind: AttackKind, classifier: PyTorchClassifier, s
     """
     The attack as ART's constructors give it.
 
-    :param module: art.attacks.evasion, or art_hrloss.evasion, whose classes take their place.
+    :param module: art.attacks.evasion, or art_hrloss.attacks._gradient, whose classes take their place.
     """
     options: dict[str, Any] = {"eps": subject.eps, "eps_step": subject.eps_step, "batch_size": subject.batch}
     if kind.name == "PGD":

@@ -5,7 +5,9 @@ from functools import partial
 
 import torch
 
-from art_hrloss import HRClassifier, HRLoss, evasion, worst_case
+from art_hrloss import HRClassifier, HRLoss
+from art_hrloss.attacks import _gradient as evasion
+from art_hrloss.attacks import _worst_case as worst_case
 from benchmarks.reporting.markup import Table
 from benchmarks.runner import threads
 from benchmarks.speed import attacks, losses
@@ -37,7 +39,7 @@ OURS, HAND = attacks.OURS["HR"], attacks.HAND["HR"]
 AGAINST = {losses.HR: losses.CE, OURS: HAND}
 NOTES = (
     "On the CPU with one thread. Classes and batch: forward and backward of the loss alone, float32, eager. Sides and "
-    "steps: the attack of art_hrloss.evasion with the HR loss beside the loop by hand. Ratios are to cross-entropy, "
+    "steps: the attack of art_hrloss.attacks with the HR loss beside the loop by hand. Ratios are to cross-entropy, "
     "or to the loop by hand.",
     HOW,
 )

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from art_hrloss import worst_case
+from art_hrloss.attacks import _worst_case as worst_case
 from benchmarks.protocols import CE, HR
 from benchmarks.reporting.markup import Table
 from benchmarks.runner import threads

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from art_hrloss import worst_case
+from art_hrloss.attacks import _worst_case as worst_case
 from benchmarks.config import AttackSpec, Recipe, RunSpec
 from benchmarks.data import Dataset
 from benchmarks.executors import available_cpus, local

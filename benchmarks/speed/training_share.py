@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from art_hrloss import worst_case
+from art_hrloss.attacks import _worst_case as worst_case
 from benchmarks import grids
 from benchmarks.config import Recipe
 from benchmarks.evaluation import measure_all

@@ -7,17 +7,17 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import made_up
 import numpy as np
 import pytest
 import torch
 from art.attacks.evasion import FastGradientMethod, SquareAttack
+from testing import made_up
 
 from art_hrloss import HRClassifier, attack_view
-from art_hrloss.attacks import PGD, AutoPGD
-from art_hrloss.diagnostics import gradient_masking_report
-from art_hrloss.ensemble import transfer
-from art_hrloss.worst_case import seeded
+from art_hrloss.attacks._ensemble import transfer
+from art_hrloss.attacks._restarted import PGD, AutoPGD
+from art_hrloss.attacks._worst_case import seeded
+from art_hrloss.diagnostics._report import gradient_masking_report
 from benchmarks import attacks, data, evaluation, models, training
 from benchmarks.config import AttackSpec, LossSpec, Recipe, RunSpec
 from benchmarks.data import Dataset, Split

@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 import torch
 from art.attacks.evasion import ProjectedGradientDescentPyTorch
-from killed import KilledError, StoreKilledAfter
+from testing.killed import KilledError, StoreKilledAfter
 
 from art_hrloss import HRClassifier
-from art_hrloss.attacks import PGD
-from art_hrloss.rules import margins
-from art_hrloss.worst_case import seeded
+from art_hrloss.attacks._constraints import margins
+from art_hrloss.attacks._restarted import PGD
+from art_hrloss.attacks._worst_case import seeded
 from benchmarks import data, evaluation, hardening, models, training
 from benchmarks.config import Hardening, LossSpec, Recipe, RunSpec
 from benchmarks.data import Dataset, Split

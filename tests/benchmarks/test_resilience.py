@@ -14,9 +14,9 @@ from functools import partial
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
-import processes
 import pytest
 import torch
+from testing import processes
 
 from benchmarks import executors, protocols, recipes, runner
 from benchmarks.config import AttackSpec, Grid, RunSpec

@@ -18,7 +18,7 @@ from rich.console import Console
 from torch import nn
 
 from art_hrloss import HRClassifier, HRLoss
-from art_hrloss.worst_case import seeded
+from art_hrloss.attacks._worst_case import seeded
 from benchmarks.__main__ import main
 from benchmarks.config import ConfigError
 from benchmarks.runner import threads

@@ -9,10 +9,10 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
-import made_up
 import pytest
 import torch
 from rich.console import Console
+from testing import made_up
 
 from benchmarks import executors, protocols, recipes, runner
 from benchmarks.config import AttackSpec, Grid, RunSpec

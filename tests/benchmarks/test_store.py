@@ -8,10 +8,10 @@ import struct
 from dataclasses import replace
 from pathlib import Path
 
-import made_up
 import pytest
 import torch
-from processes import files_no_longer_than
+from testing import made_up
+from testing.processes import files_no_longer_than
 
 from benchmarks.config import AttackSpec, LossSpec, Recipe, RunSpec
 from benchmarks.files import UnreadableError, append_line, set_aside

@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from killed import KilledError, StoreKilledAfter
+from testing.killed import KilledError, StoreKilledAfter
 
-from art_hrloss.rules import margins
+from art_hrloss.attacks._constraints import margins
 from benchmarks import data, grids, runner, training
 from benchmarks.config import AttackSpec, Hardening, LossSpec, Recipe, RunSpec
 from benchmarks.data import Dataset, Split

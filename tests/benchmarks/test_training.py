@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from killed import KilledError, StoreKilledAfter
+from testing.killed import KilledError, StoreKilledAfter
 
 from benchmarks import data, evaluation, models, training
 from benchmarks import store as store_module

@@ -5,10 +5,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import made_up
 import pandas as pd
 import pytest
 import scipy.stats
+from testing import made_up
 
 from benchmarks import grids, protocols
 from benchmarks.config import AttackSpec, RunSpec

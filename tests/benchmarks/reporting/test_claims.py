@@ -5,11 +5,11 @@ import math
 from collections.abc import Callable
 from dataclasses import replace
 
-import made_up
 import numpy as np
 import pytest
 import scipy.stats
 from rich.console import Console
+from testing import made_up
 
 from benchmarks import grids
 from benchmarks.config import AttackSpec, Grid, Hardening, LossSpec, RunSpec

@@ -6,12 +6,12 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-import made_up
 import pandas as pd
 import pytest
 from matplotlib.axes import Axes
 from matplotlib.colors import to_hex
 from matplotlib.container import ErrorbarContainer
+from testing import made_up
 
 from benchmarks import grids, recipes
 from benchmarks.config import AttackSpec, Hardening, LossSpec, RunSpec

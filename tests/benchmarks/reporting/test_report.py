@@ -4,11 +4,11 @@ import re
 from dataclasses import replace
 from pathlib import Path
 
-import made_up
 import numpy as np
 import pandas as pd
 import pytest
 import scipy.stats
+from testing import made_up
 
 from benchmarks import grids
 from benchmarks.reporting import report

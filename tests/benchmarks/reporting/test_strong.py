@@ -3,9 +3,9 @@
 from dataclasses import replace
 from pathlib import Path
 
-import made_up
 import pandas as pd
 import pytest
+from testing import made_up
 
 from benchmarks import grids, protocols
 from benchmarks.config import AttackSpec, Hardening, RunSpec

@@ -4,11 +4,11 @@ import io
 import math
 from dataclasses import replace
 
-import made_up
 import numpy as np
 import pytest
 import scipy.stats
 from rich.console import Console
+from testing import made_up
 
 from benchmarks import grids, protocols
 from benchmarks.config import AttackSpec, Grid, Hardening, LossSpec, RunSpec

@@ -1,0 +1,753 @@
+"""`bounds._formulas` against finite joint distributions on which both sides of every inequality are known (oracle.py).
+
+Also the Renyi divergence against dit and its identities, and the numerics under P_u and H.
+"""
+
+import importlib
+import math
+from collections.abc import Callable
+from functools import partial
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from scipy.stats import entropy as relative_entropy
+from testing import oracle
+from torch import Tensor
+from torch.autograd import gradcheck, gradgradcheck
+
+from art_hrloss.bounds._formulas import (
+    beta,
+    error_lower_bound,
+    error_upper_bound,
+    fano_bound,
+    fano_inverse,
+    probability_comparison_bounds,
+    relaxed_upper_bound,
+    uncertainty,
+)
+from art_hrloss.losses._functional import hr_loss_terms, renyi_divergence
+from art_hrloss.losses._numerics import log_entropy, log_of_others, log_softmax
+
+INF = math.inf
+EPS = float(np.finfo(np.float64).eps)
+DRAWS = {2: 2000, 3: 2000, 5: 2000, 10: 1000, 30: 1000, 100: 400, 300: 200, 1000: 100}
+ALPHAS = [1 + 1e-6, 1.01, 1.6, 2.0, 2 + 1e-6, 2.1, 3.0, 10.0, 1e3, 1e6]
+ABOVE_2 = [alpha for alpha in ALPHAS if alpha > 2]
+
+# A logarithm L of a probability is rounded by eps |L| / 2, its exponential by as much relatively, and so the logarithm
+# of a sum of them. Some ten such roundings and the sums of up to 3000 terms come together in each bound: 32 eps for
+# every unit of the logarithms in it, times the factor that stands before them.
+ROUNDING = 32 * EPS
+
+
+def t(values: Any) -> Tensor:
+    return torch.as_tensor(values, dtype=torch.float64)
+
+
+def at_most(lesser: Any, greater: Any, unit: Any) -> None:
+    """Assert lesser <= greater for every draw but for the rounding of terms of the size `unit`; NaN fails."""
+    lesser, greater = np.asarray(lesser), np.asarray(greater)
+    assert (lesser <= greater + ROUNDING * unit).all()
+
+
+def log(values: np.ndarray) -> np.ndarray:
+    with np.errstate(divide="ignore"):
+        return np.log(values)
+
+
+def log_gap(entropy: np.ndarray) -> np.ndarray:
+    """log[1 - exp(-H)]."""
+    return log(-np.expm1(-entropy))
+
+
+def close(actual: Any, expected: Any, rtol: float = 1e-14) -> None:
+    torch.testing.assert_close(t(actual).detach(), t(expected), rtol=rtol, atol=0.0)
+
+
+@pytest.fixture(scope="module", params=DRAWS, ids="M={}".format)
+def joints(request: pytest.FixtureRequest) -> oracle.FiniteJoints:
+    """Draws of 3 examples with M classes."""
+    return oracle.finite_joints(DRAWS[request.param], 3, request.param)
+
+
+# Every inequality, on draws
+
+
+@pytest.mark.parametrize("classes", [2, 3, 10])
+@pytest.mark.parametrize("alpha", [1 + 1e-6, 1.6, 2 + 1e-6, 50.0])
+def test_the_two_oracles_agree(alpha: float, classes: int) -> None:
+    draws = oracle.finite_joints(8, 2, classes)
+    reverse = draws.divergence(alpha - 1, reverse=True) if alpha > 2 else np.zeros(8)
+    for i in range(draws.draws):
+        exact = oracle.error_bounds(draws.log_q[i], np.exp(draws.log_mu[i]), alpha)
+        unit = draws.magnitude[i]
+        pairs = [
+            (np.exp(draws.log_error[i]), exact["error"], 1.0),
+            (draws.log_uncertainty[i], exact["log_uncertainty"], unit),
+            (log(draws.entropy[i]), exact["log_conditional_entropy"], unit),
+            (draws.cross_entropy[i], exact["cross_entropy"], unit),
+            (draws.divergence(alpha)[i], exact["renyi_divergence"], unit / (alpha - 1)),
+            (reverse[i], exact["reverse_divergence"] if alpha > 2 else 0.0, unit / (alpha - 2) if alpha > 2 else 1.0),
+        ]
+        for actual, expected, size in pairs:
+            assert actual == expected or abs(actual - expected) <= ROUNDING * size
+
+
+def test_the_draws_hold_every_degenerate_case(joints: oracle.FiniteJoints) -> None:
+    m, log_m = joints.classes, math.log(joints.classes)
+    cases = {
+        "P_u = 0": joints.log_uncertainty == -INF,
+        "P_u = 1 - 1/M": np.exp(joints.log_uncertainty) > (1 - 1 / m) * (1 - 1e-12),
+        "H = log M": joints.entropy > log_m * (1 - 1e-12),
+        "very peaked": (joints.entropy > 0) & (joints.entropy < 1e-6),
+        "P_e = 0": joints.log_error == -INF,
+        "P_e = 1": joints.log_error > -1e-12,
+        "hard labels": joints.label_entropy == 0,
+        "soft labels": joints.label_entropy > 0.1,
+        "p = q": abs(joints.divergence(2.0)) < 1e-12,
+        "D infinite": joints.divergence(2.0) == INF,
+        "reverse D infinite": joints.divergence(2.0, reverse=True) == INF,
+        "both finite": np.isfinite(joints.divergence(2.0) + joints.divergence(2.0, reverse=True)),
+        "both infinite": joints.divergence(2.0) + joints.divergence(2.0, reverse=True) == INF,
+    }
+    assert {name: bool(found.any()) for name, found in cases.items()} == dict.fromkeys(cases, True)
+
+
+@pytest.mark.parametrize("alpha", ALPHAS)
+def test_divergence_of_the_package_is_that_of_the_draws(joints: oracle.FiniteJoints, alpha: float) -> None:
+    mu, nu = (t(log.reshape(joints.draws, -1)) for log in (joints.log_mu, joints.log_nu))
+    for first, second, reverse in ((mu, nu, False), (nu, mu, True)):
+        actual, expected = (
+            renyi_divergence(first, second, alpha=alpha).numpy(),
+            joints.divergence(alpha, reverse=reverse),
+        )
+        # Of log E[(p / q)^(alpha - 1)], the logarithms in units of alpha, over alpha (alpha - 1).
+        unit = joints.magnitude / (alpha - 1)
+        finite = expected < INF
+        assert (actual[~finite] == INF).all()
+        assert (abs(actual - np.where(finite, expected, 0.0)) <= ROUNDING * unit)[finite].all()
+
+
+@pytest.mark.parametrize("alpha", ALPHAS)
+def test_equation_5_upper(joints: oracle.FiniteJoints, alpha: float) -> None:
+    divergence = joints.divergence(alpha)
+    bounds = probability_comparison_bounds(t(joints.log_uncertainty), t(divergence), alpha=alpha)
+    at_most(joints.log_error, bounds.upper, joints.magnitude)
+    assert (bounds.upper.numpy()[divergence == INF] == INF).all()
+    assert (bounds.lower == -INF).all()
+    assert (bounds.upper < -0.01 * (alpha - 1) / alpha).any()  # it says something
+
+
+@pytest.mark.parametrize("alpha", ABOVE_2)
+def test_equation_5_lower(joints: oracle.FiniteJoints, alpha: float) -> None:
+    reverse = joints.divergence(alpha - 1, reverse=True)
+    bounds = probability_comparison_bounds(t(joints.log_uncertainty), 0.0, t(reverse), alpha=alpha)
+    at_most(bounds.lower, joints.log_error, joints.magnitude * (alpha - 1) / (alpha - 2))
+    nothing = (reverse == INF) | (joints.log_uncertainty == -INF)
+    assert (bounds.lower.isneginf().numpy() == nothing).all()
+    assert not nothing.all()
+
+
+@pytest.mark.parametrize("alpha", ALPHAS)
+def test_equation_1_and_its_relaxation(joints: oracle.FiniteJoints, alpha: float) -> None:
+    divergence = joints.divergence(alpha)
+    bound = error_upper_bound(t(joints.entropy), t(divergence), alpha=alpha)
+    comparison = probability_comparison_bounds(t(joints.log_uncertainty), t(divergence), alpha=alpha).upper
+    relaxed = relaxed_upper_bound(t(joints.entropy + alpha * divergence), alpha=alpha)
+    at_most(joints.log_error, bound, joints.magnitude)
+    at_most(comparison, bound, joints.magnitude)
+    at_most(bound, relaxed, joints.magnitude)
+    assert (bound < -0.01 * (alpha - 1) / alpha).any()
+    # What the docstring says of (11): no fit brings it below exp(-(alpha - 1) / alpha).
+    at_most(-(alpha - 1) / alpha, relaxed, joints.magnitude)
+
+
+@pytest.mark.parametrize("alpha", ABOVE_2)
+def test_equation_2_in_both_readings(joints: oracle.FiniteJoints, alpha: float) -> None:
+    reverse, m = joints.divergence(alpha - 1, reverse=True), joints.classes
+    arguments: tuple[Tensor, Tensor] = t(joints.entropy), t(reverse)
+    derived = error_lower_bound(*arguments, alpha=alpha, classes=m)
+    printed = error_lower_bound(*arguments, alpha=alpha, classes=m, reading="printed")
+    comparison = probability_comparison_bounds(t(joints.log_uncertainty), 0.0, t(reverse), alpha=alpha).lower
+    unit = joints.magnitude * beta(m) * alpha / (alpha - 2)
+    at_most(printed, derived, 0.0)
+    at_most(derived, comparison, unit)
+    at_most(derived, joints.log_error, unit)
+    finite = derived.isfinite()
+    assert finite.any()
+    assert (printed < derived)[finite].all()
+
+
+@pytest.mark.parametrize("alpha", ABOVE_2)
+def test_equation_2_without_the_hat_is_true_and_needs_no_divergence(joints: oracle.FiniteJoints, alpha: float) -> None:
+    m, unit = joints.classes, joints.magnitude * beta(joints.classes)
+    labels, reverse = t(joints.label_entropy), t(joints.divergence(alpha - 1, reverse=True))
+    printed = error_lower_bound(labels, reverse, alpha=alpha, classes=m, reading="printed")
+    at_most(printed, joints.log_error, unit * alpha / (alpha - 2))
+    at_most(beta(m) * log_gap(joints.label_entropy), joints.log_error, unit)
+
+
+def test_equations_6_to_8(joints: oracle.FiniteJoints) -> None:
+    # Of the complements: P_u = 1 - E[max q] <= 1 - E[E[q(Y^|X)]] <= 1 - exp(-H).
+    at_most(joints.log_uncertainty, log(joints.collision), joints.magnitude)
+    at_most(log(joints.collision), log_gap(joints.entropy), joints.magnitude)
+    at_most(np.exp(joints.log_uncertainty), 1 - 1 / joints.classes, 1.0)
+    equal = oracle.finite_joints(50, 1, joints.classes)  # of one example, `uncertainty` has no weights to know of
+    for log_q, expected in zip(equal.log_q, equal.log_uncertainty, strict=True):
+        close(uncertainty(t(log_q)), np.exp(expected), rtol=ROUNDING * (1 - max(expected, -1e3)))
+
+
+def test_equation_9(joints: oracle.FiniteJoints) -> None:
+    m, p_u = joints.classes, np.exp(joints.log_uncertainty)
+    # Relative, so that a tiny P_u is tested as well as a large one.
+    at_most(log(joints.decided_entropy), log(fano_bound(t(p_u), m).numpy()), joints.magnitude)
+    at_most(log(joints.entropy), log(joints.decided_entropy), joints.magnitude)
+    least = fano_inverse(t(np.minimum(joints.entropy, math.log(m))), m).numpy()
+    at_most(log(least), joints.log_uncertainty, joints.magnitude)
+    at_most(least, 1 - 1 / m, 0.0)
+
+
+def test_equations_10_and_11(joints: oracle.FiniteJoints) -> None:
+    m, entropy = joints.classes, np.minimum(joints.entropy, math.log(joints.classes))
+    at_most(beta(m) * log_gap(entropy), log(fano_inverse(t(entropy), m).numpy()), joints.magnitude)
+    at_most(log_gap(entropy), entropy - 1, joints.magnitude)
+
+
+def test_alpha_times_the_divergence_grows_with_alpha_from_the_cross_entropy(joints: oracle.FiniteJoints) -> None:
+    mu, nu = (t(log.reshape(joints.draws, -1)) for log in (joints.log_mu, joints.log_nu))
+    below = joints.cross_entropy - joints.label_entropy
+    for order in [1.0, *ALPHAS]:
+        above = order * renyi_divergence(mu, nu, alpha=order).numpy()
+        at_most(below, above, joints.magnitude * (1 + 1 / max(order - 1, 0.1)))
+        below = above
+    with np.errstate(invalid="ignore"):
+        ratio = np.where(joints.log_mu > -INF, joints.log_mu - joints.log_nu, -INF).max((1, 2))
+    at_most(below, ratio, joints.magnitude)
+
+
+# Where the print fails
+
+
+def test_equation_1_as_printed_is_false() -> None:
+    # Without its hat the divergence is that of p_XY from itself: 0. A classifier sure of the wrong class: P_e = 1.
+    entropy = -0.99 * math.log(0.99) - 0.01 * math.log(0.01)
+    printed = error_upper_bound(entropy, 0.0, alpha=1.6)
+    assert printed < math.log(1.0) - 1
+    assert error_upper_bound(entropy, math.log(100) / 1.6, alpha=1.6) >= math.log(1.0)
+
+
+def test_cross_entropy_below_the_hr_loss_is_false_for_soft_labels() -> None:
+    logits, soft = t([[0.9, 0.1]]).log(), t([[0.5, 0.5]])
+    uncertain, divergence = hr_loss_terms(logits, soft, alpha=1.6)
+    cross_entropy = torch.nn.functional.cross_entropy(logits, soft)
+    assert f"{cross_entropy:.3f} > {uncertain + divergence:.3f}" == "1.204 > 1.174"
+    assert cross_entropy <= math.log(2) + divergence  # as printed, with H(Y|X) = log 2
+
+
+def test_the_condition_of_equation_4_fails_for_hard_labels_and_the_divergence_is_finite() -> None:
+    label, q = t([1.0, 0.0]), t([0.25, 0.75])
+    assert not (label[q > 0] > 0).all()  # nu << mu would be: wherever q is above 0, so is the label
+    assert (q[label > 0] > 0).all()  # mu << nu
+    close(renyi_divergence(label.log(), q.log(), alpha=1.6), math.log(4) / 1.6)
+    # What nu << mu would make finite is the other one; without mu << nu this one is not.
+    assert renyi_divergence(q.log(), label.log(), alpha=1.6) == INF
+
+
+def test_equation_2_as_printed_is_weaker() -> None:
+    # q = p uniform on 2 classes: P_e = P_u = 1/2, no divergence, 1 - exp(-H) = 1/2.
+    derived, printed = (
+        float(error_lower_bound(math.log(2), 0.0, alpha=3, classes=2, reading=reading))
+        for reading in ("derived", "printed")
+    )
+    close(derived, -2 * beta(2) * math.log(2))
+    close(printed, -3 * beta(2) * math.log(2))
+    assert printed < derived < math.log(0.5)
+
+
+# Constants and equality
+
+
+@pytest.mark.parametrize(("alpha", "support"), [(1 + 1e-6, 2), (1.6, 2), (2.0, 3), (3.0, 10), (1e6, 1000)])
+def test_equation_1_and_5_are_attained(alpha: float, support: int) -> None:
+    # q uniform on its support, and the label any class of it but f(X): P_e = 1 and (7), (8), (5) are equalities.
+    m = support
+    divergence = float(oracle.renyi_divergence([0.0] + [1 / (m - 1)] * (m - 1), [1 / m] * m, alpha))
+    close(divergence, math.log(m / (m - 1)) / alpha, rtol=1e-9)
+    unit = EPS * (alpha - 1) * max(divergence, 1e-3) + EPS  # log P_e is 0, so that an absolute rounding remains
+    upper = probability_comparison_bounds(math.log(1 - 1 / m), divergence, alpha=alpha).upper
+    assert abs(upper) <= 16 * unit * math.log(2 * m)
+    assert abs(error_upper_bound(math.log(m), divergence, alpha=alpha)) <= 16 * unit * math.log(2 * m)
+
+
+@pytest.mark.parametrize("alpha", ABOVE_2)
+def test_equation_5_lower_is_attained(alpha: float) -> None:
+    # nu = mu given an event A of probability 1/4: nu(A) = 1, and log mu(A) = -log 4.
+    reverse = oracle.renyi_divergence([1.0, 0.0], [0.25, 0.75], alpha - 1)
+    lower = probability_comparison_bounds(0.0, 0.0, float(reverse), alpha=alpha).lower
+    close(lower, -math.log(4), rtol=1e-15 * 4)
+
+
+def ratio(p: Tensor, classes: int) -> Tensor:
+    """log P / log[1 - exp(-q(P))], of which beta(M) is the greatest value."""
+    return p.log() / (-torch.expm1(-fano_bound(p, classes))).log()
+
+
+BETAS = [*range(2, 21), 30, 50, 100, 200, 300, 500, 700, 1000, 10**6]
+
+
+@pytest.mark.parametrize("classes", BETAS)
+def test_beta_is_the_smallest_constant_of_equation_10(classes: int) -> None:
+    constant = beta(classes)
+    # Near the peak log[1 - exp(-q)] is above -1/M, the logarithm of a number near 1 that is rounded by eps / 2.
+    close(constant, oracle.beta(classes), rtol=max(1e-14, EPS * classes))
+    last = float(fano_inverse(math.log(classes), classes))
+    tiny = torch.logspace(-300, math.log10(last), 20_000, dtype=torch.float64).clamp(max=last)
+    grid = torch.cat([tiny, torch.linspace(1e-6, last, 100_000, dtype=torch.float64)]).sort().values
+    values = ratio(grid, classes)
+    # The logarithms of 1 - small lose digits, as many as those numbers are below 1.
+    noise = 8 * EPS * (1 + 1 / -grid.log() + 1 / -(-torch.expm1(-fano_bound(grid, classes))).log())
+    assert (values <= constant * (1 + noise)).all()
+    finer = torch.linspace(0.99, 1.01, 200_001, dtype=torch.float64) * grid[values.argmax()]
+    assert ratio(finer.clamp(max=last), classes).max() > constant * (1 - 1e-9)
+    steps = values.diff()
+    steps = steps[steps.abs() > 2 * (noise * values)[1:]]
+    assert (steps.sign().diff() != 0).sum() <= 1  # one peak, or rising to the end
+
+
+def test_beta_has_the_values_that_the_docstring_says() -> None:
+    assert [f"{beta(m):.3g}" for m in (2, 10, 100, 1000)] == ["2.14", "4.07", "16.3", "92.3"]
+
+
+@pytest.mark.parametrize("classes", [2, 3, 10, 1000, 10**6])
+def test_equation_10_holds_as_a_function_of_the_entropy(classes: int) -> None:
+    entropy = torch.linspace(0, math.log(classes), 20_001, dtype=torch.float64)[1:]
+    gap = -torch.expm1(-entropy)
+    left, right = fano_inverse(entropy, classes).log(), beta(classes) * gap.log()
+    # gap is rounded by eps / 2, and beta times the logarithm of it by beta eps / gap.
+    assert (left >= right - 8 * EPS * (1 + beta(classes) / gap)).all()
+
+
+# The formulas
+
+
+@pytest.mark.parametrize("alpha", ALPHAS)
+def test_bounds_are_their_formulas_for_numbers_and_for_tensors(alpha: float) -> None:
+    entropies, divergences = [1e-300, 1e-9, 0.3, math.log(10)], [0.0, 0.2, 40.0]
+    for h in entropies:
+        gap = float(oracle.log_gap(h))
+        for d in divergences:
+            unit = ROUNDING * (1 - gap + alpha * d)
+            upper = error_upper_bound(h, d, alpha=alpha)
+            assert abs(upper - ((alpha - 1) / alpha * gap + (alpha - 1) * d)) <= unit
+            assert abs(relaxed_upper_bound(h + d, alpha=alpha) - (alpha - 1) / alpha * (h + d - 1)) <= unit
+            assert error_upper_bound(t(h), t(d), alpha=alpha) == upper
+            if alpha > 2:
+                factor = float(oracle.beta(10)) / (alpha - 2)
+                for reading, times in (("derived", alpha - 1), ("printed", alpha)):
+                    lower = error_lower_bound(h, d, alpha=alpha, classes=10, reading=reading)
+                    assert abs(lower - (factor * times * gap - (alpha - 1) * d)) <= unit * (1 + factor * alpha)
+                    assert error_lower_bound(t(h), t(d), alpha=alpha, classes=10, reading=reading) == lower
+
+
+def test_bounds_broadcast_and_numbers_are_float64() -> None:
+    h, d = t([0.1, 0.5, 1.0]), t([[0.2], [3.0]])
+    for function in (
+        lambda a, b: error_upper_bound(a, b, alpha=1.6),
+        lambda a, b: error_lower_bound(a, b, alpha=3, classes=5),
+        lambda a, b: probability_comparison_bounds(-a, b, 0.7, alpha=3).upper,
+        lambda a, b: probability_comparison_bounds(-a, 0.7, b, alpha=3).lower,
+    ):
+        table = function(h, d)
+        assert table.shape == (2, 3)
+        for i, row in enumerate(d):
+            for j, column in enumerate(h):
+                number = function(float(column), float(row))
+                assert number.dtype == torch.float64
+                assert number.shape == ()
+                assert number == table[i, j]
+    assert relaxed_upper_bound(h, alpha=1.6).shape == (3,)
+    assert relaxed_upper_bound(1.0, alpha=1.6).dtype == torch.float64
+    assert error_upper_bound(torch.tensor(0.5), torch.tensor(0.1), alpha=1.6).dtype == torch.float32
+
+
+def test_bounds_at_their_ends() -> None:
+    assert probability_comparison_bounds(-INF, 0.5, 0.5, alpha=3) == (-INF, -INF)
+    assert probability_comparison_bounds(-INF, INF, INF, alpha=3) == (-INF, INF)
+    assert probability_comparison_bounds(-1.0, INF, INF, alpha=1.6) == (-INF, INF)
+    assert probability_comparison_bounds(-1.0, 0.5, 0.5, alpha=2.0).lower == -INF
+    assert probability_comparison_bounds(-1.0, 0.5, alpha=3).lower == -INF
+    assert error_upper_bound(0.0, INF, alpha=1.6) == INF
+    assert error_upper_bound(0.0, 3.0, alpha=1.6) == -INF
+    assert error_lower_bound(0.0, 3.0, alpha=3, classes=2) == -INF
+    assert error_lower_bound(0.5, INF, alpha=3, classes=2) == -INF
+    assert relaxed_upper_bound(INF, alpha=1.6) == INF
+    # (5) says for every event what it says for the others with their own probability 0 or 1.
+    assert probability_comparison_bounds(0.0, 0.0, 0.0, alpha=3) == (0.0, 0.0)
+
+
+def test_uncertainty_keeps_its_precision_and_takes_every_shape() -> None:
+    close(uncertainty(t([40.0, 0.0, 0.0])), 2 * math.exp(-40) / (1 + 2 * math.exp(-40)))
+    close(uncertainty(t([700.0, 0.0])), math.exp(-700), rtol=1e-12)
+    close(uncertainty(torch.zeros(4, 5, dtype=torch.float64)), 0.8)
+    logits = t(np.random.default_rng(0).normal(size=(4, 5, 3)))
+    rows = logits.movedim(1, -1).reshape(-1, 5)
+    close(uncertainty(logits), 1 - rows.softmax(1).amax(1).mean())
+    assert uncertainty(t([[0.0, -INF]])) == 0
+    assert uncertainty(torch.zeros(2, 2)).dtype == torch.float32
+    assert gradcheck(uncertainty, t(rows).requires_grad_())
+    with pytest.raises(TypeError, match=r"expected a floating-point tensor, but got torch.int64"):
+        uncertainty(torch.zeros(2, 2, dtype=torch.long))
+
+
+# Fano's q and its inverse
+
+FANO_CLASSES = [2, 3, 10, 1000, 10**6]
+
+
+@pytest.mark.parametrize("classes", FANO_CLASSES)
+def test_fano_bound_is_equation_9(classes: int) -> None:
+    for p in (1e-300, 1e-20, 1e-3, 0.1, 0.5, 1 - 1 / classes, 0.999999, 1.0):
+        # Near 1 what log(1 - p) is taken of has lost no digit: p itself is the number given.
+        close(fano_bound(p, classes), oracle.fano_bound(p, classes))
+    assert fano_bound(0.0, classes) == 0
+    assert fano_bound(t([[0.1, 0.2]]), classes).shape == (1, 2)
+    close(fano_bound(torch.tensor(0.1), classes), oracle.fano_bound(np.float32(0.1), classes), rtol=1e-6)
+
+
+@pytest.mark.parametrize("classes", FANO_CLASSES)
+def test_fano_inverse_is_the_inverse_to_1e_12(classes: int) -> None:
+    largest, log_m = float(fano_bound(1 - 1 / classes, classes)), math.log(classes)
+    entropies = [1e-300, 1e-200, 1e-30, 1e-9, 1e-3, 0.1, 0.5, 0.9, 0.99, 1 - 1e-6]
+    entropies = [h * log_m for h in entropies] + [log_m, 0.5 * (log_m + largest), largest * (1 - 1e-9), largest]
+    for h in entropies:
+        actual = float(fano_inverse(h, classes))
+        # q' falls to 1/M at 1 - 1/M, so that there no float64 tells the roots of entropies apart that differ in their
+        # last places: the root must lie between those of h (1 - 4 eps) and h (1 + 4 eps), or within 1e-12.
+        low, high = (float(oracle.fano_inverse(h, classes, change)) for change in (-4 * EPS, 4 * EPS))
+        assert low * (1 - 1e-12) <= actual <= high * (1 + 1e-12)
+        if h <= log_m:  # as every conditional entropy is
+            close(actual, oracle.fano_inverse(h, classes), rtol=1e-12)
+
+
+@pytest.mark.parametrize("classes", FANO_CLASSES)
+def test_fano_there_and_back(classes: int) -> None:
+    last = 1 - 1 / classes
+    p = torch.cat([torch.logspace(-300, -1, 300, dtype=torch.float64), torch.linspace(0.1, last, 300).double()])
+    p = p.clamp(max=last)
+    h = fano_bound(p, classes)
+    back = fano_inverse(h, classes)
+    close(fano_bound(back, classes), h)
+    slope = (1 - p).log() - p.log() + math.log(classes)
+    well = slope * p > 0.01 * h
+    assert well.sum() > 400
+    close(back[well], p[well], rtol=1e-12)
+    assert (back.diff() >= 0).all()
+    assert fano_inverse(h.reshape(6, 100), classes).shape == (6, 100)
+    assert (back <= last).all()
+
+
+@pytest.mark.parametrize("classes", FANO_CLASSES)
+def test_fano_derivatives(classes: int) -> None:
+    def inverse(h: Tensor) -> Tensor:
+        return fano_inverse(h, classes)
+
+    def bound(p: Tensor) -> Tensor:
+        return fano_bound(p, classes)
+
+    # In units in which finite differences of 1e-6 are small and those at 0 stay above it.
+    h = t([1e-3, 0.1, 0.5 * math.log(classes), 0.999 * math.log(classes)]).requires_grad_()
+    assert gradcheck(inverse, h, eps=1e-7, rtol=1e-4)
+    assert gradgradcheck(inverse, h, eps=1e-7, rtol=1e-3)
+    p = t([1e-3, 0.1, 0.4]).requires_grad_()
+    assert gradcheck(bound, p)
+    assert gradgradcheck(bound, p)
+    # In closed form: q' = log((1 - p) / p) + log M, q'' = -1 / (p (1 - p)); of the inverse, 1 / q' and -q'' / q'^3.
+    h = t([1e-290, 1e-9, 0.3, math.log(classes)]).requires_grad_()
+    p = inverse(h)
+    (first,) = torch.autograd.grad(p.sum(), h, create_graph=True)
+    (second,) = torch.autograd.grad(first.sum(), h)
+    p = p.detach()
+    slope = (1 - p).log() - p.log() + math.log(classes)
+    close(first, 1 / slope, rtol=1e-8)
+    close(second[1:], (1 / (p * (1 - p) * slope**3))[1:], rtol=1e-6)
+
+
+def test_fano_inverse_of_0_is_0_without_a_gradient() -> None:
+    for dtype in (torch.float64, torch.float32):
+        h = torch.tensor([[0.0, 0.5]], dtype=dtype, requires_grad=True)
+        p = fano_inverse(h, 10)
+        (gradient,) = torch.autograd.grad(p.sum(), h)
+        assert p[0, 0] == 0
+        assert gradient[0, 0] == 0
+        assert p.dtype == gradient.dtype == dtype
+        assert gradient[0, 1] > 0
+    assert fano_inverse(0, 10) == 0
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
+def test_fano_inverse_of_the_least_numbers(dtype: torch.dtype) -> None:
+    h = torch.tensor([torch.finfo(dtype).tiny * times for times in (4.0, 1.0, 0.25, 1e-3, 1e-6)], dtype=dtype)
+    h[-1] = torch.nextafter(torch.zeros((), dtype=dtype), torch.ones((), dtype=dtype))
+    p = fano_inverse(h, 10)
+    assert ((p >= 0) & (p <= h)).all()
+    assert (p[:2] > 0).all()
+
+
+def test_fano_bound_is_steepest_at_its_ends() -> None:
+    p = t([0.0, 1.0]).requires_grad_()
+    (gradient,) = torch.autograd.grad(fano_bound(p, 10).sum(), p)
+    assert gradient.tolist() == [INF, -INF]
+
+
+def test_fano_in_float32() -> None:
+    h = torch.linspace(1e-3, 2.3, 50)
+    for classes in FANO_CLASSES[1:]:
+        within = h[h < math.log(classes)]
+        close(fano_inverse(within, classes), fano_inverse(within.double(), classes), rtol=2e-6)
+
+
+BAD: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
+    "P above 1": (
+        lambda: fano_bound(t([0.5, 1.5]), 3),
+        ValueError,
+        r"expected probabilities in \[0, 1\], but got 0.5 to 1.5",
+    ),
+    "P below 0": (lambda: fano_bound(-0.1, 3), ValueError, r"expected probabilities in \[0, 1\], but got -0.1 to -0.1"),
+    "P nan": (lambda: fano_bound(math.nan, 3), ValueError, r"expected probabilities in \[0, 1\], but got nan"),
+    "H too large": (
+        lambda: fano_inverse(t([0.1, 1.4]), 3),
+        ValueError,
+        r"expected entropies in \[0, 1.36892\] for 3 classes, but got 0.1\d* to 1.4",
+    ),
+    "H below 0": (
+        lambda: fano_inverse(-1e-9, 3),
+        ValueError,
+        r"expected entropies in \[0, .*\] for 3 classes, but got -1",
+    ),
+    "H nan": (lambda: fano_inverse(math.nan, 3), ValueError, r"expected entropies in .*, but got nan"),
+    "one class": (lambda: beta(1), ValueError, "expected classes to be a whole number of at least 2, but got 1"),
+    "no whole number": (lambda: beta(2.5), ValueError, "whole number of at least 2, but got 2.5"),
+    "bool classes": (lambda: fano_bound(0.5, True), ValueError, "whole number of at least 2, but got True"),
+    "classes of the inverse": (lambda: fano_inverse(0.1, 0), ValueError, "at least 2, but got 0"),
+    "classes of (2)": (lambda: error_lower_bound(0.1, 0.1, alpha=3, classes=1), ValueError, "at least 2, but got 1"),
+    "alpha of (1)": (lambda: error_upper_bound(0.1, 0.1, alpha=1), ValueError, "expected alpha above 1, .* but got 1"),
+    "alpha of (5)": (
+        lambda: probability_comparison_bounds(-0.1, 0.1, alpha=0.5),
+        ValueError,
+        "expected alpha above 1, for which the bound holds, but got 0.5",
+    ),
+    "alpha of (11)": (lambda: relaxed_upper_bound(0.1, alpha=1.0), ValueError, "expected alpha above 1"),
+    "alpha of (2)": (
+        lambda: error_lower_bound(0.1, 0.1, alpha=2, classes=3),
+        ValueError,
+        "expected alpha above 2, for which the bound holds, but got 2",
+    ),
+    "alpha nan": (lambda: error_upper_bound(0.1, 0.1, alpha=math.nan), ValueError, "expected alpha to be finite"),
+    "alpha inf": (lambda: error_upper_bound(0.1, 0.1, alpha=INF), ValueError, "expected alpha to be finite"),
+    "alpha text": (
+        lambda: relaxed_upper_bound(0.1, alpha="2"),
+        TypeError,
+        "expected alpha to be a number, but got str",
+    ),
+    "H of (1)": (lambda: error_upper_bound(-0.1, 0.1, alpha=2), ValueError, "to be at least 0, but got -0.1"),
+    "H of (2)": (lambda: error_lower_bound(math.nan, 0, alpha=3, classes=2), ValueError, "at least 0, but got nan"),
+    "reading": (
+        lambda: error_lower_bound(0.1, 0.1, alpha=3, classes=3, reading="print"),
+        ValueError,
+        r"expected reading to be one of \['derived', 'printed'\], but got 'print'",
+    ),
+}
+
+
+@pytest.mark.parametrize(("call", "error", "message"), BAD.values(), ids=BAD)
+def test_bad_input_is_named(call: Callable[[], Any], error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        call()
+
+
+# Gradients
+
+
+@pytest.mark.parametrize("alpha", [1.01, 1.6, 2.5, 30.0])
+def test_bounds_are_differentiable_by_entropy_and_divergence(alpha: float) -> None:
+    h, d, reverse = (t(values).requires_grad_() for values in ([0.01, 0.4, 1.0], [0.2, 0.0, 3.0], [0.3, 1.0, 0.1]))
+    cases: list[tuple[Callable[..., Tensor], tuple[Tensor, ...]]] = [
+        (lambda a, b: error_upper_bound(a, b, alpha=alpha), (h, d)),
+        (lambda a, b, c: sum(probability_comparison_bounds(-a, b, c, alpha=3)), (h, d, reverse)),
+        (lambda a: relaxed_upper_bound(a, alpha=alpha), (h,)),
+    ]
+    if alpha > 2:
+        for reading in ("derived", "printed"):
+            function = partial(error_lower_bound, alpha=alpha, classes=4, reading=reading)
+            cases.append((function, (h, reverse)))
+    for function, inputs in cases:
+        assert gradcheck(function, inputs)
+        assert gradgradcheck(function, inputs)
+
+
+@pytest.mark.parametrize("alpha", [1.6, 3.0])
+def test_an_infinite_divergence_leaves_no_nan_in_the_gradients(alpha: float) -> None:
+    h, d = t([0.5, 0.5]).requires_grad_(), t([INF, 0.3]).requires_grad_()
+    functions = [lambda: error_upper_bound(h, d, alpha=alpha), lambda: relaxed_upper_bound(h + d, alpha=alpha)]
+    if alpha > 2:
+        functions.append(lambda: error_lower_bound(h, d, alpha=alpha, classes=3))
+    for function in functions:
+        gradients = torch.autograd.grad(function().sum(), (h, d), allow_unused=True)
+        assert all(gradient.isfinite().all() for gradient in gradients)
+
+
+def test_the_gradients_of_a_one_hot_output_are_no_nan() -> None:
+    # Of a wrong one, H = 0 and D = inf, nothing is known; of a right one, H = 0, (1) falls without end.
+    for divergence, expected in ((INF, 0.0), (0.5, INF)):
+        h, d = t(0.0).requires_grad_(), t(divergence).requires_grad_()
+        gradients = torch.autograd.grad(error_upper_bound(h, d, alpha=1.6), (h, d))
+        assert gradients[0] == expected
+        close(gradients[1], 0.6)
+    logits = t([[0.0, -INF, -INF], [0.0, 1.0, -INF]]).requires_grad_()
+    (gradient,) = torch.autograd.grad(uncertainty(logits), logits)
+    assert (gradient[0] == 0).all()
+    close(gradient[1, :2], np.array([1, -1]) * math.e / (1 + math.e) ** 2 / 2)
+
+
+def test_equation_1_as_a_loss_of_logits() -> None:
+    random = np.random.default_rng(0)
+    logits, labels = t(random.normal(size=(6, 4))).requires_grad_(), torch.from_numpy(random.integers(4, size=6))
+    soft = t(random.dirichlet(np.ones(4), size=6))
+
+    def bound(z: Tensor, target: Tensor, alpha: float) -> Tensor:
+        entropy, divergence = hr_loss_terms(z, target, alpha=alpha)
+        return error_upper_bound(entropy, divergence / alpha, alpha=alpha)
+
+    for target in (labels, soft):
+        for alpha in (1.1, 1.6, 4.0):
+            close(
+                bound(logits, target, alpha),
+                oracle.error_bounds(logits.detach(), target, alpha)["log_upper_bound"],
+                rtol=1e-12,
+            )
+            assert gradcheck(lambda z, y=target, a=alpha: bound(z, y, a), logits)
+
+
+# The Renyi divergence against an independent library, and its identities
+
+SHAPES = [(2, 1), (3, 2), (10, 3), (50, 4)]
+
+
+def distributions(size: int, seed: int, count: int = 2) -> list[np.ndarray]:
+    """Float64 probabilities, not too small for libraries that do not work in log space."""
+    random = np.random.default_rng([size, seed])
+    rows = [random.dirichlet(np.full(size, concentration)) + 1e-6 for concentration in (0.3, 1.0, 5.0)[:count]]
+    return [row / row.sum() for row in rows]
+
+
+def divergence(p: np.ndarray, q: np.ndarray, alpha: float) -> float:
+    with np.errstate(divide="ignore"):
+        return float(renyi_divergence(t(np.log(p)), t(np.log(q)), alpha=alpha))
+
+
+@pytest.fixture(scope="module")
+def dit() -> ModuleType:
+    """The library, without what its import does to NumPy's warnings."""
+    with np.errstate():
+        return importlib.import_module("dit")
+
+
+@pytest.mark.parametrize(("size", "seed"), SHAPES)
+@pytest.mark.parametrize("alpha", [0.2, 0.5, 1.0, 1.6, 2.0, 5.0])
+def test_divergence_against_dit(dit: ModuleType, alpha: float, size: int, seed: int) -> None:
+    p, q = distributions(size, seed)
+    p[0] = 0.0  # a class that q has and p has not
+    p /= p.sum()
+    one, other = (dit.Distribution([(k,) for k in range(size)], list(row)) for row in (p, q))
+    expected = dit.divergences.renyi_divergence(one, other, alpha) * math.log(2) / alpha  # bits, and no 1 / alpha
+    assert divergence(p, q, alpha) == pytest.approx(expected, rel=1e-12)
+
+
+@pytest.mark.parametrize(("size", "seed"), SHAPES)
+def test_divergence_skew_symmetry_on_random_distributions(size: int, seed: int) -> None:
+    # (1 - a) R_a(p || q) = a R_(1 - a)(q || p) for the usual R_a, which is a D_a: so D_a(p || q) = D_(1 - a)(q || p).
+    p, q = distributions(size, seed)
+    p[-1] = 0.0
+    p /= p.sum()
+    for alpha in (1e-6, 0.05, 0.3, 0.5, 0.8, 0.999):
+        assert divergence(p, q, alpha) == pytest.approx(divergence(q, p, 1 - alpha), rel=1e-10)
+
+
+@pytest.mark.parametrize(("size", "seed"), SHAPES)
+def test_divergence_in_its_limits(size: int, seed: int) -> None:
+    p, q = distributions(size, seed)
+    limit = relative_entropy(p, q)
+    assert divergence(p, q, 1) == pytest.approx(limit, rel=1e-13)
+    spread = np.abs(np.log(p / q)).max()
+    for away in (1e-3, 1e-6, 1e-9, 1e-12):
+        # d/d alpha of alpha D_alpha at 1 is half the variance of log p/q: at most spread^2 / 2 in size.
+        for alpha in (1 + away, 1 - away):
+            slack = away * (spread**2 + limit) + 1e-12 * limit
+            assert divergence(p, q, alpha) == pytest.approx(limit, abs=slack)
+    largest = np.log(p / q).max()
+    for alpha in (1e3, 1e6, 1e12):
+        # alpha D_alpha lies below the limit, by at most log(1 / p_k) / (alpha - 1) for the class k that has it.
+        below = largest - alpha * divergence(p, q, alpha)
+        assert -1e-12 * (1 + largest) <= below <= -np.log(p[np.argmax(p / q)]) / (alpha - 1) + 1e-12 * (1 + largest)
+
+
+@pytest.mark.parametrize("alpha", [0.3, 1.0, 1 + 1e-6, 1.6, 2.0, 50.0])
+def test_divergence_adds_up_over_independent_pairs(alpha: float) -> None:
+    (p, q), (r, s) = distributions(7, 0), distributions(5, 1)
+    product = divergence(np.outer(p, r).ravel(), np.outer(q, s).ravel(), alpha)
+    assert product == pytest.approx(divergence(p, q, alpha) + divergence(r, s, alpha), rel=1e-12)
+
+
+def test_divergence_at_order_1_is_infinite_however_rare_the_class_that_q_excludes() -> None:
+    for log_rare in (-1.0, -700.0, -1000.0):
+        log_p = t([math.log1p(-math.exp(log_rare)), log_rare])
+        for alpha in (1.0, 1 + 1e-12, 1.6):
+            assert renyi_divergence(log_p, t([0.0, -INF]), alpha=alpha) == INF
+
+
+# The numerics under P_u and H
+
+MARGINS = [0.0, 1e-12, 0.5, 5.0, 17.0, 39.0, 39.9, 40.1, 41.0, 80.0, 200.0, 700.0, 1500.0]
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
+def test_log_of_others_and_log_entropy_to_margins_at_which_they_underflow(dtype: torch.dtype) -> None:
+    for margin in MARGINS:
+        for row in ([margin, 0.0], [0.0, margin, 0.0], [1.0, margin + 1, margin + 0.5], [0.0] * 5 + [margin] * 2):
+            logits = torch.tensor(row, dtype=dtype)
+            others, entropy = oracle.log_of_others_and_log_entropy(logits.double())
+            log_q = log_softmax(logits)
+            # A margin of m nats is rounded by eps m / 2, and so are its sums; a ratio of 1 - s to 1 by eps.
+            atol = 8 * torch.finfo(dtype).eps * (1 + margin)
+            assert abs(log_of_others(log_q).double() - others) <= atol
+            assert abs(log_entropy(log_q).double() - entropy) <= atol
+
+
+def test_log_of_others_and_log_entropy_at_a_margin_of_5000() -> None:
+    others, entropy = oracle.log_of_others_and_log_entropy([5000.0, 0.0, 0.0])
+    for dtype in (torch.float64, torch.float32):
+        log_q = log_softmax(torch.tensor([5000.0, 0.0, 0.0], dtype=dtype))
+        close(log_of_others(log_q), others, rtol=4 * torch.finfo(dtype).eps)
+        close(log_entropy(log_q), entropy, rtol=4 * torch.finfo(dtype).eps)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
+def test_log_of_others_and_log_entropy_at_their_ends(dtype: torch.dtype) -> None:
+    one_hot = log_softmax(torch.tensor([[0.0, -INF, -INF], [-INF, -INF, 3.0]], dtype=dtype))
+    assert (log_of_others(one_hot) == -INF).all()
+    assert (log_entropy(one_hot) == -INF).all()
+    for classes in (2, 10, 1000):
+        uniform = log_softmax(torch.zeros(2, 3, classes, dtype=dtype))
+        tolerance = 8 * torch.finfo(dtype).eps
+        close(log_of_others(uniform), np.full((2, 3), math.log(1 - 1 / classes)), rtol=tolerance * classes)
+        close(log_entropy(uniform), np.full((2, 3), math.log(math.log(classes))), rtol=tolerance * 5)
+        assert log_entropy(uniform).dtype == log_of_others(uniform).dtype == dtype
+
+
+def test_log_of_others_and_log_entropy_are_differentiable() -> None:
+    for row in ([1.0, 0.0, 2.0], [30.0, 0.0, 1.0], [45.0, 0.0, 1.0]):
+        for function in (log_of_others, log_entropy):
+            assert gradcheck(lambda z, f=function: f(log_softmax(z)), t(row).requires_grad_())
