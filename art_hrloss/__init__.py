@@ -1,8 +1,46 @@
-"""HR loss (conditional entropy plus a Renyi divergence) for the Adversarial Robustness Toolbox."""
+"""
+The HR loss, conditional entropy plus a Renyi divergence, for the Adversarial Robustness Toolbox (ART).
 
-from art_hrloss.bounds._error_bounds import ErrorBounds, error_bounds
-from art_hrloss.classifier import HRClassifier, attack_view
-from art_hrloss.losses._functional import hr_loss
-from art_hrloss.losses._module import HRLoss
+* :class:`HRLoss`, :func:`hr_loss`: train any PyTorch network; more in :mod:`art_hrloss.losses`
+* :class:`HRClassifier`, :func:`attack_view`: ART's PyTorchClassifier, attacked along any loss
+* attacks and :func:`worst_case`: robust accuracy under an ensemble; more in :mod:`art_hrloss.attacks`
+* :func:`gradient_masking_report`: whether a robustness is gradient masking; more in :mod:`art_hrloss.diagnostics`
+* :func:`error_bounds`: Proposition 1; more in :mod:`art_hrloss.bounds`
+"""
 
-__all__ = ["ErrorBounds", "HRClassifier", "HRLoss", "attack_view", "error_bounds", "hr_loss"]
+from art_hrloss._views import attack_view
+from art_hrloss.attacks import (
+    AutoProjectedGradientDescent,
+    FastGradientMethod,
+    ProjectedGradientDescent,
+    SquareAttack,
+    WorstCase,
+    attack_loss,
+    ensemble,
+    seeded,
+    worst_case,
+)
+from art_hrloss.bounds import ErrorBounds, error_bounds
+from art_hrloss.classifier import HRClassifier
+from art_hrloss.diagnostics import GradientMaskingReport, gradient_masking_report
+from art_hrloss.losses import HRLoss, hr_loss
+
+__all__ = [
+    "AutoProjectedGradientDescent",
+    "ErrorBounds",
+    "FastGradientMethod",
+    "GradientMaskingReport",
+    "HRClassifier",
+    "HRLoss",
+    "ProjectedGradientDescent",
+    "SquareAttack",
+    "WorstCase",
+    "attack_loss",
+    "attack_view",
+    "ensemble",
+    "error_bounds",
+    "gradient_masking_report",
+    "hr_loss",
+    "seeded",
+    "worst_case",
+]

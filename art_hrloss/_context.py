@@ -1,14 +1,17 @@
-"""A network in training or evaluation mode for a while, and each of its modules back in its own afterwards."""
+"""Context managers that restore global state: modules' training modes, and the seeds of random generators."""
 
+import random
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import numpy as np
+import torch
 from torch.nn import Module, RNNBase
 
 
 @contextmanager
 def modes_kept(*networks: Module) -> Iterator[None]:
-    """Every module of the networks back in its own mode afterwards: ART's predict leaves them in evaluation mode."""
+    """Restore each module's training or evaluation mode afterwards: ART's `predict` changes it."""
     modes = [(module, module.training) for network in networks for module in network.modules()]
     try:
         yield
@@ -21,9 +24,9 @@ def modes_kept(*networks: Module) -> Iterator[None]:
 @contextmanager
 def in_mode(network: Module, training_mode: bool, *, backward: bool) -> Iterator[None]:
     """
-    The network in the given mode, and each of its modules back in its own afterwards, whatever happens.
+    Put a network in training or evaluation mode, and restore each module's own mode afterwards.
 
-    :param backward: Whether gradients are taken meanwhile.
+    :param backward: Whether gradients are computed meanwhile.
     """
     recurrent = [(module, module.dropout) for module in network.modules() if isinstance(module, RNNBase)]
     with modes_kept(network):
@@ -31,10 +34,47 @@ def in_mode(network: Module, training_mode: bool, *, backward: bool) -> Iterator
             if any(module.training != training_mode for module in network.modules()):
                 network.train(training_mode)
             if backward and not training_mode:
-                # cuDNN runs these backwards in training mode only; what that mode changes in them is their dropout.
+                # cuDNN has no backward pass of recurrent layers in evaluation mode. Training mode changes their
+                # dropout alone, which is therefore 0 meanwhile.
                 for module, _ in recurrent:
                     module.training, module.dropout = True, 0.0
             yield
         finally:
             for module, dropout in recurrent:
                 module.dropout = dropout
+
+
+@contextmanager
+def gradients_kept(*networks: Module) -> Iterator[None]:
+    """Restore the gradients of all parameters afterwards: ART's `loss_gradient` overwrites them."""
+    gradients = [(parameter, parameter.grad) for network in networks for parameter in network.parameters()]
+    try:
+        yield
+    finally:
+        for parameter, gradient in gradients:
+            parameter.grad = gradient
+
+
+@contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """
+    Seed the global generators of Python, NumPy and torch, and restore their states afterwards.
+
+    ART draws from them in `fit`, which shuffles, and in its attacks, which start at random.
+
+    >>> with seeded(0):
+    ...     first = torch.rand(2)
+    >>> with seeded(0):
+    ...     bool((torch.rand(2) == first).all())
+    True
+    """
+    python, state = random.getstate(), np.random.get_state()  # noqa: NPY002  # ART draws from this generator
+    try:
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            np.random.seed(seed)  # noqa: NPY002
+            random.seed(seed)
+            yield
+    finally:
+        np.random.set_state(state)  # noqa: NPY002
+        random.setstate(python)

@@ -1,57 +1,104 @@
-"""Labels in the form that ART gives to each kind of loss, and a loss of them under a reduction."""
+"""Labels: one parser for every form that users have, and the form that ART gives to each kind of loss."""
 
 import copy
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import BCELoss, BCEWithLogitsLoss, CrossEntropyLoss, Module, MultiMarginLoss, NLLLoss
 
-# How ART hands labels to a loss: as class indices, as a column of 0 and 1, and otherwise one-hot.
+# ART hands labels to these losses as class indices, to the binary ones as a column of 0 and 1, to others one-hot.
 INDEX_LOSSES = (CrossEntropyLoss, NLLLoss, MultiMarginLoss)
 BINARY_LOSSES = (BCELoss, BCEWithLogitsLoss)
 
 
-def one_hot(y: np.ndarray | Tensor, n: int, classes: int, device: torch.device) -> Tensor:
+def parse_labels(y: Any, *, n: int, classes: int, zero_rows: bool = False) -> Tensor:
     """
-    Labels checked, in one form.
+    Return labels in one of two forms, whatever form they come in.
 
-    :param y: Class indices, shape ``(n,)`` or ``(n, 1)``, or one-hot labels or probabilities, ``(n, classes)``.
-    :param n: How many images they belong to.
-    :return: Floats of shape ``(n, classes)`` on the device.
-    :raises ValueError: If they fit neither form.
+    :param y: Class indices, shape ``(n,)`` or ``(n, 1)``, of any integer dtype, byte order and stride, or whole numbers
+           of another dtype; or one-hot labels or probabilities, shape ``(n, classes)``. An array, a tensor, a list or
+           a pandas object.
+    :param n: The number of images that they belong to.
+    :param classes: The number of classes, M.
+    :param zero_rows: Whether a row may be all 0: an example without weight.
+    :return: A copy: int64 of shape ``(n,)``, or floating point of shape ``(n, classes)``.
+    :raises ValueError: If they have neither form.
+
+    >>> parse_labels([2, 0], n=2, classes=3)
+    tensor([2, 0])
     """
-    # Copied as well: a tensor made in inference mode cannot enter a graph, its copy can.
-    labels = y.to(device).clone() if isinstance(y, Tensor) else torch.tensor(y, device=device)
-    if labels.ndim == 0 or len(labels) != n:
-        raise ValueError(f"expected labels for {n} images, but got shape {tuple(labels.shape)}")
-    if labels.ndim == 2 and labels.shape[1] == classes and classes > 1:
-        # A row without weight, or with NaN, has no gradient: the attack would stand still and look withstood.
-        if not bool((labels.isfinite() & (labels >= 0)).all() and (labels.sum(1) > 0).all()):
-            raise ValueError("expected rows of labels to be finite, not negative and not all 0, but got others")
-        return labels.float() if not labels.is_floating_point() else labels
+    labels = _as_tensor(y)
+    if labels is None or labels.ndim == 0 or len(labels) != n:
+        came = type(y).__name__ if labels is None else f"shape {tuple(labels.shape)}"
+        raise ValueError(f"{_expected(n, classes)}, but got {came}")
+    if labels.ndim == 2 and labels.shape[1] == classes > 1:
+        labels = labels if labels.is_floating_point() else labels.float()
+        # A row without weight, or with NaN, has no gradient: its image would not move and would look robust.
+        if not bool((labels.isfinite() & (labels >= 0)).all() and (zero_rows or (labels.sum(1) > 0).all())):
+            weightless = "" if zero_rows else " and not all 0"
+            raise ValueError(f"expected rows of labels to be finite, at least 0{weightless}, but got others")
+        return labels
     if labels.ndim == 1 or (labels.ndim == 2 and labels.shape[1] == 1):
-        index = labels.reshape(-1).long()
-        if bool(((index != labels.reshape(-1)) | (index < 0) | (index >= classes)).any()):
-            raise ValueError(
-                f"expected class indices, whole numbers from 0 to {classes - 1}, "
-                f"but got values from {labels.min()} to {labels.max()}"
-            )
-        return torch.nn.functional.one_hot(index, classes).float()
-    raise ValueError(f"expected labels of shape (n,), (n, 1) or (n, {classes}), but got {tuple(labels.shape)}")
+        labels = labels.reshape(-1)
+        index = labels.long()
+        if bool(((index != labels) | (index < 0) | (index >= classes)).any()):
+            raise ValueError(f"{_expected(n, classes)}, but got values from {labels.min()} to {labels.max()}")
+        return index
+    raise ValueError(f"{_expected(n, classes)}, but got shape {tuple(labels.shape)}")
+
+
+def label_rows(y: Any, *, n: int, classes: int) -> Tensor:
+    """Return labels one-hot or as probabilities, floating point of shape ``(n, classes)``; see :func:`parse_labels`."""
+    labels = parse_labels(y, n=n, classes=classes)
+    return labels if labels.is_floating_point() else torch.nn.functional.one_hot(labels, classes).float()
+
+
+def class_indices(y: Any, *, n: int, classes: int) -> Tensor:
+    """
+    Return labels as class indices, int64 of shape ``(n,)``; see :func:`parse_labels`.
+
+    :raises ValueError: If a row of probabilities has no single largest entry: no class is then the true one.
+    """
+    labels = parse_labels(y, n=n, classes=classes)
+    if not labels.is_floating_point():
+        return labels
+    largest = labels.amax(1, keepdim=True)
+    if bool(((labels == largest).sum(1) != 1).any()):
+        raise ValueError(f"{_expected(n, classes)}, but got a row whose largest entry occurs more than once")
+    return labels.argmax(1)
+
+
+def target_for(loss: Module, labels: Tensor) -> Tensor:
+    """Return rows of labels ``(n, M)`` in the form that ART gives to a loss of this kind; any other form unchanged."""
+    if not labels.is_floating_point() or labels.shape[1] == 1:
+        return labels
+    if isinstance(loss, BINARY_LOSSES):
+        return labels.argmax(1, keepdim=True).to(labels.dtype)
+    probabilities = isinstance(loss, CrossEntropyLoss) and not torch.equal(labels, labels.floor())
+    return labels.argmax(1) if isinstance(loss, INDEX_LOSSES) and not probabilities else labels
 
 
 def reduced(loss: Module, logits: Tensor, labels: Tensor, reduction: str) -> Tensor:
-    """The loss under a reduction, the module itself left as it is; "none" gives shape (n,)."""
-    own_reduction = hasattr(loss, "reduction")
-    if own_reduction and loss.reduction != reduction:
+    """
+    Return the loss under a reduction; the module itself is not modified.
+
+    :param loss: A module with a `reduction`, or one that gives a value per example.
+    :param logits: Shape ``(n, M)``.
+    :param labels: In any form that :func:`target_for` takes.
+    :param reduction: "none" gives shape ``(n,)``, any other a scalar.
+    :raises ValueError: If the loss does not give one value per example, or does not know the reduction.
+    """
+    has_reduction = hasattr(loss, "reduction")
+    if has_reduction and loss.reduction != reduction:
         loss = copy.copy(loss)  # shares the weights; the caller's module keeps its own reduction
         setattr(loss, "reduction", reduction)  # noqa: B010  # to mypy, a module's attributes are tensors
-    elif not own_reduction and reduction not in ("none", "mean", "sum"):
+    elif not has_reduction and reduction not in ("none", "mean", "sum"):
         raise ValueError(f"expected reduction to be one of ['none', 'mean', 'sum'], but got {reduction!r}")
     target = target_for(loss, labels.to(logits.device, logits.dtype if labels.is_floating_point() else None))
     values: Tensor = loss(logits, target)
-    if own_reduction and reduction != "none":
+    if has_reduction and reduction != "none":
         return values
     if values.ndim == 0 or len(values) != len(logits):
         raise ValueError(
@@ -64,11 +111,24 @@ def reduced(loss: Module, logits: Tensor, labels: Tensor, reduction: str) -> Ten
     return values.mean() if reduction == "mean" else values.sum()
 
 
-def target_for(loss: Module, labels: Tensor) -> Tensor:
-    """Labels of shape (n, M) in the form that ART gives to a loss of this kind; those in that form stay as they are."""
-    if not labels.is_floating_point() or labels.shape[1] == 1:
-        return labels
-    if isinstance(loss, BINARY_LOSSES):
-        return labels.argmax(1, keepdim=True).to(labels.dtype)
-    probabilities = isinstance(loss, CrossEntropyLoss) and not torch.equal(labels, labels.floor())
-    return labels.argmax(1) if isinstance(loss, INDEX_LOSSES) and not probabilities else labels
+def _expected(n: int, classes: int) -> str:
+    return (
+        f"expected class indices, whole numbers from 0 to {classes - 1}, of shape ({n},) or ({n}, 1), or one-hot "
+        f"labels or probabilities of shape ({n}, {classes})"
+    )
+
+
+def _as_tensor(y: Any) -> Tensor | None:
+    """Return a copy as a tensor of a dtype that torch computes with; None if `y` holds no numbers."""
+    if isinstance(y, Tensor):  # A copy, because a tensor made in inference mode cannot enter a graph.
+        return None if y.is_complex() else y.detach().clone()
+    array = np.asarray(y)
+    if array.dtype == object:  # pandas's nullable integers, or Python's in an array of objects
+        array = np.asarray(array.tolist())
+    if array.dtype.kind not in "biuf":
+        return None
+    if array.dtype.kind == "f":
+        dtype = array.dtype.newbyteorder("=") if array.dtype.itemsize <= 8 else np.dtype(np.float64)
+        return torch.from_numpy(array.astype(dtype, order="C"))
+    # torch has few operations on unsigned integers; uint64 beyond int64 turns negative, and so is refused.
+    return torch.from_numpy(array.astype(np.int64, order="C"))

@@ -1,8 +1,8 @@
-"""ART's PyTorchClassifier with an attack loss of its own."""
+"""ART's PyTorchClassifier with an attack loss of its own, and one door through which attacks evaluate the network."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -11,53 +11,92 @@ from torch import Tensor
 from torch.nn import CrossEntropyLoss, Module
 
 from art_hrloss._context import in_mode
-from art_hrloss._inputs import AnyDtypeClassifier
-from art_hrloss._labels import BINARY_LOSSES, INDEX_LOSSES, one_hot, reduced, target_for
-
-
-class Point(NamedTuple):
-    """What one pass through the network tells of images: a loss, a row of logits and a gradient for each, no graph."""
-
-    losses: Tensor
-    logits: Tensor
-    gradient: Tensor | None
-
-    @property
-    def slope(self) -> Tensor:
-        """The gradient of a point that was asked for it."""
-        assert self.gradient is not None
-        return self.gradient
+from art_hrloss._labels import BINARY_LOSSES, INDEX_LOSSES, label_rows, reduced, target_for
+from art_hrloss._network import AnyDtypeClassifier, Observer, Point, as_array, check_loss
 
 
 class HRClassifier(AnyDtypeClassifier):
     """
-    A PyTorchClassifier whose attacks see a per-example loss, while training uses the loss as given.
+    A PyTorchClassifier whose attacks see a per-example loss, while training uses the loss unchanged.
 
     The HR loss of a batch couples its examples, so its gradient at one image depends on the others. The paper attacks
-    with the loss "evaluated at (x, y)": the per-example loss. Here `loss_gradient` and `compute_loss`, which are what
-    ART's attacks use, come from `attack_loss`, summed over the examples, so that an adversarial image is the same at
-    every batch size and in every order. `fit`, and with it every trainer of ART, uses `loss`.
+    with the loss "evaluated at (x, y)": the per-example loss. Therefore `loss_gradient` and `compute_loss`, which ART's
+    attacks call, use `attack_loss`, summed over the examples: an adversarial image is the same at every batch size and
+    in every order. `fit`, and with it every trainer of ART, uses `loss`.
 
-    Beyond PyTorchClassifier: `loss_gradient` and `compute_loss` neither compute nor touch the gradients of the
-    parameters, leave the network in the mode it was found in, and take labels as indices or one-hot; images may be of
-    any real dtype everywhere; `set_params(loss=...)` also renews the form of the labels; a pickle needs no file beside
-    it.
+    Both go through :meth:`evaluate`, the one door into the network, as do the attacks of :mod:`art_hrloss.attacks`. A
+    subclass that changes what attacks see overrides it; an observer is registered by :meth:`observed_by`.
+
+    Beyond PyTorchClassifier: labels in every usual form, checked; images of any real dtype; networks in any floating
+    precision; no gradient of a parameter is computed or modified by an attack, nor any module's mode; pickles are
+    single files; :meth:`load` reads what `save` wrote.
+
+    >>> from art_hrloss import HRClassifier, HRLoss
+    >>> network = torch.nn.Linear(4, 3)
+    >>> classifier = HRClassifier(network, HRLoss(), (4,), 3, clip_values=(0, 1), device_type="cpu")
+    >>> classifier.loss_gradient(np.zeros((2, 4), dtype=np.float32), [0, 2]).shape
+    (2, 4)
     """
 
     estimator_params = [*PyTorchClassifier.estimator_params, "attack_loss"]  # noqa: RUF012  # ART's own declaration
 
-    def __init__(self, *args: Any, attack_loss: Module | None = None, **kwargs: Any) -> None:
+    def __init__(
+        self,
+        model: Module,
+        loss: Module,
+        input_shape: tuple[int, ...],
+        nb_classes: int,
+        optimizer: torch.optim.Optimizer | None = None,
+        use_amp: bool = False,
+        opt_level: str = "O1",
+        loss_scale: float | str = "dynamic",
+        channels_first: bool = True,
+        clip_values: tuple[Any, Any] | None = None,
+        preprocessing_defences: Any = None,
+        postprocessing_defences: Any = None,
+        preprocessing: Any = (0.0, 1.0),
+        device_type: str = "gpu",
+        *,
+        attack_loss: Module | None = None,
+    ) -> None:
         """
-        :param args: As for PyTorchClassifier: model, loss, input_shape, nb_classes, optimizer, ...
-        :param attack_loss: The loss whose gradients drive attacks: a loss with a `reduction`, which is set to "none"
-               on a copy, or any module that maps (logits, labels) to one value per example, shape ``(n,)``. The
-               default is the per-example form of `loss`.
-        :param kwargs: As for PyTorchClassifier.
-        :raises TypeError: If `attack_loss` is not a module.
+        :param model: The network, from images ``(n, *input_shape)`` to logits ``(n, nb_classes)``.
+        :param loss: The training loss, a module such as :class:`~art_hrloss.HRLoss`.
+        :param input_shape: The shape of one image.
+        :param nb_classes: The number of classes, M.
+        :param optimizer: For `fit`.
+        :param use_amp: ART's mixed precision by NVIDIA apex, with `opt_level` and `loss_scale`.
+        :param channels_first: Whether images are ``(C, H, W)``.
+        :param clip_values: The least and the greatest value of a pixel, for attacks.
+        :param preprocessing_defences: ART's, as are `postprocessing_defences`.
+        :param preprocessing: (mean, standard deviation), subtracted and divided by in front of the network. With None
+               integer images, or tokens, reach the network in their own dtype.
+        :param device_type: "gpu" or "cpu".
+        :param attack_loss: The loss whose gradients drive attacks: a loss with a `reduction`, which is set to "none" on
+               a copy, or any module that maps (logits, labels) to one value per example, shape ``(n,)``. The default is
+               the per-example form of `loss`.
+        :raises TypeError: If a loss is not a module.
         """
+        check_loss("loss", loss)
         if attack_loss is not None:
-            _check_attack_loss(attack_loss)
-        super().__init__(*args, **kwargs)
+            check_loss("attack_loss", attack_loss)
+        self._observers: list[Observer] = []
+        super().__init__(
+            model=model,
+            loss=loss,
+            input_shape=input_shape,
+            nb_classes=nb_classes,
+            optimizer=optimizer,
+            use_amp=use_amp,
+            opt_level=opt_level,
+            loss_scale=loss_scale,
+            channels_first=channels_first,
+            clip_values=clip_values,
+            preprocessing_defences=preprocessing_defences,
+            postprocessing_defences=postprocessing_defences,
+            preprocessing=preprocessing,
+            device_type=device_type,
+        )
         self._attack_loss = attack_loss
 
     @property
@@ -67,17 +106,18 @@ class HRClassifier(AnyDtypeClassifier):
         return loss
 
     def get_params(self) -> dict[str, Any]:
-        """The parameters by name; attack_loss is None where it follows loss."""
+        """Return the parameters by name; attack_loss is None where it follows loss."""
         return {**super().get_params(), "attack_loss": self._attack_loss}
 
     def set_params(self, **kwargs: Any) -> None:
         """
         Set parameters by name, as ART does.
 
-        :param kwargs: Any of `estimator_params`. A new `loss` also decides anew which form of labels it is given.
+        :param kwargs: Any of `estimator_params`. A new `loss` also decides anew which form of labels it gets.
         """
-        if kwargs.get("attack_loss") is not None:
-            _check_attack_loss(kwargs["attack_loss"])
+        for name in ("loss", "attack_loss"):
+            if kwargs.get(name) is not None:
+                check_loss(name, kwargs[name])
         if "model" in kwargs:
             self._model = self._make_model_wrapper(kwargs.pop("model")).to(self.device)
         super().set_params(**kwargs)
@@ -86,166 +126,164 @@ class HRClassifier(AnyDtypeClassifier):
             self._reduce_labels = self._int_labels or isinstance(self._loss, BINARY_LOSSES)
             self._probability_labels = isinstance(self._loss, CrossEntropyLoss)
 
-    def loss_gradient(
-        self, x: np.ndarray | Tensor, y: np.ndarray | Tensor, training_mode: bool = False, **kwargs: Any
-    ) -> np.ndarray | Tensor:
-        """
-        Gradient of the summed attack loss by the input alone: for each example, that of its own loss.
+    # The door into the network
 
-        :param x: Images, shape ``(n, *input_shape)``, of any real dtype.
-        :param y: Class indices, shape ``(n,)`` or ``(n, 1)``, or one-hot labels or probabilities, ``(n, nb_classes)``.
+    def evaluate(self, x: Tensor, labels: Tensor, *, loss: Module | None = None, gradient: bool = True) -> Point:
+        """
+        Return the attack loss, the logits and the loss's gradient from one forward and one backward pass.
+
+        An attack calls it once per step, within :meth:`attacking`; `loss_gradient` and `compute_loss` call it too.
+
+        :param x: Images, shape ``(n, *input_shape)``; they are not modified.
+        :param labels: The result of :meth:`attack_labels`, for the same loss.
+        :param loss: Another loss in place of `attack_loss`.
+        :param gradient: Whether to compute the gradient.
+        """
+        images = self._to_network(x).detach()
+        if gradient and not images.is_floating_point():
+            raise ValueError(
+                f"expected floating-point images, but got {images.dtype}: with preprocessing=None they reach the "
+                "network unchanged, and integers have no gradient"
+            )
+        leaf = images.clone() if images.is_inference() else images  # such a tensor cannot enter a graph
+        with torch.set_grad_enabled(gradient):
+            leaf.requires_grad_(gradient and self.all_framework_preprocessing)
+            inputs, targets = self._preprocessed(leaf, labels)
+            if not self.all_framework_preprocessing:
+                leaf = inputs.requires_grad_(gradient)
+            logits = self._model(inputs)[-1]
+            losses = reduced(loss or self.attack_loss, logits, targets, "none")
+        slope = torch.autograd.grad(losses.sum(), leaf)[0] if gradient else None
+        if slope is not None and not self.all_framework_preprocessing:  # by the steps' own estimates
+            slope = torch.as_tensor(self._apply_preprocessing_gradient(as_array(images), as_array(slope))).to(leaf)
+        point = Point(losses.detach(), logits.detach(), slope)
+        for observer in self._observers:
+            observer(x, labels, point)
+        return point
+
+    @contextmanager
+    def attacking(self) -> Iterator[None]:
+        """Put the network in evaluation mode for calls of :meth:`evaluate`; restore each module's mode afterwards."""
+        with in_mode(self.model, False, backward=True):
+            yield
+
+    @contextmanager
+    def observed_by(self, observer: Observer) -> Iterator[None]:
+        """
+        Register a function that is called after every evaluation, by whatever attack, ART's own included.
+
+        :param observer: Takes the images ``(n, *input_shape)``, their labels, and the :class:`Point`.
+        """
+        self._observers.append(observer)
+        try:
+            yield
+        finally:
+            self._observers.remove(observer)
+
+    def attack_labels(self, y: Any, n: int, loss: Module | None = None) -> Tensor:
+        """
+        Return labels, checked, in the form that :meth:`evaluate` takes: once for all steps of an attack.
+
+        :param y: Class indices, one-hot labels or probabilities; see :func:`art_hrloss._labels.parse_labels`.
+        :param n: How many images they belong to.
+        :param loss: The loss that :meth:`evaluate` is to compute, if not `attack_loss`.
+        :return: On the network's device: as the loss takes them, or rows if a preprocessing step may want them.
+        :raises ValueError: If they have neither form.
+        """
+        rows = label_rows(y, n=n, classes=self.nb_classes).to(self._device, self._label_dtype())
+        return target_for(loss or self.attack_loss, rows) if self._preprocessing_is_identity() else rows
+
+    def predicted_classes(self, logits: Tensor) -> Tensor:
+        """Return the classes that `predict` would decide for, int64 of shape ``(n,)``, given logits ``(n, M)``."""
+        if self.postprocessing_defences:
+            outputs = self._apply_postprocessing(preds=logits.float().cpu().numpy(), fit=False)
+            logits = torch.as_tensor(outputs, device=logits.device)
+        return logits.argmax(1)
+
+    # ART's interface
+
+    def loss_gradient(self, x: Any, y: Any, training_mode: bool = False, **kwargs: Any) -> Any:
+        """
+        Return the gradient of the summed attack loss by the images: for each, that of its own loss.
+
+        :param x: Images, shape ``(n, *input_shape)``, an array of any real dtype or a tensor.
+        :param y: Labels; see :meth:`attack_labels`.
         :param training_mode: Whether the network runs in training mode, its dropout and batch statistics active.
         :return: An array or tensor, as `x` is, of the shape of `x`, and of its dtype if that is floating.
-        :raises ValueError: If the labels fit neither form, or the attack loss does not give one value per example.
+        :raises ValueError: If the labels fit no form, or the attack loss does not give one value per example.
         """
         self._check_kind(x)
         labels = self.attack_labels(y, len(x))
         with in_mode(self.model, training_mode, backward=True):
-            point = self.evaluate(x if isinstance(x, Tensor) else self._to_network(x), labels)
+            slope = self.evaluate(x if isinstance(x, Tensor) else self._to_network(x), labels).slope
         if isinstance(x, Tensor):
-            return point.slope
-        gradient: np.ndarray = point.slope.cpu().numpy()
+            return slope.to(x.dtype) if x.is_floating_point() else slope
+        gradient = as_array(slope)
         return gradient.astype(x.dtype, copy=False) if x.dtype.kind == "f" else gradient
 
-    def attack_labels(self, y: np.ndarray | Tensor, n: int) -> Tensor:
-        """
-        Labels checked, and once for all steps of an attack in the form that :meth:`evaluate` takes.
-
-        :param y: Class indices, one-hot labels or probabilities, as for `loss_gradient`.
-        :param n: How many images they belong to.
-        :return: On the network's device: as the attack loss takes them, or rows if a preprocessing step may want them.
-        :raises ValueError: If they fit neither form.
-        """
-        rows = one_hot(y, n, self.nb_classes, self._device).to(self._network_dtype())
-        return target_for(self.attack_loss, rows) if self._preprocessing_is_identity() else rows
-
-    @contextmanager
-    def attacking(self) -> Iterator[None]:
-        """The network in evaluation mode for calls of :meth:`evaluate`, and as it was afterwards."""
-        with in_mode(self.model, False, backward=True):
-            yield
-
-    def evaluate(self, x: Tensor, labels: Tensor, *, gradient: bool = True) -> Point:
-        """
-        The attack loss and its gradient from a single pass forward and a single pass back.
-
-        An attack asks here once per step, within :meth:`attacking`; so does `loss_gradient`. A subclass that watches or
-        changes what attacks are told overrides this.
-
-        :param x: Images, shape ``(n, *input_shape)``; they are left alone.
-        :param labels: What :meth:`attack_labels` has made of theirs.
-        :param gradient: Whether to go back; without, the point's gradient is None.
-        :return: Losses ``(n,)``, logits ``(n, nb_classes)``, and the gradient of the summed losses by `x` alone, in the
-                 dtype of `x` if that is floating.
-        """
-        images = self._to_network(x).detach()
-        if not self.all_framework_preprocessing:
-            point = self._evaluate_past_numpy(images, labels, gradient=gradient)
-        else:
-            leaf = images.clone() if images.is_inference() else images  # such a tensor cannot enter a graph
-            with torch.set_grad_enabled(gradient):
-                inputs, labels = self._apply_preprocessing(leaf.requires_grad_(gradient), labels, no_grad=not gradient)
-                point = self._pass(inputs, labels, leaf if gradient else None)
-        if point.gradient is None or not x.is_floating_point():
-            return point
-        return point._replace(gradient=point.gradient.to(x.dtype))
-
-    def _evaluate_past_numpy(self, images: Tensor, labels: Tensor, *, gradient: bool) -> Point:
-        """The same where a preprocessing step is in NumPy, with the gradient that ART gives to the step."""
-        array = images.cpu().numpy()
-        preprocessed, rows = self._apply_preprocessing(array, labels.cpu().numpy())
-        with torch.set_grad_enabled(gradient):
-            leaf = self._to_network(preprocessed).requires_grad_(gradient)
-            point = self._pass(leaf, torch.as_tensor(rows), leaf if gradient else None)
-        if point.gradient is None:
-            return point
-        back = np.asarray(self._apply_preprocessing_gradient(array, point.gradient.cpu().numpy()))
-        return point._replace(gradient=torch.as_tensor(back, device=self._device))
-
-    def _pass(self, inputs: Tensor, labels: Tensor, leaf: Tensor | None) -> Point:
-        """Through the network and the attack loss, and back to `leaf` unless that is None."""
-        logits = self._model(inputs)[-1]
-        losses = reduced(self.attack_loss, logits, labels, "none")
-        gradient = None if leaf is None else torch.autograd.grad(losses.sum(), leaf)[0]
-        return Point(losses.detach(), logits.detach(), gradient)
-
     def compute_loss(
-        self,
-        x: np.ndarray | Tensor,
-        y: np.ndarray | Tensor,
-        reduction: str = "none",
-        *,
-        batch_size: int = 128,
-        **kwargs: Any,
+        self, x: Any, y: Any, reduction: str = "none", *, batch_size: int = 128, **kwargs: Any
     ) -> np.ndarray | Tensor:
         """
-        The attack loss, in evaluation mode.
+        Return the attack loss, in evaluation mode.
 
-        The logits are computed in batches and without a graph, unless `x` is a tensor that requires gradients; the loss
-        is then taken over all of them at once, so that no reduction depends on the batches.
+        The network is evaluated batch by batch; a reduction is then taken over all examples together, so that it does
+        not depend on the batches. If `x` is a tensor that requires gradients the result is differentiable.
 
         :param x: Images, shape ``(n, *input_shape)``, of any real dtype.
-        :param y: Class indices, one-hot labels or probabilities, as for `loss_gradient`.
+        :param y: Labels; see :meth:`attack_labels`.
         :param reduction: "none", "mean" or "sum"; also "batch" if the attack loss is an HRLoss.
         :param batch_size: How many images go through the network at once.
-        :return: An array or tensor, as `x` is: shape ``(n,)`` for "none", else a scalar. In nats for HRLoss.
+        :return: An array or tensor, as `x` is: shape ``(n,)`` for "none", else a scalar. Nats for HRLoss.
         """
-        labels = one_hot(y, len(x), self.nb_classes, self._device)
-        differentiable = isinstance(x, Tensor) and x.requires_grad and torch.is_grad_enabled()
-        with in_mode(self.model, False, backward=differentiable), torch.set_grad_enabled(differentiable):
-            if isinstance(x, Tensor):
-                inputs, labels = self._apply_preprocessing(self._to_network(x), labels, no_grad=not differentiable)
-            else:
-                inputs, numpy_labels = self._apply_preprocessing(x, labels.cpu().numpy())
-                labels = torch.as_tensor(numpy_labels)
-            size = max(1, len(inputs)) if differentiable else batch_size
-            batches = [inputs[i : i + size] for i in range(0, max(1, len(inputs)), size)]
-            logits = torch.cat([self._model(self._to_network(batch))[-1] for batch in batches])
-            loss = reduced(self.attack_loss, logits, labels, reduction)
-        return loss if isinstance(x, Tensor) else loss.cpu().numpy()
+        labels = self.attack_labels(y, len(x))
+        if isinstance(x, Tensor) and x.requires_grad and torch.is_grad_enabled():
+            with in_mode(self.model, False, backward=True):
+                inputs, targets = self._preprocessed(self._to_network(x), labels)
+                return reduced(self.attack_loss, self._model(inputs)[-1], targets, reduction)
+        images = x if isinstance(x, Tensor) else self._to_network(x)
+        with in_mode(self.model, False, backward=False), torch.no_grad():
+            parts = [slice(i, i + batch_size) for i in range(0, max(1, len(images)), batch_size)]
+            points = [self.evaluate(images[part], labels[part], gradient=False) for part in parts]
+            if reduction == "none":
+                loss = torch.cat([point.losses for point in points])
+            else:  # over all examples together, from their logits
+                _, targets = self._preprocessed(images, labels)
+                loss = reduced(self.attack_loss, torch.cat([point.logits for point in points]), targets, reduction)
+        return loss if isinstance(x, Tensor) else as_array(loss)
+
+    def fit(self, x: Any, y: Any, batch_size: int = 128, nb_epochs: int = 10, **kwargs: Any) -> None:
+        """
+        Train the network with `loss` and the optimizer.
+
+        The images are shuffled by torch's global generator: seed it, or train within
+        :func:`art_hrloss.attacks.seeded`, for the same weights again.
+
+        :param x: Images, shape ``(n, *input_shape)``.
+        :param y: Labels; see :meth:`attack_labels`.
+        :param batch_size: Images per step.
+        :param nb_epochs: Passes over the images.
+        :param kwargs: ART's: `training_mode`, `drop_last`, `scheduler`, `verbose`.
+        :raises ValueError: If the labels fit no form: ART's own would train with label -1 as the last class.
+        """
+        rows = label_rows(y, n=len(x), classes=self.nb_classes)
+        super().fit(x, as_array(rows), batch_size=batch_size, nb_epochs=nb_epochs, **kwargs)
+
+    def _preprocessed(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the network's inputs, and labels, differentiable unless a step is written in NumPy."""
+        if self.all_framework_preprocessing:
+            inputs, targets = self._apply_preprocessing(images, labels, no_grad=not torch.is_grad_enabled())
+            return inputs, targets
+        inputs, rows = self._apply_preprocessing(as_array(images), as_array(labels))
+        return self._to_network(inputs), torch.as_tensor(rows)
+
+    def _label_dtype(self) -> torch.dtype:
+        """The dtype of rows of labels, which is that of the logits: float32 for a network in half precision."""
+        return torch.float64 if self._model.dtype == torch.float64 else torch.float32
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return the state without observers: they belong to whoever registered them."""
+        return {**super().__getstate__(), "_observers": []}
 
     def __repr__(self) -> str:
         return f"{super().__repr__()[:-1]}, attack_loss={self._attack_loss})"
-
-
-def attack_view(classifier: PyTorchClassifier, loss: Module) -> HRClassifier:
-    """
-    A sibling of `classifier` on the same network, attacked through `loss`.
-
-    It shares network, optimizer, clip values and preprocessing; whatever happens to the network is seen by both. So
-    one trained classifier can be attacked through cross-entropy, the HR loss, or any other.
-
-    :param classifier: A PyTorchClassifier or HRClassifier; it is not changed.
-    :param loss: The loss that drives attacks, as `attack_loss` of :class:`HRClassifier`.
-    :return: A classifier whose training loss is that of `classifier` and whose attack loss is `loss`.
-    :raises TypeError: If `classifier` is not a PyTorchClassifier, or one of a kind that has gradients of its own, such
-            as randomized smoothing, which an attack through this view would pass by; or if `loss` is not a module.
-    """
-    if not isinstance(classifier, PyTorchClassifier):
-        raise TypeError(f"expected classifier to be a PyTorchClassifier, but got {type(classifier).__name__}")
-    if type(classifier).loss_gradient not in (PyTorchClassifier.loss_gradient, HRClassifier.loss_gradient):
-        raise TypeError(f"expected a classifier with ART's own loss_gradient, but got {type(classifier).__name__}'s")
-    _check_attack_loss(loss)
-    return HRClassifier(classifier.model, attack_loss=loss, **shared_options(classifier))
-
-
-def shared_options(classifier: PyTorchClassifier) -> dict[str, Any]:
-    """What a sibling of `classifier` on the same network is made with, but for the network itself."""
-    names = (
-        "loss",
-        "input_shape",
-        "nb_classes",
-        "optimizer",
-        "channels_first",
-        "clip_values",
-        "preprocessing_defences",
-        "postprocessing_defences",
-        "preprocessing",
-        "device_type",
-    )
-    return {name: getattr(classifier, name) for name in names}
-
-
-def _check_attack_loss(loss: object) -> None:
-    if not isinstance(loss, Module):
-        raise TypeError(f"expected the attack loss to be a torch.nn.Module, but got {type(loss).__name__}")

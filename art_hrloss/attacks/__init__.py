@@ -1,20 +1,30 @@
-"""Attacks of ART's along any loss, and the worst case of an ensemble."""
+"""
+Attacks along any loss, the worst case over an ensemble of them, and the losses that drive them.
 
-from art_hrloss.attacks._ensemble import ensemble
-from art_hrloss.attacks._gradient import AutoProjectedGradientDescent, FastGradientMethod, ProjectedGradientDescent
-from art_hrloss.attacks._losses import attack_loss
-from art_hrloss.attacks._restarted import PGD, AutoPGD
-from art_hrloss.attacks._worst_case import WorstCase, seeded, worst_case
+Each attack is a subclass of ART's with ART's parameters and, by default, ART's images; beyond them it takes `loss`,
+`restarts` and `keep_first`.
+"""
+
+from art_hrloss._context import seeded
+from art_hrloss.attacks._auto_pgd import AutoProjectedGradientDescent
+from art_hrloss.attacks._gradient import FastGradientMethod, ProjectedGradientDescent
+from art_hrloss.attacks._losses import DLRLoss, ExactCrossEntropy, MarginLoss, TargetedDLRLoss, attack_loss
+from art_hrloss.attacks._square import SquareAttack
+from art_hrloss.attacks._worst_case import WorstCase, ensemble, transfer, worst_case
 
 __all__ = [
-    "PGD",
-    "AutoPGD",
     "AutoProjectedGradientDescent",
+    "DLRLoss",
+    "ExactCrossEntropy",
     "FastGradientMethod",
+    "MarginLoss",
     "ProjectedGradientDescent",
+    "SquareAttack",
+    "TargetedDLRLoss",
     "WorstCase",
     "attack_loss",
     "ensemble",
     "seeded",
+    "transfer",
     "worst_case",
 ]

@@ -1,81 +1,175 @@
-"""The rules of an attack: what it is given, and which of its images count."""
+"""
+Constraints of an attack: the feasible set of a batch, directions of steepest ascent, and checks of eps.
 
+The formulas are those of ART's attacks, operation by operation, so that the images are ART's to the last bit.
+"""
+
+import math
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
+from art.attacks.evasion import ProjectedGradientDescentPyTorch
+from art.utils import random_sphere
+from torch import Tensor
 
-from art_hrloss.losses._numerics import are_distributions
-
+Array = npt.NDArray[Any]
 Images = npt.NDArray[np.float32]
 Labels = npt.NDArray[np.int64]
+Size = float | Array  # of a ball or a step: one number, or an array that broadcasts with the images
 
 
-def predicted(classifier: Any, images: Images, batch_size: int) -> Labels:
-    """
-    The classes that a classifier predicts, shape ``(n,)``.
+class FeasibleSet:
+    """The L_p ball around each image of a batch, intersected with the range of clip_values."""
 
-    :raises ValueError: If it does not predict logits, one per class: a single column would always be class 0, and the
-            gradients of probabilities vanish.
-    """
-    outputs = classifier.predict(images, batch_size=batch_size)
-    if outputs.ndim != 2 or outputs.shape[1] < 2:
-        raise ValueError(f"expected predictions of shape (n, M), a logit for each class, but got {outputs.shape}")
-    if are_distributions(torch.from_numpy(outputs)):
-        raise ValueError(
-            "expected a classifier that predicts logits, but each of its rows is a distribution: take the softmax out "
-            "of the network"
-        )
-    classes: Labels = outputs.argmax(1)
-    return classes
+    def __init__(self, images: Tensor, eps: Size, *, norm: float | str, clip_values: Any) -> None:
+        """
+        :param images: The centres, shape ``(n, *input_shape)``.
+        :param eps: The radius, in units of the images; an array broadcasts with them.
+        :param norm: numpy.inf, "inf", or at least 1.
+        :param clip_values: The least and the greatest value, numbers or arrays that broadcast with the images, or None.
+        """
+        self.images, self.eps, self.norm = images, eps, norm_order(norm)
+        self.clip_values = None if clip_values is None else [_beside(images, value) for value in clip_values]
+
+    def project(self, points: Tensor) -> Tensor:
+        """
+        Return points clipped and then projected into the ball; as in ART, by scaling for any finite norm.
+
+        :param points: Shape ``(n, *input_shape)``; they may be overwritten, which spares fresh memory at each step.
+        """
+        if points.dtype != self.images.dtype:
+            return self._projected(self._clipped(points) - self.images).add_(self.images)
+        clipped = points if self.clip_values is None else points.clamp_(*self.clip_values)
+        return self._projected(clipped.sub_(self.images)).add_(self.images)
+
+    def random_start(self, mask: Tensor | None = None) -> Tensor:
+        """Return a random point of each ball, clipped, from NumPy's global generator, as ART's PGD starts."""
+        n, *shape = self.images.shape
+        noise = random_sphere(n, math.prod(shape), self.eps, self.norm).reshape(self.images.shape).astype(np.float32)
+        change = torch.from_numpy(noise).to(self.images.device)
+        return self._clipped(self.images + (change if mask is None else change * mask))
+
+    def select(self, rows: Tensor) -> "FeasibleSet":
+        """Return the feasible set of some images of the batch, by a mask or indices of shape ``(n,)``."""
+        eps = rows_of(self.eps, rows.cpu().numpy(), len(self.images), self.images.ndim)
+        return FeasibleSet(self.images[rows], eps, norm=self.norm, clip_values=self.clip_values)
+
+    def _clipped(self, points: Tensor) -> Tensor:
+        return points if self.clip_values is None else points.clamp(*self.clip_values)
+
+    def _projected(self, change: Tensor) -> Tensor:
+        """Return changes scaled into the ball around 0; for L-infinity clipped, in place."""
+        if self.norm == math.inf:
+            bound = _beside(change, self.eps)
+            return change.clamp_(-bound, bound)
+        if isinstance(self.eps, np.ndarray):
+            projected: Tensor = ProjectedGradientDescentPyTorch._projection(change, self.eps, self.norm)
+            return projected
+        rows = change.flatten(1)
+        size = torch.linalg.vector_norm(rows, ord=self.norm, dim=1, keepdim=True)
+        if isinstance(self.eps, float):  # ART divides an array of float64 by it, which is one of int64 for an int
+            size = size.double()
+        return (rows * torch.where(size == 0, size, (self.eps / size).clamp(max=1))).view_as(change).to(change.dtype)
 
 
-def as_indices(y: npt.NDArray[Any], classes: int) -> Labels:
-    """Labels as class indices, shape ``(n,)``, from indices or rows with one largest entry."""
-    labels = np.asarray(y)
-    if labels.ndim == 2 and labels.shape[1] == classes:
-        largest: Labels = labels.argmax(1)
-        return largest
-    if labels.ndim == 1:
-        labels = labels[:, np.newaxis]
-    valid = labels.ndim == 2 and labels.shape[1] == 1
-    if not valid or not ((labels == np.floor(labels)) & (labels >= 0) & (labels < classes)).all():
-        raise ValueError(
-            f"expected labels as class indices from 0 to {classes - 1} or rows of {classes}, but got {y!r:.60}"
-        )
-    return labels[:, 0].astype(np.int64)
+def norm_order(norm: float | str) -> float:
+    """Return the order of a norm, which ART also calls "inf"."""
+    return math.inf if norm == "inf" else float(norm)
+
+
+def steepest_ascent(gradient: Tensor, norm: float | str) -> Tensor:
+    """Return, of all perturbations of norm 1, the one of steepest ascent, shape ``(n, ...)``; overwrites `gradient`."""
+    order = norm_order(norm)
+    if order == math.inf:
+        return gradient.sign_()
+    rows = gradient.flatten(1)
+    if order == 1:
+        unit = torch.zeros_like(rows).scatter(1, rows.abs().argmax(1, keepdim=True), 1.0)
+    else:
+        conjugate = order / (order - 1)
+        unit = torch.pow(over_norm(rows.abs(), conjugate), conjugate - 1)
+    return (unit.view_as(gradient) * gradient.sign()).nan_to_num(0.0, math.inf, -math.inf)
+
+
+def over_norm(gradient: Tensor, order: float) -> Tensor:
+    """Return each example's gradient over its norm; 0 stays 0."""
+    rows = gradient.flatten(1)
+    size = torch.linalg.vector_norm(rows, ord=order, dim=1, keepdim=True)
+    return (rows * torch.where(size == 0, size, 1 / size)).view_as(gradient)
+
+
+def over_largest(gradient: Tensor) -> Tensor:
+    """Return each example's gradient over its largest entry, so that no norm of it underflows; 0 stays 0."""
+    largest = gradient.abs().flatten(1).amax(1)
+    return gradient / like(torch.where(largest > 0, largest, 1), gradient)
+
+
+def like(values: Tensor, images: Tensor) -> Tensor:
+    """Return a value per example in a shape that broadcasts with the images."""
+    return values.view(-1, *(1,) * (images.ndim - 1))
+
+
+def scaled(direction: Tensor, size: Size) -> Tensor:
+    """Return a step of that size along a direction, in place and in its precision, whatever that of the size."""
+    return direction.mul_(_beside(direction, size))
+
+
+def rows_of(values: Any, rows: Any, n: int, ndim: int) -> Any:
+    """Return some images' part of eps, a step size or a mask; what all images share, unchanged."""
+    per_image = isinstance(values, np.ndarray) and values.ndim == ndim and len(values) == n
+    return values[rows] if per_image else values
 
 
 def margins(logits: npt.NDArray[np.float64], labels: Labels) -> npt.NDArray[np.float64]:
-    """The true class's logit less the largest other, shape ``(n,)``: below 0 where misclassified."""
+    """Return each true class's logit less the largest other, shape ``(n,)``: below 0 where misclassified."""
     true = np.take_along_axis(logits, labels[:, None], axis=1)[:, 0]
     others = logits.copy()
     np.put_along_axis(others, labels[:, None], -np.inf, axis=1)
-    found: npt.NDArray[np.float64] = true - others.max(1)
-    return found
+    margin: npt.NDArray[np.float64] = true - others.max(1)
+    return margin
 
 
-def checked_eps(eps: float) -> float:
-    """`eps` as Python's float, for ART refuses numpy's; raise unless it is finite and above 0."""
-    if not 0 < float(eps) < np.inf:
+def check_eps(eps: Any, norm: float | str, clip_values: Any) -> float:
+    """
+    Return eps as Python's float, for ART refuses NumPy's.
+
+    :raises ValueError: Unless it is finite, above 0 and, in L-infinity, at most the range of the pixels: a larger one
+            is nearly always in other units.
+    """
+    value = float(eps)
+    if not 0 < value < math.inf:
         raise ValueError(f"expected eps to be finite and above 0, but got {eps}")
-    return float(eps)
+    check_units(value, norm, clip_values)
+    return value
 
 
-def at_least_one(name: str, value: int) -> int:
-    """A number of steps or attempts as Python's int; raise, with its name, unless it is whole and above 0."""
+def check_units(eps: Any, norm: float | str, clip_values: Any) -> None:
+    """Raise if eps, a number or an array, is larger in L-infinity than the range of the clip values."""
+    if clip_values is None or norm_order(norm) != math.inf:
+        return
+    width = float(np.max(np.subtract(clip_values[1], clip_values[0])))
+    if np.max(eps) > width * (1 + 1e-6):
+        raise ValueError(
+            f"expected eps of at most {width:g}, the range of clip_values, but got {np.max(eps):g}: eps is in units of "
+            f"the images, so that 8 of 255 gray levels are {8 / 255 * width:.4g}"
+        )
+
+
+def at_least_one(name: str, value: Any) -> int:
+    """Return a number of steps or attempts as Python's int; raise, with its name, unless it is whole and above 0."""
     if value != int(value) or value < 1:
         raise ValueError(f"expected {name} to be a whole number of at least 1, but got {value}")
     return int(value)
 
 
-def allowed(
+def feasible(
     adversarial: Images, images: Images, eps: float, norm: float | str, clip_values: tuple[Any, Any] | None
 ) -> npt.NDArray[np.bool_]:
-    """Which adversarial images lie within eps of the originals, and in the pixels' range, up to float32 rounding."""
+    """Return which images lie within eps of the originals and in the pixels' range, up to float32 rounding."""
     change = (adversarial.astype(np.float64) - images).reshape(len(images), -1)
-    distance = np.linalg.norm(change, ord=float(norm), axis=1)  # float("inf") is numpy.inf
+    distance = np.linalg.norm(change, ord=norm_order(norm), axis=1)
     rounding = 1e-6 * np.abs(images).reshape(len(images), -1).max(1)
     near: npt.NDArray[np.bool_] = distance <= eps * (1 + 1e-5) + rounding
     if clip_values is None:
@@ -84,3 +178,10 @@ def allowed(
     slack = 1e-6 * np.maximum(np.abs(low), np.abs(high))
     inside: npt.NDArray[np.bool_] = (adversarial >= low - slack) & (adversarial <= high + slack)
     return near & inside.reshape(len(images), -1).all(1)
+
+
+def _beside(images: Tensor, value: Any) -> Any:
+    """Return a number as Python's, an array as a tensor beside the images: either is then in their precision."""
+    if np.ndim(value) == 0:
+        return float(value)
+    return torch.as_tensor(value, dtype=images.dtype, device=images.device)

@@ -1,5 +1,5 @@
 """
-Losses that drive attacks: a value per example, greater the nearer it is to being misclassified.
+Losses that drive attacks: a value per example, which grows as the example nears misclassification.
 
 Each is a module from logits ``(n, M)`` and class indices ``(n,)`` to ``(n,)``, or with another `reduction` a scalar:
 what :class:`~art_hrloss.HRClassifier` takes as its `attack_loss`.
@@ -9,51 +9,63 @@ from typing import Literal, get_args
 
 import torch
 from torch import Tensor
-from torch.nn import CrossEntropyLoss
+from torch.nn import CrossEntropyLoss, Module
 
-from art_hrloss.losses._functional import hr_loss_terms
-from art_hrloss.losses._module import HRLoss
+from art_hrloss.losses import HRLoss, hr_loss_terms
 
 AttackLossName = Literal["ce", "hr", "margin", "dlr"]
 
 
-def attack_loss(name: AttackLossName) -> CrossEntropyLoss:
+def attack_loss(name: AttackLossName | Module) -> Module:
     """
-    The loss of that name: :class:`ExactCrossEntropy`, the per-example HR loss, :class:`MarginLoss`, :class:`DLRLoss`.
+    Return the attack loss of a name; a module is returned unchanged.
 
-    :raises ValueError: If there is none.
+    :param name: "ce" (:class:`ExactCrossEntropy`), "hr" (the per-example HR loss), "margin" (:class:`MarginLoss`) or
+           "dlr" (:class:`DLRLoss`).
+    :raises ValueError: If there is no loss of that name.
+
+    >>> attack_loss("margin")(torch.tensor([[2.0, 0.5, 0.0]]), torch.tensor([0]))
+    tensor([-1.5000])
     """
+    if isinstance(name, Module):
+        return name
     if name not in get_args(AttackLossName):
-        raise ValueError(f"expected the attack's loss to be one of {list(get_args(AttackLossName))}, but got {name!r}")
+        raise ValueError(
+            f"expected the attack's loss to be one of {list(get_args(AttackLossName))} or a module, but got {name!r}"
+        )
     if name == "hr":
         return HRLoss(reduction="none")
     return {"ce": ExactCrossEntropy, "margin": MarginLoss, "dlr": DLRLoss}[name]()
 
 
 class _AttackLoss(CrossEntropyLoss):
-    """A CrossEntropyLoss to ART, so that it is given class indices."""
+    """Base of the attack losses: a CrossEntropyLoss to ART, so that it gets class indices."""
+
+    label_shape: tuple[int, ...] = ()  # of one example
 
     def __init__(self) -> None:
         super().__init__(reduction="none")
 
     def forward(self, input: Tensor, target: Tensor) -> Tensor:  # the parameter names of CrossEntropyLoss
-        """Logits ``(n, M)`` and class indices ``(n,)`` to ``(n,)``, or reduced."""
-        if target.is_floating_point() or target.shape != input.shape[:1]:
-            came = f"{target.dtype} of shape {tuple(target.shape)}"
-            raise ValueError(f"expected class indices of shape ({len(input)},), but got {came}")
-        values = self.per_example(input, target.unsqueeze(1))
+        """Return the losses ``(n,)``, or their mean or sum, of logits ``(n, M)`` and class indices ``(n,)``."""
+        shape = (len(input), *self.label_shape)
+        if target.is_floating_point() or target.shape != shape:
+            raise ValueError(
+                f"expected class indices of shape {shape}, but got {target.dtype} of shape {tuple(target.shape)}"
+            )
+        values = self.per_example(input, target.view(len(input), -1))
         if self.reduction == "none":
             return values
         return values.mean() if self.reduction == "mean" else values.sum()
 
     def per_example(self, logits: Tensor, index: Tensor) -> Tensor:
-        """The loss, shape ``(n,)``, of logits ``(n, M)`` and labels ``(n, 1)``."""
+        """Return the loss, shape ``(n,)``, of logits ``(n, M)`` and labels ``(n, 1)``."""
         raise NotImplementedError
 
 
 class ExactCrossEntropy(_AttackLoss):
     """
-    ``- log q_y`` in nats, to full relative precision up to a margin of 87 in float32.
+    Cross-entropy ``- log q_y`` in nats, to full relative precision up to a margin of 87 in float32.
 
     torch's own rounds to 0 past a margin of 17, and its gradient loses the true class's part.
     """
@@ -81,3 +93,20 @@ class DLRLoss(MarginLoss):
             raise ValueError(f"expected at least 3 classes for the DLR loss, but got {logits.shape[1]}")
         largest = logits.topk(3, dim=1).values
         return super().per_example(logits, index) / (largest[:, 0] - largest[:, 2] + 1e-12)
+
+
+class TargetedDLRLoss(_AttackLoss):
+    """
+    ``(z_t - z_y) / (z_(1) - (z_(3) + z_(4)) / 2 + 1e-12)``, of a true class y and a target t (Croce and Hein, 2020).
+
+    Its labels have the shape ``(n, 2)``: y and t. With fewer than 4 classes the denominator is 1.
+    """
+
+    label_shape = (2,)
+
+    def per_example(self, logits: Tensor, index: Tensor) -> Tensor:
+        true, target = logits.gather(1, index).unbind(1)
+        if logits.shape[1] < 4:
+            return target - true
+        largest = logits.topk(4, dim=1).values
+        return (target - true) / (largest[:, 0] - (largest[:, 2] + largest[:, 3]) / 2 + 1e-12)

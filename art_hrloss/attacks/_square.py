@@ -1,73 +1,164 @@
-"""ART's Square attack, which sees the logits alone, made to ask about no image twice."""
+"""Square attack: score-based black-box attack by random search, vectorised over the images."""
 
-import hashlib
-from collections import ChainMap, deque
-from collections.abc import Callable
-from itertools import compress
+import math
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from art.attacks.evasion import SquareAttack
+import torch
+from art.attacks import evasion
+from art.attacks.evasion import square_attack
 from art.estimators.classification import PyTorchClassifier
+from torch import Tensor
 
-from art_hrloss.attacks._constraints import Images
-from art_hrloss.attacks._watching import answering
+from art_hrloss._labels import class_indices
+from art_hrloss._preconditions import checked_images
+from art_hrloss._views import as_hr_classifier
+from art_hrloss.attacks._constraints import Images, check_units
+from art_hrloss.attacks._losses import MarginLoss
 
-# Of the largest logit, how much two answers for one image may differ: other batches make other sums.
-_ROUNDING = 1e-4
-
-
-class Square(SquareAttack):
-    """
-    ART's Square attack (Andriushchenko et al., 2020), at a third of its price: the same images from the same draws.
-
-    For each of its queries ART's asks the network three times: about all images, again about those that still stand,
-    and about what it would try on them. Only the last are new; the logits of the others are remembered here. A network
-    that answers twice differently is asked every time.
-    """
-
-    def generate(
-        self, x: npt.NDArray[Any], y: npt.NDArray[Any] | None = None, **kwargs: Any
-    ) -> npt.NDArray[np.float32]:
-        """Attack images, shape ``(n, *input_shape)``: see ART's."""
-        memory = _Memory(self.estimator.predict)
-        with answering(self.estimator, "predict", memory.predict):
-            made: Images = super().generate(x, y, **kwargs)
-        return made
+_MARGIN = MarginLoss()
 
 
 def is_for_square(classifier: PyTorchClassifier, norm: float | str) -> bool:
-    """Whether ART's Square attack can run: its first square, 0.8 of the image, must be smaller than each side."""
+    """
+    Return whether the Square attack can attack this classifier.
+
+    It needs images of three dimensions and clip values; in norm 2, which ART's code runs, also square images of side 10
+    or more, because smaller ones have initial tiles of a single pixel, whose perturbation is 0.
+    """
     shape = classifier.input_shape
-    if len(shape) != 3 or classifier.clip_values is None:
+    if len(shape) != 3 or classifier.clip_values is None or float(norm) not in (2.0, math.inf):
         return False
     height, width = shape[1:] if classifier.channels_first else shape[:2]
-    side = round((0.8 * height * width) ** 0.5)
-    if float(norm) == np.inf:
-        return bool(side < min(height, width))
-    # In norm 2 squares have an odd side, and a pattern of a fifth of the image's is 0 where that is a single pixel.
-    return bool(height == width >= 10 and side | 1 < height)
+    # In norm 2 ART's squares have an odd side, and the first, 0.8 of the image, must be smaller than the image.
+    return float(norm) == math.inf or bool(height == width >= 10 and round((0.8 * height * width) ** 0.5) | 1 < height)
 
 
-class _Memory:
-    """What a classifier answered, image by image; of no use once it answers otherwise when it is asked again."""
+class SquareAttack(evasion.SquareAttack):
+    """
+    Square attack (Andriushchenko et al., 2020), with ART's constructor and `patience`.
 
-    def __init__(self, ask: Callable[..., npt.NDArray[np.float32]]) -> None:
-        self.ask, self.calls = ask, deque[dict[bytes, npt.NDArray[np.float32]]](maxlen=3)
-        self.steady: bool | None = None  # until the first image comes again
+    In norm infinity each query moves a square of each image, at a random place of its own, to the bounds of the
+    feasible set, and keeps the change where the margin ``z_y - max_(k != y) z_k`` falls. The squares shrink along ART's
+    schedule. An image is queried until it is misclassified, `max_iter` times at most after its initial vertical
+    stripes. The random numbers come from NumPy's global generator; what one image draws depends neither on `batch_size`
+    nor on the success on others. For norm 2, or with an `adv_criterion` or a `loss`, ART's own implementation runs.
+    """
 
-    def predict(self, x: npt.NDArray[Any], **options: Any) -> npt.NDArray[np.float32]:
-        """Images, shape ``(n, *input_shape)``, to what `ask` gives, shape ``(n, M)``."""
-        keys, known = [hashlib.blake2b(image.tobytes()).digest() for image in x], ChainMap(*self.calls)
-        asked = np.array([not self.steady or key not in known for key in keys])
-        rows = {key: known[key] for key in keys if key in known}
-        new = dict(zip(compress(keys, asked), self.ask(x[asked], **options), strict=True)) if asked.any() else {}
-        if self.steady is None and rows:
-            self.steady = all(_agree(new[key], row) for key, row in rows.items())
-        self.calls.append(rows | new)
-        return np.stack([self.calls[-1][key] for key in keys])
+    attack_params = [*evasion.SquareAttack.attack_params, "patience"]  # noqa: RUF012  # ART's own declaration
 
+    def __init__(self, estimator: PyTorchClassifier, *args: Any, patience: int | None = None, **kwargs: Any) -> None:
+        """
+        :param estimator: A PyTorchClassifier or HRClassifier that predicts logits.
+        :param args: As in ART: norm, adv_criterion, loss, max_iter, eps, p_init, nb_restarts, batch_size, verbose.
+        :param patience: Queries in a row without a new adversarial example in the whole set that end an attempt.
+        :raises ValueError: If a parameter is out of its range, or :func:`is_for_square` is False.
+        """
+        self.patience: int | None = None
+        self._classifier = as_hr_classifier(estimator)
+        super().__init__(estimator, *args, **kwargs)
+        self.set_params(patience=patience)
 
-def _agree(one: npt.NDArray[np.float32], other: npt.NDArray[np.float32]) -> bool:
-    return np.allclose(one, other, rtol=0, atol=_ROUNDING * float(np.abs(one).max()), equal_nan=True)
+    def generate(self, x: npt.NDArray[Any], y: npt.NDArray[Any] | None = None, **kwargs: Any) -> Images:
+        """
+        Return adversarial images, float32, of the shape of `x`: the iterates of the smallest margin.
+
+        :param x: Images, shape ``(n, *input_shape)``; those that are misclassified already are returned unchanged.
+        :param y: Class indices, or a row of labels per image. The default is the predictions.
+        :raises ValueError: If the images have not three dimensions, or the labels do not fit.
+        """
+        if np.ndim(x) != 4:
+            raise ValueError(f"expected images of shape (n, *{self.estimator.input_shape}), but got {np.shape(x)}")
+        x = checked_images(self.estimator, x)
+        predictions = torch.from_numpy(self.estimator.predict(x, batch_size=self.batch_size).argmax(1))
+        labels = predictions if y is None else class_indices(y, n=len(x), classes=self.estimator.nb_classes).cpu()
+        if self._runs_arts():
+            inherited: Images = super().generate(x, labels.numpy(), **kwargs)
+            return inherited
+        images, robust = torch.from_numpy(x), predictions == labels
+        adversarial, device = images.clone(), self._classifier.device
+        for _ in range(self.nb_restarts):
+            if robust.any():
+                with self._classifier.attacking():
+                    iterates, misclassified = self._attempt(images[robust].to(device), labels[robust].to(device))
+                adversarial[robust] = iterates.cpu()
+                robust[robust.clone()] = ~misclassified.cpu()
+        result: Images = adversarial.numpy()
+        return result
+
+    def _attempt(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the iterates at which a random search ends, and whether they are misclassified."""
+        clip_values = [torch.as_tensor(value, device=images.device).float() for value in self.estimator.clip_values]
+        low = torch.maximum(images - self.eps, clip_values[0]).flatten(1)
+        high = torch.minimum(images + self.eps, clip_values[1]).flatten(1)
+        best = torch.where(self._stripes(images), high, low)
+        margins, wrong = self._margins(best.view_as(images), labels)
+        result, misclassified = torch.empty_like(best), wrong.clone()
+        active, fruitless = torch.arange(len(images), device=images.device), 0
+        for query in square_attack.trange(self.max_iter, desc="SquareAttack", leave=False, disable=not self.verbose):
+            if bool(wrong.any()):
+                result[active], fruitless = best, 0
+                tensors = (active, best, low, high, labels, margins)
+                active, best, low, high, labels, margins = (tensor[~wrong] for tensor in tensors)
+            if not len(active) or fruitless == self.patience:
+                break
+            square, up = self._squares(images, active, self._get_percentage_of_elements(query))
+            old, lower, upper = (tensor.gather(1, square) for tensor in (best, low, high))
+            # A candidate equal to the iterate would waste the query: it moves to the opposite bounds instead.
+            same = (torch.where(up, upper, lower) == old).all(1, keepdim=True)
+            new = torch.where(up ^ same, upper, lower)
+            # Written in place and undone where it is no better: a square costs less than a copy of the images.
+            candidates, wrong = self._margins(best.scatter_(1, square, new).view(-1, *images.shape[1:]), labels)
+            accepted = wrong | (candidates < margins)
+            best.scatter_(1, square, torch.where(accepted.unsqueeze(1), new, old))
+            margins, misclassified[active] = torch.where(accepted, candidates, margins), wrong
+            fruitless += 1
+        result[active] = best
+        return result.view_as(images), misclassified
+
+    def _stripes(self, images: Tensor) -> Tensor:
+        """Return which pixels of flattened images start at their upper bound: one draw per column and channel."""
+        rows = 2 if self.estimator.channels_first else 1
+        shape = [1 if axis == rows else size for axis, size in enumerate(images.shape)]
+        up = np.random.random_sample(shape) < 0.5  # noqa: NPY002  # ART's attacks draw from the global generator
+        return torch.from_numpy(up).to(images.device).expand_as(images).flatten(1)
+
+    def _squares(self, images: Tensor, active: Tensor, share: float) -> tuple[Tensor, Tensor]:
+        """Return a square of `share` of the pixels per active image: its flat positions, and which of them go up."""
+        grid = torch.arange(images[0].numel(), device=images.device).view(images.shape[1:])
+        grid = grid if self.estimator.channels_first else grid.permute(2, 0, 1)
+        channels, height, width = grid.shape
+        side = min(max(round(math.sqrt(share * height * width)), 1), height, width)
+        # Drawn for all images, so that the numbers of one image do not depend on when the others leave.
+        drawn = np.random.random_sample((2 + channels, len(images)))  # noqa: NPY002
+        uniform = torch.from_numpy(drawn).to(images.device)[:, active]
+        row, column = (uniform[0] * (height - side + 1)).long(), (uniform[1] * (width - side + 1)).long()
+        square = grid[0, row, column].unsqueeze(1) + grid[:, :side, :side].flatten()
+        return square, (uniform[2:] < 0.5).T.repeat_interleave(side * side, dim=1)
+
+    def _margins(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the margins and whether the images are misclassified, both ``(n,)``."""
+        parts = zip(images.split(self.batch_size), labels.split(self.batch_size), strict=True)
+        points = [self._classifier.evaluate(*part, loss=_MARGIN, gradient=False) for part in parts]
+        losses, logits = (torch.cat(values) for values in zip(*((p.losses, p.logits) for p in points), strict=True))
+        return -losses, self._classifier.predicted_classes(logits) != labels
+
+    def _runs_arts(self) -> bool:
+        """Return whether ART's implementation runs."""
+        is_arts = getattr(self.adv_criterion, "__module__", None) == square_attack.__name__  # ART's default is a lambda
+        return float(self.norm) == 2 or not is_arts or self.loss != self._get_logits_diff
+
+    def _check_params(self) -> None:
+        super()._check_params()
+        check_units(self.eps, self.norm, self.estimator.clip_values)
+        if not is_for_square(self.estimator, self.norm):
+            raise ValueError(
+                "expected images of three dimensions, clip values and norm inf, or norm 2 and square images of side 10 "
+                f"or more, but got {self.estimator.input_shape}, {self.estimator.clip_values} and norm {self.norm}"
+            )
+        if self.patience is not None and (self.patience < 1 or self._runs_arts()):
+            raise ValueError(
+                "expected patience to be None or at least 1, and None for norm 2, an adv_criterion or a loss, but got "
+                f"{self.patience}"
+            )

@@ -1,38 +1,41 @@
-"""The worst case of an ensemble of attacks, example by example."""
+"""The worst case over an ensemble of attacks, example by example, and the ensemble's attacks."""
 
-import random
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import numpy.typing as npt
-import torch
 from art.attacks.attack import EvasionAttack
-from art.attacks.evasion import AutoAttack, AutoConjugateGradient, RescalingAutoConjugateGradient
+from art.attacks.evasion import AutoAttack, AutoConjugateGradient, HopSkipJump, RescalingAutoConjugateGradient
 from art.estimators.classification import PyTorchClassifier
 
-from art_hrloss._context import modes_kept
-from art_hrloss.attacks._constraints import Images, Labels, allowed, as_indices, checked_eps, predicted
-from art_hrloss.attacks._ensemble import ensemble
+from art_hrloss._context import modes_kept, seeded
+from art_hrloss._preconditions import checked_evaluation
+from art_hrloss._views import as_hr_classifier
+from art_hrloss.attacks._auto_pgd import AutoProjectedGradientDescent
+from art_hrloss.attacks._constraints import Images, Labels, check_eps, feasible, norm_order
+from art_hrloss.attacks._gradient import ProjectedGradientDescent
+from art_hrloss.attacks._losses import AttackLossName
+from art_hrloss.attacks._square import SquareAttack, is_for_square
 
-__all__ = ["WorstCase", "ensemble", "seeded", "worst_case"]
+if TYPE_CHECKING:
+    import pandas as pd
 
 
 @dataclass(frozen=True, eq=False)
 class WorstCase:
-    """What an ensemble of attacks left of a classifier, example by example."""
+    """The result of an ensemble of attacks, example by example."""
 
     names: tuple[str, ...]
     """The attacks in their order; the first is "no attack"."""
-    broken_by: Labels
-    """Shape ``(n,)``: for each example the index in `names` of the first attack that broke it; -1 where none did."""
+    found_by: Labels
+    """Shape ``(n,)``: for each example the index in `names` of the first attack that found an adversarial example; -1
+    where none did."""
     adversarial: Images
-    """Shape ``(n, *input_shape)``: the image that broke it, or the original."""
+    """Shape ``(n, *input_shape)``: the adversarial example, or the original image."""
     attacked: tuple[int, ...]
-    """How many examples still stood when each attack began."""
+    """How many examples each attack was tried on: those not yet misclassified."""
     seconds: tuple[float, ...]
     """How long each attack took."""
     eps: float
@@ -40,28 +43,36 @@ class WorstCase:
 
     @property
     def accuracy(self) -> float:
-        """Robust accuracy: the share of the examples that no attack broke."""
-        return float((self.broken_by < 0).mean())
+        """Robust accuracy: the share of the examples that no attack misclassified; an upper bound."""
+        return float((self.found_by < 0).mean())
 
     @property
     def accuracy_after(self) -> dict[str, float]:
-        """The share that still stands after each attack and all those before it."""
-        return {name: float(((self.broken_by < 0) | (self.broken_by > i)).mean()) for i, name in enumerate(self.names)}
+        """Robust accuracy under each attack and all those before it, by name."""
+        return {name: float(((self.found_by < 0) | (self.found_by > i)).mean()) for i, name in enumerate(self.names)}
+
+    def to_frame(self) -> "pd.DataFrame":
+        """Return a row per attack as a DataFrame: attack, attacked, found, accuracy, seconds; needs pandas."""
+        import pandas as pd
+
+        found = [int((self.found_by == i).sum()) for i in range(len(self.names))]
+        columns = (self.names, self.attacked, found, self.accuracy_after.values(), self.seconds)
+        return pd.DataFrame(zip(*columns, strict=True), columns=["attack", "attacked", "found", "accuracy", "seconds"])
 
     def __str__(self) -> str:
         width = max(len(name) for name in self.names)
-        lines = [f"Worst case of {len(self.broken_by)} examples, eps {self.eps:g}, norm {self.norm}"]
-        lines.append(f"{'attack':{width}}  {'attacked':>8}  {'broken':>6}  {'accuracy':>8}  {'seconds':>7}")
+        lines = [f"Worst case of {len(self.found_by)} examples, eps {self.eps:g}, norm {self.norm}"]
+        lines.append(f"{'attack':{width}}  {'attacked':>8}  {'found':>6}  {'accuracy':>8}  {'seconds':>7}")
         for i, (name, accuracy) in enumerate(self.accuracy_after.items()):
-            broken = int((self.broken_by == i).sum())
-            lines.append(f"{name:{width}}  {self.attacked[i]:8}  {broken:6}  {accuracy:8.3f}  {self.seconds[i]:7.1f}")
+            found = int((self.found_by == i).sum())
+            lines.append(f"{name:{width}}  {self.attacked[i]:8}  {found:6}  {accuracy:8.3f}  {self.seconds[i]:7.1f}")
         return "\n".join(lines)
 
 
 def worst_case(
     classifier: PyTorchClassifier,
-    x: npt.NDArray[Any],
-    y: npt.NDArray[Any],
+    x: Any,
+    y: Any,
     *,
     eps: float,
     norm: float | str = np.inf,
@@ -70,71 +81,185 @@ def worst_case(
     seed: int = 0,
 ) -> WorstCase:
     """
-    Attack with one after another, each only what the ones before have left standing.
+    Run one attack after another, each on the examples that none before it has misclassified.
 
-    An example is broken when an image within eps of it, in the range of the pixels, is misclassified; attacks that look
-    for the nearest adversarial image, as HopSkipJump, so count only where that is near enough.
+    An image is an adversarial example if it lies within eps of the original, in the range of the pixels, and is
+    misclassified; an attack that looks for the nearest adversarial image, as HopSkipJump, so counts only within eps.
 
-    :param classifier: What to attack.
-    :param x: Images, shape ``(n, *input_shape)``; attacked as float32.
-    :param y: True labels, as indices or one-hot.
+    :param classifier: The classifier under attack.
+    :param x: Images, shape ``(n, *input_shape)``, finite and inside clip_values; attacked as float32.
+    :param y: True labels, in any form of :func:`art_hrloss._labels.parse_labels`.
     :param eps: The largest perturbation, in units of the images.
     :param norm: numpy.inf or 2; 1 as well, with attacks of that norm.
-    :param attacks: ART's attacks by name, each made for this eps, on the classifier or on others; of one of another
-           norm, or for the nearest adversarial image, only what lies within eps counts. By default :func:`ensemble`.
+    :param attacks: ART's attacks by name, each constructed for this eps, on the classifier or on others; of one of
+           another norm, or for the nearest adversarial image, only what lies within eps counts. By default
+           :func:`ensemble`.
     :param batch_size: Of the predictions.
-    :param seed: Of Python's, numpy's and torch's global generators, which are left as they were. ART's attacks draw
-           from them, but for its own HopSkipJump and BoundaryAttack, which begin at images that no seed decides.
-    :raises ValueError: If there is no example, or an attack is targeted, made for more than eps, or known to be broken
-            in ART: what such an attack leaves standing would count as robust.
+    :param seed: Of Python's, NumPy's and torch's global generators, which are restored. ART's attacks draw from them,
+           but for its own HopSkipJump and BoundaryAttack, which start at images that no seed decides.
+    :raises ValueError: If robust accuracy would mean nothing: see
+            :func:`art_hrloss._preconditions.checked_evaluation`; or if an attack is targeted, constructed for more than
+            eps, or known not to work in ART.
+
+    >>> import torch, art_hrloss
+    >>> options = {"input_shape": (4,), "nb_classes": 3, "clip_values": (0, 1), "device_type": "cpu"}
+    >>> classifier = art_hrloss.HRClassifier(torch.nn.Linear(4, 3), art_hrloss.HRLoss(), **options)
+    >>> images = np.random.default_rng(0).random((20, 4), dtype=np.float32)
+    >>> attacks = ensemble(classifier, eps=0.1, square_iter=0)
+    >>> result = worst_case(classifier, images, classifier.predict(images).argmax(1), eps=0.1, attacks=attacks)
+    >>> 0 <= result.accuracy <= 1
+    True
     """
-    eps = checked_eps(eps)
+    eps = check_eps(eps, norm, classifier.clip_values)
     attacks = ensemble(classifier, eps=eps, norm=norm, batch_size=batch_size) if attacks is None else attacks
     for name, attack in attacks.items():
         _check_attack(name, attack, eps, norm)
-    images, labels = np.asarray(x).astype(np.float32), as_indices(y, classifier.nb_classes)
-    if len(images) == 0 or len(images) != len(labels):
-        raise ValueError(
-            f"expected as many labels as images, and at least one, but got {len(labels)} and {len(images)}"
-        )
-    begun = time.perf_counter()
+    begin = time.perf_counter()
     estimators = [getattr(attack, "estimator", None) for attack in attacks.values()]
     others = [estimator.model for estimator in estimators if isinstance(estimator, PyTorchClassifier)]
-    with modes_kept(classifier.model, *others), seeded(seed):  # ART's predict draws from torch's generator as well.
-        broken_by = np.where(predicted(classifier, images, batch_size) == labels, -1, 0)
-        adversarial, attacked, seconds = images.copy(), [len(images)], [time.perf_counter() - begun]
+    with modes_kept(classifier.model, *others), seeded(seed):  # ART's predict draws from torch's generator as well
+        images, labels, logits = checked_evaluation(classifier, x, y, batch_size=batch_size)
+        found_by = np.where(logits.argmax(1) == labels, -1, 0)
+        adversarial, attacked, seconds = images.copy(), [len(images)], [time.perf_counter() - begin]
         for i, attack in enumerate(attacks.values(), start=1):
-            begun, standing = time.perf_counter(), np.flatnonzero(broken_by < 0)
-            if len(standing):
-                made = attack.generate(images[standing], labels[standing]).astype(np.float32)
-                wrong = predicted(classifier, made, batch_size) != labels[standing]
-                wrong &= allowed(made, images[standing], eps, norm, classifier.clip_values)
-                broken_by[standing[wrong]] = i
-                adversarial[standing[wrong]] = made[wrong]
-            attacked.append(len(standing))
-            seconds.append(time.perf_counter() - begun)
-    return WorstCase(("no attack", *attacks), broken_by, adversarial, tuple(attacked), tuple(seconds), eps, norm)
+            begin, rows = time.perf_counter(), np.flatnonzero(found_by < 0)
+            if len(rows):
+                candidates = attack.generate(images[rows], labels[rows]).astype(np.float32)
+                wrong = classifier.predict(candidates, batch_size=batch_size).argmax(1) != labels[rows]
+                wrong &= feasible(candidates, images[rows], eps, norm, classifier.clip_values)
+                found_by[rows[wrong]] = i
+                adversarial[rows[wrong]] = candidates[wrong]
+            attacked.append(len(rows))
+            seconds.append(time.perf_counter() - begin)
+    return WorstCase(("no attack", *attacks), found_by, adversarial, tuple(attacked), tuple(seconds), eps, norm)
 
 
-@contextmanager
-def seeded(seed: int) -> Iterator[None]:
-    """Python's, numpy's and torch's global generators, which ART's attacks draw from, seeded for a while."""
-    python, state = random.getstate(), np.random.get_state()  # noqa: NPY002  # ART draws from them
-    try:
-        with torch.random.fork_rng():
-            torch.manual_seed(seed)
-            np.random.seed(seed)  # noqa: NPY002
-            random.seed(seed)
-            yield
-    finally:
-        np.random.set_state(state)  # noqa: NPY002
-        random.setstate(python)
+def ensemble(
+    classifier: PyTorchClassifier,
+    *,
+    eps: float,
+    norm: float | str = np.inf,
+    max_iter: int = 100,
+    restarts: int = 1,
+    target_classes: int = 9,
+    square_iter: int = 5000,
+    hop_skip_jump_iter: int = 0,
+    transfer_from: Mapping[str, PyTorchClassifier] | None = None,
+    batch_size: int = 128,
+) -> dict[str, EvasionAttack]:
+    """
+    Return attacks for :func:`worst_case`, by name: white-box along each loss and to each class, transfer, black-box.
+
+    :param classifier: The classifier under attack.
+    :param eps: The largest perturbation, in units of the images.
+    :param norm: numpy.inf or 2.
+    :param max_iter: Steps of each white-box attack.
+    :param restarts: Attempts of each white-box attack that is not targeted.
+    :param target_classes: Classes towards which Auto-PGD goes, the likeliest first, as far as there are so many; 0
+           leaves it out.
+    :param square_iter: Queries per example of the Square attack, which stops when a fifth of them in a row found
+           nothing; 0 leaves it out.
+    :param hop_skip_jump_iter: Rounds of HopSkipJump, of a few thousand queries per example each; 0 leaves it out.
+    :param transfer_from: Classifiers by name, whose adversarial images are tried as well.
+    :param batch_size: Images that are attacked together.
+    :raises ValueError: If the Square attack cannot be used and is not left out, or an argument is out of its range.
+
+    >>> import torch, art_hrloss
+    >>> options = {"input_shape": (4,), "nb_classes": 3, "clip_values": (0, 1), "device_type": "cpu"}
+    >>> classifier = art_hrloss.HRClassifier(torch.nn.Linear(4, 3), art_hrloss.HRLoss(), **options)
+    >>> list(ensemble(classifier, eps=0.1, square_iter=0))[:2]
+    ['PGD on CE', 'AutoPGD on CE']
+    """
+    eps = check_eps(eps, norm, classifier.clip_values)
+    if norm_order(norm) not in (np.inf, 2.0):
+        raise ValueError(f"expected norm to be numpy.inf or 2, but got {norm}")
+    options: dict[str, Any] = {"eps": eps, "norm": norm, "batch_size": batch_size, "verbose": False}
+    white_box = options | {"max_iter": max_iter, "keep_first": True}
+    auto = white_box | {"eps_step": 2 * eps, "progress": "rise"}
+    losses: dict[AttackLossName, str] = {"ce": "CE", "margin": "the margin", "dlr": "DLR", "hr": "HR"}
+    if classifier.nb_classes < 3:
+        del losses["dlr"]
+    step = 2.5 * eps / max_iter
+    attacks: dict[str, EvasionAttack] = {
+        "PGD on CE": ProjectedGradientDescent(classifier, eps_step=step, loss="ce", restarts=restarts, **white_box)
+    }
+    for loss, name in losses.items():
+        attacks[f"AutoPGD on {name}"] = AutoProjectedGradientDescent(classifier, loss=loss, restarts=restarts, **auto)
+    if target_classes:
+        count = min(target_classes, classifier.nb_classes - 1)
+        attacks["targeted AutoPGD"] = AutoProjectedGradientDescent(classifier, target_classes=count, **auto)
+    for name, other in (transfer_from or {}).items():
+        attacks[f"transfer from {name}"] = transfer(other, max_iter=max_iter, **options)
+    if square_iter:
+        if not is_for_square(classifier, norm):
+            raise ValueError(
+                "expected clip values and images of three dimensions, with norm 2 of equal sides of at least 10, for the "
+                f"Square attack, but got {classifier.clip_values} and {classifier.input_shape}: leave it out with "
+                "attacks=ensemble(..., square_iter=0)"
+            )
+        patience = max(1, square_iter // 5) if norm_order(norm) == np.inf else None  # which ART's of norm 2 has not
+        attacks["Square"] = SquareAttack(classifier, max_iter=square_iter, nb_restarts=1, patience=patience, **options)
+    if hop_skip_jump_iter:
+        attacks["HopSkipJump"] = _HopSkipJump(
+            as_hr_classifier(classifier), norm=norm, max_iter=hop_skip_jump_iter, batch_size=batch_size, verbose=False
+        )
+    return attacks
+
+
+def transfer(
+    source: PyTorchClassifier,
+    *,
+    eps: float,
+    norm: float | str = np.inf,
+    max_iter: int = 100,
+    batch_size: int = 128,
+    verbose: bool = False,
+) -> ProjectedGradientDescent:
+    """
+    Return projected gradient descent on another classifier, for images to be tried on this one.
+
+    Its images are the last iterates: the first adversarial one of the other classifier is a weak one here.
+
+    :param source: The other classifier, attacked along cross-entropy whatever its own loss.
+    :param eps: The largest perturbation, in units of the images.
+    :param norm: numpy.inf, 1 or 2.
+    :param max_iter: Steps, of 2.5 eps / max_iter, from a random start.
+    :param batch_size: Images that are attacked together.
+    """
+    return ProjectedGradientDescent(
+        source,
+        norm=norm,
+        eps=check_eps(eps, norm, source.clip_values),
+        eps_step=2.5 * eps / max_iter,
+        max_iter=max_iter,
+        num_random_init=1,
+        batch_size=batch_size,
+        verbose=verbose,
+        loss="ce",
+    )
+
+
+class _HopSkipJump(HopSkipJump):
+    """ART's, which starts at images of an unseeded generator of its own: here they come from NumPy's global one."""
+
+    def _init_sample(self, x: Images, y: Any, y_p: Any, init_pred: Any, adv_init: Any, *options: Any) -> Any:
+        _, low, high = options
+        for _ in range(self.init_size):
+            image = np.random.uniform(low, high, size=x.shape).astype(x.dtype)  # noqa: NPY002
+            (label,) = self.estimator.predict(image[np.newaxis], batch_size=1).argmax(1)
+            if label != y_p:
+                return super()._init_sample(x, y, y_p, label, image, *options)
+        return None
 
 
 def _check_attack(name: str, attack: EvasionAttack, eps: float, norm: float | str) -> None:
-    kind, own_norm, own_eps = type(attack).__name__, getattr(attack, "norm", None), getattr(attack, "eps", 0.0)
+    kind, norm_of_attack, eps_of_attack = (
+        type(attack).__name__,
+        getattr(attack, "norm", None),
+        getattr(attack, "eps", 0.0),
+    )
     conjugate = (AutoConjugateGradient, RescalingAutoConjugateGradient)
-    if isinstance(attack, conjugate) and own_norm in (np.inf, "inf"):
+    if isinstance(attack, conjugate) and norm_of_attack in (np.inf, "inf"):
         raise ValueError(
             f"expected attacks that work in ART, but {name} is {kind}, which for the L-infinity norm "
             "leaves out the sign of its step and so hardly moves: use it with norm 2, or AutoPGD"
@@ -142,6 +267,8 @@ def _check_attack(name: str, attack: EvasionAttack, eps: float, norm: float | st
     # AutoAttack means by it that targeted attacks come on top.
     if getattr(attack, "targeted", False) and not isinstance(attack, AutoAttack):
         raise ValueError(f"expected attacks that are not targeted, but {name} is {kind} with targeted=True")
-    same_norm = own_norm is not None and float(own_norm) == float(norm)
-    if same_norm and not getattr(attack, "minimal", False) and np.max(own_eps) > eps * (1 + 1e-5):
-        raise ValueError(f"expected attacks made for eps {eps:g}, but {name} is {kind} with eps {np.max(own_eps):g}")
+    same_norm = norm_of_attack is not None and norm_order(norm_of_attack) == norm_order(norm)
+    if same_norm and not getattr(attack, "minimal", False) and np.max(eps_of_attack) > eps * (1 + 1e-5):
+        raise ValueError(
+            f"expected attacks constructed for eps {eps:g}, but {name} is {kind} with eps {np.max(eps_of_attack):g}"
+        )

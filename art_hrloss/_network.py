@@ -1,0 +1,190 @@
+"""ART's PyTorchClassifier for networks and images of any floating dtype, checked outputs, and single-file pickles."""
+
+import os
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from art import config
+from art.estimators.classification import PyTorchClassifier
+from art.preprocessing.standardisation_mean_std.pytorch import StandardisationMeanStdPyTorch
+from torch import Tensor
+from torch.nn import Module, Sequential
+
+_HALF = (torch.float16, torch.bfloat16)
+
+
+class Point(NamedTuple):
+    """An evaluation of a network at the images of a batch; nothing in it requires gradients."""
+
+    losses: Tensor
+    """Shape ``(n,)``; nats for the HR loss and cross-entropy."""
+    logits: Tensor
+    """Shape ``(n, M)``, float32 or float64."""
+    gradient: Tensor | None
+    """Of each image's own loss by the image, shape ``(n, *input_shape)``, in the network's dtype; or None."""
+
+    @property
+    def slope(self) -> Tensor:
+        """The gradient, of an evaluation that computed it."""
+        assert self.gradient is not None
+        return self.gradient
+
+
+# Called after each evaluation with the images, their labels as the loss takes them, and the result.
+Observer = Callable[[Tensor, Tensor, Point], None]
+
+
+class Network(Module):
+    """
+    ART's wrapper of a network, through which everything that ART does with it passes.
+
+    ART's own is a local class, which cannot be pickled, and hands on whatever dtype and type comes. This one casts
+    images to the network's dtype, half-precision logits to float32, and names an output that is no tensor.
+    """
+
+    def __init__(self, model: Module) -> None:
+        super().__init__()
+        self._model = model
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        """Return the outputs of a Sequential's layers, or the one output of another network; the last is the logits."""
+        if x.is_floating_point():
+            x = x.to(self.dtype)
+        outputs = []
+        for layer in self._model.children() if isinstance(self._model, Sequential) else (self._model,):
+            x = layer(x)
+            outputs.append(x)
+        if not isinstance(x, Tensor):
+            raise TypeError(
+                f"expected the network to return a tensor of logits, but got a {type(x).__name__}: wrap it in a module "
+                "whose forward picks the logits out"
+            )
+        if x.dtype in _HALF:
+            outputs[-1] = x.float()
+        return outputs
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The floating dtype of the network's parameters; float32 if it has none."""
+        parameters = (parameter.dtype for parameter in self._model.parameters() if parameter.is_floating_point())
+        return next(parameters, torch.float32)
+
+    @property
+    def get_layers(self) -> list[str]:
+        """The names of the network's layers, as ART lists them."""
+        return [name for name, _ in self._model.named_children()]
+
+
+class AnyDtypeClassifier(PyTorchClassifier):
+    """
+    A PyTorchClassifier that takes images of any real dtype, in the network's precision.
+
+    Its pickle is a single file, and :meth:`load` reads what `save` wrote.
+    """
+
+    _model: Network
+
+    def predict(self, x: np.ndarray, batch_size: int = 128, training_mode: bool = False, **kwargs: Any) -> np.ndarray:
+        """Return what the network outputs, float32 of shape ``(n, M)``; as ART's, which also leaves it in that mode."""
+        self._model.train(mode=training_mode)
+        inputs, _ = self._apply_preprocessing(x, None)
+        with torch.no_grad():
+            batches = [inputs[i : i + batch_size] for i in range(0, max(1, len(inputs)), batch_size)]
+            outputs = [self._model(self._to_network(batch))[-1].cpu().numpy() for batch in batches]
+        rows = np.concatenate(outputs).astype(np.float32, copy=False)
+        rows = rows[:, np.newaxis] if rows.ndim == 1 else rows
+        predictions: np.ndarray = self._apply_postprocessing(preds=rows, fit=False)
+        return predictions
+
+    def class_gradient(
+        self,
+        x: np.ndarray,
+        label: int | list[int] | np.ndarray | None = None,
+        training_mode: bool = False,
+        **kwargs: Any,
+    ) -> np.ndarray:
+        """Return the gradients of the logits by the images, as ART's, for images of any real dtype."""
+        gradients: np.ndarray = super().class_gradient(self._cast(x), label, training_mode=training_mode, **kwargs)
+        return gradients
+
+    def load(self, filename: str, path: str | None = None) -> None:
+        """
+        Load the weights, and the optimizer's state, that `save` wrote with the same arguments.
+
+        :param filename: As given to `save`.
+        :param path: The folder; ART's data folder by default.
+        :raises FileNotFoundError: If there is no such file.
+        """
+        file = os.path.join(config.ART_DATA_PATH if path is None else path, filename)
+        self.model.load_state_dict(torch.load(f"{file}.model", map_location=self._device))
+        if self._optimizer is not None and os.path.exists(f"{file}.optimizer"):
+            self._optimizer.load_state_dict(torch.load(f"{file}.optimizer", map_location=self._device))
+
+    def _apply_preprocessing(self, x: Any, y: Any, fit: bool = False, no_grad: bool = True) -> tuple[Any, Any]:
+        """Apply ART's preprocessing to images in the network's dtype; every way into the network leads through it."""
+        self._check_kind(x)
+        images = self._cast(x)
+        if isinstance(images, Tensor) and self._preprocessing_is_identity():
+            return images.clone(), y  # a copy, because a network may begin with a step in place
+        images, labels = super()._apply_preprocessing(images, y, fit=fit, no_grad=no_grad)
+        return self._cast(images), labels  # a step in NumPy may have returned another dtype
+
+    def _check_kind(self, x: Any) -> None:
+        if isinstance(x, Tensor) and not self.all_framework_preprocessing:
+            raise NotImplementedError(
+                "expected x to be a NumPy array, because a preprocessing step is not written in torch, but got a tensor"
+            )
+
+    def _preprocessing_is_identity(self) -> bool:
+        """Return whether there is no preprocessing but, perhaps, ART's default: subtract 0 and divide by 1."""
+        return all(
+            type(step) is StandardisationMeanStdPyTorch and not step.mean.any() and bool((step.std == 1).all())
+            for step in self.preprocessing_operations
+        )
+
+    def _cast(self, x: Any) -> Any:
+        """
+        Return images of a real dtype in the network's dtype; NumPy's float32 where that is bfloat16.
+
+        Without any preprocessing integers are unchanged: the network may scale them itself, or look tokens up.
+        """
+        kind = "fiub" if self.preprocessing_operations else "f"
+        if isinstance(x, Tensor):
+            return x.to(self._model.dtype) if x.is_floating_point() or "i" in kind else x
+        if not isinstance(x, np.ndarray) or x.dtype.kind not in kind:
+            return x
+        dtype = {torch.float64: np.float64, torch.float16: np.float16}.get(self._model.dtype, np.float32)
+        return x.astype(dtype, copy=False)
+
+    def _to_network(self, x: np.ndarray | Tensor) -> Tensor:
+        """Return images as a tensor on the network's device, in its dtype; arrays are copied: they may be read-only."""
+        if isinstance(x, Tensor):
+            images: Tensor = self._cast(x).to(self._device)
+            return images
+        return self._cast(torch.tensor(self._cast(np.ascontiguousarray(x)), device=self._device))  # type: ignore[no-any-return]
+
+    def _make_model_wrapper(self, model: Module) -> Network:
+        return Network(model)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return the whole state: ART's own writes the weights to another file."""
+        return self.__dict__.copy()
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Restore the state."""
+        self.__dict__.update(state)
+
+
+def check_loss(name: str, loss: object) -> None:
+    """Raise unless a loss is a module."""
+    if not isinstance(loss, Module):
+        raise TypeError(f"expected {name} to be a torch.nn.Module, but got {type(loss).__name__}")
+
+
+def as_array(values: Tensor) -> np.ndarray:
+    """Return a tensor as an array; NumPy has no bfloat16."""
+    values = values.detach().cpu()
+    array: np.ndarray = (values.float() if values.dtype == torch.bfloat16 else values).numpy()
+    return array

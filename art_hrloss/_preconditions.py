@@ -1,0 +1,103 @@
+"""Preconditions of a verdict: what must hold before robust accuracy, a report or a bound is worth anything."""
+
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from art.estimators.classification import PyTorchClassifier
+
+from art_hrloss._context import modes_kept
+from art_hrloss._labels import class_indices
+from art_hrloss.losses._numerics import are_distributions
+
+Images = npt.NDArray[np.float32]
+Labels = npt.NDArray[np.int64]
+
+# Two predictions of the same images may differ by this share of the largest logit: the sums of a GPU, and those of
+# batches of other sizes, are not always in the same order.
+ROUNDING = 1e-4
+# An image may exceed the clip values by this share of the larger one, which float32 may add in scaling.
+SLACK = 1e-6
+
+
+class Evaluation(NamedTuple):
+    """Images that a verdict can be based on, their labels, and the classifier's logits at them."""
+
+    images: Images
+    """Shape ``(n, *input_shape)``."""
+    labels: Labels
+    """Class indices, shape ``(n,)``."""
+    logits: npt.NDArray[np.float32]
+    """Shape ``(n, M)``."""
+
+
+def checked_evaluation(classifier: PyTorchClassifier, x: Any, y: Any, *, batch_size: int = 128) -> Evaluation:
+    """
+    Return images, labels and logits; raise unless a verdict on them means something.
+
+    :param classifier: The classifier under evaluation; neither its weights nor its modes are changed.
+    :param x: Images, shape ``(n, *input_shape)``.
+    :param y: True labels; see :func:`art_hrloss._labels.parse_labels`.
+    :param batch_size: Images per prediction.
+    :raises ValueError: If there is no image; if images are not finite or outside clip_values; if labels are no classes;
+            if logits are not finite, not one per class, or probabilities; or if the network is random in evaluation
+            mode. The message names the remedy.
+    """
+    images = checked_images(classifier, x)
+    labels = class_indices(y, n=len(images), classes=classifier.nb_classes).cpu().numpy()
+    return Evaluation(images, labels, checked_logits(classifier, images, batch_size=batch_size))
+
+
+def checked_images(classifier: PyTorchClassifier, x: Any) -> Images:
+    """Return images as float32; raise unless there are any, finite and inside the classifier's clip_values."""
+    images = np.asarray(x.detach().cpu() if isinstance(x, torch.Tensor) else x)
+    if images.ndim < 2 or len(images) == 0 or images.dtype.kind not in "fiub":
+        raise ValueError(
+            f"expected at least one image, an array of numbers of shape (n, *{tuple(classifier.input_shape)}), but got "
+            f"{images.dtype} of shape {images.shape}"
+        )
+    images = images.astype(np.float32)
+    if not np.isfinite(images).all():
+        raise ValueError(
+            "expected images to be finite, but got NaN or infinity: a network's answer to them means nothing"
+        )
+    if classifier.clip_values is None:
+        return images
+    low, high = (np.asarray(value, dtype=np.float32) for value in classifier.clip_values)
+    slack = SLACK * np.maximum(np.abs(low), np.abs(high))
+    if (images < low - slack).any() or (images > high + slack).any():
+        raise ValueError(
+            f"expected images inside clip_values, from {low.min():g} to {high.max():g}, but got values from "
+            f"{images.min():g} to {images.max():g}: an attack clips its images, and not those. Scale the images (those "
+            "from 0 to 255 by 1/255), or construct the classifier with their clip_values"
+        )
+    return images
+
+
+def checked_logits(classifier: PyTorchClassifier, images: Images, *, batch_size: int = 128) -> npt.NDArray[np.float32]:
+    """Return the classifier's logits, shape ``(n, M)``; raise unless they are finite logits, and the same again."""
+    with modes_kept(classifier.model):
+        logits, again = (np.asarray(classifier.predict(images, batch_size=batch_size)) for _ in range(2))
+    if logits.shape != (len(images), classifier.nb_classes):
+        raise ValueError(
+            f"expected predictions of shape ({len(images)}, {classifier.nb_classes}), one logit per class, but got "
+            f"{logits.shape}: give a network of one output a second one, of constant 0"
+        )
+    if not np.isfinite(logits).all():
+        raise ValueError(
+            f"expected finite logits, but {int((~np.isfinite(logits)).any(1).sum())} of {len(logits)} images have NaN "
+            "or infinite ones: they are no predictions, and have no gradients. See whether training diverged"
+        )
+    if are_distributions(torch.from_numpy(logits)):
+        raise ValueError(
+            "expected a classifier that predicts logits, but each row of its output is a distribution, whose gradients "
+            "vanish: take the softmax out of the network"
+        )
+    if np.abs(again - logits).max() > ROUNDING * np.abs(logits).max():
+        raise ValueError(
+            "expected a network that is deterministic in evaluation mode, but two predictions of the same images "
+            "differ: one draw proves nothing. Switch its randomness off, or attack in expectation: evaluate a network whose "
+            "forward averages the logits over many draws from a generator that it seeds itself"
+        )
+    return logits
