@@ -97,7 +97,7 @@ def checked_logits(classifier: PyTorchClassifier, images: Images, *, batch_size:
     if np.abs(again - logits).max() > ROUNDING * np.abs(logits).max():
         raise ValueError(
             "expected a network that is deterministic in evaluation mode, but two predictions of the same images "
-            "differ: one draw proves nothing. Switch its randomness off, or attack in expectation: evaluate a network whose "
+            "differ: one draw proves nothing. Switch its randomness off, or attack in expectation: a network whose "
             "forward averages the logits over many draws from a generator that it seeds itself"
         )
     return logits

@@ -193,8 +193,8 @@ def ensemble(
     if square_iter:
         if not is_for_square(classifier, norm):
             raise ValueError(
-                "expected clip values and images of three dimensions, with norm 2 of equal sides of at least 10, for the "
-                f"Square attack, but got {classifier.clip_values} and {classifier.input_shape}: leave it out with "
+                "expected clip values and images of three dimensions, with norm 2 of equal sides of at least 10, for "
+                f"the Square attack, but got {classifier.clip_values} and {classifier.input_shape}: leave it out with "
                 "attacks=ensemble(..., square_iter=0)"
             )
         patience = max(1, square_iter // 5) if norm_order(norm) == np.inf else None  # which ART's of norm 2 has not
