@@ -14,19 +14,16 @@ from typing import Any, Literal, NamedTuple, get_args
 import numpy as np
 import torch
 from art.attacks import evasion
-from art.attacks.evasion import auto_projected_gradient_descent
 from art.utils import projection, random_sphere
 from torch import Tensor
-from torch.nn import Module
 
-from art_hrloss._context import modes_kept
 from art_hrloss._labels import class_indices
-from art_hrloss.attacks._base import LossAttack, Unfinished, mask_rows, plain
-from art_hrloss.attacks._constraints import Array, FeasibleSet, Images, like, over_largest
-from art_hrloss.attacks._losses import AttackLossName, TargetedDLRLoss
+from art_hrloss.attacks._base import Batch, LossAttack, Unfinished, warn_of_nan
+from art_hrloss.attacks._constraints import Array, Images, like, over_largest
+from art_hrloss.attacks._losses import TargetedDLRLoss
 
-# What counts as progress of a step, of which a stretch needs three in four or the step is halved: "best", a loss better
-# than all before, as in ART; "rise", a loss better than the last, as in the authors' implementation.
+# Which steps count as progress, of which an interval between checkpoints needs three in four, or the step is halved:
+# "best", to a loss better than all before, as in ART; "rise", to a loss better than the last, as in the paper.
 Progress = Literal["best", "rise"]
 
 
@@ -52,6 +49,8 @@ class AutoProjectedGradientDescent(LossAttack, evasion.AutoProjectedGradientDesc
     """
     ART's AutoProjectedGradientDescent (Auto-PGD; Croce and Hein, 2020) along any loss.
 
+    `eps_step` is the length of the first step; the authors take 2 eps. ART's `loss_type` is refused: `loss` has more.
+
     >>> import art_hrloss
     >>> options = {"input_shape": (4,), "nb_classes": 3, "clip_values": (0, 1), "device_type": "cpu"}
     >>> classifier = art_hrloss.HRClassifier(torch.nn.Linear(4, 3), art_hrloss.HRLoss(), **options)
@@ -70,59 +69,18 @@ class AutoProjectedGradientDescent(LossAttack, evasion.AutoProjectedGradientDesc
     summary_writer = None  # ART's has none
 
     def __init__(
-        self,
-        estimator: Any,
-        norm: float | str = np.inf,
-        eps: float = 0.3,
-        eps_step: float = 0.1,
-        max_iter: int = 100,
-        targeted: bool = False,
-        nb_random_init: int = 5,
-        batch_size: int = 32,
-        loss_type: None = None,
-        verbose: bool = True,
-        *,
-        loss: AttackLossName | Module | None = None,
-        restarts: int | None = None,
-        keep_first: bool = False,
-        target_classes: int = 0,
-        progress: Progress = "best",
+        self, estimator: Any, *args: Any, target_classes: int = 0, progress: Progress = "best", **kwargs: Any
     ) -> None:
         """
-        :param estimator: A PyTorchClassifier or HRClassifier, as are the other parameters without asterisk ART's.
-        :param eps: The radius, in units of the images; at most the range of clip_values in L-infinity.
-        :param eps_step: The length of the first step; the authors take 2 eps.
-        :param max_iter: Steps per attempt.
-        :param loss_type: None: see `loss`, which has more.
-        :param loss: The loss to ascend: "ce", "hr", "margin", "dlr", or a module as HRClassifier's `attack_loss`. By
-               default that of the estimator.
-        :param restarts: Attempts, each from a random start, at the images that no earlier one has made adversarial. By
-               default ART's `nb_random_init`.
-        :param keep_first: Whether an image stops at its first adversarial iterate. ART's returns the last iterate, or
-               the start, even if only an earlier one was adversarial.
+        :param estimator: A PyTorchClassifier or HRClassifier.
+        :param args: As in :class:`~art_hrloss.attacks.FastGradientMethod`: ART's, `loss`, `restarts`, `keep_first`.
         :param target_classes: If not 0, as many attempts, each towards another class, the likeliest first, along
                :class:`~art_hrloss.attacks.TargetedDLRLoss`; `y` is still the true labels. With `keep_first` alone.
-        :param progress: Which steps count when the step size is decided: "best" as ART, "rise" as the authors.
+        :param progress: Which steps count when the step size is decided: "best" as ART, "rise" as the paper.
         :raises ValueError: If a parameter is out of its range, or cannot be honoured beside the others.
         """
-        self._set_up(estimator, loss, restarts, keep_first)
         self.target_classes, self.progress = target_classes, progress
-        if restarts is not None and nb_random_init == self.starts_param[1]:
-            nb_random_init = restarts
-        with modes_kept(estimator.model):  # ART predicts, to see whether the outputs are probabilities
-            super().__init__(
-                estimator,
-                norm,
-                plain(eps),
-                plain(eps_step),
-                max_iter,
-                targeted,
-                nb_random_init,
-                batch_size,
-                loss_type,
-                verbose,
-            )
-        self._check_params()
+        super().__init__(estimator, *args, **kwargs)
 
     def generate(self, x: Array, y: Any = None, **kwargs: Any) -> Images:
         """
@@ -133,28 +91,26 @@ class AutoProjectedGradientDescent(LossAttack, evasion.AutoProjectedGradientDesc
         :param kwargs: `mask`: where a step may change an image, in a shape that broadcasts with it. ART's random start
                ignores it; with restarts or `keep_first` the start honours it.
         """
-        images, labels = self._checked(x, y)
-        mask = kwargs.get("mask")
+        x, labels = self._checked(x, y)
         if self._stops_early:
-            return self._attack_unfinished(images, labels, mask)
-        classes = class_indices(labels, n=len(images), classes=self.estimator.nb_classes).cpu().numpy()
-        adversarial = images.astype(np.float32)
-        for _ in self._bar("restart", max(1, self.nb_random_init)):
+            return self._attack_unfinished(x, labels, kwargs.get("mask"))
+        classes = class_indices(labels, n=len(x), classes=self.estimator.nb_classes).numpy()
+        images = x.astype(np.float32)
+        adversarial = images.copy()
+        for _ in self._bar(range(self.nb_random_init), "restart"):
             rows = np.flatnonzero((self._predict(adversarial) == classes) != self.targeted)
             if not len(rows):
                 break
-            start = self._start(adversarial[rows], images[rows])
-            for batch in self._bar("batch", math.ceil(len(rows) / self.batch_size)):
-                part = slice(batch * self.batch_size, (batch + 1) * self.batch_size)
-                region, _ = self._region(images[rows[part]], rows[part], len(images))
-                free = mask_rows(mask, rows[part], region, len(images))
-                begin = torch.from_numpy(start[part]).to(region.images.device)
-                last = self._ascend(begin, region, labels[rows[part]], free)
+            starts = self._start(adversarial[rows], x[rows])
+            for first in self._bar(range(0, len(rows), self.batch_size), "batch"):
+                part = slice(first, first + self.batch_size)
+                batch = self._batch(images, labels, kwargs.get("mask"), rows[part])
+                last = self._ascend(torch.from_numpy(starts[part]).to(batch.region.images.device), batch)
                 predicted = self._classifier.predicted_classes(last.logits).cpu().numpy()
                 success = (predicted == classes[rows[part]]) == self.targeted
                 # As in ART, an image that is not adversarial is where it started.
-                start[part][success] = last.points.cpu().numpy()[success]
-            adversarial[rows] = start
+                starts[part][success] = last.points.cpu().numpy()[success]
+            adversarial[rows] = starts
         return adversarial
 
     def _check_params(self) -> None:
@@ -168,15 +124,16 @@ class AutoProjectedGradientDescent(LossAttack, evasion.AutoProjectedGradientDesc
             raise ValueError(f"expected progress to be one of {list(get_args(Progress))}, but got {self.progress!r}")
         if not self.target_classes:
             return
-        if not 0 < self.target_classes < self.estimator.nb_classes:
+        if self.target_classes not in range(1, self.estimator.nb_classes):
             raise ValueError(
                 f"expected target_classes from 0 to {self.estimator.nb_classes - 1}, the number of other classes, but "
                 f"got {self.target_classes}"
             )
-        if self.loss is not None or self.targeted or not self.keep_first or self.restarts not in (None, 1):
+        attempts = (self.restarts in (None, 1)) and self.nb_random_init in (1, self.starts_param[1])
+        if self.loss is not None or self.targeted or not self.keep_first or not attempts:
             raise ValueError(
-                "expected keep_first=True and neither loss, targeted nor restarts with target_classes, but got others: "
-                "it has a loss and attempts of its own"
+                "expected keep_first=True and neither loss, targeted, restarts nor nb_random_init with target_classes, "
+                "but got others: it has a loss and attempts of its own"
             )
         self._loss = TargetedDLRLoss()
 
@@ -184,97 +141,76 @@ class AutoProjectedGradientDescent(LossAttack, evasion.AutoProjectedGradientDesc
     def _attempts(self) -> int:
         return self.target_classes or super()._attempts
 
-    def _attempt(
-        self,
-        region: FeasibleSet,
-        labels: Tensor,
-        mask: Tensor | None,
-        eps_step: float,
-        unfinished: Unfinished,
-        attempt: int,
-    ) -> Tensor:
+    def _attempt(self, batch: Batch, unfinished: Unfinished, attempt: int) -> tuple[Tensor, Tensor]:
         if self.target_classes:
-            logits = self._logits(region.images, unfinished.classes)
+            logits = self._logits(batch.region.images, unfinished.classes)
             others = logits.scatter(1, unfinished.classes.unsqueeze(1), -torch.inf).argsort(1, descending=True)
-            labels = torch.stack((unfinished.classes, others[:, attempt]), dim=1)
-        return self._ascend(
-            region.random_start(mask), region, labels, mask, unfinished if self.keep_first else None
-        ).points
+            batch = batch._replace(labels=torch.stack((unfinished.classes, others[:, attempt]), dim=1))
+        last = self._ascend(batch.region.random_start(batch.mask), batch, unfinished if self.keep_first else None)
+        return last.points, last.logits
 
-    def _ascend(
-        self,
-        start: Tensor,
-        region: FeasibleSet,
-        labels: Tensor,
-        mask: Tensor | None,
-        unfinished: Unfinished | None = None,
-    ) -> Iterate:
+    def _ascend(self, start: Tensor, batch: Batch, unfinished: Unfinished | None = None) -> Iterate:
         """
         Return the last iterates of Auto-PGD on a batch: momentum, the best iterate so far, and a step that is halved.
 
-        The parameters are those of `LossAttack._attempt`. Operation by operation this is ART's.
+        The parameters are those of FastGradientMethod's. Operation by operation this is ART's.
         """
         classifier, sign = self._classifier, -1.0 if self.targeted else 1.0
         if not self.target_classes:
-            labels = classifier.attack_labels(labels, len(start), self._loss)
-        stretches = checkpoints(self.max_iter)
+            batch = batch._replace(labels=classifier.attack_labels(batch.labels, len(start), self._loss))
+        intervals = checkpoints(self.max_iter)
         with classifier.attacking():
-            here = Iterate(start, start, *classifier.evaluate(start, labels, loss=self._loss))
-            best, best_before, newest = here._replace(previous=region.images), here.losses, here
+            point = classifier.evaluate(start, batch.labels, loss=self._loss)
+            here = newest = Iterate(start, start, point.losses, point.logits, point.slope)
+            best, best_before = here._replace(previous=batch.region.images), here.losses
             step = torch.full_like(like(here.losses, start), self.eps_step, dtype=torch.float32)
             count, halved = torch.zeros_like(here.losses), torch.zeros_like(here.losses, dtype=torch.bool)
             for k in range(self.max_iter):
                 if unfinished is not None:
+                    # The newest iterate may be adversarial where the best, to which it returned, is not.
                     stay = unfinished.update(newest.points, classifier.predicted_classes(newest.logits))
                     if stay is not None:
-                        here, best, region = here.select(stay), best.select(stay), region.select(stay)
-                        mask = None if mask is None else mask[stay]
-                        labels, best_before, step, count, halved = (
-                            rows[stay] for rows in (labels, best_before, step, count, halved)
-                        )
+                        here, newest, best = (iterate.select(stay) for iterate in (here, newest, best))
+                        batch = batch.select(stay)
+                        best_before, step, count, halved = (v[stay] for v in (best_before, step, count, halved))
                     if not len(here.points):
-                        return here
-                points = self._next(here, region, step, mask, first=k == 0)
-                point = classifier.evaluate(points, labels, loss=self._loss, gradient=k + 1 < self.max_iter)
+                        return newest
+                points = self._next(here, batch, step, first=k == 0)
+                point = classifier.evaluate(points, batch.labels, loss=self._loss, gradient=k + 1 < self.max_iter)
                 slope = here.gradient if point.gradient is None else point.gradient  # the last one is not used
-                there = newest = Iterate(points, here.points, point.losses, point.logits, slope)
-                if k > 0 and bool((there.losses == 0).all()):  # as ART, to which this is the end of a cross-entropy
-                    return there
+                newest = Iterate(points, here.points, point.losses, point.logits, slope)
+                if unfinished is None and k > 0 and bool((newest.losses == 0).all()):
+                    return newest  # as ART, to which this is the end of a cross-entropy
                 # As in ART, the first step may be no better than the start, and for a targeted attack must not be.
-                better = there.losses >= best.losses if k == 0 else sign * there.losses > sign * best.losses
-                count += better if self.progress == "best" else sign * there.losses > sign * here.losses
-                candidate = there._replace(previous=best.previous) if k == 0 else there
-                here, best = there, candidate.where(better, best)
-                if k in stretches:
+                better = newest.losses >= best.losses if k == 0 else sign * newest.losses > sign * best.losses
+                count += better if self.progress == "best" else sign * newest.losses > sign * here.losses
+                candidate = newest._replace(previous=best.previous) if k == 0 else newest
+                here, best = newest, candidate.where(better, best)
+                if k in intervals:
                     stalled = best.losses == best_before
-                    halve = (count < 0.75 * stretches[k]) | (stalled if self.progress == "best" else stalled & ~halved)
+                    halve = (count < 0.75 * intervals[k]) | (stalled if self.progress == "best" else stalled & ~halved)
                     here, step = best.where(halve, here), torch.where(like(halve, step), step / 2, step)
                     count, halved, best_before = torch.zeros_like(count), halve, best.losses
-        # The newest may be adversarial, the best no longer.
         return here if unfinished is None else newest
 
-    def _next(self, here: Iterate, region: FeasibleSet, step: Tensor, mask: Tensor | None, *, first: bool) -> Tensor:
+    def _next(self, here: Iterate, batch: Batch, step: Tensor, *, first: bool) -> Tensor:
         """Return the points after a step: along the gradient and, but for the first, in part along the step before."""
-        gradient = -here.gradient if self.targeted else here.gradient
+        region, gradient = batch.region, -here.gradient if self.targeted else here.gradient
+        warn_of_nan(gradient.amax())  # ART's Auto-PGD does not, and returns images of NaN
+        gradient = gradient.nan_to_num(0.0, math.inf, -math.inf)
         if region.norm == math.inf:
             direction = gradient.sign()
         else:
             # ART lifts the norm a little off 0, which hides the direction of a gradient below 1e-7.
             gradient = gradient if self._loss is None else over_largest(gradient)
             norm = torch.linalg.vector_norm(gradient.flatten(1), ord=region.norm, dim=1)
-            direction = gradient / (like(norm, gradient) + 10e-8)
-        direction = direction if mask is None else direction * mask
+            direction = (gradient / (like(norm, gradient) + 10e-8)).nan_to_num(0.0)
+        direction = direction if batch.mask is None else direction * batch.mask
         ahead = region.project(direction.to(here.points.dtype).mul_(step).add_(here.points))
         if first:
             return ahead
         drift = (here.points - here.previous).mul_(0.25)
         return region.project(ahead.sub_(here.points).mul_(0.75).add_(here.points).add_(drift))
-
-    def _bar(self, name: str, length: int) -> Any:
-        """Return ART's progress bar."""
-        return auto_projected_gradient_descent.trange(
-            length, desc=f"AutoPGD - {name}", leave=name == "restart", disable=not self.verbose
-        )
 
     def _start(self, points: Images, images: Array) -> Images:
         """Return a random point around each of `points`, within the ball around the image, as ART does."""

@@ -1,11 +1,13 @@
-"""What the gradient attacks of this package share: stopping at the first adversarial iterate, restarts, and checks."""
+"""What the gradient attacks of this package share: their parameters, restarts, and the first adversarial iterate."""
 
 import logging
-from typing import Any
+from collections.abc import Iterable
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from art.attacks.attack import EvasionAttack
+from art.attacks.evasion.projected_gradient_descent.projected_gradient_descent_pytorch import tqdm
 from torch import Tensor
 from torch.nn import Module
 
@@ -19,6 +21,24 @@ from art_hrloss.attacks._losses import AttackLossName, MarginLoss, attack_loss
 logger = logging.getLogger(__name__)
 # The loss of an evaluation of which only the logits are wanted: the cheapest.
 _MARGIN = MarginLoss()
+
+
+class Batch(NamedTuple):
+    """Some of the images under attack, on the network's device."""
+
+    region: FeasibleSet
+    labels: Tensor
+    mask: Tensor | None
+    """Where images may change, of their shape; None is everywhere."""
+    eps_step: Any
+    """The length of a step, a number or an array that broadcasts with the images."""
+
+    def select(self, rows: Tensor) -> "Batch":
+        """Return the images whose flag, shape ``(n,)``, is set."""
+        images = self.region.images
+        eps_step = rows_of(self.eps_step, rows.cpu().numpy(), len(images), images.ndim)
+        mask = None if self.mask is None else self.mask[rows]
+        return Batch(self.region.select(rows), self.labels[rows], mask, eps_step)
 
 
 class Unfinished:
@@ -50,12 +70,6 @@ class Unfinished:
         self.rows, self.classes = self.rows[~hit], self.classes[~hit]
         return ~hit
 
-    def finish(self, points: Tensor, predicted: Tensor) -> tuple[Tensor, Tensor]:
-        """Store the last iterates; return every image's adversarial or last iterate, and which are adversarial."""
-        self.images[self.rows] = points
-        self.update(points, predicted)
-        return self.images, self.adversarial
-
 
 class LossAttack(EvasionAttack):
     """
@@ -64,34 +78,55 @@ class LossAttack(EvasionAttack):
     ART's own return the last iterate, even where an earlier one was adversarial, and follow the loss of the estimator.
     """
 
-    _classifier: Any
     extra_params = ("loss", "restarts", "keep_first")
     # ART's number of random starts, and its default, which `restarts` replaces.
     starts_param: tuple[str, int]
 
-    def _set_up(
-        self, estimator: Any, loss: AttackLossName | Module | None, restarts: int | None, keep_first: bool
+    def __init__(
+        self,
+        estimator: Any,
+        *args: Any,
+        loss: AttackLossName | Module | None = None,
+        restarts: int | None = None,
+        keep_first: bool = False,
+        **kwargs: Any,
     ) -> None:
-        """Set what ART's constructor, which follows, does not know of but checks already."""
+        """
+        :param estimator: A PyTorchClassifier or HRClassifier.
+        :param args: ART's parameters, in ART's order or by name. `eps` is in units of the images.
+        :param loss: The loss to ascend: "ce", "hr", "margin", "dlr", or a module as HRClassifier's `attack_loss`. By
+               default that of the estimator.
+        :param restarts: Attempts, each from a random start, at the images that no earlier one has made adversarial. By
+               default ART's number of random starts, of which ART's attacks return the last success.
+        :param keep_first: Whether an image stops at its first adversarial iterate. ART's attacks return the last
+               iterate, even if only an earlier one was adversarial.
+        :raises ValueError: If a parameter is out of its range, or cannot be honoured beside the others.
+        :raises TypeError: If the estimator is no PyTorchClassifier, or computes gradients in a way of its own.
+        """
         self._classifier = as_hr_classifier(estimator)
+        # ART's constructor does not know of these, but checks them already.
         self.loss, self.restarts, self.keep_first = loss, restarts, keep_first
+        with modes_kept(estimator.model):  # ART's Auto-PGD predicts, to see whether the outputs are probabilities
+            super().__init__(estimator, *map(plain, args), **{name: plain(value) for name, value in kwargs.items()})
+        self._check_params()
 
     def set_params(self, **kwargs: Any) -> None:
-        """Set parameters by name, as ART does; those that cannot be honoured are refused, with the reason."""
-        before = {name: getattr(self, name) for name in kwargs if name in self.attack_params}
+        """Set parameters by name, as ART does; if one is refused, with the reason, none is changed."""
+        before = self.__dict__.copy()
         try:
             super().set_params(**{name: plain(value) for name, value in kwargs.items()})
-        except (TypeError, ValueError):
-            for name, value in before.items():
-                setattr(self, name, value)
+        except Exception:
+            self.__dict__.update(before)
             raise
 
     def _check_params(self) -> None:
         super()._check_params()
-        loss = None if self.loss is None else attack_loss(self.loss)
+        self._loss = None if self.loss is None else attack_loss(self.loss)
         check_units(self.eps, self.norm, self.estimator.clip_values)
+        if not np.isfinite(self.eps_step).all():
+            raise ValueError(f"expected eps_step to be finite, but got {self.eps_step}")
         name, default = self.starts_param
-        if self.restarts is not None and at_least_one("restarts", self.restarts) != getattr(self, name) != default:
+        if self.restarts is not None and getattr(self, name) not in (default, at_least_one("restarts", self.restarts)):
             raise ValueError(
                 f"expected either restarts or {name}, but got {self.restarts} and {getattr(self, name)}: restarts "
                 "attack again only the images that no earlier one has made adversarial"
@@ -100,11 +135,10 @@ class LossAttack(EvasionAttack):
             raise ValueError(
                 "expected no summary_writer with restarts or keep_first, but got one: ART's has no such rows"
             )
-        self._loss = loss
 
     @property
     def _stops_early(self) -> bool:
-        """Whether an image is left alone once it is adversarial."""
+        """Whether an image is not attacked again once it is adversarial."""
         return bool(self.restarts is not None or self.keep_first)
 
     @property
@@ -125,7 +159,8 @@ class LossAttack(EvasionAttack):
 
     def _predict(self, images: Array) -> Array:
         """Return the predicted classes, int64 of shape ``(n,)``."""
-        outputs = self.estimator.predict(images, batch_size=self.batch_size)
+        with modes_kept(self.estimator.model):
+            outputs = self.estimator.predict(images, batch_size=self.batch_size)
         if outputs.shape[1] < 2:
             raise ValueError(
                 f"expected predictions of shape (n, {self.estimator.nb_classes}), one logit per class, but got "
@@ -134,87 +169,69 @@ class LossAttack(EvasionAttack):
         classes: Array = outputs.argmax(1)
         return classes
 
-    def _attack_unfinished(self, x: Array, labels: Tensor, mask: Array | None) -> Images:
-        """Attack, attempt by attempt, the images that no earlier one has made adversarial; return an image for each."""
-        classes = class_indices(labels, n=len(x), classes=self.estimator.nb_classes)
-        adversarial = x.astype(np.float32)
-        with modes_kept(self.estimator.model):
-            left = (self._predict(x) == classes.cpu().numpy()) != self.targeted
-            for attempt in range(self._attempts):
-                rows = np.flatnonzero(left)
-                for start in range(0, len(rows), self.batch_size):
-                    batch = rows[start : start + self.batch_size]
-                    region, eps_step = self._region(x[batch], batch, len(x))
-                    unfinished = Unfinished(
-                        region.images, classes[batch].to(region.images.device), targeted=self.targeted
-                    )
-                    mask_part = mask_rows(mask, batch, region, len(x))
-                    points = self._attempt(region, labels[batch], mask_part, eps_step, unfinished, attempt)
-                    predicted = self._outcome(points, unfinished.classes)
-                    points, success = unfinished.finish(points, predicted)
-                    adversarial[batch], left[batch] = points.cpu().numpy(), ~success.cpu().numpy()
-        return adversarial
-
-    def _outcome(self, points: Tensor, classes: Tensor) -> Tensor:
-        """Return the predicted classes of the last iterates."""
-        if not len(points):
-            return points.new_zeros(0, dtype=torch.int64)
-        predicted: Tensor = self._classifier.predicted_classes(self._logits(points, classes))
-        return predicted
-
     def _logits(self, points: Tensor, classes: Tensor) -> Tensor:
-        """Return the logits at images, evaluated by the door but for any gradient."""
+        """Return the logits at images, by the door into the network."""
+        if not len(points):
+            return points.new_zeros(0, self.estimator.nb_classes)
         labels = self._classifier.attack_labels(classes, len(points), _MARGIN)
         with self._classifier.attacking():
-            logits: Tensor = self._classifier.evaluate(points, labels, loss=_MARGIN, gradient=False).logits
-        return logits
+            return self._classifier.evaluate(points, labels, loss=_MARGIN, gradient=False).logits
 
-    def _region(self, images: Array, rows: Any, n: int) -> tuple[FeasibleSet, Any]:
-        """Return the feasible set of some of `n` images, in float32 on the network's device, and their step size."""
-        x = torch.from_numpy(images.astype(np.float32)).to(self._classifier.device)
-        eps, eps_step = (rows_of(size, rows, n, images.ndim) for size in (self.eps, self.eps_step))
-        return FeasibleSet(x, eps, norm=self.norm, clip_values=self.estimator.clip_values), eps_step
+    def _batch(self, images: Array, labels: Tensor, mask: Array | None, rows: Any) -> Batch:
+        """Return some of all the images, given by a slice or indices, with their part of each parameter."""
+        n, ndim = len(images), images.ndim
+        x = torch.from_numpy(images[rows]).to(self._classifier.device)
+        region = FeasibleSet(
+            x, rows_of(self.eps, rows, n, ndim), norm=self.norm, clip_values=self.estimator.clip_values
+        )
+        free = None
+        if mask is not None:
+            part = np.asarray(rows_of(mask, rows, n, ndim), dtype=np.float32)
+            free = torch.tensor(np.broadcast_to(part, x.shape), device=x.device)
+        return Batch(region, labels[rows], free, rows_of(self.eps_step, rows, n, ndim))
 
-    def _attempt(
-        self,
-        region: FeasibleSet,
-        labels: Tensor,
-        mask: Tensor | None,
-        eps_step: Any,
-        unfinished: Unfinished,
-        attempt: int,
-    ) -> Tensor:
+    def _attack_unfinished(self, x: Array, labels: Tensor, mask: Array | None) -> Images:
+        """Attack, attempt by attempt, the images that no earlier one has made adversarial; return an image for each."""
+        images = x.astype(np.float32)
+        classes, adversarial = class_indices(labels, n=len(x), classes=self.estimator.nb_classes), images.copy()
+        left = (self._predict(images) == classes.numpy()) != self.targeted
+        for attempt in self._bar(range(self._attempts), "restart"):
+            rows = np.flatnonzero(left)
+            for start in self._bar(range(0, len(rows), self.batch_size), "batch"):
+                part = rows[start : start + self.batch_size]
+                batch = self._batch(images, labels, mask, part)
+                clean = batch.region.images
+                unfinished = Unfinished(clean, classes[part].to(clean.device), targeted=self.targeted)
+                points, logits = self._attempt(batch, unfinished, attempt)
+                unfinished.images[unfinished.rows] = points
+                unfinished.update(points, self._classifier.predicted_classes(logits))
+                adversarial[part], left[part] = unfinished.images.cpu(), ~unfinished.adversarial.cpu().numpy()
+        return adversarial
+
+    def _attempt(self, batch: Batch, unfinished: Unfinished, attempt: int) -> tuple[Tensor, Tensor]:
         """
-        Return the last iterates of one attempt at the images of a batch that no iterate has misclassified.
+        Attack a batch; return the last iterates, and the logits at them, of the images that are still unfinished.
 
-        :param region: Where the iterates stay.
-        :param labels: Of the batch, as :meth:`_checked` returns them.
-        :param mask: Where images may change, of their shape; None is everywhere.
-        :param eps_step: The length of a step.
+        :param batch: The images.
         :param unfinished: To be updated at each iterate if `keep_first`.
-        :param attempt: The number of the attempt.
+        :param attempt: The number of the attempt, from 0.
         """
         raise NotImplementedError
+
+    def _bar(self, values: Iterable[int], name: str) -> Any:
+        """Return ART's progress bar around values."""
+        verbose = getattr(self, "verbose", False)  # which FastGradientMethod lacks
+        return tqdm(values, desc=f"{type(self).__name__} - {name}", leave=False, disable=not verbose)
 
 
 def plain(value: Any) -> Any:
     """Return a NumPy number as Python's, for ART refuses NumPy's, and a tensor as an array."""
     value = value.detach().cpu().numpy() if isinstance(value, Tensor) else value
-    return (
-        value.item() if isinstance(value, np.generic) or (isinstance(value, np.ndarray) and value.ndim == 0) else value
-    )
+    is_number = isinstance(value, np.generic) or (isinstance(value, np.ndarray) and value.ndim == 0)
+    return value.item() if is_number else value
 
 
 def warn_of_nan(largest: Tensor) -> None:
-    """Warn, as ART does, of NaN in a gradient, given the largest entry of all steps: a GPU waits for it only once."""
+    """Warn, as ART does, of NaN in a gradient, given its largest entry, or that of several gradients."""
     if largest.isnan():
         logger.warning("Elements of the loss gradient are NaN and have been replaced with 0.0.")
-
-
-def mask_rows(mask: Array | None, rows: Any, region: FeasibleSet, n: int) -> Tensor | None:
-    """Return the part of a mask that belongs to a batch, in the shape of its images; `n` counts all images."""
-    if mask is None:
-        return None
-    part = rows_of(mask, rows, n, region.images.ndim)
-    full = np.broadcast_to(np.asarray(part, dtype=np.float32), region.images.shape)
-    return torch.tensor(full, device=region.images.device)

@@ -46,9 +46,14 @@ class FeasibleSet:
 
     def random_start(self, mask: Tensor | None = None) -> Tensor:
         """Return a random point of each ball, clipped, from NumPy's global generator, as ART's PGD starts."""
-        n, *shape = self.images.shape
-        noise = random_sphere(n, math.prod(shape), self.eps, self.norm).reshape(self.images.shape).astype(np.float32)
-        change = torch.from_numpy(noise).to(self.images.device)
+        n, size = len(self.images), math.prod(self.images.shape[1:])
+        if isinstance(self.eps, np.ndarray):  # ART's takes an array of few shapes, and in no finite norm
+            eps = np.broadcast_to(self.eps, self.images.shape).reshape(n, size)
+            infinite = self.norm == math.inf
+            noise = random_sphere(n, size, eps, math.inf) if infinite else eps * random_sphere(n, size, 1.0, self.norm)
+        else:
+            noise = random_sphere(n, size, self.eps, self.norm)
+        change = torch.from_numpy(noise.reshape(self.images.shape).astype(np.float32)).to(self.images.device)
         return self._clipped(self.images + (change if mask is None else change * mask))
 
     def select(self, rows: Tensor) -> "FeasibleSet":
@@ -135,18 +140,22 @@ def check_eps(eps: Any, norm: float | str, clip_values: Any) -> float:
     """
     Return eps as Python's float, for ART refuses NumPy's.
 
-    :raises ValueError: Unless it is finite, above 0 and, in L-infinity, at most the range of the pixels: a larger one
-            is nearly always in other units.
+    :raises ValueError: See :func:`check_units`.
     """
     value = float(eps)
-    if not 0 < value < math.inf:
-        raise ValueError(f"expected eps to be finite and above 0, but got {eps}")
     check_units(value, norm, clip_values)
     return value
 
 
 def check_units(eps: Any, norm: float | str, clip_values: Any) -> None:
-    """Raise if eps, a number or an array, is larger in L-infinity than the range of the clip values."""
+    """
+    Check eps, a number, or an array of which some entries may be 0.
+
+    :raises ValueError: Unless it is finite, above 0 and, in L-infinity, at most the range of the pixels: a larger one
+            is nearly always in other units.
+    """
+    if not (np.isfinite(eps).all() and np.min(eps) >= 0 and np.max(eps) > 0):
+        raise ValueError(f"expected eps to be finite and above 0, but got {eps}")
     if clip_values is None or norm_order(norm) != math.inf:
         return
     width = float(np.max(np.subtract(clip_values[1], clip_values[0])))

@@ -11,155 +11,88 @@ from typing import Any
 import numpy as np
 import torch
 from art.attacks import evasion
-from art.attacks.evasion.projected_gradient_descent import projected_gradient_descent_pytorch
 from torch import Tensor
-from torch.nn import Module
 
+from art_hrloss._context import gradients_kept, modes_kept
 from art_hrloss._labels import label_rows
-from art_hrloss.attacks._base import LossAttack, Unfinished, mask_rows, plain, warn_of_nan
-from art_hrloss.attacks._constraints import (
-    Array,
-    FeasibleSet,
-    Images,
-    Size,
-    over_largest,
-    over_norm,
-    rows_of,
-    scaled,
-    steepest_ascent,
-)
-from art_hrloss.attacks._losses import AttackLossName
+from art_hrloss.attacks._base import Batch, LossAttack, Unfinished, warn_of_nan
+from art_hrloss.attacks._constraints import Array, Images, over_largest, over_norm, scaled, steepest_ascent
 
 
 class _GradientAscent(LossAttack):
     """Steps of projected gradient ascent: one of FGSM, many of PGD."""
 
     starts_param = ("num_random_init", 0)
+    decay: float | None = None
 
-    def _ascend(
-        self,
-        points: Tensor,
-        region: FeasibleSet,
-        labels: Tensor,
-        mask: Tensor | None,
-        eps_step: Size,
-        *,
-        steps: int,
-        decay: float | None = None,
-        unfinished: Unfinished | None = None,
-    ) -> Tensor:
+    def _ascend(self, points: Tensor, batch: Batch, *, steps: int, unfinished: Unfinished | None = None) -> Tensor:
         """
-        Return the last iterates of projected gradient ascent on the attack loss of a batch.
+        Return the last iterates of projected gradient ascent on the attack loss.
 
         :param points: Where it starts, on the network's device; may be overwritten.
-        :param region: Where the iterates stay.
-        :param labels: In any form of the labels.
-        :param mask: Where images may change, of their shape; None is everywhere.
-        :param eps_step: The length of a step.
-        :param decay: Of the momentum; None is none.
+        :param batch: The images.
+        :param steps: How many.
         :param unfinished: If not None, images leave the batch with their first adversarial iterate.
         """
-        classifier, labels = self._classifier, self._classifier.attack_labels(labels, len(points), self._loss)
-        momentum = torch.zeros_like(points) if decay is not None else None
-        # One number for all steps: what each step left behind would shift the next one's memory, and malloc then gives
+        classifier = self._classifier
+        batch = batch._replace(labels=classifier.attack_labels(batch.labels, len(points), self._loss))
+        momentum = None if self.decay is None else torch.zeros_like(points)
+        # ART's norm of a gradient below 1e-19 underflows.
+        rescales = self._loss is not None and (batch.region.norm != math.inf or momentum is not None)
+        # One number for all steps: a GPU waits for it only once, and what each step left behind would shift the next one's memory, and malloc then gives
         # activations back to the system and fetches them anew, at up to a tenth of the time.
         largest = points.new_zeros(())
         with classifier.attacking():
             for step in range(steps):
-                point = classifier.evaluate(points, labels, loss=self._loss)
-                gradient = point.slope
+                point = classifier.evaluate(points, batch.labels, loss=self._loss)
+                gradient = -point.slope if self.targeted else point.slope
                 if unfinished is not None:
                     stay = unfinished.update(points, classifier.predicted_classes(point.logits))
                     if stay is not None:
-                        points, labels, gradient, region = (
-                            points[stay],
-                            labels[stay],
-                            gradient[stay],
-                            region.select(stay),
-                        )
-                        mask, momentum = (None if rows is None else rows[stay] for rows in (mask, momentum))
-                        eps_step = rows_of(eps_step, stay.cpu().numpy(), len(stay), points.ndim)
+                        batch, points, gradient = batch.select(stay), points[stay], gradient[stay]
+                        momentum = None if momentum is None else momentum[stay]
                     if not len(points):
                         break
-                self._summarise(step, points, labels, gradient)
+                self._summarise(step, points, batch.labels, gradient)
                 torch.maximum(largest, gradient.amax(), out=largest)
-                # A copy, for an observer may hold the gradient.
-                gradient = (-gradient if self.targeted else gradient).nan_to_num(0.0, math.inf, -math.inf)
-                gradient = gradient if mask is None else torch.where(mask == 0, 0.0, gradient)
-                if self._loss is not None and region.norm != math.inf:
-                    gradient = over_largest(gradient)  # ART's norm of a gradient below 1e-19 underflows
-                if momentum is not None and decay is not None:
-                    momentum = decay * momentum + over_norm(gradient, 1)
+                gradient = gradient.nan_to_num(0.0, math.inf, -math.inf)  # a copy: an observer may hold the gradient
+                gradient = gradient if batch.mask is None else torch.where(batch.mask == 0, 0.0, gradient)
+                gradient = over_largest(gradient) if rescales else gradient
+                if momentum is not None and self.decay is not None:
+                    momentum = self.decay * momentum + over_norm(gradient, 1)
                     gradient = momentum.clone()
                 direction = steepest_ascent(gradient, self.norm).to(points.dtype)
-                points = region.project(scaled(direction, eps_step).add_(points))
+                points = batch.region.project(scaled(direction, batch.eps_step).add_(points))
         warn_of_nan(largest)
         return points
 
     def _summarise(self, step: int, points: Tensor, labels: Tensor, gradient: Tensor) -> None:
-        """Write a step to ART's summary writer, if there is one."""
-        if self.summary_writer is not None:
-            x, y, grad = (values.cpu().numpy() for values in (points, labels, gradient))
-            self.summary_writer.update(
-                batch_id=self._batch_id,
-                global_step=step,
-                grad=grad,
-                patch=None,
-                estimator=self.estimator,
-                x=x,
-                y=y,
-                targeted=self.targeted,
-            )
+        """Write a step to ART's summary writer, if there is one, as ART does: the gradient is negated if targeted."""
+        if self.summary_writer is None:
+            return
+        rows = label_rows(labels, n=len(points), classes=self.estimator.nb_classes)
+        x, y, grad = (values.cpu().numpy() for values in (points, rows, gradient))
+        options = {"patch": None, "estimator": self.estimator, "targeted": self.targeted}
+        self.summary_writer.update(batch_id=self._batch_id, global_step=step, grad=grad, x=x, y=y, **options)
 
 
 class FastGradientMethod(_GradientAscent, evasion.FastGradientMethod):
     """
     ART's FastGradientMethod (FGSM; Goodfellow et al., 2015) along any loss.
 
+    Its step is `eps`. With `minimal` ART searches for the smallest multiple of `eps_step` that succeeds, along the loss
+    of the estimator, which excludes `loss`, `restarts` and `keep_first`.
+
     >>> import art_hrloss
     >>> options = {"input_shape": (4,), "nb_classes": 3, "clip_values": (0, 1), "device_type": "cpu"}
     >>> classifier = art_hrloss.HRClassifier(torch.nn.Linear(4, 3), art_hrloss.HRLoss(), **options)
     >>> images = np.full((2, 4), 0.5, dtype=np.float32)
     >>> adversarial = FastGradientMethod(classifier, eps=0.1, loss="margin").generate(images, [0, 1])
-    >>> float(np.abs(adversarial - images).max().round(4))
-    0.1
+    >>> bool(np.allclose(np.abs(adversarial - images), 0.1))
+    True
     """
 
     attack_params = [*evasion.FastGradientMethod.attack_params, *LossAttack.extra_params]  # noqa: RUF012  # ART's own
-
-    def __init__(
-        self,
-        estimator: Any,
-        norm: float | str = np.inf,
-        eps: Size = 0.3,
-        eps_step: Size = 0.1,
-        targeted: bool = False,
-        num_random_init: int = 0,
-        batch_size: int = 32,
-        minimal: bool = False,
-        summary_writer: Any = False,
-        *,
-        loss: AttackLossName | Module | None = None,
-        restarts: int | None = None,
-        keep_first: bool = False,
-    ) -> None:
-        """
-        :param estimator: A PyTorchClassifier or HRClassifier, as are the other parameters without asterisk ART's.
-        :param eps: The radius and the step, in units of the images; at most the range of clip_values in L-infinity.
-        :param minimal: Whether to search for the smallest multiple of `eps_step` that succeeds: ART's search, which
-               excludes the three parameters below.
-        :param loss: The loss to ascend: "ce", "hr", "margin", "dlr", or a module as HRClassifier's `attack_loss`. By
-               default that of the estimator.
-        :param restarts: Attempts, each from a random start, at the images that no earlier one has made adversarial. By
-               default ART's `num_random_init`.
-        :param keep_first: Whether an image stops at its first adversarial iterate, here its start.
-        :raises ValueError: If a parameter is out of its range, or cannot be honoured beside the others.
-        """
-        self._set_up(estimator, loss, restarts, keep_first)
-        super().__init__(
-            estimator, norm, plain(eps), plain(eps_step), targeted, num_random_init, batch_size, minimal, summary_writer
-        )
-        self._check_params()
 
     def generate(self, x: Array, y: Any = None, **kwargs: Any) -> Images:
         """
@@ -173,7 +106,9 @@ class FastGradientMethod(_GradientAscent, evasion.FastGradientMethod):
         if self._stops_early:
             return self._attack_unfinished(images, labels, self._get_mask(images, **kwargs))
         rows = label_rows(labels, n=len(images), classes=self.estimator.nb_classes).cpu().numpy()
-        adversarial: Images = super().generate(images, rows, **kwargs)
+        network = self.estimator.model
+        with modes_kept(network), gradients_kept(network):  # ART's search for the smallest perturbation changes both
+            adversarial: Images = super().generate(images, rows, **kwargs)
         return adversarial
 
     def _check_params(self) -> None:
@@ -184,113 +119,55 @@ class FastGradientMethod(_GradientAscent, evasion.FastGradientMethod):
                 "perturbation is ART's, along the loss of the estimator: see attack_view"
             )
 
-    def _compute(
-        self,
-        x: Array,
-        x_init: Array,
-        y: Array,
-        mask: Array | None,
-        eps: Size,
-        eps_step: Size,
-        project: bool,
-        random_init: bool,
-        *others: Any,
-        **options: Any,
-    ) -> Images:
+    def _compute(self, x: Array, x_init: Array, y: Array, mask: Array | None, *others: Any, **options: Any) -> Images:
         """Make one attempt at all images; the choice among attempts is ART's."""
+        labels, adversarial = torch.from_numpy(y), x.astype(np.float32)
+        if self.num_random_init:  # one draw for all images
+            whole = self._batch(adversarial, labels, mask, slice(None))
+            adversarial = whole.region.random_start(whole.mask).cpu().numpy()
         # NumPy computes the difference of an image and its original, and projects it, in their common precision.
-        origin = torch.from_numpy(x_init.astype(np.result_type(np.float32, x_init.dtype)))
-        whole = FeasibleSet(
-            torch.from_numpy(x.astype(np.float32)), eps, norm=self.norm, clip_values=self.estimator.clip_values
-        )
-        points = whole.random_start(mask_rows(mask, slice(None), whole, len(x))) if random_init else whole.images
-        adversarial = np.empty(x.shape, dtype=np.float32)
+        origin = x_init.astype(np.result_type(np.float32, x_init.dtype))
         for start in range(0, len(x), self.batch_size):
-            rows = slice(start, start + self.batch_size)
-            step, radius = (rows_of(size, rows, len(x), x.ndim) for size in (eps_step, eps))
-            images = origin[rows].to(self._classifier.device)
-            region = FeasibleSet(images, radius, norm=self.norm, clip_values=self.estimator.clip_values)
-            free, begin = mask_rows(mask, rows, region, len(x)), points[rows].to(images.device)
-            adversarial[rows] = (
-                self._ascend(begin, region, torch.from_numpy(y[rows]), free, step, steps=1).cpu().numpy()
-            )
+            rows, self._batch_id = slice(start, start + self.batch_size), start // self.batch_size
+            batch = self._batch(origin, labels, mask, rows)
+            points = torch.tensor(adversarial[rows], device=batch.region.images.device)
+            points = self._ascend(points, batch._replace(eps_step=batch.region.eps), steps=1)
+            adversarial[rows] = points.cpu().numpy()
         return adversarial
 
-    def _attempt(
-        self,
-        region: FeasibleSet,
-        labels: Tensor,
-        mask: Tensor | None,
-        eps_step: Size,
-        unfinished: Unfinished,
-        attempt: int,
-    ) -> Tensor:
+    def _attempt(self, batch: Batch, unfinished: Unfinished, attempt: int) -> tuple[Tensor, Tensor]:
         random = self.restarts is not None or self.num_random_init > 0
-        start = region.random_start(mask) if random else region.images.clone()
+        start = batch.region.random_start(batch.mask) if random else batch.region.images.clone()
         stops = unfinished if self.keep_first else None
-        return self._ascend(start, region, labels, mask, region.eps, steps=1, unfinished=stops)
+        points = self._ascend(start, batch._replace(eps_step=batch.region.eps), steps=1, unfinished=stops)
+        return points, self._logits(points, unfinished.classes)
 
 
 class ProjectedGradientDescent(_GradientAscent, evasion.ProjectedGradientDescentPyTorch):
     """
     ART's ProjectedGradientDescentPyTorch (PGD; Madry et al., 2018) along any loss.
 
+    `decay` is that of the momentum (MI-FGSM; Dong et al., 2018).
+
     >>> import art_hrloss
     >>> options = {"input_shape": (4,), "nb_classes": 3, "clip_values": (0, 1), "device_type": "cpu"}
     >>> classifier = art_hrloss.HRClassifier(torch.nn.Linear(4, 3), art_hrloss.HRLoss(), **options)
-    >>> attack = ProjectedGradientDescent(classifier, eps=0.1, eps_step=0.02, max_iter=10, restarts=2, keep_first=True)
+    >>> options = {"max_iter": 10, "restarts": 2, "keep_first": True, "verbose": False}
+    >>> attack = ProjectedGradientDescent(classifier, eps=0.1, eps_step=0.02, **options)
     >>> attack.generate(np.full((2, 4), 0.5, dtype=np.float32), [0, 1]).shape
     (2, 4)
     """
 
     attack_params = [*evasion.ProjectedGradientDescentPyTorch.attack_params, *LossAttack.extra_params]  # noqa: RUF012
 
-    def __init__(
-        self,
-        estimator: Any,
-        norm: float | str = np.inf,
-        eps: Size = 0.3,
-        eps_step: Size = 0.1,
-        decay: float | None = None,
-        max_iter: int = 100,
-        targeted: bool = False,
-        num_random_init: int = 0,
-        batch_size: int = 32,
-        random_eps: bool = False,
-        summary_writer: Any = False,
-        verbose: bool = True,
-        *,
-        loss: AttackLossName | Module | None = None,
-        restarts: int | None = None,
-        keep_first: bool = False,
-    ) -> None:
-        """
-        :param estimator: A PyTorchClassifier or HRClassifier, as are the other parameters without asterisk ART's.
-        :param eps: The radius, in units of the images; at most the range of clip_values in L-infinity.
-        :param eps_step: The length of a step.
-        :param decay: Of the momentum (MI-FGSM; Dong et al., 2018); None is none.
-        :param max_iter: Steps per attempt.
-        :param loss: See :class:`FastGradientMethod`, as for `restarts`.
-        :param keep_first: Whether an image stops at its first adversarial iterate. ART's returns the last iterate, even
-               if only an earlier one was adversarial.
-        :raises ValueError: If a parameter is out of its range, or cannot be honoured beside the others.
-        """
-        self._set_up(estimator, loss, restarts, keep_first)
-        super().__init__(
-            estimator,
-            norm,
-            plain(eps),
-            plain(eps_step),
-            decay,
-            max_iter,
-            targeted,
-            num_random_init,
-            batch_size,
-            random_eps,
-            summary_writer,
-            verbose,
-        )
-        self._check_params()
+    def set_params(self, **kwargs: Any) -> None:
+        """Set parameters by name: see LossAttack's."""
+        if kwargs.keys() & {"eps", "random_eps"} and (self.random_eps or kwargs.get("random_eps")):
+            raise ValueError(
+                "expected eps and random_eps to stay where eps is random, but got others: ART draws it from a "
+                "distribution that its constructor sets. Construct another attack"
+            )
+        super().set_params(**kwargs)
 
     def generate(self, x: Array, y: Any = None, **kwargs: Any) -> Images:
         """Return adversarial images, float32 of shape ``(n, *input_shape)``: see FastGradientMethod's."""
@@ -300,49 +177,33 @@ class ProjectedGradientDescent(_GradientAscent, evasion.ProjectedGradientDescent
         self._random_eps()
         if self._stops_early:
             return self._attack_unfinished(images, labels, mask)
-        adversarial = np.empty(images.shape, dtype=np.float32)
-        batches = range(0, len(images), self.batch_size)
-        bar = projected_gradient_descent_pytorch.tqdm
-        for start in bar(batches, desc="PGD - Batches", leave=False, disable=not self.verbose):
-            self._batch_id = start // self.batch_size
-            rows = slice(start, start + self.batch_size)
-            region, eps_step = self._region(images[rows], rows, len(images))
-            free = mask_rows(mask, rows, region, len(images))
-            adversarial[rows] = self._choose(region, labels[rows], free, eps_step)
+        adversarial = images.astype(np.float32)
+        for start in self._bar(range(0, len(images), self.batch_size), "batch"):
+            rows, self._batch_id = slice(start, start + self.batch_size), start // self.batch_size
+            adversarial[rows] = self._choose(self._batch(adversarial, labels, mask, rows))
         if self.summary_writer is not None:
             self.summary_writer.reset()
         return adversarial
 
-    def _choose(self, region: FeasibleSet, labels: Tensor, mask: Tensor | None, eps_step: Size) -> Images:
+    def _choose(self, batch: Batch) -> Images:
         """Return the first attempt at a batch or, image by image, the last of the others that succeeded, as ART."""
-        images: Images = region.images.cpu().numpy()
-        adversarial = self._attempt(region, labels, mask, eps_step).cpu().numpy()
+        images: Images = batch.region.images.cpu().numpy()
+        adversarial: Images = self._run(batch).cpu().numpy()
         for attempt in range(1, self.num_random_init):
             if attempt == 1:  # ART compares with the prediction, not with the label
-                rows = label_rows(labels, n=len(images), classes=self.estimator.nb_classes)
+                rows = label_rows(batch.labels, n=len(images), classes=self.estimator.nb_classes)
                 reference = rows.argmax(1).cpu().numpy() if self.targeted else self._predict(images)
-            points = self._attempt(region, labels, mask, eps_step).cpu().numpy()
+            points = self._run(batch).cpu().numpy()
             success = (self._predict(points) == reference) == self.targeted
             adversarial[success] = points[success]
         return adversarial
 
-    def _attempt(
-        self,
-        region: FeasibleSet,
-        labels: Tensor,
-        mask: Tensor | None,
-        eps_step: Size,
-        unfinished: Unfinished | None = None,
-        attempt: int = 0,
-    ) -> Tensor:
+    def _run(self, batch: Batch, unfinished: Unfinished | None = None) -> Tensor:
+        """Return the last iterates from a random start, or from the images."""
         random = (self.restarts is not None or self.num_random_init > 0) and self.max_iter > 0
-        return self._ascend(
-            region.random_start(mask) if random else region.images.clone(),
-            region,
-            labels,
-            mask,
-            eps_step,
-            steps=self.max_iter,
-            decay=self.decay,
-            unfinished=unfinished if self.keep_first else None,
-        )
+        start = batch.region.random_start(batch.mask) if random else batch.region.images.clone()
+        return self._ascend(start, batch, steps=self.max_iter, unfinished=unfinished)
+
+    def _attempt(self, batch: Batch, unfinished: Unfinished, attempt: int) -> tuple[Tensor, Tensor]:
+        points = self._run(batch, unfinished if self.keep_first else None)
+        return points, self._logits(points, unfinished.classes)
