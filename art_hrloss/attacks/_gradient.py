@@ -1,8 +1,9 @@
 """
 FGSM and projected gradient descent along any loss: ART's attacks, with each point evaluated once.
 
-By default the images are ART's bit for bit, at the same seeds, but for rounding in two cases: finite norms of
-FastGradientMethod, which NumPy sums in another order, and sizes as float64 arrays there.
+By default the images are ART's bit for bit, at the same seeds, but for rounding in three cases: finite norms of
+FastGradientMethod, which NumPy sums in another order; sizes as float64 arrays there; and, in finite norms, a
+PyTorchClassifier whose loss is a mean, for here the gradient is that of each image's own loss.
 """
 
 import math
@@ -39,8 +40,9 @@ class _GradientAscent(LossAttack):
         momentum = None if self.decay is None else torch.zeros_like(points)
         # ART's norm of a gradient below 1e-19 underflows.
         rescales = self._loss is not None and (batch.region.norm != math.inf or momentum is not None)
-        # One number for all steps: a GPU waits for it only once, and what each step left behind would shift the next one's memory, and malloc then gives
-        # activations back to the system and fetches them anew, at up to a tenth of the time.
+        # One number for all steps: a GPU waits for it only once, and what each step left behind would shift the next
+        # one's memory, so that malloc gives activations back to the system and fetches them anew, at up to a tenth of
+        # the time.
         largest = points.new_zeros(())
         with classifier.attacking():
             for step in range(steps):

@@ -1,5 +1,6 @@
 """Networks around a network, to attack and to diagnose."""
 
+import torch
 from torch import nn
 
 
@@ -35,3 +36,37 @@ class Counting(nn.Module):
 
     def double(self):
         return self
+
+
+class Root(nn.Module):
+    """The absolute values of an image, with a gradient of NaN where it is 0."""
+
+    def forward(self, x):
+        return (x * x).sqrt()
+
+
+class Curve(nn.Module):
+    """Logits (0, f(x)) of an image of one pixel: class 1 where f is above 0."""
+
+    def __init__(self, f):
+        super().__init__()
+        self.f = f
+
+    def forward(self, x):
+        return torch.cat([torch.zeros_like(x), self.f(x)], 1)
+
+
+class Passes:
+    """The sizes of the batches that pass forward through a network, and backward."""
+
+    def __init__(self, network):
+        self.network, self.forward, self.backward = network, [], []
+        network.register_forward_hook(self._count)
+
+    def _count(self, module, inputs, output):
+        self.forward.append(len(output))
+        if output.requires_grad:
+            output.register_hook(lambda gradient: self.backward.append(len(gradient)))
+
+    def clear(self):
+        del self.forward[:], self.backward[:]
