@@ -38,6 +38,12 @@ def y(digits):
 
 
 @pytest.fixture
+def arts():
+    """ART's class of each of the package's gradient attacks."""
+    return ARTS
+
+
+@pytest.fixture
 def passes(network):
     """A copy of the trained network, with the sizes of the batches that pass through it."""
     return Passes(network)

@@ -166,27 +166,27 @@ class Recorder(SummaryWriter):
 @targeted_or_not
 @pytest.mark.parametrize("attack_kind", [FastGradientMethod, ProjectedGradientDescent])
 @pytest.mark.parametrize("labels", [lambda y: y, lambda y: 0.7 * np.eye(10)[y] + 0.03], ids=["indices", "soft"])
-def test_the_summary_writer_is_written_as_arts(hr_classifier, attacked, x, y, attack_kind, targeted, labels):
+def test_the_summary_writer_is_written_as_arts(hr_classifier, arts, attacked, x, y, attack_kind, targeted, labels):
     classifier, y = hr_classifier(), labels((y + 1) % 10 if targeted else y)
     calls = []
-    for one in (attack_kind, attack_kind.__mro__[3]):
+    for one in (attack_kind, arts[attack_kind]):
         recorder = Recorder()
         attacked(one, classifier, x, y, targeted=targeted, summary_writer=recorder)
         assert recorder.resets == 1
         calls.append(recorder.calls)
     assert len(calls[0]) == len(calls[1]) == (2 if attack_kind is FastGradientMethod else 10)
-    for ours, arts in zip(*calls, strict=True):
-        assert ours[:4] == arts[:4]
-        for values, expected in zip(ours[4:], arts[4:], strict=True):
+    for ours, theirs in zip(*calls, strict=True):
+        assert ours[:4] == theirs[:4]
+        for values, expected in zip(ours[4:], theirs[4:], strict=True):
             np.testing.assert_allclose(values, expected, rtol=1e-6, atol=1e-7)
 
 
 @pytest.mark.parametrize("trainer", [AdversarialTrainer, AdversarialTrainerTRADESPyTorch], ids=["Madry", "TRADES"])
 @pytest.mark.parametrize("attack_kind", [FastGradientMethod, ProjectedGradientDescent])
-def test_arts_trainers_train_with_it(hr_classifier, attack, digits, trainer, attack_kind):
+def test_arts_trainers_train_with_it(hr_classifier, arts, attack, digits, trainer, attack_kind):
     """They get the images that ART's gives them. One step, for training adds up in the order memory lies in."""
     images, predictions = [], []
-    for one in (attack_kind, attack_kind.__mro__[3]):
+    for one in (attack_kind, arts[attack_kind]):
         classifier = hr_classifier(nn.CrossEntropyLoss())
         inner = attack(one, classifier, batch_size=64)
         generate = inner.generate
