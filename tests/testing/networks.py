@@ -70,3 +70,27 @@ class Passes:
 
     def clear(self):
         del self.forward[:], self.backward[:]
+
+
+class DropoutAndBatchNorm(nn.Module):
+    """A network whose training and evaluation modes differ."""
+
+    def __init__(self):
+        super().__init__()
+        self.network = nn.Sequential(
+            nn.Conv2d(1, 6, 3), nn.BatchNorm2d(6), nn.ReLU(), nn.Dropout(0.5), nn.Flatten(), nn.Linear(216, 10)
+        )
+
+    def forward(self, x):
+        return self.network(x)
+
+
+class InPlace(nn.Module):
+    """A network that begins with a step in place."""
+
+    def __init__(self, network):
+        super().__init__()
+        self.network = network
+
+    def forward(self, x):
+        return self.network(x.mul_(0.9))

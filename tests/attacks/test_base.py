@@ -1,0 +1,516 @@
+"""attacks._base: what the three gradient attacks share. Inputs as ART takes them, restarts, keep_first and loss."""
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+from art.defences.postprocessor import Postprocessor
+from art.defences.preprocessor import SpatialSmoothing
+from art.estimators.classification import PyTorchClassifier
+from testing.networks import Curve, DropoutAndBatchNorm, InPlace, Scaled
+from torch import nn
+
+from art_hrloss import HRClassifier, HRLoss, attack_view
+from art_hrloss.attacks import (
+    AutoProjectedGradientDescent,
+    FastGradientMethod,
+    MarginLoss,
+    ProjectedGradientDescent,
+    attack_loss,
+    seeded,
+)
+from art_hrloss.attacks._constraints import feasible
+
+LOSSES = ("ce", "hr", "margin", "dlr")
+SIZES = np.linspace(0.05, 0.2, 64, dtype=np.float32).reshape(1, 8, 8)
+# From the second attempt on ART hands tensors to NumPy, which warns of it.
+TENSORS_TO_NUMPY = "ignore:__array:DeprecationWarning"
+norms = pytest.mark.parametrize(("norm", "eps"), [(np.inf, 0.1), (2, 0.6), (1, 3.0)], ids=["inf", "2", "1"])
+stopping = pytest.mark.parametrize(
+    "options",
+    [{"keep_first": True}, {"restarts": 2}, {"restarts": 2, "keep_first": True}],
+    ids=["first", "2", "2-first"],
+)
+
+
+def are_misclassified(classifier, images, labels):
+    return classifier.predict(images).argmax(1) != labels
+
+
+def one_hot(y):
+    return np.eye(10, dtype=np.float32)[y]
+
+
+def random_starts(kind, number):
+    return {"nb_random_init" if kind is AutoProjectedGradientDescent else "num_random_init": number}
+
+
+def right(classifier, digits, n):
+    """Images that the classifier takes for what they are, and their labels."""
+    rows = np.flatnonzero(~are_misclassified(classifier, digits.x_test, digits.y_test))[:n]
+    return digits.x_test[rows], digits.y_test[rows]
+
+
+# ----------------------------------------------------------------------------------- ART's images, whatever the inputs
+
+
+@pytest.mark.parametrize(
+    "labels",
+    [
+        pytest.param(lambda y: None, id="none"),
+        pytest.param(one_hot, id="one-hot"),
+        pytest.param(lambda y: one_hot(y).astype(np.int64), id="one-hot-int64"),
+        pytest.param(lambda y: y[:, np.newaxis], id="column"),
+        pytest.param(lambda y: 0.7 * one_hot(y) + 0.03, id="probabilities"),
+    ],
+)
+@pytest.mark.parametrize("make", ["hr_classifier", "art_classifier"])
+def test_labels_in_every_form(request, both, x, y, kind, labels, make):
+    loss = nn.CrossEntropyLoss() if make == "art_classifier" else HRLoss()
+    np.testing.assert_array_equal(*both(kind, request.getfixturevalue(make)(loss), x, labels(y)))
+
+
+@pytest.mark.parametrize(
+    "loss",
+    [nn.CrossEntropyLoss(), nn.MultiMarginLoss(margin=30), nn.MSELoss()],
+    ids=["cross-entropy", "multi-margin", "one-hot"],
+)
+def test_losses_of_a_classifier(hr_classifier, both, x, y, kind, loss):
+    np.testing.assert_array_equal(*both(kind, hr_classifier(loss), x, y))
+
+
+@pytest.mark.parametrize("dtype", [np.float64, np.uint8, np.int64, np.float16])
+def test_images_of_other_dtypes(hr_classifier, network, both, x, y, kind, dtype):
+    """In whole numbers 0 to 16, or such in float64 that float32 must round."""
+    x = (16 * x).astype(dtype) + (dtype(0.1) if dtype is np.float64 else dtype(0))
+    classifier = hr_classifier(network=nn.Sequential(Scaled(nn.Identity(), 1 / 16), network), clip_values=(0, 17))
+    options = {"eps": 2.4, **({} if kind is FastGradientMethod else {"eps_step": 1.3})}
+    np.testing.assert_array_equal(*both(kind, classifier, x, y, **options))
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        pytest.param({"clip_values": None}, id="no-clip-values"),
+        pytest.param({"clip_values": (np.zeros((1, 8, 8)), SIZES + 0.95)}, id="clip-values-as-arrays"),
+        pytest.param({"preprocessing": None}, id="no-preprocessing"),
+        pytest.param({"preprocessing": (0.3, 0.7)}, id="standardised"),
+        pytest.param({"preprocessing": (SIZES, SIZES + 0.5)}, id="standardised-by-arrays"),
+    ],
+)
+def test_classifiers_with_other_options(hr_classifier, both, x, y, kind, options):
+    np.testing.assert_array_equal(*both(kind, hr_classifier(**options), x, y))
+
+
+@pytest.mark.parametrize(
+    "build",
+    [
+        pytest.param(lambda network: DropoutAndBatchNorm().train(), id="dropout-batch-norm"),
+        pytest.param(InPlace, id="in-place"),
+        pytest.param(lambda network: network.double(), id="float64"),
+        pytest.param(lambda network: nn.Sequential(network, nn.Identity()), id="sequential"),
+    ],
+)
+def test_other_networks(hr_classifier, network, both, x, kind, build):
+    torch.manual_seed(0)
+    classifier = hr_classifier(network=build(network))
+    np.testing.assert_array_equal(*both(kind, classifier, x, classifier.predict(x).argmax(1)))
+
+
+@pytest.mark.parametrize("kind", [FastGradientMethod, AutoProjectedGradientDescent])
+def test_preprocessing_in_numpy(hr_classifier, both, x, y, kind):
+    classifier = hr_classifier(preprocessing_defences=SpatialSmoothing(window_size=3, channels_first=True))
+    np.testing.assert_array_equal(*both(kind, classifier, x, y))
+    with pytest.raises(NotImplementedError):  # as ART's
+        ProjectedGradientDescent(classifier)
+
+
+class Rolled(Postprocessor):
+    """Each logit handed to the next class."""
+
+    params = []  # noqa: RUF012  # ART's own declaration
+
+    def __init__(self):
+        super().__init__(is_fitted=True, apply_fit=False, apply_predict=True)
+
+    def __call__(self, preds):
+        return np.roll(preds, 1, axis=1)
+
+
+@pytest.mark.filterwarnings(TENSORS_TO_NUMPY)
+def test_postprocessing_is_part_of_the_predictions(hr_classifier, both, attacked, x, kind):
+    """An attempt succeeds where the network itself may be right, or wrong in another way."""
+    classifier = hr_classifier(postprocessing_defences=Rolled())
+    y, eps = classifier.predict(x).argmax(1), 0.5 if kind is FastGradientMethod else 0.1
+    np.testing.assert_array_equal(*both(kind, classifier, x, y, eps=eps, **random_starts(kind, 3)))
+    images = attacked(kind, classifier, x, y, eps=eps, keep_first=True)
+    assert are_misclassified(classifier, images, y).mean() > 0.2
+
+
+def test_no_images_at_all(hr_classifier, attacked, x, y, kind):
+    for options in ({}, {"keep_first": True}):
+        assert attacked(kind, hr_classifier(), x[:0], y[:0], **options).shape == (0, 1, 8, 8)
+
+
+@pytest.mark.parametrize("size", [1, 7])
+def test_images_do_not_depend_on_the_batch_size(hr_classifier, network, attacked, x, y, kind, size):
+    """In float64, where a gradient near 0 does not round to either sign."""
+    classifier = hr_classifier(network=network.double())
+    together = attacked(kind, classifier, x[:10], y[:10], batch_size=10)
+    np.testing.assert_array_equal(attacked(kind, classifier, x[:10], y[:10], batch_size=size), together)
+
+
+def test_it_is_arts_attack_with_parameters_of_its_own(hr_classifier, attack, arts, kind):
+    made = attack(kind, hr_classifier())
+    assert isinstance(made, arts[kind])
+    assert set(made.attack_params) >= {*arts[kind].attack_params, "loss", "restarts", "keep_first"}
+    made.set_params(eps=np.float32(0.25), targeted=True, loss="dlr")
+    assert (made.eps, made.targeted, made.loss) == (0.25, True, "dlr")
+
+
+# -------------------------------------------------------------------------------------- what an attack does not change
+
+
+@pytest.mark.parametrize("make", ["hr_classifier", "art_classifier"])
+@pytest.mark.parametrize("options", [{}, {"keep_first": True, "loss": "ce"}, "random", "minimal"], ids=str)
+@pytest.mark.filterwarnings(TENSORS_TO_NUMPY)
+def test_network_and_arrays_are_left_unchanged(request, attack, x, y, kind, make, options):
+    if options == "minimal" and kind is not FastGradientMethod:
+        pytest.skip("a parameter of FastGradientMethod alone")
+    options = (
+        {"random": random_starts(kind, 3), "minimal": {"minimal": True}}.get(options, options)
+        if isinstance(options, str)
+        else options
+    )
+    torch.manual_seed(0)
+    network = DropoutAndBatchNorm().train()
+    network.network[1].eval()
+    for parameter in network.parameters():
+        parameter.grad = torch.full_like(parameter, 7.0)
+    state, modes = copy.deepcopy(network.state_dict()), [module.training for module in network.modules()]
+    classifier = request.getfixturevalue(make)(nn.CrossEntropyLoss(), network=network)
+    made = attack(kind, classifier, **options)
+    for labels in (y, None):
+        images = x.copy()
+        images.setflags(write=False)
+        made.generate(images, labels)
+        np.testing.assert_array_equal(images, x)
+        assert all(bool((parameter.grad == 7.0).all()) for parameter in network.parameters())
+        assert all(torch.equal(value, state[name]) for name, value in network.state_dict().items())
+        assert [module.training for module in network.modules()] == modes
+
+
+class Recording(HRClassifier):
+    """A subclass that records what attacks evaluate, with copies."""
+
+    def evaluate(self, x, labels, **options):
+        point = super().evaluate(x, labels, **options)
+        parts = [x, *(part for part in point if part is not None)]
+        self.recorded = [*getattr(self, "recorded", []), *((part, part.clone()) for part in parts)]
+        self.points = [*getattr(self, "points", []), x.clone()]
+        return point
+
+
+@norms
+@pytest.mark.parametrize("more", [{}, {"targeted": True}, {"keep_first": True}], ids=str)
+def test_observers_and_subclasses_see_every_point_and_steps_in_place_leave_it(
+    network, attacked, x, y, kind, norm, eps, more
+):
+    classifier = Recording(network, HRLoss(), (1, 8, 8), 10, clip_values=(0, 1), device_type="cpu")
+    observed = []
+    with classifier.observed_by(lambda x, labels, point: observed.append((x.clone(), point.logits.clone()))):
+        images = attacked(kind, classifier, x, y, norm=norm, eps=eps, eps_step=eps / 4, **more)
+    assert all(torch.equal(part, copied) for part, copied in classifier.recorded)
+    assert len(observed) == len(classifier.points) >= 2
+    assert all(torch.equal(points, seen) for points, (seen, _) in zip(classifier.points, observed, strict=True))
+    if more.get("keep_first"):  # every image that is returned has been evaluated, or was misclassified before
+        seen = {image.tobytes() for points, _ in observed for image in points.numpy()}
+        assert all(image.tobytes() in seen for image in images[~are_misclassified(classifier, x, y)])
+
+
+# ---------------------------------------------------------------------------- a linear network, whose worst is known
+
+SHAPE, SIZE = (1, 5, 6), 30
+DIRECTION = np.random.default_rng(0).normal(size=SIZE)
+
+
+def linear(offset, clip_values, scale=1):
+    """Return a classifier of logits (-s, s, -100) with s = scale (w x - offset) / 2: a third class, far off, for DLR."""
+    layer = nn.Linear(SIZE, 3)
+    with torch.no_grad():
+        layer.weight.copy_(torch.tensor(scale / 2 * np.outer([-1, 1, 0], DIRECTION)))
+        layer.bias.copy_(torch.tensor([scale / 2 * offset, -scale / 2 * offset, -100.0]))
+    network = nn.Sequential(nn.Flatten(), layer)
+    return PyTorchClassifier(network, nn.CrossEntropyLoss(), SHAPE, 3, clip_values=clip_values, device_type="cpu")
+
+
+def greatest_change(x, eps, norm, clip_values):
+    """Return the greatest w d over all d of that norm that leave x + d in the range: exact, or by bisection."""
+    low, high = (-np.inf, np.inf) if clip_values is None else (clip_values[0] - x, clip_values[1] - x)
+    if norm == np.inf:
+        return np.where(DIRECTION > 0, np.minimum(eps, high), np.maximum(-eps, low)) @ DIRECTION + np.zeros(len(x))
+    if clip_values is None:
+        return np.full(len(x), eps * np.linalg.norm(DIRECTION))
+    # The best d of its size is clip(t w): by Lagrange, each pixel goes as far along w as the range lets it.
+    least, most = np.zeros((len(x), 1)), np.full((len(x), 1), 1e3)
+    for _ in range(100):
+        t = (least + most) / 2
+        too_far = np.linalg.norm(np.clip(t * DIRECTION, low, high), axis=1, keepdims=True) > eps
+        least, most = np.where(too_far, least, t), np.where(too_far, t, most)
+    return np.clip(least * DIRECTION, low, high) @ DIRECTION
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+@pytest.mark.parametrize(
+    ("clip_values", "scale"), [(None, 1), ((0.0, 1.0), 1), (None, 20)], ids=["free", "clipped", "saturated"]
+)
+@pytest.mark.parametrize(("norm", "eps"), [(np.inf, 0.1), (2, 0.4)], ids=["inf", "2"])
+@pytest.mark.parametrize("kind", [ProjectedGradientDescent, AutoProjectedGradientDescent])
+def test_it_reaches_the_closed_form_of_a_linear_network(kind, norm, eps, clip_values, scale, loss):
+    """24 images of which about half can just be misclassified; with the scale float32 cross-entropy rounds to 0."""
+    random = np.random.default_rng(1)
+    points = random.uniform(0, 1, (4000, SIZE))
+    points = np.where(random.random(points.shape) < 0.3, points.round(), points).astype(np.float32).astype(np.float64)
+    change = greatest_change(points, eps, norm, clip_values)
+    offset = np.median(points @ DIRECTION) + change.mean()
+    margin = offset - points @ DIRECTION
+    near = np.flatnonzero((np.abs(margin / change - 1) > 0.004) & (np.abs(margin / change - 1) < 0.05))[:24]
+    points, margin, change = points[near], margin[near], change[near]
+    assert 5 < (margin < change).sum() < 19
+    classifier = linear(offset, clip_values, scale)
+    x, y = points.reshape(-1, *SHAPE).astype(np.float32), np.zeros(24, dtype=np.int64)
+    options = {"eps_step": 2 * eps, "max_iter": 60}
+    if kind is ProjectedGradientDescent:  # ART's projection into ball and range needs small steps in norm 2
+        options = (
+            {"eps_step": 0.05 * eps, "max_iter": 60} if norm == np.inf else {"eps_step": 0.03 * eps, "max_iter": 200}
+        )
+    with seeded(0):
+        attack = kind(classifier, eps=eps, norm=norm, loss=loss, restarts=1, keep_first=True, verbose=False, **options)
+        images = attack.generate(x, y)
+    np.testing.assert_array_equal(are_misclassified(classifier, images, y), margin < change)
+    assert feasible(images, x, eps, norm, clip_values).all()
+    gained = (images.reshape(24, -1) - points) @ DIRECTION
+    assert (gained[margin > change] > 0.99 * change[margin > change]).all()
+    assert (gained <= change * (1 + 1e-5)).all()
+
+
+# ---------------------------------------------------------------------------------------------------------- keep_first
+
+
+def one_pixel(f):
+    return PyTorchClassifier(Curve(f), nn.CrossEntropyLoss(), (1,), 2, clip_values=(0.0, 1.0), device_type="cpu")
+
+
+def test_pgd_returns_the_first_adversarial_iterate_where_the_last_is_right_again():
+    """Class 1 lies in (0.5, 0.56) only; the gradient points up everywhere, so every path ends beyond it, at 0.8."""
+    classifier = one_pixel(lambda x: torch.where(x < 0.56, 5 * (x - 0.5), x - 2))
+    x, y = np.full((40, 1), 0.3, dtype=np.float32), np.zeros(40, dtype=np.int64)
+    options = {"eps": 0.5, "eps_step": 0.04, "max_iter": 40, "num_random_init": 1, "verbose": False}
+    with seeded(0):
+        last = ProjectedGradientDescent(classifier, **options).generate(x, y)
+    np.testing.assert_allclose(last, 0.8, rtol=1e-6)
+    with seeded(0):
+        first = ProjectedGradientDescent(classifier, keep_first=True, **options).generate(x, y)
+    with seeded(0):
+        start = np.clip(0.3 + np.random.uniform(-0.5, 0.5, (40, 1)), 0, 1)  # noqa: NPY002
+    expected = []
+    for (point,) in start:
+        for _ in range(40):
+            if 0.5 < point < 0.56:
+                break
+            point = min(point + 0.04, 0.8)
+        expected.append([point])
+    assert 10 < (np.array(expected) < 0.56).sum() < 35
+    np.testing.assert_allclose(first, expected, atol=1e-5)
+    more = ProjectedGradientDescent(classifier, keep_first=True, **{**options, "num_random_init": 0, "restarts": 12})
+    with seeded(0):
+        assert are_misclassified(classifier, more.generate(x, y), y).all()
+
+
+def test_fgsm_keeps_its_start_where_that_is_adversarial():
+    classifier = one_pixel(lambda x: torch.where(x < 0.56, 5 * (x - 0.5), x - 2))
+    x, y = np.full((40, 1), 0.5, dtype=np.float32), np.zeros(40, dtype=np.int64)
+    with seeded(0):
+        images = FastGradientMethod(classifier, eps=0.06, num_random_init=1, keep_first=True).generate(x, y)
+        start = np.random.RandomState(0).uniform(-0.06, 0.06, (40, 1)) + 0.5  # noqa: NPY002
+    np.testing.assert_allclose(images, np.where(start > 0.5, start, 0.56), atol=1e-5)
+
+
+def test_auto_pgd_keeps_an_iterate_that_it_leaves_again_at_a_checkpoint():
+    """
+    The first step goes to 0.8, into class 1. There the gradient points down and the loss is below that of the start, so
+    that the best iterate is not adversarial; ART's attack returns whatever the last iterate is.
+    """
+    classifier = one_pixel(lambda x: torch.where(x > 0.78, 1 - x, x - 3))
+
+    class Lower(MarginLoss):
+        """The margin, but 10 less where the image is misclassified: the loss falls there."""
+
+        def forward(self, logits, labels):
+            margin = super().forward(logits, labels)
+            return torch.where(margin > 0, margin - 10, margin)
+
+    x, y = np.full((40, 1), 0.3, dtype=np.float32), np.zeros(40, dtype=np.int64)
+    options = {"eps": 0.5, "eps_step": 1.0, "max_iter": 20, "loss": Lower(), "verbose": False}
+    with seeded(0):
+        last = AutoProjectedGradientDescent(classifier, nb_random_init=1, **options).generate(x, y)
+    assert are_misclassified(classifier, last, y).sum() < 10
+    with seeded(0):
+        first = AutoProjectedGradientDescent(classifier, restarts=1, keep_first=True, **options).generate(x, y)
+    assert are_misclassified(classifier, first, y).all()
+
+
+@stopping
+def test_images_that_are_misclassified_already_are_returned_unchanged(hr_classifier, attacked, x, y, kind, options):
+    classifier = hr_classifier()
+    labels = np.where(np.arange(50) % 3 == 0, (classifier.predict(x).argmax(1) + 1) % 10, y)
+    already = are_misclassified(classifier, x, labels)
+    images = attacked(kind, classifier, x, labels, **options)
+    np.testing.assert_array_equal(images[already], x[already])
+    assert (images[~already] != x[~already]).any((1, 2, 3)).all()
+    everywhere = (classifier.predict(x).argmax(1) + 1) % 10
+    np.testing.assert_array_equal(attacked(kind, classifier, x, everywhere, **options), x)
+
+
+def test_images_leave_the_batch_with_their_first_adversarial_iterate(hr_classifier, passes, attack, digits):
+    """The passes of PGD are those of a plain loop in which each image stops by itself."""
+    classifier = hr_classifier(network=passes.network)
+    x, y = right(classifier, digits, 40)
+    made = attack(
+        ProjectedGradientDescent, classifier, eps=0.1, eps_step=0.02, max_iter=10, loss="margin", keep_first=True
+    )
+    passes.clear()
+    images = made.generate(x, y)
+    counted = list(passes.forward)
+    expected, first, points = [32, 8], x.copy(), x.copy()
+    for rows in (np.arange(32), np.arange(32, 40)):
+        for _ in range(10):
+            expected.append(len(rows))
+            wrong = are_misclassified(classifier, points[rows], y[rows])
+            first[rows[wrong]], rows = points[rows[wrong]], rows[~wrong]
+            if not len(rows):
+                break
+            with_margin = attack_view(classifier, MarginLoss())
+            step = np.float32(0.02) * np.sign(with_margin.loss_gradient(points[rows], y[rows]))
+            points[rows] = (
+                np.clip(np.clip(points[rows] + step, 0, 1) - x[rows], -np.float32(0.1), np.float32(0.1)) + x[rows]
+            )
+        else:
+            expected.append(len(rows))  # the last iterates
+            first[rows] = points[rows]
+    assert len(set(counted)) > 5
+    assert counted == expected
+    np.testing.assert_allclose(images, first, atol=1e-6)
+
+
+@stopping
+@norms
+@pytest.mark.parametrize("targeted", [False, True], ids=["untargeted", "targeted"])
+def test_it_succeeds_no_less_often_than_arts_and_stays_in_the_feasible_set(
+    hr_classifier, attacked, arts, digits, kind, options, norm, eps, targeted
+):
+    classifier = hr_classifier(nn.CrossEntropyLoss())
+    x, y = right(classifier, digits, 64)
+    labels = classifier.predict(x).argsort(1)[:, -2] if targeted else y
+    sizes = {"norm": norm, "eps": eps, "eps_step": eps / 4, "targeted": targeted, "batch_size": 64}
+    theirs = attacked(arts[kind], classifier, x, labels, **random_starts(kind, 1), **sizes)
+    images = (
+        attacked(kind, classifier, x, labels, **options, **sizes)
+        if "restarts" in options
+        else attacked(kind, classifier, x, labels, **options, **random_starts(kind, 1), **sizes)
+    )
+    assert images.dtype == np.float32
+    assert feasible(images, x, eps, norm, (0.0, 1.0)).all()
+    ours, arts_success = (are_misclassified(classifier, made, labels) != targeted for made in (images, theirs))
+    assert 0 < ours.sum() < 64
+    assert ours.sum() >= arts_success.sum()
+    if norm == np.inf and kind is not AutoProjectedGradientDescent:  # the same path, up to rounding in other norms
+        assert (ours >= arts_success).all()
+
+
+@stopping
+def test_the_same_seed_gives_the_same_images_and_the_batch_size_the_same_decisions(
+    hr_classifier, network, attacked, x, y, kind, options
+):
+    classifier = hr_classifier(network=network.double())
+    images = [attacked(kind, classifier, x, y, batch_size=size, loss="margin", **options) for size in (50, 50, 7)]
+    np.testing.assert_array_equal(images[0], images[1])
+    if options.get("restarts") and kind is not AutoProjectedGradientDescent:
+        np.testing.assert_array_equal(*(are_misclassified(classifier, made, y) for made in images[1:]))
+    else:  # one attempt: the starts are drawn pixel by pixel, in any batches
+        np.testing.assert_array_equal(images[1], images[2])
+    if options.get("restarts"):
+        other = attacked(kind, classifier, x, y, seed=1, batch_size=50, loss="margin", **options)
+        assert (other != images[0]).any()
+
+
+def test_restarts_attack_only_the_images_that_are_left(hr_classifier, passes, attack, attacked, x, y, kind):
+    classifier = hr_classifier(network=passes.network)
+    options = {"eps": 0.07, "loss": "margin", "batch_size": 50}
+    once = attacked(kind, classifier, x, y, restarts=1, **options)
+    passes.clear()
+    attacked(kind, classifier, x, y, restarts=2, **options)
+    first = int((~are_misclassified(classifier, x, y)).sum())
+    left = int((~are_misclassified(classifier, once, y)).sum())
+    assert 0 < left < first
+    # FGSM 1 step, PGD 5, Auto-PGD 4 from its start, whose last iterate is at the same time the last to be evaluated.
+    steps = {FastGradientMethod: 2, ProjectedGradientDescent: 6, AutoProjectedGradientDescent: 5}[kind]
+    assert passes.forward[:-2] == [50] + [first] * steps + [left] * steps
+    np.testing.assert_array_equal(
+        attacked(kind, classifier, x, y, restarts=5, **options)[are_misclassified(classifier, once, y)],
+        once[are_misclassified(classifier, once, y)],
+    )
+
+
+@pytest.mark.parametrize("shape", [(50, 1, 8, 8), (1, 8, 8), (8, 8)], ids=["per-image", "shared", "rows"])
+def test_nothing_changes_outside_a_mask(hr_classifier, attacked, x, y, kind, shape):
+    """With restarts or keep_first the random start of Auto-PGD honours it as well."""
+    mask = np.random.default_rng(0).integers(0, 2, shape).astype(bool if shape == (1, 8, 8) else np.float32)
+    images = attacked(kind, hr_classifier(), x, y, mask=mask, batch_size=20, restarts=2, keep_first=True)
+    hidden = np.broadcast_to(mask == 0, x.shape)
+    np.testing.assert_array_equal(images[hidden], x[hidden])
+    assert (images != x).mean() > 0.3
+
+
+# ---------------------------------------------------------------------------------------------------------------- loss
+
+
+class OneHotMargin(nn.Module):
+    """A loss without a reduction, to which HRClassifier hands one-hot labels."""
+
+    def forward(self, logits, labels):
+        assert labels.shape == logits.shape
+        return MarginLoss()(logits, labels.argmax(1))
+
+
+@pytest.mark.parametrize(
+    "loss", [*LOSSES, HRLoss(), nn.CrossEntropyLoss(), OneHotMargin()], ids=lambda loss: str(loss)[:7]
+)
+@norms
+@pytest.mark.parametrize("make", ["hr_classifier", "art_classifier"])
+def test_a_loss_gives_the_images_of_a_view_with_that_loss(request, attacked, x, y, kind, loss, norm, eps, make):
+    classifier, sizes = request.getfixturevalue(make)(), {"norm": norm, "eps": eps, "eps_step": eps / 4}
+    images = attacked(kind, classifier, x, y, loss=loss, **sizes)
+    expected = attacked(kind, attack_view(classifier, attack_loss(loss)), x, y, **sizes)
+    assert (np.abs(images - x).reshape(50, -1).max(1) > 1e-3).mean() > 0.5
+    np.testing.assert_allclose(images, expected, rtol=0, atol=0 if norm == np.inf else 1e-5)
+
+
+@pytest.mark.parametrize("options", [{}, {"keep_first": True}], ids=str)
+@pytest.mark.parametrize(("norm", "eps"), [(2, 0.6), (1, 3.0), (np.inf, 0.1)], ids=["2", "1", "inf"])
+@pytest.mark.parametrize("decay", [None, 0.5])
+def test_along_a_loss_a_gradient_of_1e_minus_20_is_as_good_as_any(
+    hr_classifier, network, attacked, x, y, kind, norm, eps, options, decay
+):
+    """Its squares underflow in float32. A power of 2 rounds nothing but ART's constant of 1e-7, in Auto-PGD."""
+    options |= {"norm": norm, "eps": eps, "eps_step": eps / 4, "loss": "margin"}
+    if decay is not None:
+        if kind is not ProjectedGradientDescent:
+            pytest.skip("a parameter of ProjectedGradientDescent alone")
+        options["decay"] = decay
+    images, expected = (
+        attacked(kind, hr_classifier(network=Scaled(network, factor)), x, y, **options) for factor in (2.0**-66, 1)
+    )
+    np.testing.assert_allclose(images, expected, atol=1e-6)
+    assert (images != x).any((1, 2, 3)).mean() > 0.8
