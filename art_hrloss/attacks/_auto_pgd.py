@@ -105,7 +105,7 @@ class AutoProjectedGradientDescent(LossAttack, evasion.AutoProjectedGradientDesc
             for first in self._bar(range(0, len(rows), self.batch_size), "batch"):
                 part = slice(first, first + self.batch_size)
                 batch = self._batch(images, labels, kwargs.get("mask"), rows[part])
-                last = self._ascend(torch.from_numpy(starts[part]).to(batch.region.images.device), batch)
+                last = self._ascend(torch.tensor(starts[part], device=batch.region.images.device), batch)
                 predicted = self._classifier.predicted_classes(last.logits).cpu().numpy()
                 success = (predicted == classes[rows[part]]) == self.targeted
                 # As in ART, an image that is not adversarial is where it started.
