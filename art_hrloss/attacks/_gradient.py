@@ -160,7 +160,11 @@ class ProjectedGradientDescent(_GradientAscent, evasion.ProjectedGradientDescent
     (2, 4)
     """
 
-    attack_params = [*evasion.ProjectedGradientDescentPyTorch.attack_params, *LossAttack.extra_params]  # noqa: RUF012
+    # ART's declares the parameters of its FastGradientMethod, of which PGD ignores `minimal`.
+    attack_params = [  # noqa: RUF012
+        *(name for name in evasion.ProjectedGradientDescentPyTorch.attack_params if name != "minimal"),
+        *LossAttack.extra_params,
+    ]
 
     def set_params(self, **kwargs: Any) -> None:
         """Set parameters by name: see LossAttack's."""

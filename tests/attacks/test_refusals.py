@@ -1,0 +1,280 @@
+"""The gradient attacks' parameters: each has its effect, or is refused; and what is no image or label is refused."""
+
+import numpy as np
+import pytest
+from art.estimators.classification import BlackBoxClassifierNeuralNetwork, PyTorchClassifier
+from art.summary_writer import SummaryWriter
+from torch import nn
+
+from art_hrloss import HRClassifier, HRLoss
+from art_hrloss.attacks import AutoProjectedGradientDescent, FastGradientMethod, ProjectedGradientDescent
+
+KINDS = (FastGradientMethod, ProjectedGradientDescent, AutoProjectedGradientDescent)
+
+
+class Silent(SummaryWriter):
+    """A summary writer that counts what it is to write."""
+
+    def __init__(self):
+        self.updates = 0
+
+    def update(self, *args, **kwargs):
+        self.updates += 1
+
+    def reset(self):
+        pass
+
+
+# --------------------------------------------------------------------------- refused at construction and in set_params
+
+PER_PIXEL = {"eps": np.full((1, 8, 8), 0.1), "eps_step": np.full((1, 8, 8), 0.1)}
+REFUSED = [
+    (KINDS, {}, {"eps": 8.0}, "range of clip_values"),
+    (KINDS, {}, {"eps": 0.0}, "eps"),
+    (KINDS, {}, {"eps": -0.1}, "eps"),
+    (KINDS, {}, {"eps": np.nan}, "eps"),
+    (KINDS, {}, {"eps": np.inf}, "eps"),
+    (KINDS, {}, {"eps_step": 0.0}, "eps_step"),
+    (KINDS, {}, {"eps_step": np.nan}, "eps_step"),
+    (KINDS[:2], PER_PIXEL, {"eps": np.full((1, 8, 8), 8.0)}, "range of clip_values"),
+    (KINDS[:2], PER_PIXEL, {"eps": np.zeros((1, 8, 8))}, "eps"),
+    (KINDS, {}, {"norm": 0.5}, "norm|Norm"),
+    (KINDS, {}, {"batch_size": 0}, "batch_size"),
+    (KINDS, {}, {"targeted": "yes"}, "targeted"),
+    (KINDS, {}, {"restarts": 0}, "restarts"),
+    (KINDS, {}, {"restarts": 1.5}, "restarts"),
+    (KINDS, {}, {"loss": "cw"}, "loss"),
+    (KINDS[:2], {"num_random_init": 3}, {"restarts": 2}, "num_random_init"),
+    (KINDS[2:], {"nb_random_init": 3}, {"restarts": 2}, "nb_random_init"),
+    (KINDS[:2], {}, {"num_random_init": -1}, "random_init"),
+    (KINDS[2:], {}, {"nb_random_init": 0}, "nb_random_init"),
+    (KINDS[:1], {"minimal": True}, {"loss": "ce"}, "minimal"),
+    (KINDS[:1], {"minimal": True}, {"restarts": 2}, "minimal"),
+    (KINDS[:1], {"keep_first": True}, {"minimal": True}, "minimal"),
+    (KINDS[1:2], {}, {"minimal": True}, "minimal"),
+    (KINDS[1:2], {}, {"max_iter": -1}, "max_iter"),
+    (KINDS[2:], {}, {"max_iter": 0}, "max_iter"),
+    (KINDS[1:2], {}, {"decay": -0.1}, "decay"),
+    (KINDS[1:], {}, {"verbose": 1}, "verbose"),
+    (KINDS[:2], {"summary_writer": Silent()}, {"restarts": 1}, "summary_writer"),
+    (KINDS[:2], {"summary_writer": Silent()}, {"keep_first": True}, "summary_writer"),
+    (KINDS[2:], {}, {"loss_type": "cross_entropy"}, "loss_type"),
+    (KINDS[2:], {}, {"loss_type": "difference_logits_ratio"}, "loss_type"),
+    (KINDS[2:], {}, {"progress": "worst"}, "progress"),
+    (KINDS[2:], {"keep_first": True}, {"target_classes": 10}, "target_classes"),
+    (KINDS[2:], {"keep_first": True}, {"target_classes": -1}, "target_classes"),
+    (KINDS[2:], {"keep_first": True}, {"target_classes": 1.5}, "target_classes"),
+    (KINDS[2:], {}, {"target_classes": 2}, "keep_first"),
+    (KINDS[2:], {"keep_first": True, "target_classes": 2}, {"loss": "ce"}, "target_classes"),
+    (KINDS[2:], {"keep_first": True, "target_classes": 2}, {"targeted": True}, "target_classes"),
+    (KINDS[2:], {"keep_first": True, "target_classes": 2}, {"restarts": 3}, "target_classes"),
+    (KINDS[2:], {"keep_first": True, "target_classes": 2}, {"nb_random_init": 3}, "target_classes"),
+    (KINDS[2:], {"keep_first": True, "target_classes": 2}, {"keep_first": False}, "target_classes"),
+]
+
+
+@pytest.mark.parametrize(
+    ("kind", "base", "refused", "word"),
+    [
+        pytest.param(kind, base, refused, word, id=f"{kind.__name__}-{str(refused)[:40]}")
+        for kinds, base, refused, word in REFUSED
+        for kind in kinds
+    ],
+)
+def test_what_cannot_be_honoured_is_refused_and_changes_nothing(
+    hr_classifier, attacked, x, y, kind, base, refused, word
+):
+    classifier = hr_classifier()
+    with pytest.raises((TypeError, ValueError), match=word):
+        kind(classifier, **{**base, **refused})
+    attack = kind(classifier, **base)
+    before = dict(vars(attack))
+    with pytest.raises((TypeError, ValueError), match=word):
+        attack.set_params(batch_size=7, **{"loss": HRLoss(alpha=2.0)} | refused if "minimal" not in base else refused)
+    assert vars(attack).keys() == before.keys()
+    assert all(vars(attack)[name] is value for name, value in before.items())
+
+
+def test_a_parameter_that_does_not_exist_is_refused(hr_classifier, attack, kind):
+    with pytest.raises(TypeError, match="alpha"):
+        attack(kind, hr_classifier(), alpha=1.0)
+    made = attack(kind, hr_classifier())
+    with pytest.raises(ValueError, match="alpha"):
+        made.set_params(eps=0.01, alpha=1.0)
+    assert made.eps == 0.15
+
+
+def test_random_eps_is_set_at_construction_alone(hr_classifier, attack):
+    """ART draws it from a distribution that its constructor sets, and would ignore another eps."""
+    made = attack(ProjectedGradientDescent, hr_classifier(), random_eps=True)
+    for change in ({"eps": 0.1}, {"random_eps": True}):
+        with pytest.raises(ValueError, match="random"):
+            made.set_params(**change)
+    with pytest.raises(ValueError, match="random"):
+        attack(ProjectedGradientDescent, hr_classifier()).set_params(random_eps=True)
+
+
+def test_restarts_are_changed_by_set_params(hr_classifier, attack, kind):
+    made = attack(kind, hr_classifier(), restarts=2)
+    made.set_params(restarts=3)
+    assert made.restarts == 3
+    made.set_params(restarts=None, keep_first=True)
+    assert (made.restarts, made.keep_first) == (None, True)
+
+
+@pytest.mark.parametrize("name", ["loss_gradient", "compute_loss"])
+@pytest.mark.parametrize("base", [PyTorchClassifier, HRClassifier])
+def test_estimators_whose_gradients_would_be_bypassed_are_refused(network, kind, base, name):
+    replaced = type("Replaced", (base,), {name: lambda self, x, y, **options: None})
+    classifier = replaced(network, nn.CrossEntropyLoss(), (1, 8, 8), 10, clip_values=(0, 1), device_type="cpu")
+    with pytest.raises(TypeError, match=name):
+        kind(classifier)
+    patched = base(network, nn.CrossEntropyLoss(), (1, 8, 8), 10, clip_values=(0, 1), device_type="cpu")
+    setattr(patched, name, lambda x, y, **options: None)
+    with pytest.raises(TypeError, match=name):
+        kind(patched)
+
+
+def test_estimators_that_are_no_pytorch_classifier_are_refused(kind):
+    black_box = BlackBoxClassifierNeuralNetwork(lambda x: np.zeros((len(x), 10)), (1, 8, 8), 10)
+    with pytest.raises(TypeError, match="PyTorchClassifier"):
+        kind(black_box)
+
+
+# -------------------------------------------------------------------------------------------------- refused at generate
+
+
+@pytest.mark.parametrize("options", [{}, {"keep_first": True}], ids=["default", "keep-first"])
+@pytest.mark.parametrize(
+    ("change", "word"),
+    [
+        (lambda x, y: (255 * x, y), "clip_values"),
+        (lambda x, y: (x - 0.1, y), "clip_values"),
+        (lambda x, y: (np.where(x == x.max(), np.nan, x), y), "finite"),
+        (lambda x, y: (np.where(x == x.max(), np.inf, x), y), "finite"),
+        (lambda x, y: (x, y + 1), "class indices"),
+        (lambda x, y: (x, y - 1), "class indices"),
+        (lambda x, y: (x, y[:3]), "class indices"),
+        (lambda x, y: (x, np.zeros((50, 10))), "labels"),
+        (lambda x, y: (x, np.zeros((50, 3))), "class indices"),
+        (lambda x, y: (x, np.full(50, np.nan)), "class indices"),
+        (lambda x, y: (x, y + 0.5), "class indices"),
+    ],
+    ids=["255", "negative", "nan", "inf", "10", "-1", "too-few", "no-class", "3-columns", "nan-label", "halves"],
+)
+def test_images_and_labels_that_are_none(hr_classifier, attacked, x, y, kind, options, change, word):
+    y[:2] = 0, 9
+    with pytest.raises(ValueError, match=word):
+        attacked(kind, hr_classifier(), *change(x, y), **options)
+
+
+def test_labels_that_leave_the_true_class_open_are_no_target_of_a_search(hr_classifier, attacked, x, kind):
+    with pytest.raises(ValueError, match="largest entry"):
+        attacked(kind, hr_classifier(), x, np.full((50, 10), 0.1), keep_first=True)
+
+
+@pytest.mark.parametrize("options", [{}, {"restarts": 1}], ids=str)
+def test_a_targeted_attack_needs_targets(hr_classifier, attacked, x, kind, options):
+    with pytest.raises(ValueError, match="targeted"):
+        attacked(kind, hr_classifier(), x, None, targeted=True, **options)
+
+
+def test_a_network_of_one_logit_has_no_predictions(attacked, x, y):
+    """Its largest entry is always class 0."""
+    network = nn.Sequential(nn.Flatten(), nn.Linear(64, 1))
+    classifier = HRClassifier(network, nn.BCEWithLogitsLoss(), (1, 8, 8), 2, clip_values=(0, 1), device_type="cpu")
+    for kind, labels, options in (
+        (FastGradientMethod, None, {}),
+        (ProjectedGradientDescent, None, {}),
+        (FastGradientMethod, y % 2, {"keep_first": True}),
+        (ProjectedGradientDescent, y % 2, {"restarts": 1}),
+        (AutoProjectedGradientDescent, y % 2, {}),
+    ):
+        with pytest.raises(ValueError, match="one logit per class"):
+            attacked(kind, classifier, x, labels, **options)
+    assert (attacked(FastGradientMethod, classifier, x, y % 2) != x).any((1, 2, 3)).all()
+
+
+def test_dlr_needs_three_classes(x):
+    network = nn.Sequential(nn.Flatten(), nn.Linear(64, 2))
+    classifier = HRClassifier(network, HRLoss(), (1, 8, 8), 2, clip_values=(0, 1), device_type="cpu")
+    with pytest.raises(ValueError, match="3 classes"):
+        ProjectedGradientDescent(classifier, loss="dlr", verbose=False).generate(x, [0] * 50)
+
+
+@pytest.mark.parametrize(
+    "mask",
+    [np.ones((2, 50, 1, 8, 8)), np.ones((1, 8, 8), dtype=np.int64), -np.ones((1, 8, 8))],
+    ids=["5-d", "int", "-1"],
+)
+@pytest.mark.parametrize("kind", KINDS[:2])
+def test_masks_that_are_none(hr_classifier, attacked, x, y, kind, mask):
+    with pytest.raises(ValueError, match=r"[Mm]ask"):
+        attacked(kind, hr_classifier(), x, y, mask=mask)
+
+
+# ---------------------------------------------------------------------------------------- each parameter has its effect
+
+EFFECTS = {
+    "norm": [({}, {"norm": 2})],
+    "eps": [({}, {"eps": 0.1})],
+    "eps_step": [({}, {"eps_step": 0.02})],
+    "decay": [({}, {"decay": 0.9})],
+    "max_iter": [({}, {"max_iter": 3})],
+    "targeted": [({}, {"targeted": True})],
+    "num_random_init": [({}, {"num_random_init": 1}), ({"num_random_init": 1}, {"num_random_init": 3})],
+    "nb_random_init": [({"nb_random_init": 1}, {"nb_random_init": 3})],
+    "random_eps": [({}, {"random_eps": True})],
+    "minimal": [({}, {"minimal": True})],
+    "loss": [({}, {"loss": "margin"}), ({"loss": "ce"}, {"loss": "dlr"})],
+    "restarts": [({}, {"restarts": 1}), ({"restarts": 1}, {"restarts": 3})],
+    "keep_first": [({}, {"keep_first": True})],
+    "target_classes": [
+        ({"keep_first": True}, {"target_classes": 3}),
+        ({"keep_first": True, "target_classes": 1}, {"target_classes": 3}),
+    ],
+    "progress": [({"max_iter": 30}, {"progress": "rise"})],
+}
+# What does not show in the images: tested by the numbers of passes, the summary, the bar, and the refusal above.
+ELSEWHERE = {"batch_size", "summary_writer", "verbose", "loss_type"}
+
+
+def test_every_parameter_is_known_here(kind):
+    assert set(kind.attack_params) <= {*EFFECTS, *ELSEWHERE}
+
+
+@pytest.mark.parametrize("name", EFFECTS)
+def test_each_parameter_changes_images_also_by_set_params(hr_classifier, attack, x, y, kind, name):
+    if name not in kind.attack_params:
+        pytest.skip(f"no parameter of {kind.__name__}")
+    for base, change in EFFECTS[name]:
+        if kind is FastGradientMethod and name == "eps_step":
+            base = {"minimal": True}
+        if name == "keep_first" and kind is FastGradientMethod:
+            base = {"num_random_init": 1}
+        images = []
+        for options in (base, base | change):
+            np.random.seed(0)  # noqa: NPY002
+            images.append(attack(kind, hr_classifier(), **options).generate(x, y))
+        assert (images[0] != images[1]).any()
+        if name != "random_eps":
+            made = attack(kind, hr_classifier(), **base)
+            made.set_params(**change)
+            np.random.seed(0)  # noqa: NPY002
+            np.testing.assert_array_equal(made.generate(x, y), images[1])
+
+
+def test_batch_size_and_verbose(hr_classifier, passes, attack, x, y, kind, capfd):
+    made = attack(kind, hr_classifier(network=passes.network), batch_size=20)
+    for options in ({}, {"keep_first": True}):
+        made.set_params(**options)
+        passes.clear()
+        made.generate(x, y)
+        assert max(passes.forward) == 20
+        if kind is not FastGradientMethod:
+            for verbose in (False, True):
+                made.set_params(verbose=verbose)
+                capfd.readouterr()
+                made.generate(x, y)
+                assert ("batch" in capfd.readouterr().err) == verbose
+            made.set_params(verbose=False)
