@@ -9,9 +9,9 @@ from testing import oracle
 from torch.nn import CrossEntropyLoss
 
 from art_hrloss import attack_view
-from art_hrloss.attacks._losses import AttackLossName, DLRLoss, ExactCrossEntropy, MarginLoss, attack_loss
+from art_hrloss.attacks import DLRLoss, ExactCrossEntropy, MarginLoss, TargetedDLRLoss, attack_loss
 
-NAMES: tuple[AttackLossName, ...] = ("ce", "hr", "margin", "dlr")
+NAMES = ("ce", "hr", "margin", "dlr")
 
 
 def softmax(z):
@@ -137,6 +137,41 @@ def test_dlr_of_three_equal_logits_is_finite(dtype):
 def test_dlr_needs_three_classes():
     with pytest.raises(ValueError, match="expected at least 3 classes for the DLR loss, but got 2"):
         DLRLoss()(torch.zeros(4, 2), torch.zeros(4, dtype=torch.long))
+
+
+# --------------------------------------------------------------------------------------------------- the targeted DLR
+
+
+@pytest.fixture
+def pairs(logits, labels):
+    """The labels, and a target of another class for each."""
+    return torch.stack((labels, (labels + torch.arange(24) % 4 + 1) % 5), dim=1)
+
+
+def test_the_targeted_dlr_loss_is_the_papers(logits, pairs):
+    """Eq. (7) of Croce and Hein (2020), in float64 NumPy."""
+    expected = []
+    for z, (y, t) in zip(logits.numpy(), pairs.numpy(), strict=True):
+        z1, _, z3, z4 = np.sort(z)[::-1][:4]
+        expected.append(-(z[y] - z[t]) / (z1 - (z3 + z4) / 2 + 1e-12))
+    np.testing.assert_allclose(TargetedDLRLoss()(logits, pairs).numpy(), expected, rtol=1e-12)
+    assert torch.autograd.gradcheck(lambda z: TargetedDLRLoss()(z, pairs), logits.clone().requires_grad_())
+
+
+def test_no_scale_or_shift_of_the_logits_changes_the_targeted_dlr(logits, pairs):
+    values = TargetedDLRLoss()(logits, pairs)
+    torch.testing.assert_close(TargetedDLRLoss()(1000 * logits, pairs), values, rtol=1e-11, atol=0)
+    torch.testing.assert_close(TargetedDLRLoss()(logits - 17.5, pairs), values, rtol=1e-11, atol=0)
+
+
+def test_the_targeted_dlr_of_fewer_than_four_classes_is_a_difference_of_logits(logits, pairs):
+    expected = logits[:, 1] - logits[:, 0]
+    assert torch.equal(TargetedDLRLoss()(logits[:, :3], torch.tensor([[0, 1]] * 24)), expected)
+
+
+def test_the_targeted_dlr_needs_a_class_and_a_target(logits, labels):
+    with pytest.raises(ValueError, match=r"\(24, 2\)"):
+        TargetedDLRLoss()(logits, labels)
 
 
 # ------------------------------------------------------------------------------------------ the exact cross-entropy
