@@ -253,11 +253,8 @@ class _HopSkipJump(HopSkipJump):
 
 
 def _check_attack(name: str, attack: EvasionAttack, eps: float, norm: float | str) -> None:
-    kind, norm_of_attack, eps_of_attack = (
-        type(attack).__name__,
-        getattr(attack, "norm", None),
-        getattr(attack, "eps", 0.0),
-    )
+    kind, norm_of_attack = type(attack).__name__, getattr(attack, "norm", None)
+    eps_of_attack = np.max(getattr(attack, "eps", 0.0))
     conjugate = (AutoConjugateGradient, RescalingAutoConjugateGradient)
     if isinstance(attack, conjugate) and norm_of_attack in (np.inf, "inf"):
         raise ValueError(
@@ -268,7 +265,7 @@ def _check_attack(name: str, attack: EvasionAttack, eps: float, norm: float | st
     if getattr(attack, "targeted", False) and not isinstance(attack, AutoAttack):
         raise ValueError(f"expected attacks that are not targeted, but {name} is {kind} with targeted=True")
     same_norm = norm_of_attack is not None and norm_order(norm_of_attack) == norm_order(norm)
-    if same_norm and not getattr(attack, "minimal", False) and np.max(eps_of_attack) > eps * (1 + 1e-5):
+    if same_norm and not getattr(attack, "minimal", False) and eps_of_attack > eps * (1 + 1e-5):
         raise ValueError(
-            f"expected attacks constructed for eps {eps:g}, but {name} is {kind} with eps {np.max(eps_of_attack):g}"
+            f"expected attacks constructed for eps {eps:g}, but {name} is {kind} with eps {eps_of_attack:g}"
         )

@@ -209,7 +209,7 @@ def test_the_exact_cross_entropy_of_a_wrong_example():
 
 
 def test_an_unknown_name():
-    with pytest.raises(ValueError, match="'margin', 'dlr'.*'cw'"):
+    with pytest.raises(ValueError, match=r"'margin', 'dlr'.*'cw'"):
         attack_loss("cw")
 
 

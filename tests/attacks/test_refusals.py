@@ -223,17 +223,17 @@ EFFECTS = {
     "max_iter": [({}, {"max_iter": 3})],
     "targeted": [({}, {"targeted": True})],
     "num_random_init": [({}, {"num_random_init": 1}), ({"num_random_init": 1}, {"num_random_init": 3})],
-    "nb_random_init": [({"nb_random_init": 1}, {"nb_random_init": 3})],
+    "nb_random_init": [({"eps": 0.06, "nb_random_init": 1}, {"nb_random_init": 3})],
     "random_eps": [({}, {"random_eps": True})],
     "minimal": [({}, {"minimal": True})],
     "loss": [({}, {"loss": "margin"}), ({"loss": "ce"}, {"loss": "dlr"})],
-    "restarts": [({}, {"restarts": 1}), ({"restarts": 1}, {"restarts": 3})],
+    "restarts": [({}, {"restarts": 1}), ({"eps": 0.06, "restarts": 1}, {"restarts": 3})],
     "keep_first": [({}, {"keep_first": True})],
     "target_classes": [
         ({"keep_first": True}, {"target_classes": 3}),
         ({"keep_first": True, "target_classes": 1}, {"target_classes": 3}),
     ],
-    "progress": [({"max_iter": 30}, {"progress": "rise"})],
+    "progress": [({"max_iter": 12, "nb_random_init": 1}, {"progress": "rise"})],
 }
 # What does not show in the images: tested by the numbers of passes, the summary, the bar, and the refusal above.
 ELSEWHERE = {"batch_size", "summary_writer", "verbose", "loss_type"}
@@ -247,6 +247,7 @@ def test_every_parameter_is_known_here(kind):
 def test_each_parameter_changes_images_also_by_set_params(hr_classifier, attack, x, y, kind, name):
     if name not in kind.attack_params:
         pytest.skip(f"no parameter of {kind.__name__}")
+    x, y = x[:20], y[:20]
     for base, change in EFFECTS[name]:
         if kind is FastGradientMethod and name == "eps_step":
             base = {"minimal": True}
