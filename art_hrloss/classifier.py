@@ -12,7 +12,7 @@ from torch.nn import CrossEntropyLoss, Module
 
 from art_hrloss._context import in_mode
 from art_hrloss._labels import BINARY_LOSSES, INDEX_LOSSES, label_rows, reduced, target_for
-from art_hrloss._network import AnyDtypeClassifier, Observer, Point, as_array, check_loss
+from art_hrloss._network import AnyDtypeClassifier, Observer, Point, as_array, check_differentiable, check_loss
 
 
 class HRClassifier(AnyDtypeClassifier):
@@ -116,7 +116,7 @@ class HRClassifier(AnyDtypeClassifier):
         :param kwargs: Any of `estimator_params`. A new `loss` also decides anew which form of labels it gets.
         """
         for name in ("loss", "attack_loss"):
-            if kwargs.get(name) is not None:
+            if name in kwargs and (name, kwargs[name]) != ("attack_loss", None):
                 check_loss(name, kwargs[name])
         if "model" in kwargs:
             self._model = self._make_model_wrapper(kwargs.pop("model")).to(self.device)
@@ -140,20 +140,18 @@ class HRClassifier(AnyDtypeClassifier):
         :param gradient: Whether to compute the gradient.
         """
         images = self._to_network(x).detach()
-        if gradient and not images.is_floating_point():
-            raise ValueError(
-                f"expected floating-point images, but got {images.dtype}: with preprocessing=None they reach the "
-                "network unchanged, and integers have no gradient"
-            )
-        leaf = images.clone() if images.is_inference() else images  # such a tensor cannot enter a graph
-        with torch.set_grad_enabled(gradient):
+        check_differentiable(images.is_floating_point() or not gradient, images.dtype)
+        with torch.inference_mode(False), torch.set_grad_enabled(gradient):  # whatever the caller's mode is
+            # A tensor made in inference mode cannot enter a graph.
+            leaf, rows = (part.clone() if part.is_inference() else part for part in (images, labels))
             leaf.requires_grad_(gradient and self.all_framework_preprocessing)
-            inputs, targets = self._preprocessed(leaf, labels)
+            inputs, targets = self._preprocessed(leaf, rows)
             if not self.all_framework_preprocessing:
                 leaf = inputs.requires_grad_(gradient)
+                inputs = leaf.clone()  # a network may begin with a step in place
             logits = self._model(inputs)[-1]
-            losses = reduced(loss or self.attack_loss, logits, targets, "none")
-        slope = torch.autograd.grad(losses.sum(), leaf)[0] if gradient else None
+            losses = reduced(self.attack_loss if loss is None else loss, logits, targets, "none")
+            slope = torch.autograd.grad(losses.sum(), leaf)[0] if gradient else None
         if slope is not None and not self.all_framework_preprocessing:  # by the steps' own estimates
             slope = torch.as_tensor(self._apply_preprocessing_gradient(as_array(images), as_array(slope))).to(leaf)
         point = Point(losses.detach(), logits.detach(), slope)
@@ -236,6 +234,7 @@ class HRClassifier(AnyDtypeClassifier):
         :param batch_size: How many images go through the network at once.
         :return: An array or tensor, as `x` is: shape ``(n,)`` for "none", else a scalar. Nats for HRLoss.
         """
+        self._check_kind(x)
         labels = self.attack_labels(y, len(x))
         if isinstance(x, Tensor) and x.requires_grad and torch.is_grad_enabled():
             with in_mode(self.model, False, backward=True):
@@ -268,6 +267,14 @@ class HRClassifier(AnyDtypeClassifier):
         """
         rows = label_rows(y, n=len(x), classes=self.nb_classes)
         super().fit(x, as_array(rows), batch_size=batch_size, nb_epochs=nb_epochs, **kwargs)
+
+    def reduce_labels(self, y: Any) -> Any:
+        """Return labels as the training loss takes them; as ART's, but rows such as [1, 1, 0] are not class 0."""
+        rows = torch.as_tensor(y)
+        if rows.ndim != 2 or rows.shape[1] != self.nb_classes:
+            return super().reduce_labels(y)
+        target = target_for(self._loss, rows if rows.is_floating_point() else rows.float())
+        return target if isinstance(y, Tensor) else as_array(target)
 
     def _preprocessed(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """Return the network's inputs, and labels, differentiable unless a step is written in NumPy."""
