@@ -133,7 +133,12 @@ class AnyDtypeClassifier(PyTorchClassifier):
         if isinstance(images, Tensor) and self._preprocessing_is_identity():
             return images.clone(), y  # a copy, because a network may begin with a step in place
         images, labels = super()._apply_preprocessing(images, y, fit=fit, no_grad=no_grad)
-        return self._cast(images), labels  # a step in NumPy may have returned another dtype
+        images = self._cast(images)  # a step in NumPy may have returned another dtype
+        if isinstance(images, np.ndarray) and (
+            fit or not no_grad
+        ):  # ART makes a tensor of them that shares their memory
+            images = np.require(images, requirements="W")
+        return images, labels
 
     def _check_kind(self, x: Any) -> None:
         if isinstance(x, Tensor) and not self.all_framework_preprocessing:

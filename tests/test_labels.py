@@ -133,7 +133,7 @@ def test_every_form_of_the_same_labels_gives_the_same_gradient(classifier, digit
 @pytest.mark.parametrize(("door", "wrong"), sorted(set(itertools.product(DOORS, WRONG)) - NOT_WRONG))
 def test_wrong_labels_are_refused_at_every_door_in_the_same_words(hr_classifier, network, digits, door, wrong):
     network.fc2.weight.register_hook(lambda gradient: pytest.fail("the network has been trained"))
-    with pytest.raises(ValueError, match="expected class indices, whole numbers from 0 to 9, .*, but got"):
+    with pytest.raises(ValueError, match=r"expected class indices, whole numbers from 0 to 9, .*, but got"):
         DOORS[door](hr_classifier(network=network), digits.x_test[:6], WRONG[wrong])
 
 
@@ -148,7 +148,7 @@ def test_ties_are_refused_where_a_class_is_needed(hr_classifier, network, digits
         log_softmax.compute_loss,
         keep_first.generate,
     ):
-        with pytest.raises(ValueError, match="whole numbers from 0 to 9, .* more than once"):
+        with pytest.raises(ValueError, match=r"whole numbers from 0 to 9, .* more than once"):
             refused(digits.x_test[:6], rows)
 
 

@@ -101,7 +101,7 @@ def test_a_subclass_that_replaces_a_method_that_attacks_bypass_is_refused(networ
     options = {"sample_size": 4} if kind is PyTorchRandomizedSmoothing else {}
     classifier = kind(network, HRLoss(), (1, 8, 8), 10, clip_values=(0, 1), device_type="cpu", **options)
     name = "compute_loss" if kind is OwnLoss else "loss_gradient"
-    with pytest.raises(TypeError, match=f"expected .*{name}, but {kind.__name__} .*evaluate"):
+    with pytest.raises(TypeError, match=rf"expected .*{name}, but {kind.__name__} .*evaluate"):
         view(classifier)
     with pytest.raises(TypeError, match=name):
         ProjectedGradientDescent(classifier, eps=0.1)
@@ -122,13 +122,13 @@ def test_a_classifier_whose_method_is_replaced_on_the_object_is_refused(request,
 @pytest.mark.parametrize("classifier", [nn.Linear(2, 2), None], ids=["network", "None"])
 def test_a_view_of_what_is_no_classifier_is_refused(classifier):
     for view in (lambda c: attack_view(c, HRLoss()), as_hr_classifier):
-        with pytest.raises(TypeError, match=f"expected classifier to be .* but got {type(classifier).__name__}"):
+        with pytest.raises(TypeError, match=rf"expected classifier to be .* but got {type(classifier).__name__}"):
             view(classifier)
 
 
 @pytest.mark.parametrize("loss", [nn.functional.cross_entropy, HRLoss, None, "ce"], ids=repr)
 def test_a_view_along_what_is_no_module_is_refused(hr_classifier, loss):
-    with pytest.raises(TypeError, match=f"torch.nn.Module, but got {type(loss).__name__}"):
+    with pytest.raises(TypeError, match=rf"torch\.nn.Module, but got {type(loss).__name__}"):
         attack_view(hr_classifier(), loss)
 
 
