@@ -108,7 +108,7 @@ class AnyDtypeClassifier(PyTorchClassifier):
         **kwargs: Any,
     ) -> np.ndarray:
         """Return the gradients of the logits by the images, as ART's, in the images' dtype if that is floating."""
-        images = self._cast(x)
+        images = np.require(self._cast(x), requirements="W")  # ART makes a tensor of them that shares their memory
         check_differentiable(images.dtype.kind == "f", images.dtype)
         gradients: np.ndarray = super().class_gradient(images, label, training_mode=training_mode, **kwargs)
         return gradients.astype(x.dtype, copy=False) if x.dtype.kind == "f" else gradients
@@ -134,9 +134,7 @@ class AnyDtypeClassifier(PyTorchClassifier):
             return images.clone(), y  # a copy, because a network may begin with a step in place
         images, labels = super()._apply_preprocessing(images, y, fit=fit, no_grad=no_grad)
         images = self._cast(images)  # a step in NumPy may have returned another dtype
-        if isinstance(images, np.ndarray) and (
-            fit or not no_grad
-        ):  # ART makes a tensor of them that shares their memory
+        if fit and isinstance(images, np.ndarray):  # ART makes a tensor of them that shares their memory
             images = np.require(images, requirements="W")
         return images, labels
 
