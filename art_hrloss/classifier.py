@@ -170,7 +170,8 @@ class HRClassifier(AnyDtypeClassifier):
         """
         Register a function that is called after every evaluation, by whatever attack, ART's own included.
 
-        :param observer: Takes the images ``(n, *input_shape)``, their labels, and the :class:`Point`.
+        :param observer: Takes the images ``(n, *input_shape)``, which an attack may overwrite afterwards, their labels,
+               and the :class:`Point`.
         """
         self._observers.append(observer)
         try:
