@@ -287,7 +287,7 @@ LOSSES = {
     "weighted CE": (nn.CrossEntropyLoss(weight=WEIGHT, label_smoothing=0.1), 10, torch.as_tensor),
     "weighted NLL": (nn.NLLLoss(weight=WEIGHT), 10, torch.as_tensor),
     "multi-margin": (nn.MultiMarginLoss(), 10, torch.as_tensor),
-    "BCE, two outputs": (nn.BCEWithLogitsLoss(), 1, lambda y: torch.tensor(y[:, None] % 2).float()),
+    "BCE, one output": (nn.BCEWithLogitsLoss(), 1, lambda y: torch.tensor(y[:, None] % 2).float()),
     "MSE": (nn.MSELoss(), 10, lambda y: torch.tensor(one_hot(y))),
 }
 
