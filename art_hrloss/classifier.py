@@ -241,15 +241,18 @@ class HRClassifier(AnyDtypeClassifier):
             with in_mode(self.model, False, backward=True):
                 inputs, targets = self._preprocessed(self._to_network(x), labels)
                 return reduced(self.attack_loss, self._model(inputs)[-1], targets, reduction)
-        images = x if isinstance(x, Tensor) else self._to_network(x)
+        points, rows = [], []
         with in_mode(self.model, False, backward=False), torch.no_grad():
-            parts = [slice(i, i + batch_size) for i in range(0, max(1, len(images)), batch_size)]
-            points = [self.evaluate(images[part], labels[part], gradient=False) for part in parts]
+            for part in (slice(i, i + batch_size) for i in range(0, max(1, len(x)), batch_size)):
+                images = x[part] if isinstance(x, Tensor) else self._to_network(x[part])
+                points.append(self.evaluate(images, labels[part], gradient=False))
+                if reduction != "none":
+                    rows.append(self._preprocessed(images, labels[part])[1])
             if reduction == "none":
                 loss = torch.cat([point.losses for point in points])
             else:  # over all examples together, from their logits
-                _, targets = self._preprocessed(images, labels)
-                loss = reduced(self.attack_loss, torch.cat([point.logits for point in points]), targets, reduction)
+                logits = torch.cat([point.logits for point in points])
+                loss = reduced(self.attack_loss, logits, torch.cat(rows), reduction)
         return loss if isinstance(x, Tensor) else as_array(loss)
 
     def fit(self, x: Any, y: Any, batch_size: int = 128, nb_epochs: int = 10, **kwargs: Any) -> None:

@@ -16,7 +16,7 @@ import torch
 from art.attacks.evasion import FastGradientMethod
 from art.defences.postprocessor import Rounded
 from art.defences.preprocessor import FeatureSqueezing, SpatialSmoothing
-from art.defences.preprocessor.preprocessor import PreprocessorPyTorch
+from art.defences.preprocessor.preprocessor import Preprocessor, PreprocessorPyTorch
 from torch import nn
 
 from art_hrloss import HRLoss
@@ -243,6 +243,15 @@ def test_layers_and_activations_are_arts(hr_classifier, art_classifier, network,
 # ----------------------------------------------------------------------------------- preprocessing and postprocessing
 
 
+class Relabelled(Preprocessor):
+    """A step in NumPy that moves every label on by one class."""
+
+    params = []  # noqa: RUF012  # ART's own declaration
+
+    def __call__(self, x, y=None):
+        return x, None if y is None else np.roll(y, 1, 1)
+
+
 class Squared(PreprocessorPyTorch):
     """A step in torch whose derivative differs from pixel to pixel, and which moves every label on by one class."""
 
@@ -270,6 +279,15 @@ def test_a_step_in_torch_is_differentiated_and_sees_labels(hr_classifier, networ
     assert error(method(classifier, torch.tensor(x), torch.tensor(y)).numpy(), expected) < 1e-5
 
 
+@pytest.mark.parametrize("method", [m for n, m in METHODS.items() if n != "class_gradient"])
+def test_a_step_in_numpy_sees_labels(hr_classifier, batch, method):
+    x, y = batch
+    expected = method(hr_classifier(), x, (y + 1) % 10)
+    actual = method(hr_classifier(preprocessing_defences=Relabelled()), x, y)
+    assert error(actual, expected) < 1e-5
+    assert method is METHODS["predict"] or error(actual, method(hr_classifier(), x, y)) > 1e-2
+
+
 @pytest.mark.parametrize("preprocessing", [None, (0.3, 0.7)], ids=["alone", "standardised"])
 def test_a_step_in_numpy_has_the_gradient_that_art_estimates(hr_classifier, art_classifier, batch, preprocessing):
     x, y = batch
@@ -285,13 +303,16 @@ def test_a_step_in_numpy_has_the_gradient_that_art_estimates(hr_classifier, art_
 
 
 @pytest.mark.parametrize("method", [m for n, m in METHODS.items() if n != "FGSM"])
-def test_a_step_in_numpy_may_change_the_dtype(hr_classifier, batch, method):
-    """FeatureSqueezing gives float64, which ART's classifier does not take. Its derivative counts as the identity."""
+def test_a_step_in_numpy_may_change_the_dtype(hr_classifier, network, batch, method):
+    """
+    FeatureSqueezing gives float64, which ART's classifier does not take. Its derivative counts as the identity. The
+    network may begin with a step in place.
+    """
     squeezing = FeatureSqueezing(clip_values=(0, 1), bit_depth=2, apply_fit=True)
-    squeezed = squeezing(batch[0])[0]
+    squeezed, identity = squeezing(batch[0])[0], nn.LeakyReLU(1.0, inplace=True)
     assert squeezed.dtype == np.float64
     expected = method(hr_classifier(), squeezed.astype(np.float32), batch[1])
-    actual = method(hr_classifier(preprocessing_defences=squeezing), *batch)
+    actual = method(hr_classifier(network=nn.Sequential(identity, network), preprocessing_defences=squeezing), *batch)
     assert error(actual, expected) < 1e-5
 
 
