@@ -52,6 +52,8 @@ class Network(Module):
         """Return the outputs of a Sequential's layers, or the one output of another network; the last is the logits."""
         if x.is_floating_point():
             x = x.to(self.dtype)
+        if x.is_leaf and x.requires_grad:
+            x = x.clone()  # a network may begin with a step in place
         outputs = []
         # A Sequential with a forward of its own may do more than to call its layers in turn.
         in_turn = isinstance(self._model, Sequential) and type(self._model).forward is Sequential.forward

@@ -148,7 +148,6 @@ class HRClassifier(AnyDtypeClassifier):
             inputs, targets = self._preprocessed(leaf, rows)
             if not self.all_framework_preprocessing:
                 leaf = inputs.requires_grad_(gradient)
-                inputs = leaf.clone()  # a network may begin with a step in place
             logits = self._model(inputs)[-1]
             losses = reduced(self.attack_loss if loss is None else loss, logits, targets, "none")
             slope = torch.autograd.grad(losses.sum(), leaf)[0] if gradient else None
