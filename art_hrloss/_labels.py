@@ -37,8 +37,8 @@ def parse_labels(y: Any, *, n: int, classes: int, zero_rows: bool = False) -> Te
         labels = labels if labels.is_floating_point() else labels.float()
         # A row without weight, or with NaN, has no gradient: its image would not move and would look robust.
         if not bool((labels.isfinite() & (labels >= 0)).all() and (zero_rows or (labels.sum(1) > 0).all())):
-            weightless = "" if zero_rows else " and not all 0"
-            raise ValueError(f"expected rows of labels to be finite, at least 0{weightless}, but got others")
+            weightless = "" if zero_rows else ", or all 0"
+            raise ValueError(f"{_expected(n, classes)}, but got rows with NaN, infinity or numbers below 0{weightless}")
         return labels
     if labels.ndim == 1 or (labels.ndim == 2 and labels.shape[1] == 1):
         labels = labels.reshape(-1)
@@ -62,22 +62,22 @@ def class_indices(y: Any, *, n: int, classes: int) -> Tensor:
     :raises ValueError: If a row of probabilities has no single largest entry: no class is then the true one.
     """
     labels = parse_labels(y, n=n, classes=classes)
-    if not labels.is_floating_point():
-        return labels
-    largest = labels.amax(1, keepdim=True)
-    if bool(((labels == largest).sum(1) != 1).any()):
-        raise ValueError(f"{_expected(n, classes)}, but got a row whose largest entry occurs more than once")
-    return labels.argmax(1)
+    return _largest(labels) if labels.is_floating_point() else labels
 
 
 def target_for(loss: Module, labels: Tensor) -> Tensor:
-    """Return rows of labels ``(n, M)`` in the form that ART gives to a loss of this kind; any other form unchanged."""
-    if not labels.is_floating_point() or labels.shape[1] == 1:
+    """
+    Return rows of labels ``(n, M)`` in the form that ART gives to a loss of this kind; any other form unchanged.
+
+    :raises ValueError: If the loss takes classes, and a row has no single largest entry.
+    """
+    if not labels.is_floating_point() or labels.ndim == 1 or labels.shape[1] == 1:
         return labels
     if isinstance(loss, BINARY_LOSSES):
-        return labels.argmax(1, keepdim=True).to(labels.dtype)
-    probabilities = isinstance(loss, CrossEntropyLoss) and not torch.equal(labels, labels.floor())
-    return labels.argmax(1) if isinstance(loss, INDEX_LOSSES) and not probabilities else labels
+        return _largest(labels)[:, None].to(labels.dtype)
+    # Cross-entropy takes rows as weights of the classes; to ART, rows of whole numbers such as [1, 1, 0] are one-hot.
+    one_hot = not isinstance(loss, CrossEntropyLoss) or bool(((labels == 1).sum(1) + (labels != 0).sum(1) == 2).all())
+    return _largest(labels) if isinstance(loss, INDEX_LOSSES) and one_hot else labels
 
 
 def reduced(loss: Module, logits: Tensor, labels: Tensor, reduction: str) -> Tensor:
@@ -111,6 +111,13 @@ def reduced(loss: Module, logits: Tensor, labels: Tensor, reduction: str) -> Ten
     return values.mean() if reduction == "mean" else values.sum()
 
 
+def _largest(rows: Tensor) -> Tensor:
+    """Return the class of each row's largest entry, int64 of shape ``(n,)``; raise where it is not the only one."""
+    if bool(((rows == rows.amax(1, keepdim=True)).sum(1) != 1).any()):
+        raise ValueError(f"{_expected(*rows.shape)}, but got a row whose largest entry occurs more than once")
+    return rows.argmax(1)
+
+
 def _expected(n: int, classes: int) -> str:
     return (
         f"expected class indices, whole numbers from 0 to {classes - 1}, of shape ({n},) or ({n}, 1), or one-hot "
@@ -121,10 +128,14 @@ def _expected(n: int, classes: int) -> str:
 def _as_tensor(y: Any) -> Tensor | None:
     """Return a copy as a tensor of a dtype that torch computes with; None if `y` holds no numbers."""
     if isinstance(y, Tensor):  # A copy, because a tensor made in inference mode cannot enter a graph.
-        return None if y.is_complex() else y.detach().clone()
-    array = np.asarray(y)
-    if array.dtype == object:  # pandas's nullable integers, or Python's in an array of objects
-        array = np.asarray(array.tolist())
+        dense = y.detach().to_dense().clone()
+        return None if y.is_complex() else dense if y.is_floating_point() else dense.long()
+    try:
+        array = np.asarray(y)
+        if array.dtype == object:  # pandas's nullable integers, or Python's in an array of objects
+            array = np.asarray(array.tolist())
+    except ValueError:  # rows of different lengths
+        return None
     if array.dtype.kind not in "biuf":
         return None
     if array.dtype.kind == "f":

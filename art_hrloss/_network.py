@@ -52,8 +52,12 @@ class Network(Module):
         """Return the outputs of a Sequential's layers, or the one output of another network; the last is the logits."""
         if x.is_floating_point():
             x = x.to(self.dtype)
+        if x.is_leaf and x.requires_grad:
+            x = x.clone()  # a network may begin with a step in place
         outputs = []
-        for layer in self._model.children() if isinstance(self._model, Sequential) else (self._model,):
+        # A Sequential with a forward of its own may do more than to call its layers in turn.
+        in_turn = isinstance(self._model, Sequential) and type(self._model).forward is Sequential.forward
+        for layer in self._model.children() if in_turn else (self._model,):
             x = layer(x)
             outputs.append(x)
         if not isinstance(x, Tensor):
@@ -61,8 +65,8 @@ class Network(Module):
                 f"expected the network to return a tensor of logits, but got a {type(x).__name__}: wrap it in a module "
                 "whose forward picks the logits out"
             )
-        if x.dtype in _HALF:
-            outputs[-1] = x.float()
+        x = x.float() if x.dtype in _HALF else x
+        outputs[-1] = x[:, None] if x.ndim == 1 else x  # one output per image is a column, as in ART's predict
         return outputs
 
     @property
@@ -105,9 +109,11 @@ class AnyDtypeClassifier(PyTorchClassifier):
         training_mode: bool = False,
         **kwargs: Any,
     ) -> np.ndarray:
-        """Return the gradients of the logits by the images, as ART's, for images of any real dtype."""
-        gradients: np.ndarray = super().class_gradient(self._cast(x), label, training_mode=training_mode, **kwargs)
-        return gradients
+        """Return the gradients of the logits by the images, as ART's, in the images' dtype if that is floating."""
+        images = np.require(self._cast(x), requirements="W")  # ART makes a tensor of them that shares their memory
+        check_differentiable(images.dtype.kind == "f", images.dtype)
+        gradients: np.ndarray = super().class_gradient(images, label, training_mode=training_mode, **kwargs)
+        return gradients.astype(x.dtype, copy=False) if x.dtype.kind == "f" else gradients
 
     def load(self, filename: str, path: str | None = None) -> None:
         """
@@ -129,7 +135,10 @@ class AnyDtypeClassifier(PyTorchClassifier):
         if isinstance(images, Tensor) and self._preprocessing_is_identity():
             return images.clone(), y  # a copy, because a network may begin with a step in place
         images, labels = super()._apply_preprocessing(images, y, fit=fit, no_grad=no_grad)
-        return self._cast(images), labels  # a step in NumPy may have returned another dtype
+        images = self._cast(images)  # a step in NumPy may have returned another dtype
+        if fit and isinstance(images, np.ndarray):  # ART makes a tensor of them that shares their memory
+            images = np.require(images, requirements="W")
+        return images, labels
 
     def _check_kind(self, x: Any) -> None:
         if isinstance(x, Tensor) and not self.all_framework_preprocessing:
@@ -153,17 +162,19 @@ class AnyDtypeClassifier(PyTorchClassifier):
         kind = "fiub" if self.preprocessing_operations else "f"
         if isinstance(x, Tensor):
             return x.to(self._model.dtype) if x.is_floating_point() or "i" in kind else x
-        if not isinstance(x, np.ndarray) or x.dtype.kind not in kind:
+        if not isinstance(x, np.ndarray):
             return x
-        dtype = {torch.float64: np.float64, torch.float16: np.float16}.get(self._model.dtype, np.float32)
-        return x.astype(dtype, copy=False)
+        dtype = x.dtype.newbyteorder("=")
+        if x.dtype.kind in kind:
+            dtype = np.dtype({torch.float64: "f8", torch.float16: "f2"}.get(self._model.dtype, "f4"))
+        return np.ascontiguousarray(x, dtype=dtype)  # torch takes no other byte order and no negative strides
 
     def _to_network(self, x: np.ndarray | Tensor) -> Tensor:
         """Return images as a tensor on the network's device, in its dtype; arrays are copied: they may be read-only."""
         if isinstance(x, Tensor):
             images: Tensor = self._cast(x).to(self._device)
             return images
-        return self._cast(torch.tensor(self._cast(np.ascontiguousarray(x)), device=self._device))  # type: ignore[no-any-return]
+        return self._cast(torch.tensor(self._cast(x), device=self._device))  # type: ignore[no-any-return]
 
     def _make_model_wrapper(self, model: Module) -> Network:
         return Network(model)
@@ -181,6 +192,15 @@ def check_loss(name: str, loss: object) -> None:
     """Raise unless a loss is a module."""
     if not isinstance(loss, Module):
         raise TypeError(f"expected {name} to be a torch.nn.Module, but got {type(loss).__name__}")
+
+
+def check_differentiable(floating: bool, dtype: object) -> None:
+    """Raise unless images are floating-point numbers where their gradient is asked for."""
+    if not floating:
+        raise ValueError(
+            f"expected floating-point images, but got {dtype}: with preprocessing=None they reach the network "
+            "unchanged, and integers have no gradient"
+        )
 
 
 def as_array(values: Tensor) -> np.ndarray:

@@ -9,6 +9,7 @@ from art.estimators.classification import PyTorchClassifier
 
 from art_hrloss._context import modes_kept
 from art_hrloss._labels import class_indices
+from art_hrloss._network import as_array
 from art_hrloss.losses._numerics import are_distributions
 
 Images = npt.NDArray[np.float32]
@@ -51,13 +52,14 @@ def checked_evaluation(classifier: PyTorchClassifier, x: Any, y: Any, *, batch_s
 
 def checked_images(classifier: PyTorchClassifier, x: Any) -> Images:
     """Return images as float32; raise unless there are any, finite and inside the classifier's clip_values."""
-    images = np.asarray(x.detach().cpu() if isinstance(x, torch.Tensor) else x)
+    images = as_array(x) if isinstance(x, torch.Tensor) else np.asarray(x)
     if images.ndim < 2 or len(images) == 0 or images.dtype.kind not in "fiub":
         raise ValueError(
             f"expected at least one image, an array of numbers of shape (n, *{tuple(classifier.input_shape)}), but got "
             f"{images.dtype} of shape {images.shape}"
         )
-    images = images.astype(np.float32)
+    with np.errstate(over="ignore"):  # float64 beyond float32 turns infinite, and so is refused
+        images = images.astype(np.float32)
     if not np.isfinite(images).all():
         raise ValueError(
             "expected images to be finite, but got NaN or infinity: a network's answer to them means nothing"

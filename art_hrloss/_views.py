@@ -45,7 +45,7 @@ def as_hr_classifier(classifier: PyTorchClassifier) -> HRClassifier:
     """
     Return the classifier itself if it is an HRClassifier, else its :func:`attack_view` along its own loss.
 
-    :raises TypeError: If it overrides `loss_gradient`, `compute_loss` or `predict`: attacks evaluate the network by
+    :raises TypeError: If it overrides `loss_gradient` or `compute_loss`: attacks evaluate the network by
             :meth:`HRClassifier.evaluate`, and would bypass them.
     """
     if not isinstance(classifier, HRClassifier):

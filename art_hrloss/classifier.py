@@ -12,7 +12,7 @@ from torch.nn import CrossEntropyLoss, Module
 
 from art_hrloss._context import in_mode
 from art_hrloss._labels import BINARY_LOSSES, INDEX_LOSSES, label_rows, reduced, target_for
-from art_hrloss._network import AnyDtypeClassifier, Observer, Point, as_array, check_loss
+from art_hrloss._network import AnyDtypeClassifier, Observer, Point, as_array, check_differentiable, check_loss
 
 
 class HRClassifier(AnyDtypeClassifier):
@@ -116,7 +116,7 @@ class HRClassifier(AnyDtypeClassifier):
         :param kwargs: Any of `estimator_params`. A new `loss` also decides anew which form of labels it gets.
         """
         for name in ("loss", "attack_loss"):
-            if kwargs.get(name) is not None:
+            if name in kwargs and (name, kwargs[name]) != ("attack_loss", None):
                 check_loss(name, kwargs[name])
         if "model" in kwargs:
             self._model = self._make_model_wrapper(kwargs.pop("model")).to(self.device)
@@ -140,20 +140,17 @@ class HRClassifier(AnyDtypeClassifier):
         :param gradient: Whether to compute the gradient.
         """
         images = self._to_network(x).detach()
-        if gradient and not images.is_floating_point():
-            raise ValueError(
-                f"expected floating-point images, but got {images.dtype}: with preprocessing=None they reach the "
-                "network unchanged, and integers have no gradient"
-            )
-        leaf = images.clone() if images.is_inference() else images  # such a tensor cannot enter a graph
-        with torch.set_grad_enabled(gradient):
+        check_differentiable(images.is_floating_point() or not gradient, images.dtype)
+        with torch.inference_mode(False), torch.set_grad_enabled(gradient):  # whatever the caller's mode is
+            # A tensor made in inference mode cannot enter a graph.
+            leaf, rows = (part.clone() if part.is_inference() else part for part in (images, labels))
             leaf.requires_grad_(gradient and self.all_framework_preprocessing)
-            inputs, targets = self._preprocessed(leaf, labels)
+            inputs, targets = self._preprocessed(leaf, rows)
             if not self.all_framework_preprocessing:
                 leaf = inputs.requires_grad_(gradient)
             logits = self._model(inputs)[-1]
-            losses = reduced(loss or self.attack_loss, logits, targets, "none")
-        slope = torch.autograd.grad(losses.sum(), leaf)[0] if gradient else None
+            losses = reduced(self.attack_loss if loss is None else loss, logits, targets, "none")
+            slope = torch.autograd.grad(losses.sum(), leaf)[0] if gradient else None
         if slope is not None and not self.all_framework_preprocessing:  # by the steps' own estimates
             slope = torch.as_tensor(self._apply_preprocessing_gradient(as_array(images), as_array(slope))).to(leaf)
         point = Point(losses.detach(), logits.detach(), slope)
@@ -172,7 +169,8 @@ class HRClassifier(AnyDtypeClassifier):
         """
         Register a function that is called after every evaluation, by whatever attack, ART's own included.
 
-        :param observer: Takes the images ``(n, *input_shape)``, their labels, and the :class:`Point`.
+        :param observer: Takes the images ``(n, *input_shape)``, which an attack may overwrite afterwards, their labels,
+               and the :class:`Point`.
         """
         self._observers.append(observer)
         try:
@@ -236,20 +234,24 @@ class HRClassifier(AnyDtypeClassifier):
         :param batch_size: How many images go through the network at once.
         :return: An array or tensor, as `x` is: shape ``(n,)`` for "none", else a scalar. Nats for HRLoss.
         """
+        self._check_kind(x)
         labels = self.attack_labels(y, len(x))
         if isinstance(x, Tensor) and x.requires_grad and torch.is_grad_enabled():
             with in_mode(self.model, False, backward=True):
                 inputs, targets = self._preprocessed(self._to_network(x), labels)
                 return reduced(self.attack_loss, self._model(inputs)[-1], targets, reduction)
-        images = x if isinstance(x, Tensor) else self._to_network(x)
+        points, rows = [], []
         with in_mode(self.model, False, backward=False), torch.no_grad():
-            parts = [slice(i, i + batch_size) for i in range(0, max(1, len(images)), batch_size)]
-            points = [self.evaluate(images[part], labels[part], gradient=False) for part in parts]
+            for part in (slice(i, i + batch_size) for i in range(0, max(1, len(x)), batch_size)):
+                images = x[part] if isinstance(x, Tensor) else self._to_network(x[part])
+                points.append(self.evaluate(images, labels[part], gradient=False))
+                if reduction != "none":
+                    rows.append(self._preprocessed(images, labels[part])[1])
             if reduction == "none":
                 loss = torch.cat([point.losses for point in points])
             else:  # over all examples together, from their logits
-                _, targets = self._preprocessed(images, labels)
-                loss = reduced(self.attack_loss, torch.cat([point.logits for point in points]), targets, reduction)
+                logits = torch.cat([point.logits for point in points])
+                loss = reduced(self.attack_loss, logits, torch.cat(rows), reduction)
         return loss if isinstance(x, Tensor) else as_array(loss)
 
     def fit(self, x: Any, y: Any, batch_size: int = 128, nb_epochs: int = 10, **kwargs: Any) -> None:
@@ -268,6 +270,14 @@ class HRClassifier(AnyDtypeClassifier):
         """
         rows = label_rows(y, n=len(x), classes=self.nb_classes)
         super().fit(x, as_array(rows), batch_size=batch_size, nb_epochs=nb_epochs, **kwargs)
+
+    def reduce_labels(self, y: Any) -> Any:
+        """Return labels as the training loss takes them; as ART's, but rows such as [1, 1, 0] are not class 0."""
+        rows = torch.as_tensor(y)
+        if rows.ndim != 2 or rows.shape[1] != self.nb_classes:
+            return super().reduce_labels(y)
+        target = target_for(self._loss, rows if rows.is_floating_point() else rows.float())
+        return target if isinstance(y, Tensor) else as_array(target)
 
     def _preprocessed(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """Return the network's inputs, and labels, differentiable unless a step is written in NumPy."""

@@ -85,6 +85,12 @@ def trained_network(one_thread: None, digits: Digits) -> SmallCNN:
 
 
 @pytest.fixture
+def batch(digits: Digits) -> tuple[np.ndarray, np.ndarray]:
+    """Copies of 40 test images and their labels."""
+    return digits.x_test[:40].copy(), digits.y_test[:40].copy()
+
+
+@pytest.fixture
 def network(trained_network: SmallCNN) -> SmallCNN:
     """A copy of the trained network, in evaluation mode."""
     return copy.deepcopy(trained_network)
