@@ -8,7 +8,14 @@ Each attack is a subclass of ART's with ART's parameters and, by default, ART's 
 from art_hrloss._context import seeded
 from art_hrloss.attacks._auto_pgd import AutoProjectedGradientDescent
 from art_hrloss.attacks._gradient import FastGradientMethod, ProjectedGradientDescent
-from art_hrloss.attacks._losses import DLRLoss, ExactCrossEntropy, MarginLoss, TargetedDLRLoss, attack_loss
+from art_hrloss.attacks._losses import (
+    DLRLoss,
+    ExactCrossEntropy,
+    MarginLoss,
+    TargetedDLRLoss,
+    TargetedMarginLoss,
+    attack_loss,
+)
 from art_hrloss.attacks._square import SquareAttack
 from art_hrloss.attacks._worst_case import WorstCase, ensemble, transfer, worst_case
 
@@ -21,6 +28,7 @@ __all__ = [
     "ProjectedGradientDescent",
     "SquareAttack",
     "TargetedDLRLoss",
+    "TargetedMarginLoss",
     "WorstCase",
     "attack_loss",
     "ensemble",

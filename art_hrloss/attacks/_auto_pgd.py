@@ -9,7 +9,7 @@ same seeds, but for rounding in two cases: finite norms, which NumPy sums in ano
 
 import itertools
 import math
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -20,11 +20,7 @@ from torch import Tensor
 from art_hrloss._labels import class_indices
 from art_hrloss.attacks._base import Batch, LossAttack, Unfinished, warn_of_nan
 from art_hrloss.attacks._constraints import Array, Images, like, over_largest
-from art_hrloss.attacks._losses import TargetedDLRLoss
-
-# Which steps count as progress, of which an interval between checkpoints needs three in four, or the step is halved:
-# "best", to a loss better than all before, as in ART; "rise", to a loss better than the last, as in the paper.
-Progress = Literal["best", "rise"]
+from art_hrloss.attacks._losses import TargetedDLRLoss, TargetedMarginLoss
 
 
 class Iterate(NamedTuple):
@@ -63,23 +59,21 @@ class AutoProjectedGradientDescent(LossAttack, evasion.AutoProjectedGradientDesc
         *evasion.AutoProjectedGradientDescent.attack_params,
         *LossAttack.extra_params,
         "target_classes",
-        "progress",
     ]
     starts_param = ("nb_random_init", 5)
     summary_writer = None  # ART's has none
 
-    def __init__(
-        self, estimator: Any, *args: Any, target_classes: int = 0, progress: Progress = "best", **kwargs: Any
-    ) -> None:
+    def __init__(self, estimator: Any, *args: Any, target_classes: int = 0, **kwargs: Any) -> None:
         """
         :param estimator: A PyTorchClassifier or HRClassifier.
         :param args: As in :class:`~art_hrloss.attacks.FastGradientMethod`: ART's, `loss`, `restarts`, `keep_first`.
-        :param target_classes: If not 0, as many attempts, each towards another class, the likeliest first, along
-               :class:`~art_hrloss.attacks.TargetedDLRLoss`; `y` is still the true labels. With `keep_first` alone.
-        :param progress: Which steps count when the step size is decided: "best" as ART, "rise" as the paper.
+        :param target_classes: If not 0, as many attempts, each towards another class, the likeliest first; `y` is still
+               the true labels. For `keep_first`, and with loss="margin"
+               (:class:`~art_hrloss.attacks.TargetedMarginLoss`) or loss="dlr", the default here
+               (:class:`~art_hrloss.attacks.TargetedDLRLoss`).
         :raises ValueError: If a parameter is out of its range, or cannot be honoured beside the others.
         """
-        self.target_classes, self.progress = target_classes, progress
+        self.target_classes = target_classes
         super().__init__(estimator, *args, **kwargs)
 
     def generate(self, x: Array, y: Any = None, **kwargs: Any) -> Images:
@@ -120,8 +114,6 @@ class AutoProjectedGradientDescent(LossAttack, evasion.AutoProjectedGradientDesc
                 f"expected loss_type=None, but got {self.loss_type!r}: pass loss='ce' or loss='dlr', which are exact "
                 "and per example"
             )
-        if self.progress not in get_args(Progress):
-            raise ValueError(f"expected progress to be one of {list(get_args(Progress))}, but got {self.progress!r}")
         if not self.target_classes:
             return
         if self.target_classes not in range(1, self.estimator.nb_classes):
@@ -130,12 +122,12 @@ class AutoProjectedGradientDescent(LossAttack, evasion.AutoProjectedGradientDesc
                 f"got {self.target_classes}"
             )
         attempts = (self.restarts in (None, 1)) and self.nb_random_init in (1, self.starts_param[1])
-        if self.loss is not None or self.targeted or not self.keep_first or not attempts:
+        if self.loss not in (None, "dlr", "margin") or self.targeted or not self.keep_first or not attempts:
             raise ValueError(
-                "expected keep_first=True and neither loss, targeted, restarts nor nb_random_init with target_classes, "
-                "but got others: it has a loss and attempts of its own"
+                "expected keep_first=True, loss 'dlr' or 'margin', and neither targeted, restarts nor nb_random_init "
+                "with target_classes, but got others: each attempt has a target of its own"
             )
-        self._loss = TargetedDLRLoss()
+        self._loss = TargetedMarginLoss() if self.loss == "margin" else TargetedDLRLoss()
 
     @property
     def _attempts(self) -> int:
@@ -164,7 +156,7 @@ class AutoProjectedGradientDescent(LossAttack, evasion.AutoProjectedGradientDesc
             here = newest = Iterate(start, start, point.losses, point.logits, point.slope)
             best, best_before = here._replace(previous=batch.region.images), here.losses
             step = torch.full_like(like(here.losses, start), self.eps_step, dtype=torch.float32)
-            count, halved = torch.zeros_like(here.losses), torch.zeros_like(here.losses, dtype=torch.bool)
+            count = torch.zeros_like(here.losses)
             for k in range(self.max_iter):
                 if unfinished is not None:
                     # The newest iterate may be adversarial where the best, to which it returned, is not.
@@ -172,7 +164,7 @@ class AutoProjectedGradientDescent(LossAttack, evasion.AutoProjectedGradientDesc
                     if stay is not None:
                         here, newest, best = (iterate.select(stay) for iterate in (here, newest, best))
                         batch = batch.select(stay)
-                        best_before, step, count, halved = (v[stay] for v in (best_before, step, count, halved))
+                        best_before, step, count = best_before[stay], step[stay], count[stay]
                     if not len(here.points):
                         return newest
                 points = self._next(here, batch, step, first=k == 0)
@@ -183,14 +175,14 @@ class AutoProjectedGradientDescent(LossAttack, evasion.AutoProjectedGradientDesc
                     return newest  # as ART, to which this is the end of a cross-entropy
                 # As in ART, the first step may be no better than the start, and for a targeted attack must not be.
                 better = newest.losses >= best.losses if k == 0 else sign * newest.losses > sign * best.losses
-                count += better if self.progress == "best" else sign * newest.losses > sign * here.losses
+                count += better
                 candidate = newest._replace(previous=best.previous) if k == 0 else newest
                 here, best = newest, candidate.where(better, best)
                 if k in intervals:
-                    stalled = best.losses == best_before
-                    halve = (count < 0.75 * intervals[k]) | (stalled if self.progress == "best" else stalled & ~halved)
+                    # ART counts new bests; the authors' code counts rises, which was no stronger on eleven networks.
+                    halve = (count < 0.75 * intervals[k]) | (best.losses == best_before)
                     here, step = best.where(halve, here), torch.where(like(halve, step), step / 2, step)
-                    count, halved, best_before = torch.zeros_like(count), halve, best.losses
+                    count, best_before = torch.zeros_like(count), best.losses
         return here if unfinished is None else newest
 
     def _next(self, here: Iterate, batch: Batch, step: Tensor, *, first: bool) -> Tensor:

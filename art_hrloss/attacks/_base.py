@@ -1,5 +1,6 @@
 """What the gradient attacks of this package share: their parameters, restarts, and the first adversarial iterate."""
 
+import inspect
 import logging
 from collections.abc import Iterable
 from typing import Any, NamedTuple
@@ -21,6 +22,7 @@ from art_hrloss.attacks._losses import AttackLossName, MarginLoss, attack_loss
 logger = logging.getLogger(__name__)
 # The loss of an evaluation of which only the logits are wanted: the cheapest.
 _MARGIN = MarginLoss()
+_BY_POSITION, _BY_KEYWORD = inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY
 
 
 class Batch(NamedTuple):
@@ -109,6 +111,17 @@ class LossAttack(EvasionAttack):
         with modes_kept(estimator.model):  # ART's Auto-PGD predicts, to see whether the outputs are probabilities
             super().__init__(estimator, *map(plain, args), **{name: plain(value) for name, value in kwargs.items()})
         self._check_params()
+
+    def __init_subclass__(cls) -> None:
+        """Show ART's parameters by name in the signature of an attack, and after them those of this package."""
+        super().__init_subclass__()
+        constructors = [base for base in cls.__mro__ if "__init__" in vars(base)]
+        of_art = next(base for base in constructors if base.__module__.startswith("art."))
+        own = constructors[: constructors.index(of_art)]
+        added = {p.name: p for base in own for p in inspect.signature(base.__init__).parameters.values()}
+        parameters = [p for p in inspect.signature(of_art).parameters.values() if p.kind is _BY_POSITION]
+        parameters += [p for p in added.values() if p.kind is _BY_KEYWORD]
+        cls.__signature__ = inspect.Signature(parameters)
 
     def set_params(self, **kwargs: Any) -> None:
         """Set parameters by name, as ART does; if one is refused, with the reason, none is changed."""

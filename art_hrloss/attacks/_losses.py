@@ -95,18 +95,26 @@ class DLRLoss(MarginLoss):
         return super().per_example(logits, index) / (largest[:, 0] - largest[:, 2] + 1e-12)
 
 
-class TargetedDLRLoss(_AttackLoss):
+class TargetedMarginLoss(_AttackLoss):
+    """``z_t - z_y``, of a true class y and a target t: labels of shape ``(n, 2)``, y and t."""
+
+    label_shape = (2,)
+
+    def per_example(self, logits: Tensor, index: Tensor) -> Tensor:
+        true, target = logits.gather(1, index).unbind(1)
+        return target - true
+
+
+class TargetedDLRLoss(TargetedMarginLoss):
     """
     ``(z_t - z_y) / (z_(1) - (z_(3) + z_(4)) / 2 + 1e-12)``, of a true class y and a target t (Croce and Hein, 2020).
 
     Its labels have the shape ``(n, 2)``: y and t. With fewer than 4 classes the denominator is 1.
     """
 
-    label_shape = (2,)
-
     def per_example(self, logits: Tensor, index: Tensor) -> Tensor:
-        true, target = logits.gather(1, index).unbind(1)
+        margin = super().per_example(logits, index)
         if logits.shape[1] < 4:
-            return target - true
+            return margin
         largest = logits.topk(4, dim=1).values
-        return (target - true) / (largest[:, 0] - (largest[:, 2] + largest[:, 3]) / 2 + 1e-12)
+        return margin / (largest[:, 0] - (largest[:, 2] + largest[:, 3]) / 2 + 1e-12)

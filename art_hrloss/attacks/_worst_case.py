@@ -150,15 +150,18 @@ def ensemble(
     """
     Return attacks for :func:`worst_case`, by name: white-box along each loss and to each class, transfer, black-box.
 
+    The order and the numbers are those that were never weaker than AutoAttack's standard set on honest and on masked
+    networks, at a fraction of its time.
+
     :param classifier: The classifier under attack.
     :param eps: The largest perturbation, in units of the images.
     :param norm: numpy.inf or 2.
-    :param max_iter: Steps of each white-box attack.
+    :param max_iter: Steps of each white-box attack; a fifth of them for the one that goes to all classes.
     :param restarts: Attempts of each white-box attack that is not targeted.
-    :param target_classes: Classes towards which Auto-PGD goes, the likeliest first, as far as there are so many; 0
-           leaves it out.
-    :param square_iter: Queries per example of the Square attack, which stops when a fifth of them in a row found
-           nothing; 0 leaves it out.
+    :param target_classes: Classes towards which Auto-PGD goes, the likeliest first, as far as there are so many; to the
+           first three of them with all steps. 0 leaves these attacks out.
+    :param square_iter: Queries per example of the Square attack, which in L-infinity ends after two fifths of them in a
+           row that found nothing; 0 leaves it out.
     :param hop_skip_jump_iter: Rounds of HopSkipJump, of a few thousand queries per example each; 0 leaves it out.
     :param transfer_from: Classifiers by name, whose adversarial images are tried as well.
     :param batch_size: Images that are attacked together.
@@ -168,26 +171,24 @@ def ensemble(
     >>> options = {"input_shape": (4,), "nb_classes": 3, "clip_values": (0, 1), "device_type": "cpu"}
     >>> classifier = art_hrloss.HRClassifier(torch.nn.Linear(4, 3), art_hrloss.HRLoss(), **options)
     >>> list(ensemble(classifier, eps=0.1, square_iter=0))[:2]
-    ['PGD on CE', 'AutoPGD on CE']
+    ['AutoPGD on CE', 'AutoPGD on the margin']
     """
     eps = check_eps(eps, norm, classifier.clip_values)
     if norm_order(norm) not in (np.inf, 2.0):
         raise ValueError(f"expected norm to be numpy.inf or 2, but got {norm}")
     options: dict[str, Any] = {"eps": eps, "norm": norm, "batch_size": batch_size, "verbose": False}
-    white_box = options | {"max_iter": max_iter, "keep_first": True}
-    auto = white_box | {"eps_step": 2 * eps, "progress": "rise"}
-    losses: dict[AttackLossName, str] = {"ce": "CE", "margin": "the margin", "dlr": "DLR", "hr": "HR"}
-    if classifier.nb_classes < 3:
-        del losses["dlr"]
-    step = 2.5 * eps / max_iter
+    auto = options | {"eps_step": 2 * eps, "max_iter": max_iter, "keep_first": True}
+    losses: dict[AttackLossName, str] = {"ce": "CE", "margin": "the margin", "hr": "HR"}
     attacks: dict[str, EvasionAttack] = {
-        "PGD on CE": ProjectedGradientDescent(classifier, eps_step=step, loss="ce", restarts=restarts, **white_box)
+        f"AutoPGD on {name}": AutoProjectedGradientDescent(classifier, loss=loss, restarts=restarts, **auto)
+        for loss, name in losses.items()
     }
-    for loss, name in losses.items():
-        attacks[f"AutoPGD on {name}"] = AutoProjectedGradientDescent(classifier, loss=loss, restarts=restarts, **auto)
     if target_classes:
-        count = min(target_classes, classifier.nb_classes - 1)
-        attacks["targeted AutoPGD"] = AutoProjectedGradientDescent(classifier, target_classes=count, **auto)
+        likeliest, others = (min(count, target_classes, classifier.nb_classes - 1) for count in (3, target_classes))
+        brief = auto | {"max_iter": max(1, max_iter // 5), "loss": "margin"}
+        targeted = {"likeliest": auto | {"target_classes": likeliest}, "other": brief | {"target_classes": others}}
+        for name, parameters in targeted.items():
+            attacks[f"AutoPGD to {name} classes"] = AutoProjectedGradientDescent(classifier, **parameters)
     for name, other in (transfer_from or {}).items():
         attacks[f"transfer from {name}"] = transfer(other, max_iter=max_iter, **options)
     if square_iter:
@@ -197,10 +198,10 @@ def ensemble(
                 f"the Square attack, but got {classifier.clip_values} and {classifier.input_shape}: leave it out with "
                 "attacks=ensemble(..., square_iter=0)"
             )
-        patience = max(1, square_iter // 5) if norm_order(norm) == np.inf else None  # which ART's of norm 2 has not
+        patience = max(1, 2 * square_iter // 5) if norm_order(norm) == np.inf else None  # which ART's of norm 2 has not
         attacks["Square"] = SquareAttack(classifier, max_iter=square_iter, nb_restarts=1, patience=patience, **options)
     if hop_skip_jump_iter:
-        attacks["HopSkipJump"] = _HopSkipJump(
+        attacks["HopSkipJump"] = HopSkipJumpAttack(
             as_hr_classifier(classifier), norm=norm, max_iter=hop_skip_jump_iter, batch_size=batch_size, verbose=False
         )
     return attacks
@@ -239,7 +240,7 @@ def transfer(
     )
 
 
-class _HopSkipJump(HopSkipJump):
+class HopSkipJumpAttack(HopSkipJump):
     """ART's, which starts at images of an unseeded generator of its own: here they come from NumPy's global one."""
 
     def _init_sample(self, x: Images, y: Any, y_p: Any, init_pred: Any, adv_init: Any, *options: Any) -> Any:
