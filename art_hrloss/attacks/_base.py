@@ -118,7 +118,7 @@ class LossAttack(EvasionAttack):
         constructors = [base for base in cls.__mro__ if "__init__" in vars(base)]
         of_art = next(base for base in constructors if base.__module__.startswith("art."))
         own = constructors[: constructors.index(of_art)]
-        added = {p.name: p for base in own for p in inspect.signature(base.__init__).parameters.values()}
+        added = {p.name: p for base in own for p in inspect.signature(vars(base)["__init__"]).parameters.values()}
         parameters = [p for p in inspect.signature(of_art).parameters.values() if p.kind is _BY_POSITION]
         parameters += [p for p in added.values() if p.kind is _BY_KEYWORD]
         cls.__signature__ = inspect.Signature(parameters)

@@ -130,11 +130,11 @@ def test_checkpoints_are_the_papers(max_iter):
     assert [intervals[step] for step in steps] == np.diff([0, *steps]).tolist()
 
 
-def walk(f, slope, x, start, *, eps, step, max_iter, progress):
+def walk(f, slope, x, start, *, eps, step, max_iter):
     """
     Return the iterates of Auto-PGD on one pixel x without clip values: the paper's algorithm 1, in plain Python.
 
-    As in ART the rule of checkpoint w_j is applied after step w_j + 1.
+    As in ART, the rule of checkpoint w_j is applied after step w_j + 1, and what counts is a new best, not a rise.
     """
 
     def project(z):
@@ -142,21 +142,18 @@ def walk(f, slope, x, start, *, eps, step, max_iter, progress):
 
     here, before, best, before_best, path = start, x, start, x, [start]
     f_best = f_at_checkpoint = f(start)
-    count, halved, intervals = 0, False, checkpoints(max_iter)
+    count, intervals = 0, checkpoints(max_iter)
     for k in range(max_iter):
         ahead = project(here + step * np.sign(slope(here)))
         new = ahead if k == 0 else project(here + 0.75 * (ahead - here) + 0.25 * (here - before))
         path.append(new)
         better = f(new) > f_best
-        count += better if progress == "best" else f(new) > f(here)
+        count += better
         if better:
             f_best, best, before_best = f(new), new, (x if k == 0 else here)
         here, before = new, here
         if k in intervals:
-            # "rise" is condition 2 of the paper: the best is that of the last checkpoint, and so is the step size.
-            stalled = f_best == f_at_checkpoint and not (progress == "rise" and halved)
-            halved = count < 0.75 * intervals[k] or stalled
-            if halved:
+            if count < 0.75 * intervals[k] or f_best == f_at_checkpoint:
                 step, here, before = step / 2, best, before_best
             count, f_at_checkpoint = 0, f_best
     return path
@@ -173,12 +170,11 @@ class Wave(nn.Module):
         return torch.cat([torch.zeros_like(x), torch.sin(self.frequency * x) + 0.3 * x - 9], 1)
 
 
-@pytest.mark.parametrize("progress", ["best", "rise"])
 @pytest.mark.parametrize("frequency", [5.0, 13.0, 23.0])
 @pytest.mark.parametrize("seed", range(3))
-def test_every_iterate_is_that_of_the_papers_algorithm(hr_classifier, progress, frequency, seed):
+def test_every_iterate_is_that_of_the_papers_algorithm(hr_classifier, frequency, seed):
     classifier = hr_classifier(network=Wave(frequency), input_shape=(1,), nb_classes=2, clip_values=None)
-    sizes = {"eps": 1.0, "max_iter": 60, "progress": progress}
+    sizes = {"eps": 1.0, "max_iter": 60}
     attack = AutoProjectedGradientDescent(
         classifier, eps_step=0.7, loss="margin", keep_first=True, verbose=False, nb_random_init=1, **sizes
     )
@@ -220,7 +216,7 @@ def test_it_attacks_towards_each_class_the_likeliest_first(hr_classifier, x, y):
 
 def test_more_target_classes_misclassify_no_fewer_images(hr_classifier, attacked, digits):
     classifier, x, y = hr_classifier(), digits.x_test[:150], digits.y_test[:150]
-    options = {"eps": 0.08, "eps_step": 0.16, "max_iter": 6, "keep_first": True, "progress": "rise"}
+    options = {"eps": 0.08, "eps_step": 0.16, "max_iter": 6, "keep_first": True}
     wrong = [
         are_misclassified(
             classifier, attacked(AutoProjectedGradientDescent, classifier, x, y, target_classes=count, **options), y
