@@ -184,7 +184,7 @@ def test_an_observer_sees_every_evaluation(hr_classifier, network, batch, attack
         attack(classifier).generate(x, y)
     points = [point for _, _, point in seen if point.gradient is not None]
     assert len(points) == sum(runs) > 0
-    for images, labels, point in seen:
+    for images, labels, point in tuple(seen):
         np.testing.assert_array_equal(point.logits.argmax(1), classifier.predict(images.numpy()).argmax(1))
         if point.gradient is not None:  # else it may have been evaluated for its logits, along another loss
             np.testing.assert_array_equal(point.losses, classifier.compute_loss(images, labels))
