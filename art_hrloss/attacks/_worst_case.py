@@ -159,7 +159,7 @@ def ensemble(
     :param max_iter: Steps of each white-box attack; a fifth of them for the one that goes to all classes.
     :param restarts: Attempts of each white-box attack that is not targeted.
     :param target_classes: Classes towards which Auto-PGD goes, the likeliest first, as far as there are so many; to the
-           first three of them with all steps. 0 leaves these attacks out.
+           first five of them with all steps. 0 leaves these attacks out.
     :param square_iter: Queries per example of the Square attack, which in L-infinity ends after two fifths of them in a
            row that found nothing; 0 leaves it out.
     :param hop_skip_jump_iter: Rounds of HopSkipJump, of a few thousand queries per example each; 0 leaves it out.
@@ -171,20 +171,20 @@ def ensemble(
     >>> options = {"input_shape": (4,), "nb_classes": 3, "clip_values": (0, 1), "device_type": "cpu"}
     >>> classifier = art_hrloss.HRClassifier(torch.nn.Linear(4, 3), art_hrloss.HRLoss(), **options)
     >>> list(ensemble(classifier, eps=0.1, square_iter=0))[:2]
-    ['AutoPGD on CE', 'AutoPGD on the margin']
+    ['AutoPGD on CE', 'AutoPGD on HR']
     """
     eps = check_eps(eps, norm, classifier.clip_values)
     if norm_order(norm) not in (np.inf, 2.0):
         raise ValueError(f"expected norm to be numpy.inf or 2, but got {norm}")
     options: dict[str, Any] = {"eps": eps, "norm": norm, "batch_size": batch_size, "verbose": False}
     auto = options | {"eps_step": 2 * eps, "max_iter": max_iter, "keep_first": True}
-    losses: dict[AttackLossName, str] = {"ce": "CE", "margin": "the margin", "hr": "HR"}
+    losses: dict[AttackLossName, str] = {"ce": "CE", "hr": "HR"}
     attacks: dict[str, EvasionAttack] = {
         f"AutoPGD on {name}": AutoProjectedGradientDescent(classifier, loss=loss, restarts=restarts, **auto)
         for loss, name in losses.items()
     }
     if target_classes:
-        likeliest, others = (min(count, target_classes, classifier.nb_classes - 1) for count in (3, target_classes))
+        likeliest, others = (min(count, target_classes, classifier.nb_classes - 1) for count in (5, target_classes))
         brief = auto | {"max_iter": max(1, max_iter // 5), "loss": "margin"}
         targeted = {"likeliest": auto | {"target_classes": likeliest}, "other": brief | {"target_classes": others}}
         for name, parameters in targeted.items():
