@@ -276,7 +276,10 @@ class ProjectedGradientDescent(_GradientAscent, evasion.ProjectedGradientDescent
         :raises ValueError: If a parameter is out of its range, or cannot be honoured beside the others.
         """
         self._set_up(estimator, loss, restarts, keep_first)
-        super().__init__(
+        if summary_writer and num_random_init > 1:  # as ART
+            raise ValueError(f"expected num_random_init of at most 1 with a summary_writer, but got {num_random_init}")
+        # ART's own constructor, which this call passes over, refuses preprocessing in NumPy: `evaluate` differentiates it.
+        super(evasion.ProjectedGradientDescentPyTorch, self).__init__(
             estimator,
             norm,
             plain(eps),
@@ -290,6 +293,7 @@ class ProjectedGradientDescent(_GradientAscent, evasion.ProjectedGradientDescent
             summary_writer,
             verbose,
         )
+        self._batch_id, self._i_max_iter = 0, 0
         self._check_params()
 
     def generate(self, x: Array, y: Any = None, **kwargs: Any) -> Images:

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import numpy.typing as npt
 from art.estimators.classification import PyTorchClassifier
 
 from art_hrloss._context import modes_kept, seeded
@@ -77,7 +76,8 @@ class GradientMaskingReport(Measurements):
         return pd.DataFrame(self.rows(), columns=["part", "what", "value"])
 
     def __str__(self) -> str:
-        verdict = f"{len(self.flags)} flags" if self.flagged else "no flag"
+        count = len(self.flags)
+        verdict = f"{count} flag{'s' * (count > 1)}" if count else "no flag"
         lines = [f"Gradient masking, {len(self.clean)} examples, eps {self.eps:g}, norm {self.norm}: {verdict}"]
         difference = self.detectable["difference"]
         detected = "No difference" if math.isnan(difference) else f"A difference of at least {difference:.3f}"
@@ -132,50 +132,45 @@ def gradient_masking_report(
     []
     """
     eps, sources = check_eps(eps, norm, classifier.clip_values), transfer_from or {}
-    if norm_order(norm) not in (np.inf, 2.0):
-        raise ValueError(f"expected norm to be numpy.inf or 2, but got {norm}")
-    options = {"max_iter": max_iter, "square_iter": square_iter, "noise_draws": noise_draws, "batch_size": batch_size}
-    for (name, value), least in zip(options.items(), (1, 0, 0, 1), strict=True):
-        if value < least:
-            raise ValueError(f"expected {name} to be at least {least}, but got {value}")
+    _check_options(norm, max_iter=max_iter, square_iter=square_iter, noise_draws=noise_draws, batch_size=batch_size)
     with modes_kept(classifier.model, *(source.model for source in sources.values())), seeded(seed):
         attacked = as_hr_classifier(classifier)
-        evaluation = checked_evaluation(attacked, x, y, batch_size=batch_size)
-        target = Target(attacked, evaluation.images, evaluation.labels, eps, norm_order(norm), batch_size)
-        black_box = {"Square": target.square(square_iter)} if square_iter and is_for_square(attacked, norm) else {}
-        black_box |= {f"transfer from {k}": target.transfer(source, max_iter) for k, source in sources.items()}
-        return _measured(target, evaluation.logits, max_iter, noise_draws, black_box, np.random.default_rng(seed))
+        images, labels, logits = checked_evaluation(attacked, x, y, batch_size=batch_size)
+        target, random = (
+            Target(attacked, images, labels, eps, norm_order(norm), batch_size),
+            np.random.default_rng(seed),
+        )
+        margin, clip, ones = margins(logits.astype(float), labels), attacked.clip_values, target.size_of_ones
+        (stepped, gradients), short, long = target.fgsm(), target.pgd(max_iter, eps), target.pgd(2 * max_iter, eps)
+        return GradientMaskingReport(
+            eps=eps,
+            norm=norm,
+            classes=logits.shape[1],
+            clean=logits.argmax(1) == labels,
+            gradients=gradients,
+            margins=margin,
+            unchanged=float((stepped == images).reshape(len(images), -1).all(1).mean()),
+            single_step={"as given": target.correct(stepped), **target.replays(float(np.median(margin)))},
+            iterative={max_iter: short.robust, 2 * max_iter: long.robust},
+            auto_pgd=target.auto_pgd(max_iter),
+            black_box={
+                **({"Square": target.square(square_iter)} if square_iter and is_for_square(attacked, norm) else {}),
+                **{f"transfer from {name}": target.transfer(other, max_iter) for name, other in sources.items()},
+            },
+            unbounded=target.pgd(max_iter, target.pixel_range * ones).robust,
+            noise=target.noise(eps / ones, random),
+            unstable=target.unstable(target.pixel_range / 255, noise_draws, random),
+            silent=short.silent,
+            moving=long.moving,
+            image_range=(float(images.min()), float(images.max())),
+            clip_values=None if clip is None else (float(np.min(clip[0])), float(np.max(clip[1]))),
+        )
 
 
-def _measured(
-    target: Target,
-    logits: npt.NDArray[np.float32],
-    max_iter: int,
-    noise_draws: int,
-    black_box: dict[str, Flags],
-    random: np.random.Generator,
-) -> GradientMaskingReport:
-    margin = margins(logits.astype(float), target.labels)
-    stepped, gradients = target.fgsm()
-    short, long = (target.pgd(steps, target.eps) for steps in (max_iter, 2 * max_iter))
-    clip = target.classifier.clip_values
-    return GradientMaskingReport(
-        eps=target.eps,
-        norm=target.norm,
-        classes=logits.shape[1],
-        clean=logits.argmax(1) == target.labels,
-        gradients=gradients,
-        margins=margin,
-        unchanged=float((stepped == target.images).reshape(len(stepped), -1).all(1).mean()),
-        single_step={"as given": target.correct(stepped), **target.replays(float(np.median(margin)))},
-        iterative={max_iter: short.robust, 2 * max_iter: long.robust},
-        auto_pgd=target.auto_pgd(max_iter),
-        black_box=black_box,
-        unbounded=target.pgd(max_iter, target.pixel_range * target.size_of_ones).robust,
-        noise=target.noise(target.eps / target.size_of_ones, random),
-        unstable=target.unstable(target.pixel_range / 255, noise_draws, random),
-        silent=short.silent,
-        moving=long.moving,
-        image_range=(float(target.images.min()), float(target.images.max())),
-        clip_values=None if clip is None else (float(np.min(clip[0])), float(np.max(clip[1]))),
-    )
+def _check_options(norm: float | str, **numbers: int) -> None:
+    if norm_order(norm) not in (np.inf, 2.0):
+        raise ValueError(f"expected norm to be numpy.inf or 2, but got {norm}")
+    for name, value in numbers.items():
+        least = int(name in ("max_iter", "batch_size"))
+        if value < least:
+            raise ValueError(f"expected {name} to be at least {least}, but got {value}")
