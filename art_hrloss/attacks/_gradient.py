@@ -278,7 +278,7 @@ class ProjectedGradientDescent(_GradientAscent, evasion.ProjectedGradientDescent
         self._set_up(estimator, loss, restarts, keep_first)
         if summary_writer and num_random_init > 1:  # as ART
             raise ValueError(f"expected num_random_init of at most 1 with a summary_writer, but got {num_random_init}")
-        # ART's own constructor, which this call passes over, refuses preprocessing in NumPy: `evaluate` differentiates it.
+        # ART's own constructor, which this call passes over, refuses preprocessing in NumPy; `evaluate` takes it.
         super(evasion.ProjectedGradientDescentPyTorch, self).__init__(
             estimator,
             norm,

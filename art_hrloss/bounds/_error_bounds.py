@@ -29,46 +29,30 @@ class ErrorBounds:
     ``str()`` is a readable table, with the bounds as probabilities.
     """
 
-    n: int
-    """Examples of any weight."""
-    classes: int
-    """M."""
-    alpha: float
-    """The order of the divergences and of the bounds, except the tightest ones."""
-    error: float
-    """P_e, the error probability."""
-    uncertainty: float
-    """P_u (6)."""
-    conditional_entropy: float
-    """H(Y^|X)."""
-    cross_entropy: float
-    """E[-log q(Y|X)]."""
-    renyi_divergence: float
-    """D_alpha(p_XY || p_XY^) as in (4), not times alpha."""
+    n: int  #: Examples of any weight.
+    classes: int  #: M.
+    alpha: float  #: The order of the divergences and of the bounds, except the tightest ones.
+    error: float  #: P_e, the error probability.
+    uncertainty: float  #: P_u (6).
+    conditional_entropy: float  #: H(Y^|X).
+    cross_entropy: float  #: E[-log q(Y|X)].
+    renyi_divergence: float  #: D_alpha(p_XY || p_XY^) as in (4), not times alpha.
     reverse_divergence: float
     """D_(alpha - 1)(p_XY^ || p_XY). For alpha >= 2, inf where a class that a label excludes has any probability."""
-    log_comparison_upper_bound: float
-    """(5): the upper bound on log P_e from P_u itself."""
-    log_comparison_lower_bound: float
-    """(5): the lower bound on log P_e from P_u itself; -inf where (2) is."""
-    log_upper_bound: float
-    """(1): an upper bound on log P_e; vacuous above 0."""
-    log_relaxed_bound: float
-    """(11): the upper bound on log P_e from the HR loss alone."""
+    log_comparison_upper_bound: float  #: (5): the upper bound on log P_e from P_u itself.
+    log_comparison_lower_bound: float  #: (5): the lower bound on log P_e from P_u itself; -inf where (2) is.
+    log_upper_bound: float  #: (1): an upper bound on log P_e; vacuous above 0.
+    log_relaxed_bound: float  #: (11): the upper bound on log P_e from the HR loss alone.
     log_markov_bound: float
     """CE / log 2, by Markov's inequality, since a label other than f(X) has at most 1/2; not in the paper."""
     log_lower_bound: float
     """(2) as derived: a lower bound on log P_e; vacuous at -inf, as for every alpha of at most 2."""
-    log_printed_lower_bound: float
-    """(2) as printed."""
-    tightest_alpha: float
-    """The order in [1, inf] at which (1) is tightest; 1 where it is vacuous at every order."""
-    log_tightest_upper_bound: float
-    """(1) at that order; 0 where that is 1."""
+    log_printed_lower_bound: float  #: (2) as printed.
+    tightest_alpha: float  #: The order in [1, inf] at which (1) is tightest; 1 where it is vacuous at every order.
+    log_tightest_upper_bound: float  #: (1) at that order; 0 where that is 1.
     tightest_lower_alpha: float
     """The order in [2, inf] at which (2) as derived is tightest; NaN where it is vacuous at every order."""
-    log_tightest_lower_bound: float
-    """(2) at that order."""
+    log_tightest_lower_bound: float  #: (2) at that order.
 
     def __str__(self) -> str:
         rows = [

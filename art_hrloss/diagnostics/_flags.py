@@ -48,10 +48,8 @@ class Flag:
     """A reason not to trust the robust accuracy of a classifier under an attack."""
 
     name: str
-    evidence: str
-    """What was measured."""
-    remedy: str
-    """What to do about it."""
+    evidence: str  #: What was measured.
+    remedy: str  #: What to do about it.
 
     def __str__(self) -> str:
         return f"{self.name}: {self.evidence}. {self.remedy}."
@@ -64,43 +62,27 @@ class Measurements:
     eps: float
     norm: float | str
     classes: int
-    clean: Flags
-    """Without attack."""
+    clean: Flags  #: Without attack.
     gradients: Gradients
-    margins: npt.NDArray[np.float64]
-    """Shape ``(n,)``: the true class's logit less the largest other, without attack."""
-    unchanged: float
-    """Share of the images that FGSM does not change."""
+    margins: npt.NDArray[np.float64]  #: Shape ``(n,)``: the true class's logit less the largest other, without attack.
+    unchanged: float  #: Share of the images that FGSM does not change.
     single_step: Mapping[str, Flags]
     """FGSM: "as given", along the classifier's own loss, and along other losses of the same network."""
-    iterative: Mapping[int, Flags]
-    """PGD along the classifier's own loss, by the number of steps."""
-    auto_pgd: Flags
-    """Auto-PGD on the margin."""
-    black_box: Mapping[str, Flags]
-    """Attacks that do not use this classifier's gradients."""
-    unbounded: Flags
-    """PGD with an eps within which every image can become any other."""
-    noise: Flags
-    """Random noise: every pixel moves by as much, so that the image is eps away."""
+    iterative: Mapping[int, Flags]  #: PGD along the classifier's own loss, by the number of steps.
+    auto_pgd: Flags  #: Auto-PGD on the margin.
+    black_box: Mapping[str, Flags]  #: Attacks that do not use this classifier's gradients.
+    unbounded: Flags  #: PGD with an eps within which every image can become any other.
+    noise: Flags  #: Random noise: every pixel moves by as much, so that the image is eps away.
     unstable: Flags
     """Examples around which the gradient does not describe the margin, in noise of 1/255 of the pixel range."""
-    silent: Flags
-    """Examples with a misclassified iterate of PGD whose last iterate is classified correctly."""
-    moving: Flags
-    """Examples whose margin still falls when PGD ends."""
-    image_range: tuple[float, float]
-    """The least and the greatest value of the images."""
-    clip_values: tuple[float, float] | None
-    """The least and the greatest value that the classifier allows."""
+    silent: Flags  #: Examples with a misclassified iterate of PGD whose last iterate is classified correctly.
+    moving: Flags  #: Examples whose margin still falls when PGD ends.
+    image_range: tuple[float, float]  #: The least and the greatest value of the images.
+    clip_values: tuple[float, float] | None  #: The least and the greatest value that the classifier allows.
 
     @property
     def detectable(self) -> dict[str, float]:
-        """
-        The smallest effects that are flagged with 80% power at this number of examples; NaN where none is.
-
-        A difference is one of accuracies, where the weaker attack misclassifies nothing that the other does not.
-        """
+        """The smallest differences of accuracies, and shares, that are flagged with 80% power; NaN where none is."""
         n = len(self.clean)
         return {
             "difference": smallest_difference(n),
@@ -186,19 +168,14 @@ def is_weaker(first: Flags, second: Flags, by: float = WEAKER) -> bool:
 
 
 def smallest_difference(n: int, by: float = WEAKER) -> float:
-    """
-    Return the smallest difference of accuracies that :func:`is_weaker` detects with 80% power; NaN if none.
-
-    :param n: The number of examples; the weaker attack misclassifies nothing that the other does not.
-    :param by: The limit of the test.
-    """
+    """Return the smallest difference of accuracies of nested attacks that is detected with 80% power; NaN if none is."""
     either = np.arange(int(by * n) + 1, n + 1)
     detected = either[((1 + by * n / either) / 2) ** either < P_VALUE]
     return _with_power(int(detected[0]), n) if len(detected) else float("nan")
 
 
 def smallest_share(n: int, limit: float) -> float:
-    """Return the smallest share of n examples that is detected, with 80% power, to be above a limit; NaN if none."""
+    """Return the smallest share of n examples that is detected with 80% power to be above a limit; NaN if none is."""
     needed = int(binom.isf(P_VALUE, n, limit)) + 1
     return _with_power(needed, n) if needed <= n else float("nan")
 

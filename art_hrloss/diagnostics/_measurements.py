@@ -26,30 +26,19 @@ _MARGIN = attacks.MarginLoss()
 
 
 class Gradients(NamedTuple):
-    """
-    Shares of the examples whose input gradient is of no use to an attack.
+    """Shares of the examples whose input gradient is of no use to an attack."""
 
-    It is exactly 0 everywhere; NaN or infinite somewhere; or not 0, but nowhere as large as the smallest normal number
-    of float32, 1.2e-38.
-    """
-
-    zero: float
-    nan: float
-    subnormal: float
+    zero: float  #: Exactly 0 everywhere.
+    nan: float  #: NaN or infinite somewhere; attacks replace NaN by 0.
+    subnormal: float  #: Not 0, but nowhere as large as the smallest normal number of float32, 1.2e-38.
 
 
 class Trace(NamedTuple):
-    """
-    Projected gradient descent, observed at every iterate; each field has the shape ``(n,)``.
+    """Projected gradient descent, observed at every iterate; each field has the shape ``(n,)``."""
 
-    Robust are the examples whose last iterate is classified correctly; silent, those of them with an earlier iterate
-    that was misclassified; moving, those of them whose margin falls by more than 5% of its whole fall in the last tenth
-    of the steps.
-    """
-
-    robust: Flags
-    silent: Flags
-    moving: Flags
+    robust: Flags  #: The examples whose last iterate is classified correctly.
+    silent: Flags  #: Those of them with an earlier iterate that was misclassified.
+    moving: Flags  #: Those of them of which the last tenth of the steps made more than 5% of the fall of the margin.
 
 
 @dataclass(frozen=True, eq=False)
