@@ -168,7 +168,7 @@ def is_weaker(first: Flags, second: Flags, by: float = WEAKER) -> bool:
 
 
 def smallest_difference(n: int, by: float = WEAKER) -> float:
-    """Return the smallest difference of accuracies of nested attacks that is detected with 80% power; NaN if none is."""
+    """Return the smallest difference of accuracies of nested attacks that is detected with 80% power; NaN if none."""
     either = np.arange(int(by * n) + 1, n + 1)
     detected = either[((1 + by * n / either) / 2) ** either < P_VALUE]
     return _with_power(int(detected[0]), n) if len(detected) else float("nan")
