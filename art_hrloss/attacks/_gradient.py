@@ -145,7 +145,20 @@ class FastGradientMethod(_GradientAscent, evasion.FastGradientMethod):
         return points, self._logits(points, unfinished.classes)
 
 
-class ProjectedGradientDescent(_GradientAscent, evasion.ProjectedGradientDescentPyTorch):
+class _AnyPreprocessing(evasion.ProjectedGradientDescentPyTorch):
+    """ART's PGD without the check of its constructor that preprocessing is in torch: `evaluate` takes any."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super(evasion.ProjectedGradientDescentPyTorch, self).__init__(*args, **kwargs)
+        self._batch_id, self._i_max_iter = 0, 0
+
+    def _check_params(self) -> None:
+        super()._check_params()
+        if self.summary_writer is not None and self.num_random_init > 1:  # as ART's
+            raise ValueError(f"expected num_random_init of at most 1 with summary_writer, got {self.num_random_init}")
+
+
+class ProjectedGradientDescent(_GradientAscent, _AnyPreprocessing):
     """
     ART's ProjectedGradientDescentPyTorch (PGD; Madry et al., 2018) along any loss.
 

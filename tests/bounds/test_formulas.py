@@ -1,4 +1,4 @@
-"""`bounds._formulas` against finite joint distributions on which both sides of every inequality are known (oracle.py).
+"""The formulas of Proposition 1 on finite joint distributions, where both sides of every inequality are known.
 
 Also the Renyi divergence against dit and its identities, and the numerics under P_u and H.
 """
@@ -18,7 +18,7 @@ from testing import oracle
 from torch import Tensor
 from torch.autograd import gradcheck, gradgradcheck
 
-from art_hrloss.bounds._formulas import (
+from art_hrloss.bounds import (
     beta,
     error_lower_bound,
     error_upper_bound,

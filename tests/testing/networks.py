@@ -4,6 +4,20 @@ import torch
 from torch import nn
 
 
+class Around(nn.Module):
+    """The logits of another network at images that :meth:`step` changes."""
+
+    def __init__(self, network):
+        super().__init__()
+        self.network = network
+
+    def step(self, x):
+        return x
+
+    def forward(self, x):
+        return self.network(self.step(x))
+
+
 class Scaled(nn.Module):
     """The logits multiplied: the same predictions, and cross-entropy saturates."""
 
@@ -15,8 +29,83 @@ class Scaled(nn.Module):
         return self.factor * self.network(x)
 
 
+class Rounding(Around):
+    """An input step without a derivative."""
+
+    def step(self, x):
+        return (x * 15).round() / 15
+
+
+class Noisy(Around):
+    """Random noise on the input."""
+
+    def __init__(self, network, size):
+        super().__init__(network)
+        self.size = size
+
+    def step(self, x):
+        return x + self.size * torch.randn_like(x)
+
+
+class NaNWhereBright(Around):
+    """Logits that are right everywhere, with a gradient of NaN, 0 / 0, where the image is bright."""
+
+    def __init__(self, network, limit):
+        super().__init__(network)
+        self.limit = limit
+
+    def step(self, x):
+        bright = x.mean((1, 2, 3)) > self.limit
+        same = x.clone()
+        same[bright] = x[bright] + (x[bright] - x[bright]).abs().sqrt()
+        return same
+
+
+class Unnormalised(Around):
+    """A network of images from which a mean was subtracted, and which a standard deviation then divided."""
+
+    def __init__(self, network, mean, std):
+        super().__init__(network)
+        self.mean, self.std = mean, std
+
+    def step(self, x):
+        return x * self.std + self.mean
+
+
+class Decoy(nn.Module):
+    """The logits of one network with the gradient of another."""
+
+    def __init__(self, network, other):
+        super().__init__()
+        self.network, self.other = network, other
+
+    def forward(self, x):
+        decoy = self.other(x)
+        return self.network(x).detach() + decoy - decoy.detach()
+
+
+class WinnersTakeAll(nn.Module):
+    """A network of 8 x 8 images whose activation, k-WTA, keeps the largest fifth (Xiao et al., 2020): it is rough."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv1 = nn.Conv2d(1, 8, 3, padding=1)
+        self.conv2 = nn.Conv2d(8, 16, 3, padding=1)
+        self.fc = nn.Linear(64, 10)
+
+    def forward(self, x):
+        for layer in (self.conv1, self.conv2):
+            x = nn.functional.max_pool2d(self.winners(layer(x)), 2)
+        return self.fc(x.flatten(1))
+
+    def winners(self, x):
+        rows = x.flatten(1)
+        kept = rows >= rows.topk(rows.shape[1] // 5, dim=1).values[:, -1:]
+        return (rows * kept).view_as(x)
+
+
 class Counting(nn.Module):
-    """Counts the images it is asked about, and those of which it is asked for a gradient."""
+    """Counts the images that pass forward, and those that pass backward."""
 
     def __init__(self, network):
         super().__init__()
