@@ -7,14 +7,8 @@ import torch
 from torch import Tensor
 from torch.distributed import ProcessGroup
 
-from art_hrloss.losses._functional import hr_loss
-from art_hrloss.losses._validation import (
-    Reduction,
-    check_alpha,
-    check_label_smoothing,
-    check_process_group,
-    check_reduction,
-)
+from art_hrloss.losses._functional import hr_loss_of
+from art_hrloss.losses._validation import LossOptions, Reduction, check_class_weights
 
 
 class HRLoss(torch.nn.CrossEntropyLoss):
@@ -62,17 +56,12 @@ class HRLoss(torch.nn.CrossEntropyLoss):
         :raises TypeError: If alpha is not a number, weight not a tensor, or the group none.
         :raises ValueError: If a parameter is out of its range.
         """
-        check_reduction(reduction)
-        check_label_smoothing(label_smoothing)
-        check_process_group(process_group, reduction)
-        if weight is not None and not isinstance(weight, Tensor):
-            raise TypeError(f"expected weight to be a tensor, but got {type(weight).__name__}")
-        if weight is not None and not (
-            weight.ndim == 1 and bool(weight.isfinite().all()) and bool((weight >= 0).all())
-        ):
-            raise ValueError(f"expected weight to be one finite number >= 0 per class, but got {weight}")
-        super().__init__(weight=weight, ignore_index=ignore_index, label_smoothing=label_smoothing, reduction=reduction)
-        self.alpha = check_alpha(alpha)
+        options = LossOptions(alpha, weight, ignore_index, label_smoothing, reduction, process_group)
+        if weight is not None:
+            check_class_weights(weight)
+        smoothing = options.label_smoothing
+        super().__init__(weight=weight, ignore_index=ignore_index, label_smoothing=smoothing, reduction=reduction)
+        self.alpha = options.alpha
         self.process_group = process_group
         if reduction == "mean" and alpha != 1:
             warnings.warn(
@@ -88,15 +77,17 @@ class HRLoss(torch.nn.CrossEntropyLoss):
         :param target: Class indices of the same shape without C, or probabilities of the same shape.
         :return: The loss in nats: a scalar, or one value per example if `reduction` is "none".
         """
-        return hr_loss(
+        return hr_loss_of(
             input,
             target,
-            alpha=self.alpha,
-            weight=self.weight,
-            ignore_index=self.ignore_index,
-            label_smoothing=self.label_smoothing,
-            reduction=self.reduction,  # type: ignore[arg-type]  # checked in hr_loss: ART assigns it
-            process_group=self.process_group,
+            LossOptions(
+                self.alpha,
+                self.weight,
+                self.ignore_index,
+                self.label_smoothing,
+                self.reduction,  # type: ignore[arg-type]  # ART assigns it
+                self.process_group,
+            ),
         )
 
     def extra_repr(self) -> str:
