@@ -88,11 +88,11 @@ class _Fused(torch.autograd.Function):
         entropy = others.log1p() + excess
         loss, by_entropy, by_divergence = _reduced(entropy, divergence, mass, options)
         scale = 1 + others
-        slope = by_entropy / scale
-        constant = by_divergence / scale - slope * excess
+        slope = by_entropy / -scale
+        constant = by_divergence / scale + slope * excess
         if options.reduction == "none":
             loss = loss.reshape(logits.shape[:1] + logits.shape[2:] if logits.ndim > 1 else ())
-        return loss, torch.stack([peak, log_sum, constant, slope, by_divergence])
+        return loss, torch.stack([peak, log_sum, constant, slope, -by_divergence])
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
@@ -108,15 +108,18 @@ class _Fused(torch.autograd.Function):
         if by_loss is None:
             return None, None, None, None, None
         if torch.is_grad_enabled() and not torch.compiler.is_compiling():  # the gradient is to be differentiated
-            gradient = torch.func.vjp(lambda z: ctx.reference(z, target, weight, ctx.options), logits)[1](by_loss)[0]
+            gradient = _reference_gradient(ctx, by_loss)
         else:
             gradient = _gradient(logits, target, weight, columns, by_loss, ctx.options)
         return gradient, None, None, None, None
 
     @staticmethod
     def jvp(ctx: Any, tangent: Tensor, *_: Any) -> tuple[Tensor, None]:
-        logits, target, weight = ctx.saved_tensors
-        return torch.func.jvp(lambda z: ctx.reference(z, target, weight, ctx.options), (logits,), (tangent,))[1], None
+        each = ctx.options.reduction == "none"  # the gradients of these losses are of one example each
+        classes = 0 if tangent.ndim == 1 else 1
+        shape = tangent.shape[:classes] + tangent.shape[classes + 1 :] if each else ()
+        product = _reference_gradient(ctx, tangent.new_ones(shape)) * tangent
+        return product.sum(classes) if each else product.sum(), None
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple[Any, ...], *inputs: Any) -> tuple[tuple[Tensor, Tensor], tuple[int, None]]:
@@ -130,6 +133,13 @@ class _Fused(torch.autograd.Function):
 
 # torch binds the arguments of `forward` at each call; with its signature at hand that takes a tenth of the time.
 _Fused.forward.__signature__ = inspect.signature(_Fused.forward)  # type: ignore[attr-defined]
+
+
+def _reference_gradient(ctx: Any, by_loss: Tensor) -> Tensor:
+    """Return the gradient, itself differentiable."""
+    logits, target, weight = ctx.saved_tensors[:3]
+    gradient: Tensor = torch.func.vjp(lambda z: ctx.reference(z, target, weight, ctx.options), logits)[1](by_loss)[0]
+    return gradient
 
 
 def _as_rows(logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
@@ -258,32 +268,30 @@ def _gradient(
         by_loss = by_loss.reshape(columns.shape[1:])
     coefficients = columns[2:] * by_loss
     blocks = list(_blocks(rows))
+    if len(blocks) == 1:
+        return _gradient_of(rows, labels, weight, columns, coefficients, options).reshape(logits.shape)
     # Made from the coefficients, because torch may take many gradients at once (is_grads_batched=True).
-    whole = coefficients.new_empty(rows.shape) if len(blocks) > 1 else None
+    whole = coefficients.new_empty(rows.shape)
     for block in blocks:
         column = (slice(None), block[0], slice(None), *block[2:])
-        part = _part(labels, block, rows)
-        gradient = _gradient_of(rows[block], part, weight, columns[:2][column], coefficients[column], options)
-        if whole is None:
-            return gradient.reshape(logits.shape)
-        whole[block].copy_(gradient)
+        part = _gradient_of(rows[block], _part(labels, block, rows), weight, columns[column], coefficients[column], options)
+        whole[block].copy_(part)
     return whole.reshape(logits.shape)
 
 
 def _gradient_of(
     rows: Tensor, labels: Tensor, weight: Tensor | None, columns: Tensor, coefficients: Tensor, options: LossOptions
 ) -> Tensor:
-    peak, log_sum = columns.unbind()
-    constant, slope, by_divergence = coefficients.unbind()
-    w = (rows - peak).clamp_(min=_FAR)
+    constant, slope, by_label = coefficients.unbind()
+    w = (rows - columns[0]).clamp_(min=_FAR)
     q = w.exp()
-    gradient = (slope * w).sub_(constant).mul_(q)
+    gradient = (slope * w).add_(constant).mul_(q)
     # The entries of a row sum to 0. At the largest logit two terms near 1 may have cancelled: what they have lost is
     # the sum of the row.
     if _by_index(rows, labels, options):
         index = labels.masked_fill(labels == options.ignore_index, 0).unsqueeze(1)
-        gradient.scatter_add_(1, index, by_divergence)
-        return gradient.scatter_add_(1, index, gradient.sum(1, keepdim=True).neg_()).neg_()
+        gradient.scatter_add_(1, index, by_label)
+        return gradient.scatter_add_(1, index, gradient.sum(1, keepdim=True).neg_())
     x, _ = _exponents(w, labels, weight, options)
-    gradient.add_(x.sub_(log_sum).exp_() * by_divergence)
-    return gradient.sub_(q.trunc_() * gradient.sum(1, keepdim=True)).neg_()
+    gradient.add_(x.sub_(columns[1]).exp_() * by_label)
+    return gradient.sub_(q.trunc_() * gradient.sum(1, keepdim=True))
