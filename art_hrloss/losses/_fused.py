@@ -4,62 +4,48 @@ The HR loss in one pass over the logits, and its gradient in another, as one aut
 With z the logits of an example, ``w_k = z_k - max z`` and ``s`` the sum of ``exp(w_k)`` over all classes but one of the
 largest logit, the entropy of the softmax q is ``log1p(s) + t`` with ``t = - sum_k w_k exp(w_k) / (1 + s)``, and
 ``- log q_y`` is ``log1p(s) - w_y``: sums of numbers of one sign, so that nothing cancels. For labels of a distribution p
-the divergence is ``log(sum_k exp(x_k)) / (alpha - 1) + log1p(s)`` with ``x_k = alpha log p_k - (alpha - 1) w_k``. By
+the divergence is ``log1p(s) + log(sum_k exp(x_k)) / (alpha - 1)`` with ``x_k = alpha log p_k - (alpha - 1) w_k``. By
 z_k, the entropy has the derivative ``- q_k (w_k + t)`` and the divergence ``q_k - r_k``, where r is the softmax of x (for
 a class index: the one-hot vector of the label).
 
-Between the passes only the inputs and five numbers per example are stored. On a CPU the passes take a block of examples
-at a time, which stays in the cache. The class dimension stays where it is, so that dense logits are not copied.
+Between the passes only the inputs and five numbers per example are stored; a small batch stores its gradient, which
+spares calls. On a CPU the passes take a block of examples at a time, which stays in the cache. The class dimension stays
+where it is, so that dense logits are not copied.
 """
 
 import inspect
-from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+import math
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.functional import nll_loss
 
 from art_hrloss.losses._numerics import mean_and_shares
 from art_hrloss.losses._validation import LossOptions
 
 # Elements that a thread of the CPU takes at a time: enough to hide the cost of a call, few enough for its cache.
-_BLOCK = 1 << 16
+_BLOCK = 1 << 17
+# Up to here calls cost more than elements, so the gradient is computed together with the loss.
+_SMALL = 1 << 13
 # Stands for w = -inf: exp(w) is 0 as well, but 0 times w is no NaN.
 _FAR = -1e30
+# A divergence that such a w has entered, which is no possible one: it is infinite.
+_IMPOSSIBLE = 1e20
 # Orders alpha - 1 nearer to 0, but not 0, magnify the rounding of log(sum_k exp(x_k)); the reference does not.
 _NEAR_LIMIT = 0.1
 
 Reference = Callable[[Tensor, Tensor, Tensor | None, LossOptions], Tensor]
 
 
-class _Columns(NamedTuple):
-    """Numbers of each example, with a class dimension of size 1."""
-
-    peak: Tensor
-    """max z."""
-    others: Tensor
-    """s."""
-    excess: Tensor
-    """t."""
-    divergence: Tensor
-    log_sum: Tensor
-    """log(sum_k exp(x_k)); unused for class indices without smoothing."""
-    mass: Tensor
-
-
 def can_fuse(logits: Tensor, target: Tensor, weight: Tensor | None, options: LossOptions) -> bool:
     """Return whether :func:`fused_loss` computes the loss of these arguments; the reference computes every loss."""
-    if logits.numel() == 0 or options.process_group is not None:
-        return False
-    if target.requires_grad or (weight is not None and weight.requires_grad):
+    if target.requires_grad or (weight is not None and weight.requires_grad) or options.process_group is not None:
         return False
     order = options.alpha - 1
-    return order == 0 or abs(order) >= _NEAR_LIMIT or _by_index(logits, target, options)
-
-
-def _by_index(logits: Tensor, target: Tensor, options: LossOptions) -> bool:
-    return target.ndim < logits.ndim and options.label_smoothing == 0
+    by_index = target.ndim < logits.ndim and options.label_smoothing == 0
+    return logits.numel() > 0 and (by_index or order == 0 or abs(order) >= _NEAR_LIMIT)
 
 
 def fused_loss(
@@ -73,62 +59,74 @@ def fused_loss(
     :param reference: The same loss made of operations that torch differentiates: derivatives beyond the first, forward
            mode and vmap are the reference's.
     """
-    loss: Tensor = _Fused.apply(logits, target, weight, options, reference)[0]
+    in_advance = logits.numel() <= _SMALL and logits.requires_grad and not torch.compiler.is_compiling()
+    loss: Tensor = _Fused.apply(logits, target, weight, options, reference, in_advance)[0]
     return loss
 
 
 class _Fused(torch.autograd.Function):
     @staticmethod
     def forward(
-        logits: Tensor, target: Tensor, weight: Tensor | None, options: LossOptions, reference: Reference
+        logits: Tensor,
+        target: Tensor,
+        weight: Tensor | None,
+        options: LossOptions,
+        reference: Reference,
+        in_advance: bool,
     ) -> tuple[Tensor, Tensor]:
-        rows, labels = _as_rows(logits, target)
-        parts = [_columns(rows[block], _part(labels, block, rows), weight, options) for block in _blocks(rows)]
-        peak, others, excess, divergence, log_sum, mass = _joined(parts, rows)
-        entropy = others.log1p() + excess
-        loss, by_entropy, by_divergence = _reduced(entropy, divergence, mass, options)
-        scale = 1 + others
-        slope = by_entropy / -scale
-        constant = by_divergence / scale + slope * excess
-        if options.reduction == "none":
-            loss = loss.reshape(logits.shape[:1] + logits.shape[2:] if logits.ndim > 1 else ())
-        return loss, torch.stack([peak, log_sum, constant, slope, -by_divergence])
+        batch = _Batch(*_as_rows(logits, target), weight, options)
+        return batch.loss(logits.shape[:1] + logits.shape[2:] if logits.ndim > 1 else (), in_advance=in_advance)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-        logits, target, weight, ctx.options, ctx.reference = inputs
+        logits, target, weight, ctx.options, ctx.reference, ctx.in_advance = inputs
         ctx.mark_non_differentiable(output[1])
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(logits, target, weight, output[1])
         ctx.save_for_forward(logits, target, weight)
 
     @staticmethod
-    def backward(ctx: Any, by_loss: Tensor | None, _: None) -> tuple[Tensor | None, None, None, None, None]:
-        logits, target, weight, columns = ctx.saved_tensors
+    def backward(ctx: Any, by_loss: Tensor | None, _: None) -> tuple[Tensor | None, ...]:
+        logits, target, weight, stored = ctx.saved_tensors
         if by_loss is None:
-            return None, None, None, None, None
-        if torch.is_grad_enabled() and not torch.compiler.is_compiling():  # the gradient is to be differentiated
+            gradient = None
+        elif torch.is_grad_enabled() and not torch.compiler.is_compiling():  # the gradient is to be differentiated
             gradient = _reference_gradient(ctx, by_loss)
         else:
-            gradient = _gradient(logits, target, weight, columns, by_loss, ctx.options)
-        return gradient, None, None, None, None
+            rows, labels = _as_rows(logits, target)
+            if by_loss.ndim:
+                by_loss = by_loss.reshape(len(rows), 1, *rows.shape[2:])
+            if ctx.in_advance:
+                gradient = stored * by_loss
+            else:
+                gradient = _Batch(rows, labels, weight, ctx.options).gradient(stored, by_loss)
+            gradient = gradient.reshape(logits.shape)
+        return gradient, None, None, None, None, None
 
     @staticmethod
-    def jvp(ctx: Any, tangent: Tensor, *_: Any) -> tuple[Tensor, None]:
-        each = ctx.options.reduction == "none"  # the gradients of these losses are of one example each
-        classes = 0 if tangent.ndim == 1 else 1
-        shape = tangent.shape[:classes] + tangent.shape[classes + 1 :] if each else ()
-        product = _reference_gradient(ctx, tangent.new_ones(shape)) * tangent
-        return product.sum(classes) if each else product.sum(), None
+    def jvp(ctx: Any, tangent: Tensor | None, by_target: Tensor | None, *_: Any) -> tuple[Tensor, None]:
+        logits, target, weight = ctx.saved_tensors[:3]
+        each = ctx.options.reduction == "none"  # the loss of an example depends on its own logits and labels only
+        classes = 0 if logits.ndim == 1 else 1
+        shape = logits.shape[:classes] + logits.shape[classes + 1 :] if each else ()
+        tangents = {0: tangent, 1: by_target}
+        tangents = {i: t for i, t in tangents.items() if t is not None}
+
+        def of(*moved: Tensor) -> Tensor:
+            tensors = {0: logits, 1: target} | dict(zip(tangents, moved, strict=True))
+            return ctx.reference(*tensors.values(), weight, ctx.options)
+
+        gradients = torch.func.vjp(of, *((logits, target)[i] for i in tangents))[1](logits.new_ones(shape))
+        total = sum(g * t for g, t in zip(gradients, tangents.values(), strict=True))
+        return total.sum(classes) if each else total.sum(), None
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple[Any, ...], *inputs: Any) -> tuple[tuple[Tensor, Tensor], tuple[int, None]]:
-        *tensors, options, reference = inputs
+        logits, target, weight, options, reference, _ = inputs
         vectorized = torch.func.vmap(
-            lambda *each: reference(*each, options), in_dims=in_dims[:3], randomness=info.randomness
+            lambda *tensors: reference(*tensors, options), in_dims=in_dims[:3], randomness=info.randomness
         )
-        loss = vectorized(*tensors)
-        return (loss, tensors[0].new_empty(0)), (0, None)
+        return (vectorized(logits, target, weight), logits.new_empty(0)), (0, None)
 
 
 # torch binds the arguments of `forward` at each call; with its signature at hand that takes a tenth of the time.
@@ -137,7 +135,7 @@ _Fused.forward.__signature__ = inspect.signature(_Fused.forward)  # type: ignore
 
 def _reference_gradient(ctx: Any, by_loss: Tensor) -> Tensor:
     """Return the gradient, itself differentiable."""
-    logits, target, weight = ctx.saved_tensors[:3]
+    logits, target, weight, _ = ctx.saved_tensors
     gradient: Tensor = torch.func.vjp(lambda z: ctx.reference(z, target, weight, ctx.options), logits)[1](by_loss)[0]
     return gradient
 
@@ -151,147 +149,194 @@ def _as_rows(logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
     return logits.flatten(2), target.flatten(2 if target.ndim == logits.ndim else 1)
 
 
-def _blocks(rows: Tensor) -> Iterator[tuple[slice, ...]]:
-    """Yield the blocks of examples that are computed together, as indices of the rows."""
-    size = max(1, _BLOCK * torch.get_num_threads() // rows.shape[1])
-    n, inner, whole = len(rows), rows[0, 0].numel(), slice(None)
-    if rows.is_cuda or torch.compiler.is_compiling() or n * inner <= size:
-        yield (whole,) * rows.ndim
-    elif inner <= size:
-        for i in range(0, n, size // inner):
-            yield slice(i, i + size // inner), *(whole,) * (rows.ndim - 1)
-    else:
-        for i in range(n):
-            for j in range(0, inner, size):
-                yield slice(i, i + 1), whole, slice(j, j + size)
+def _values_are_known(values: Tensor) -> bool:
+    """Return whether Python may read the values: on a CPU, not where operations are only recorded."""
+    if not values.is_cpu or type(values) not in (Tensor, torch.nn.Parameter) or torch.compiler.is_compiling():
+        return False
+    recorder = sys.modules.get("torch.fx.experimental.proxy_tensor")
+    return not torch.jit.is_tracing() and (recorder is None or recorder.get_proxy_mode() is None)
 
 
-def _part(labels: Tensor, block: tuple[slice, ...], rows: Tensor) -> Tensor:
-    return labels[block if labels.ndim == rows.ndim else (block[0], *block[2:])]
+class _Batch:
+    """Logits ``(N, C)`` or ``(N, C, D)`` with their labels; a column is a tensor with a class dimension of size 1."""
+
+    def __init__(self, rows: Tensor, labels: Tensor, weight: Tensor | None, options: LossOptions) -> None:
+        self.rows, self.weight, self.options = rows, weight, options
+        self.soft = labels.ndim == rows.ndim
+        self.by_index = not self.soft and options.label_smoothing == 0
+        self.labels = labels if self.soft else labels.unsqueeze(1)
+
+    def loss(self, shape: tuple[int, ...], *, in_advance: bool) -> tuple[Tensor, Tensor]:
+        """Return the loss, and what :meth:`gradient` needs: columns, or, in advance, the gradient itself."""
+        known, mass, parts = _values_are_known(self.rows), None, []
+        if not self.soft:
+            mass = self._look_up(known)
+        for block in self._blocks():
+            peak, w, q, others = _softmax(_at(self.rows, block), in_advance)
+            excess, labels = (w * q).sum(1, keepdim=True), _at(self.labels, block)
+            parts.append((peak, others, excess, *self._label_columns(w, labels)))
+        peak, others, excess, surprise, *label_mass = self._joined(parts)
+        surprise, log_sum, mass = self._surprise(surprise, label_mass[0] if label_mass else mass)
+        scale = (others + 1).reciprocal_()
+        excess.mul_(scale)  # - t
+        log1p = others.log1p_()
+        loss, by_entropy, by_label = self._reduced(log1p - excess, surprise + log1p, mass, known)
+        if self.options.reduction == "none":
+            loss = loss.reshape(shape)
+        slope = scale * -by_entropy
+        constant = scale.mul_(by_label).addcmul_(slope, excess, value=-1)
+        if in_advance:
+            return loss, self._gradient_of(w, q, self.labels, constant, slope, log_sum, by_label)
+        columns = [peak, constant, slope]
+        if not self.by_index:
+            columns += [log_sum, by_label if isinstance(by_label, Tensor) else torch.full_like(peak, by_label)]
+        return loss, torch.stack(columns)
+
+    def gradient(self, columns: Tensor, by_loss: Tensor) -> Tensor:
+        """Return the gradient of the loss times a number, or a number per example."""
+        if not self.soft:
+            self.labels = self.labels.masked_fill(self.labels == self.options.ignore_index, 0)
+        constant, slope, *by_label = (column * by_loss for column in (*columns[1:3], *columns[4:]))
+        blocks = list(self._blocks())
+        # Made from these columns, because torch may take many gradients at once (is_grads_batched=True).
+        whole = constant.new_empty(self.rows.shape) if len(blocks) > 1 else None
+        for block in blocks:
+            w = (_at(self.rows, block) - _at(columns[0], block)).clamp_(min=_FAR)
+            rest = (_at(column, block) for column in (constant, slope, *columns[3:4], *by_label))
+            gradient = self._gradient_of(w, w.exp(), _at(self.labels, block), *rest)
+            if whole is None:
+                return gradient
+            whole[block].copy_(gradient)
+        return whole  # type: ignore[return-value]  # there is at least one block
+
+    def _gradient_of(
+        self,
+        w: Tensor,
+        q: Tensor,
+        labels: Tensor,
+        constant: Tensor,
+        slope: Tensor,
+        log_sum: Tensor | None = None,
+        by_label: Tensor | float = 0.0,
+    ) -> Tensor:
+        # The entries of a row sum to 0. Where two terms near 1 cancel, the entry is minus the sum of the others.
+        gradient = (slope * w).add_(constant).mul_(q)
+        if self.by_index:
+            gradient.scatter_(1, labels, 0.0)
+            return gradient.scatter_(1, labels, gradient.sum(1, keepdim=True).neg_())
+        gradient.sub_(self._exponents(w, labels)[0].sub_(log_sum).exp_() * by_label)
+        return gradient.sub_(q.trunc() * gradient.sum(1, keepdim=True))
+
+    def _blocks(self) -> Iterator[tuple[slice, ...]]:
+        """Yield the examples that are computed together, as indices; the empty index is all of them."""
+        whole, (n, classes) = slice(None), self.rows.shape[:2]
+        size, inner = max(1, _BLOCK * torch.get_num_threads() // classes), self.rows[0, 0].numel()
+        if self.rows.is_cuda or torch.compiler.is_compiling() or n * inner <= size:
+            yield ()
+        elif inner <= size:
+            for i in range(0, n, size // inner):
+                yield slice(i, i + size // inner), *(whole,) * (self.rows.ndim - 1)
+        else:
+            for i in range(n):
+                for j in range(0, inner, size):
+                    yield slice(i, i + 1), whole, slice(j, j + size)
+
+    def _joined(self, parts: list[tuple[Tensor, ...]]) -> Iterable[Tensor]:
+        if len(parts) == 1:
+            return parts[0]
+        shape = (len(self.rows), 1, *self.rows.shape[2:])
+        return [torch.cat([part.reshape(-1) for part in column]).reshape(shape) for column in zip(*parts, strict=True)]
+
+    def _look_up(self, known: bool) -> Tensor | None:
+        """Make every index valid; return the mass of each example, 0 for an ignored one, or None where all are 1."""
+        ignored = self.labels == self.options.ignore_index
+        if known and self.weight is None and not bool(ignored.any()):
+            return None
+        self.labels = self.labels.masked_fill(ignored, 0)
+        smoothing = self.options.label_smoothing
+        if self.weight is None:
+            mass = self.rows.new_ones(self.labels.shape)
+        else:
+            mass = self.weight[self.labels] * (1 - smoothing) + self.weight.mean() * smoothing
+        return mass.masked_fill_(ignored, 0.0)
+
+    def _label_columns(self, w: Tensor, labels: Tensor) -> tuple[Tensor, ...]:
+        """Return ``- w_y``, or log(sum_k exp(x_k)), at alpha = 1 sum_k p_k (log p_k - w_k); and the mass of soft labels."""
+        if self.by_index:
+            return (w.gather(1, labels).neg_(),)
+        w = w.clamp(min=_FAR)
+        x, *mass = self._exponents(w, labels)
+        if self.options.alpha == 1:
+            return x.exp().mul_(x.clamp_(min=_FAR).sub_(w)).sum(1, keepdim=True), *mass
+        top = x.amax(1, keepdim=True)
+        return x.sub_(top).exp_().sum(1, keepdim=True).log_().add_(top), *mass
+
+    def _exponents(self, w: Tensor, labels: Tensor) -> tuple[Tensor, ...]:
+        """Return x, of labels that need not sum to 1; and the sum of soft ones."""
+        alpha, smoothing, classes = self.options.alpha, self.options.label_smoothing, w.shape[1]
+        column = (-1, *(1,) * (w.ndim - 2))
+        if self.soft:
+            joint = labels.to(w.dtype)
+            if smoothing:
+                joint = joint * (1 - smoothing) + joint.sum(1, keepdim=True) * (smoothing / classes)
+            if self.weight is not None:
+                joint = joint * self.weight.view(column)
+            return joint.log().mul_(alpha).sub_(w, alpha=alpha - 1), joint.sum(1, keepdim=True)
+        weight = w.new_ones(classes) if self.weight is None else self.weight
+        off = weight * (smoothing / classes)
+        on = (off + weight * (1 - smoothing)).log_().mul_(alpha)
+        x = torch.sub(off.log_().mul_(alpha).view(column), w, alpha=alpha - 1)
+        return (x.scatter_(1, labels, on[labels].sub_(w.gather(1, labels), alpha=alpha - 1)),)
+
+    def _surprise(self, surprise: Tensor, mass: Tensor | None) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """Return the divergence without log1p(s), log(sum_k exp(x_k)), and the mass, from columns of labels."""
+        if self.by_index:
+            return surprise, None, mass
+        log_mass = torch.zeros_like(surprise) if mass is None else mass.log()
+        if self.options.alpha == 1:
+            log_sum = log_mass
+            surprise = (surprise if mass is None else surprise / mass) - log_mass
+        else:
+            log_sum = surprise
+            surprise = (log_sum - self.options.alpha * log_mass) / (self.options.alpha - 1)
+        if mass is not None:
+            log_sum = log_sum.masked_fill(mass == 0, 0.0)
+        return surprise.masked_fill_(surprise > _IMPOSSIBLE, math.inf), log_sum, mass
+
+    def _reduced(
+        self, entropy: Tensor, divergence: Tensor, mass: Tensor | None, known: bool
+    ) -> tuple[Tensor, Tensor | float, Tensor | float]:
+        """Return the loss, and its derivatives by the entropy and by the divergence of each example."""
+        reduction = self.options.reduction
+        if reduction in ("none", "sum"):
+            loss = entropy.add_(divergence)
+            loss = loss if mass is None else (mass * loss).masked_fill_(mass == 0, 0.0)
+            share: Tensor | float = 1.0 if mass is None else mass
+            return loss if reduction == "none" else loss.sum(), share, share
+        order = self.options.alpha - 1 if reduction == "batch" else 0.0
+        weights = None if mass is None else (mass / mass.sum()).reshape(-1)
+        log_weights = None if weights is None else weights.log()
+        uncertainty, by_entropy = mean_and_shares(entropy.reshape(-1), weights, log_weights, 0.0)
+        mean, by_label = mean_and_shares(divergence.reshape(-1), weights, log_weights, order, known=known)
+        loss, shares = uncertainty.add_(mean).squeeze(0), (by_entropy, by_label)
+        shares = tuple(by.reshape(entropy.shape) if isinstance(by, Tensor) else by for by in shares)
+        return loss, *(by if mass is None else torch.where(mass == 0, 0.0, by) for by in shares)
 
 
-def _joined(parts: list[_Columns], rows: Tensor) -> _Columns:
-    if len(parts) == 1:
-        return parts[0]
-    shape = (len(rows), 1, *rows.shape[2:])
-    return _Columns(*(torch.cat([c.reshape(-1) for c in column]).reshape(shape) for column in zip(*parts, strict=True)))
+def _at(values: Tensor, block: tuple[slice, ...]) -> Tensor:
+    return values[block] if block else values
 
 
-def _columns(rows: Tensor, labels: Tensor, weight: Tensor | None, options: LossOptions) -> _Columns:
-    order, by_index = options.alpha - 1, _by_index(rows, labels, options)
+def _softmax(rows: Tensor, small: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Return max z, w, exp(w), and s."""
+    if small:  # where calls cost more than elements
+        peak, top = rows.max(1, keepdim=True)
+        w = rows - peak
+        q = w.exp()
+        return peak, w, q, q.scatter(1, top, 0.0).sum(1, keepdim=True)
     peak = rows.amax(1, keepdim=True)
     w = rows - peak
-    if by_index:
-        surprise = nll_loss(w, labels, ignore_index=options.ignore_index, reduction="none").unsqueeze(1)
-        mass = log_sum = _mass_of_indices(labels, weight, rows, options.ignore_index)
-    w.clamp_(min=_FAR)
-    if not by_index:
-        surprise, log_sum, mass = _surprise_of_distributions(w, labels, weight, options)
     q = w.exp()
-    total = q.sum(1, keepdim=True)
-    excess = w.mul_(q).sum(1, keepdim=True)
-    # At the largest logits q is 1, and nowhere else in more than the last digit: frac leaves the others.
-    others = q.frac_().sum(1, keepdim=True)
-    others = others + (total - others).round_().sub_(1)
-    divergence = surprise + others.log1p()
-    return _Columns(peak, others, excess / -(1 + others), divergence, log_sum, mass)
-
-
-def _mass_of_indices(labels: Tensor, weight: Tensor | None, rows: Tensor, ignore_index: int) -> Tensor:
-    used = labels != ignore_index
-    if weight is None:
-        return used.to(rows.dtype).unsqueeze(1)
-    return torch.where(used, weight[torch.where(used, labels, 0)], 0.0).unsqueeze(1)
-
-
-def _surprise_of_distributions(
-    w: Tensor, labels: Tensor, weight: Tensor | None, options: LossOptions
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the divergence without its log1p(s), log(sum_k exp(x_k)), and the mass of each example."""
-    order = options.alpha - 1
-    x, mass = _exponents(w, labels, weight, options)
-    if order == 0:  # x is log p up to log mass, whose mean over p is the label's own
-        joint = x.exp()
-        surprise = x.clamp_(min=_FAR).sub_(w).mul_(joint).sum(1, keepdim=True) / mass - mass.log()
-        log_sum = mass.log()
-    else:
-        top = x.amax(1, keepdim=True)
-        log_sum = x.sub_(top).exp_().sum(1, keepdim=True).log_().add_(top)
-        surprise = (log_sum - options.alpha * mass.log()) / order
-    impossible = surprise > -_FAR / 2
-    surprise = torch.where(impossible, torch.inf, surprise)
-    return torch.where(mass == 0, 0.0, surprise), torch.where(mass == 0, 0.0, log_sum), mass
-
-
-def _exponents(w: Tensor, labels: Tensor, weight: Tensor | None, options: LossOptions) -> tuple[Tensor, Tensor]:
-    """Return x, of labels that need not sum to 1, and their sum, the mass of each example."""
-    alpha, smoothing = options.alpha, options.label_smoothing
-    column = (-1, *(1,) * (w.ndim - 2))
-    if labels.ndim == w.ndim:
-        joint = labels.to(w.dtype)
-        if smoothing:
-            joint = joint * (1 - smoothing) + joint.sum(1, keepdim=True) * (smoothing / w.shape[1])
-        if weight is not None:
-            joint = joint * weight.view(column)
-        return joint.log().mul_(alpha).sub_(w, alpha=alpha - 1), joint.sum(1, keepdim=True)
-    weight = w.new_ones(w.shape[1]) if weight is None else weight
-    used = (labels != options.ignore_index).unsqueeze(1)
-    index = torch.where(used, labels.unsqueeze(1), 0)
-    off, on = weight * (smoothing / w.shape[1]), weight[index] * (1 - smoothing)
-    x = torch.add(off.log().mul_(alpha).view(column), w, alpha=1 - alpha)
-    x.scatter_(1, index, (off[index] + on).log_() * alpha - w.gather(1, index) * (alpha - 1))
-    return x, torch.where(used, off.sum() + on, 0.0)
-
-
-def _reduced(
-    entropy: Tensor, divergence: Tensor, mass: Tensor, options: LossOptions
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the loss, and its derivatives by the entropy and by the divergence of each example."""
-    used = mass != 0
-    if options.reduction in ("none", "sum"):
-        loss = torch.where(used, mass * (entropy + divergence), 0.0)
-        return loss if options.reduction == "none" else loss.sum(), mass, mass
-    share = (mass / mass.sum()).reshape(-1)
-    log_share = share.log()
-    order = options.alpha - 1 if options.reduction == "batch" else 0.0
-    uncertainty, _ = mean_and_shares(entropy.reshape(-1), share, log_share, 0.0)
-    mean, by_divergence = mean_and_shares(divergence.reshape(-1), share, log_share, order)
-    by = (torch.where(used, each.reshape(mass.shape), 0.0) for each in (share, by_divergence))
-    return (uncertainty + mean).squeeze(0), *by
-
-
-def _gradient(
-    logits: Tensor, target: Tensor, weight: Tensor | None, columns: Tensor, by_loss: Tensor, options: LossOptions
-) -> Tensor:
-    rows, labels = _as_rows(logits, target)
-    if options.reduction == "none":
-        by_loss = by_loss.reshape(columns.shape[1:])
-    coefficients = columns[2:] * by_loss
-    blocks = list(_blocks(rows))
-    if len(blocks) == 1:
-        return _gradient_of(rows, labels, weight, columns, coefficients, options).reshape(logits.shape)
-    # Made from the coefficients, because torch may take many gradients at once (is_grads_batched=True).
-    whole = coefficients.new_empty(rows.shape)
-    for block in blocks:
-        column = (slice(None), block[0], slice(None), *block[2:])
-        part = _gradient_of(rows[block], _part(labels, block, rows), weight, columns[column], coefficients[column], options)
-        whole[block].copy_(part)
-    return whole.reshape(logits.shape)
-
-
-def _gradient_of(
-    rows: Tensor, labels: Tensor, weight: Tensor | None, columns: Tensor, coefficients: Tensor, options: LossOptions
-) -> Tensor:
-    constant, slope, by_label = coefficients.unbind()
-    w = (rows - columns[0]).clamp_(min=_FAR)
-    q = w.exp()
-    gradient = (slope * w).add_(constant).mul_(q)
-    # The entries of a row sum to 0. At the largest logit two terms near 1 may have cancelled: what they have lost is
-    # the sum of the row.
-    if _by_index(rows, labels, options):
-        index = labels.masked_fill(labels == options.ignore_index, 0).unsqueeze(1)
-        gradient.scatter_add_(1, index, by_label)
-        return gradient.scatter_add_(1, index, gradient.sum(1, keepdim=True).neg_())
-    x, _ = _exponents(w, labels, weight, options)
-    gradient.add_(x.sub_(columns[1]).exp_() * by_label)
-    return gradient.sub_(q.trunc_() * gradient.sum(1, keepdim=True))
+    # At the largest logits q is 1, and elsewhere only where it differs from 1 by rounding: frac leaves the others.
+    others = q.frac().sum(1, keepdim=True)
+    return peak, w, q, (q.sum(1, keepdim=True) - others).round_().sub_(1).add_(others)

@@ -91,8 +91,14 @@ def exponential_mean(values: Tensor, log_weights: Tensor, order: float, sums: Su
 
 
 def mean_and_shares(
-    values: Tensor, weights: Tensor, log_weights: Tensor, order: float, sums: Sums = LOCAL
-) -> tuple[Tensor, Tensor]:
+    values: Tensor,
+    weights: Tensor | None,
+    log_weights: Tensor | None,
+    order: float,
+    sums: Sums = LOCAL,
+    *,
+    known: bool = False,
+) -> tuple[Tensor, Tensor | float]:
     """
     Return the :func:`exponential_mean` for weights that sum to 1, and its derivative by each value.
 
@@ -100,22 +106,37 @@ def mean_and_shares(
     the logarithm's rounding is divided by an order that may be tiny. Around the mean the sum is at least 1 (Jensen), so
     log1p of its excess keeps every digit; where a power would overflow, c is the largest exponent.
 
-    :return: Shapes ``(..., 1)`` and ``(..., n)``.
+    :param weights: Shape ``(..., n)``, and `log_weights` their logarithms; None for equal ones.
+    :param known: Whether Python may read the sum, which spares the computation around the other centre.
+    :return: Shapes ``(..., 1)`` and ``(..., n)``, or a number for all.
     """
-    used = ~log_weights.isneginf()
-    finite = torch.where(used, values, 0.0)
-    if order == 0:
-        # A weight may underflow to 0, but an infinite value that it weighs still makes the mean infinite.
+    n = values.shape[-1]
+    used = None if log_weights is None else ~log_weights.isneginf()
+    finite = values if used is None else torch.where(used, values, 0.0)
+    if weights is None and order == 0:
+        return values.mean(-1, keepdim=True), 1 / n
+    if order == 0:  # a weight may underflow to 0, but an infinite value that it weighs still makes the mean infinite
         return sums.total(torch.where(used & values.isinf(), values, weights * finite)), weights
     exponents = order * finite
-    mean = sums.total(weights * exponents.detach())
-    lead = sums.largest(torch.where(used, exponents, -math.inf))
-    near = lead - mean < _NO_OVERFLOW
-    centre = torch.where(near, mean, _finite(lead)).detach()
-    exponents = torch.where(used, exponents - centre, 0.0)
-    excess = sums.total(weights * exponents.clamp(max=_NO_OVERFLOW).expm1())
+
+    def mean(powers: Tensor) -> Tensor:
+        return powers.mean(-1, keepdim=True) if weights is None else sums.total(weights * powers)
+
+    centre = mean(exponents).detach()
+    if known:
+        distances = exponents - centre
+        excess = mean(distances.expm1())
+        if excess.item() < math.exp(_NO_OVERFLOW):
+            log_mean = excess.log1p_()
+            shares = distances.sub_(log_mean).exp_()
+            return (centre + log_mean).div_(order), shares.div_(n) if weights is None else shares.mul_(weights)
+    lead = sums.largest(exponents if used is None else torch.where(used, exponents, -math.inf))
+    near = lead - centre < _NO_OVERFLOW
+    centre = torch.where(near, centre, _finite(lead))
+    exponents = exponents - centre if used is None else torch.where(used, exponents - centre, 0.0)
+    excess = mean(exponents.clamp(max=_NO_OVERFLOW).expm1())
     # A weight may underflow, but not the product of it and the power: the powers are weighted in log space.
-    weighted = log_weights + exponents
+    weighted = exponents + (-math.log(n) if log_weights is None else log_weights)
     top = _finite(sums.largest(weighted))
     far = top + sums.total((weighted - top).exp()).log()
     log_mean = torch.where(near, excess.clamp(min=-0.5).log1p(), far)
