@@ -241,7 +241,7 @@ def _example_terms(logits: Tensor, target: Tensor, weight: Tensor | None, option
         used = labels != options.ignore_index
         index = torch.where(used, labels, 0).unsqueeze(-1)
         divergence = torch.where(used, -log_q.gather(-1, index).squeeze(-1), 0.0)
-        mass = torch.ones_like(divergence) if weight is None else weight[index.squeeze(-1)]
+        mass = (torch.ones_like(log_q) if weight is None else weight.expand_as(log_q)).gather(-1, index).squeeze(-1)
         return ExampleTerms(entropy(log_q), divergence, torch.where(used, mass, 0.0))
     joint = _joint(log_q, labels, weight, options)
     mass = joint.sum(-1)

@@ -27,8 +27,8 @@ from art_hrloss.losses._validation import LossOptions
 
 # Elements that a thread of the CPU takes at a time: enough to hide the cost of a call, few enough for its cache.
 _BLOCK = 1 << 17
-# Up to here calls cost more than elements, so the gradient is computed together with the loss.
-_SMALL = 1 << 13
+# Elements up to which the gradient is computed together with the loss, from what lies in the cache.
+_SMALL = 1 << 20
 # Stands for w = -inf: exp(w) is 0 as well, but 0 times w is no NaN.
 _FAR = -1e30
 # A divergence that such a w has entered, which is no possible one: it is infinite.
@@ -60,11 +60,14 @@ def fused_loss(
            mode and vmap are the reference's.
     """
     in_advance = logits.numel() <= _SMALL and logits.requires_grad and not torch.compiler.is_compiling()
-    loss: Tensor = _Fused.apply(logits, target, weight, options, reference, in_advance)[0]
+    function = _Traced if torch.compiler.is_compiling() else _Fused
+    loss: Tensor = function.apply(logits, target, weight, options, reference, in_advance)[0]
     return loss
 
 
-class _Fused(torch.autograd.Function):
+class _Traced(torch.autograd.Function):
+    """The loss for torch.compile, which takes neither forward mode nor vmap."""
+
     @staticmethod
     def forward(
         logits: Tensor,
@@ -73,20 +76,21 @@ class _Fused(torch.autograd.Function):
         options: LossOptions,
         reference: Reference,
         in_advance: bool,
-    ) -> tuple[Tensor, Tensor]:
+    ) -> tuple[Tensor, Tensor, bool]:
         batch = _Batch(*_as_rows(logits, target), weight, options)
         return batch.loss(logits.shape[:1] + logits.shape[2:] if logits.ndim > 1 else (), in_advance=in_advance)
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, bool]) -> None:
         logits, target, weight, ctx.options, ctx.reference, ctx.in_advance = inputs
+        ctx.finite = output[2]
         ctx.mark_non_differentiable(output[1])
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(logits, target, weight, output[1])
         ctx.save_for_forward(logits, target, weight)
 
     @staticmethod
-    def backward(ctx: Any, by_loss: Tensor | None, _: None) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, by_loss: Tensor | None, *_: None) -> tuple[Tensor | None, ...]:
         logits, target, weight, stored = ctx.saved_tensors
         if by_loss is None:
             gradient = None
@@ -99,12 +103,16 @@ class _Fused(torch.autograd.Function):
             if ctx.in_advance:
                 gradient = stored * by_loss
             else:
-                gradient = _Batch(rows, labels, weight, ctx.options).gradient(stored, by_loss)
+                gradient = _Batch(rows, labels, weight, ctx.options).gradient(stored, by_loss, ctx.finite)
             gradient = gradient.reshape(logits.shape)
         return gradient, None, None, None, None, None
 
+
+class _Fused(_Traced):
+    """The loss with every transformation of torch."""
+
     @staticmethod
-    def jvp(ctx: Any, tangent: Tensor | None, by_target: Tensor | None, *_: Any) -> tuple[Tensor, None]:
+    def jvp(ctx: Any, tangent: Tensor | None, by_target: Tensor | None, *_: Any) -> tuple[Tensor, None, None]:
         logits, target, weight = ctx.saved_tensors[:3]
         each = ctx.options.reduction == "none"  # the loss of an example depends on its own logits and labels only
         classes = 0 if logits.ndim == 1 else 1
@@ -118,15 +126,17 @@ class _Fused(torch.autograd.Function):
 
         gradients = torch.func.vjp(of, *((logits, target)[i] for i in tangents))[1](logits.new_ones(shape))
         total = sum(g * t for g, t in zip(gradients, tangents.values(), strict=True))
-        return total.sum(classes) if each else total.sum(), None
+        return total.sum(classes) if each else total.sum(), None, None
 
     @staticmethod
-    def vmap(info: Any, in_dims: tuple[Any, ...], *inputs: Any) -> tuple[tuple[Tensor, Tensor], tuple[int, None]]:
+    def vmap(
+        info: Any, in_dims: tuple[Any, ...], *inputs: Any
+    ) -> tuple[tuple[Tensor, Tensor, bool], tuple[int, None, None]]:
         logits, target, weight, options, reference, _ = inputs
         vectorized = torch.func.vmap(
             lambda *tensors: reference(*tensors, options), in_dims=in_dims[:3], randomness=info.randomness
         )
-        return (vectorized(logits, target, weight), logits.new_empty(0)), (0, None)
+        return (vectorized(logits, target, weight), logits.new_empty(0), False), (0, None, None)
 
 
 # torch binds the arguments of `forward` at each call; with its signature at hand that takes a tenth of the time.
@@ -166,33 +176,51 @@ class _Batch:
         self.by_index = not self.soft and options.label_smoothing == 0
         self.labels = labels if self.soft else labels.unsqueeze(1)
 
-    def loss(self, shape: tuple[int, ...], *, in_advance: bool) -> tuple[Tensor, Tensor]:
-        """Return the loss, and what :meth:`gradient` needs: columns, or, in advance, the gradient itself."""
-        known, mass, parts = _values_are_known(self.rows), None, []
+    def loss(self, shape: tuple[int, ...], *, in_advance: bool) -> tuple[Tensor, Tensor, bool]:
+        """
+        Return the loss, and what :meth:`gradient` needs: columns, or, in advance, the gradient itself.
+
+        :return: Also whether no w is -inf, as far as that is known.
+        """
+        known, mass, parts, finite = _values_are_known(self.rows), None, [], True
         if not self.soft:
             mass = self._look_up(known)
-        for block in self._blocks():
-            peak, w, q, others = _softmax(_at(self.rows, block), in_advance)
-            excess, labels = (w * q).sum(1, keepdim=True), _at(self.labels, block)
-            parts.append((peak, others, excess, *self._label_columns(w, labels)))
+        for block in self._blocks(in_advance):
+            rows, labels = _at(self.rows, block), _at(self.labels, block)
+            peak = rows.amax(1, keepdim=True)
+            w = rows - peak
+            surprise = w.gather(1, labels).neg_() if self.by_index else None
+            q = w.exp()
+            others, product = _others(q)
+            excess = torch.mul(w, q, out=product).sum(1, keepdim=True)
+            if not known or bool(excess.isnan().any()):
+                finite = False
+                excess = (w.clamp_(min=_FAR) * q).sum(1, keepdim=True)
+            if surprise is None:
+                surprise, powers, *label_mass = self._log_sum(w, labels)
+                parts.append((peak, others, excess, surprise, *label_mass))
+            else:
+                parts.append((peak, others, excess, surprise))
         peak, others, excess, surprise, *label_mass = self._joined(parts)
         surprise, log_sum, mass = self._surprise(surprise, label_mass[0] if label_mass else mass)
         scale = (others + 1).reciprocal_()
         excess.mul_(scale)  # - t
-        log1p = others.log1p_()
+        log1p = others.log1p()
         loss, by_entropy, by_label = self._reduced(log1p - excess, surprise + log1p, mass, known)
         if self.options.reduction == "none":
             loss = loss.reshape(shape)
         slope = scale * -by_entropy
         constant = scale.mul_(by_label).addcmul_(slope, excess, value=-1)
         if in_advance:
-            return loss, self._gradient_of(w, q, self.labels, constant, slope, log_sum, by_label)
+            r = None if log_sum is None else powers.mul_(powers.sum(1, keepdim=True).reciprocal_().mul_(by_label))
+            gradient = self._gradient_of(w.mul_(slope), q, self.labels, constant, r)
+            return loss, gradient, finite
         columns = [peak, constant, slope]
         if not self.by_index:
             columns += [log_sum, by_label if isinstance(by_label, Tensor) else torch.full_like(peak, by_label)]
-        return loss, torch.stack(columns)
+        return loss, torch.stack(columns), finite
 
-    def gradient(self, columns: Tensor, by_loss: Tensor) -> Tensor:
+    def gradient(self, columns: Tensor, by_loss: Tensor, finite: bool) -> Tensor:
         """Return the gradient of the loss times a number, or a number per example."""
         if not self.soft:
             self.labels = self.labels.masked_fill(self.labels == self.options.ignore_index, 0)
@@ -201,39 +229,36 @@ class _Batch:
         # Made from these columns, because torch may take many gradients at once (is_grads_batched=True).
         whole = constant.new_empty(self.rows.shape) if len(blocks) > 1 else None
         for block in blocks:
-            w = (_at(self.rows, block) - _at(columns[0], block)).clamp_(min=_FAR)
-            rest = (_at(column, block) for column in (constant, slope, *columns[3:4], *by_label))
-            gradient = self._gradient_of(w, w.exp(), _at(self.labels, block), *rest)
+            w, labels = _at(self.rows, block) - _at(columns[0], block), _at(self.labels, block)
+            if not finite:
+                w.clamp_(min=_FAR)
+            q, r = w.exp(), None
+            if not self.by_index:
+                r = self._exponents(w, labels)[0].sub_(_at(columns[3], block)).exp_() * _at(by_label[0], block)
+            gradient = self._gradient_of(_at(slope, block) * w, q, labels, _at(constant, block), r)
             if whole is None:
                 return gradient
             whole[block].copy_(gradient)
         return whole  # type: ignore[return-value]  # there is at least one block
 
-    def _gradient_of(
-        self,
-        w: Tensor,
-        q: Tensor,
-        labels: Tensor,
-        constant: Tensor,
-        slope: Tensor,
-        log_sum: Tensor | None = None,
-        by_label: Tensor | float = 0.0,
-    ) -> Tensor:
+    def _gradient_of(self, sloped: Tensor, q: Tensor, labels: Tensor, constant: Tensor, r: Tensor | None) -> Tensor:
+        """Return ``q (slope w + constant) - r`` of a block, in the memory of `sloped`."""
         # The entries of a row sum to 0. Where two terms near 1 cancel, the entry is minus the sum of the others.
-        gradient = (slope * w).add_(constant).mul_(q)
-        if self.by_index:
+        gradient = sloped.add_(constant).mul_(q)
+        if r is None:
             gradient.scatter_(1, labels, 0.0)
             return gradient.scatter_(1, labels, gradient.sum(1, keepdim=True).neg_())
-        gradient.sub_(self._exponents(w, labels)[0].sub_(log_sum).exp_() * by_label)
+        gradient.sub_(r)
         return gradient.sub_(q.trunc() * gradient.sum(1, keepdim=True))
 
-    def _blocks(self) -> Iterator[tuple[slice, ...]]:
+    def _blocks(self, together: bool = False) -> Iterator[tuple[slice, ...]]:
         """Yield the examples that are computed together, as indices; the empty index is all of them."""
-        whole, (n, classes) = slice(None), self.rows.shape[:2]
-        size, inner = max(1, _BLOCK * torch.get_num_threads() // classes), self.rows[0, 0].numel()
-        if self.rows.is_cuda or torch.compiler.is_compiling() or n * inner <= size:
+        if together or self.rows.is_cuda or torch.compiler.is_compiling() or self.rows.numel() <= _BLOCK:
             yield ()
-        elif inner <= size:
+            return
+        (n, classes), inner, whole = self.rows.shape[:2], math.prod(self.rows.shape[2:]), slice(None)
+        size = max(1, _BLOCK * torch.get_num_threads() // classes)
+        if inner <= size:
             for i in range(0, n, size // inner):
                 yield slice(i, i + size // inner), *(whole,) * (self.rows.ndim - 1)
         else:
@@ -260,16 +285,15 @@ class _Batch:
             mass = self.weight[self.labels] * (1 - smoothing) + self.weight.mean() * smoothing
         return mass.masked_fill_(ignored, 0.0)
 
-    def _label_columns(self, w: Tensor, labels: Tensor) -> tuple[Tensor, ...]:
-        """Return ``- w_y``, or log(sum_k exp(x_k)), at alpha = 1 sum_k p_k (log p_k - w_k); and the mass of soft labels."""
-        if self.by_index:
-            return (w.gather(1, labels).neg_(),)
-        w = w.clamp(min=_FAR)
+    def _log_sum(self, w: Tensor, labels: Tensor) -> tuple[Tensor, ...]:
+        """Return log(sum_k exp(x_k)), at alpha = 1 sum_k p_k (log p_k - w_k); exp(x_k); and the mass of soft labels."""
         x, *mass = self._exponents(w, labels)
         if self.options.alpha == 1:
-            return x.exp().mul_(x.clamp_(min=_FAR).sub_(w)).sum(1, keepdim=True), *mass
+            powers = x.exp()
+            return x.clamp_(min=_FAR).sub_(w).mul_(powers).sum(1, keepdim=True), powers, *mass
         top = x.amax(1, keepdim=True)
-        return x.sub_(top).exp_().sum(1, keepdim=True).log_().add_(top), *mass
+        powers = x.sub_(top).exp_()
+        return powers.sum(1, keepdim=True).log_().add_(top), powers, *mass
 
     def _exponents(self, w: Tensor, labels: Tensor) -> tuple[Tensor, ...]:
         """Return x, of labels that need not sum to 1; and the sum of soft ones."""
@@ -327,16 +351,9 @@ def _at(values: Tensor, block: tuple[slice, ...]) -> Tensor:
     return values[block] if block else values
 
 
-def _softmax(rows: Tensor, small: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Return max z, w, exp(w), and s."""
-    if small:  # where calls cost more than elements
-        peak, top = rows.max(1, keepdim=True)
-        w = rows - peak
-        q = w.exp()
-        return peak, w, q, q.scatter(1, top, 0.0).sum(1, keepdim=True)
-    peak = rows.amax(1, keepdim=True)
-    w = rows - peak
-    q = w.exp()
+def _others(q: Tensor) -> tuple[Tensor, Tensor]:
+    """Return s, and a tensor like q whose values are of no more use."""
     # At the largest logits q is 1, and elsewhere only where it differs from 1 by rounding: frac leaves the others.
-    others = q.frac().sum(1, keepdim=True)
-    return peak, w, q, (q.sum(1, keepdim=True) - others).round_().sub_(1).add_(others)
+    fractions = q.frac()
+    others = fractions.sum(1, keepdim=True)
+    return (q.sum(1, keepdim=True) - others).round_().sub_(1).add_(others), fractions
