@@ -16,7 +16,7 @@ where it is, so that dense logits are not copied.
 import inspect
 import math
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -182,49 +182,54 @@ class _Batch:
 
         :return: Also whether no w is -inf, as far as that is known.
         """
-        known, mass, parts, finite = _values_are_known(self.rows), None, [], True
+        known, mass, finite = _values_are_known(self.rows), None, True
         if not self.soft:
             mass = self._look_up(known)
+        columns: Any = None
         for block in self._blocks(in_advance):
             rows, labels = _at(self.rows, block), _at(self.labels, block)
             peak = rows.amax(1, keepdim=True)
             w = rows - peak
-            surprise = w.gather(1, labels).neg_() if self.by_index else None
+            of_labels = [w.gather(1, labels).neg_()] if self.by_index else []
             q = w.exp()
             others, product = _others(q)
             excess = torch.mul(w, q, out=product).sum(1, keepdim=True)
-            if not known or bool(excess.isnan().any()):
+            if not known or math.isnan(excess.sum().item()):
                 finite = False
                 excess = (w.clamp_(min=_FAR) * q).sum(1, keepdim=True)
-            if surprise is None:
-                surprise, powers, *label_mass = self._log_sum(w, labels)
-                parts.append((peak, others, excess, surprise, *label_mass))
-            else:
-                parts.append((peak, others, excess, surprise))
-        peak, others, excess, surprise, *label_mass = self._joined(parts)
+            if not self.by_index:
+                powers, *of_labels = self._log_sum(w, labels)
+            part = (peak, others, excess, *of_labels)
+            if not block:
+                columns = part
+                continue
+            if columns is None:
+                columns = rows.new_empty(len(part), len(self.rows), 1, *self.rows.shape[2:])
+            for column, values in zip(columns, part, strict=True):
+                column[block] = values
+        peak, others, excess, surprise, *label_mass = columns
         surprise, log_sum, mass = self._surprise(surprise, label_mass[0] if label_mass else mass)
         scale = (others + 1).reciprocal_()
         excess.mul_(scale)  # - t
-        log1p = others.log1p()
-        loss, by_entropy, by_label = self._reduced(log1p - excess, surprise + log1p, mass, known)
+        log1p = others.log1p_()
+        loss, by_entropy, by_label = self._reduced(log1p - excess, surprise.add_(log1p), mass, known)
         if self.options.reduction == "none":
             loss = loss.reshape(shape)
-        slope = scale * -by_entropy
-        constant = scale.mul_(by_label).addcmul_(slope, excess, value=-1)
+        slope = torch.mul(scale, -by_entropy, out=others)
+        constant = torch.sub(scale.mul_(by_label), excess.mul_(slope), out=excess)
         if in_advance:
             r = None if log_sum is None else powers.mul_(powers.sum(1, keepdim=True).reciprocal_().mul_(by_label))
-            gradient = self._gradient_of(w.mul_(slope), q, self.labels, constant, r)
-            return loss, gradient, finite
-        columns = [peak, constant, slope]
-        if not self.by_index:
-            columns += [log_sum, by_label if isinstance(by_label, Tensor) else torch.full_like(peak, by_label)]
-        return loss, torch.stack(columns), finite
+            return loss, self._gradient_of(w.mul_(slope), q, self.labels, constant, r), finite
+        if log_sum is None:
+            return loss, columns[:3] if isinstance(columns, Tensor) else torch.stack(columns[:3]), finite
+        by_label = by_label if isinstance(by_label, Tensor) else torch.full_like(peak, by_label)
+        return loss, torch.stack([peak, slope, constant, log_sum, by_label]), finite
 
     def gradient(self, columns: Tensor, by_loss: Tensor, finite: bool) -> Tensor:
         """Return the gradient of the loss times a number, or a number per example."""
         if not self.soft:
             self.labels = self.labels.masked_fill(self.labels == self.options.ignore_index, 0)
-        constant, slope, *by_label = (column * by_loss for column in (*columns[1:3], *columns[4:]))
+        slope, constant, *by_label = (column * by_loss for column in (*columns[1:3], *columns[4:]))
         blocks = list(self._blocks())
         # Made from these columns, because torch may take many gradients at once (is_grads_batched=True).
         whole = constant.new_empty(self.rows.shape) if len(blocks) > 1 else None
@@ -246,7 +251,7 @@ class _Batch:
         # The entries of a row sum to 0. Where two terms near 1 cancel, the entry is minus the sum of the others.
         gradient = sloped.add_(constant).mul_(q)
         if r is None:
-            gradient.scatter_(1, labels, 0.0)
+            gradient.scatter_(1, labels, torch.zeros_like(constant))
             return gradient.scatter_(1, labels, gradient.sum(1, keepdim=True).neg_())
         gradient.sub_(r)
         return gradient.sub_(q.trunc() * gradient.sum(1, keepdim=True))
@@ -266,17 +271,12 @@ class _Batch:
                 for j in range(0, inner, size):
                     yield slice(i, i + 1), whole, slice(j, j + size)
 
-    def _joined(self, parts: list[tuple[Tensor, ...]]) -> Iterable[Tensor]:
-        if len(parts) == 1:
-            return parts[0]
-        shape = (len(self.rows), 1, *self.rows.shape[2:])
-        return [torch.cat([part.reshape(-1) for part in column]).reshape(shape) for column in zip(*parts, strict=True)]
-
     def _look_up(self, known: bool) -> Tensor | None:
         """Make every index valid; return the mass of each example, 0 for an ignored one, or None where all are 1."""
-        ignored = self.labels == self.options.ignore_index
-        if known and self.weight is None and not bool(ignored.any()):
+        ignore_index = self.options.ignore_index
+        if known and self.weight is None and ignore_index < 0 and self.labels.amin().item() > ignore_index:
             return None
+        ignored = self.labels == ignore_index
         self.labels = self.labels.masked_fill(ignored, 0)
         smoothing = self.options.label_smoothing
         if self.weight is None:
@@ -286,14 +286,14 @@ class _Batch:
         return mass.masked_fill_(ignored, 0.0)
 
     def _log_sum(self, w: Tensor, labels: Tensor) -> tuple[Tensor, ...]:
-        """Return log(sum_k exp(x_k)), at alpha = 1 sum_k p_k (log p_k - w_k); exp(x_k); and the mass of soft labels."""
+        """Return r up to a factor; log(sum_k exp(x_k)), at alpha = 1 sum_k p_k (log p_k - w_k); the mass of soft labels."""
         x, *mass = self._exponents(w, labels)
         if self.options.alpha == 1:
             powers = x.exp()
-            return x.clamp_(min=_FAR).sub_(w).mul_(powers).sum(1, keepdim=True), powers, *mass
+            return powers, x.clamp_(min=_FAR).sub_(w).mul_(powers).sum(1, keepdim=True), *mass
         top = x.amax(1, keepdim=True)
         powers = x.sub_(top).exp_()
-        return powers.sum(1, keepdim=True).log_().add_(top), powers, *mass
+        return powers, powers.sum(1, keepdim=True).log_().add_(top), *mass
 
     def _exponents(self, w: Tensor, labels: Tensor) -> tuple[Tensor, ...]:
         """Return x, of labels that need not sum to 1; and the sum of soft ones."""
