@@ -182,7 +182,8 @@ class _Batch:
 
         :return: Also whether no w is -inf, as far as that is known.
         """
-        known, mass, finite = _values_are_known(self.rows), None, True
+        known, mass = _values_are_known(self.rows), None
+        finite = known
         if not self.soft:
             mass = self._look_up(known)
         columns: Any = None
@@ -192,11 +193,12 @@ class _Batch:
             w = rows - peak
             of_labels = [w.gather(1, labels).neg_()] if self.by_index else []
             q = w.exp()
-            others, product = _others(q)
-            excess = torch.mul(w, q, out=product).sum(1, keepdim=True)
-            if not known or math.isnan(excess.sum().item()):
-                finite = False
-                excess = (w.clamp_(min=_FAR) * q).sum(1, keepdim=True)
+            if not known:
+                w.clamp_(min=_FAR)
+            others, excess = _sums(w, q, keep=in_advance or not self.by_index)
+            if known and math.isnan(excess.sum().item()):  # a w is -inf, or NaN
+                finite, w = False, (rows - peak).clamp_(min=_FAR)
+                excess = (w * q).sum(1, keepdim=True)
             if not self.by_index:
                 powers, *of_labels = self._log_sum(w, labels)
             part = (peak, others, excess, *of_labels)
@@ -237,10 +239,11 @@ class _Batch:
             w, labels = _at(self.rows, block) - _at(columns[0], block), _at(self.labels, block)
             if not finite:
                 w.clamp_(min=_FAR)
-            q, r = w.exp(), None
+            r = None
             if not self.by_index:
                 r = self._exponents(w, labels)[0].sub_(_at(columns[3], block)).exp_() * _at(by_label[0], block)
-            gradient = self._gradient_of(_at(slope, block) * w, q, labels, _at(constant, block), r)
+            sloped = _at(slope, block) * w
+            gradient = self._gradient_of(sloped, w.exp_(), labels, _at(constant, block), r)
             if whole is None:
                 return gradient
             whole[block].copy_(gradient)
@@ -274,7 +277,7 @@ class _Batch:
     def _look_up(self, known: bool) -> Tensor | None:
         """Make every index valid; return the mass of each example, 0 for an ignored one, or None where all are 1."""
         ignore_index = self.options.ignore_index
-        if known and self.weight is None and ignore_index < 0 and self.labels.amin().item() > ignore_index:
+        if known and self.weight is None and ignore_index < 0 and self.labels.min().item() > ignore_index:
             return None
         ignored = self.labels == ignore_index
         self.labels = self.labels.masked_fill(ignored, 0)
@@ -351,9 +354,11 @@ def _at(values: Tensor, block: tuple[slice, ...]) -> Tensor:
     return values[block] if block else values
 
 
-def _others(q: Tensor) -> tuple[Tensor, Tensor]:
-    """Return s, and a tensor like q whose values are of no more use."""
+def _sums(w: Tensor, q: Tensor, *, keep: bool) -> tuple[Tensor, Tensor]:
+    """Return s, and the sum of w exp(w), from w and exp(w), which are overwritten unless they are to be kept."""
+    total = q.sum(1, keepdim=True)
+    product = w * q if keep else w.mul_(q)
+    excess = product.sum(1, keepdim=True)
     # At the largest logits q is 1, and elsewhere only where it differs from 1 by rounding: frac leaves the others.
-    fractions = q.frac()
-    others = fractions.sum(1, keepdim=True)
-    return (q.sum(1, keepdim=True) - others).round_().sub_(1).add_(others), fractions
+    others = torch.frac(q, out=product).sum(1, keepdim=True)
+    return total.sub_(others).round_().sub_(1).add_(others), excess
