@@ -195,12 +195,12 @@ class _Batch:
             q = w.exp()
             if not known:
                 w.clamp_(min=_FAR)
-            others, excess = _sums(w, q, keep=in_advance or not self.by_index)
+            others, excess, spare = _sums(w, q, keep=in_advance or not self.by_index)
             if known and math.isnan(excess.sum().item()):  # a w is -inf, or NaN
                 finite, w = False, (rows - peak).clamp_(min=_FAR)
                 excess = (w * q).sum(1, keepdim=True)
             if not self.by_index:
-                powers, *of_labels = self._log_sum(w, labels)
+                powers, *of_labels = self._log_sum(w, labels, spare)
             part = (peak, others, excess, *of_labels)
             if not block:
                 columns = part
@@ -221,7 +221,7 @@ class _Batch:
         constant = torch.sub(scale.mul_(by_label), excess.mul_(slope), out=excess)
         if in_advance:
             r = None if log_sum is None else powers.mul_(powers.sum(1, keepdim=True).reciprocal_().mul_(by_label))
-            return loss, self._gradient_of(w.mul_(slope), q, self.labels, constant, r), finite
+            return loss, self._gradient_of(w.mul_(slope), q, self.labels, constant, r, r), finite
         if log_sum is None:
             return loss, columns[:3] if isinstance(columns, Tensor) else torch.stack(columns[:3]), finite
         by_label = by_label if isinstance(by_label, Tensor) else torch.full_like(peak, by_label)
@@ -249,15 +249,23 @@ class _Batch:
             whole[block].copy_(gradient)
         return whole  # type: ignore[return-value]  # there is at least one block
 
-    def _gradient_of(self, sloped: Tensor, q: Tensor, labels: Tensor, constant: Tensor, r: Tensor | None) -> Tensor:
-        """Return ``q (slope w + constant) - r`` of a block, in the memory of `sloped`."""
+    def _gradient_of(
+        self,
+        sloped: Tensor,
+        q: Tensor,
+        labels: Tensor,
+        constant: Tensor,
+        r: Tensor | None,
+        spare: Tensor | None = None,
+    ) -> Tensor:
+        """Return ``q (slope w + constant) - r`` of a block, in the memory of `sloped`; q is overwritten."""
         # The entries of a row sum to 0. Where two terms near 1 cancel, the entry is minus the sum of the others.
         gradient = sloped.add_(constant).mul_(q)
         if r is None:
             gradient.scatter_(1, labels, torch.zeros_like(constant))
             return gradient.scatter_(1, labels, gradient.sum(1, keepdim=True).neg_())
         gradient.sub_(r)
-        return gradient.sub_(q.trunc() * gradient.sum(1, keepdim=True))
+        return gradient.sub_(torch.mul(q.trunc_(), gradient.sum(1, keepdim=True), out=spare))
 
     def _blocks(self, together: bool = False) -> Iterator[tuple[slice, ...]]:
         """Yield the examples that are computed together, as indices; the empty index is all of them."""
@@ -288,9 +296,9 @@ class _Batch:
             mass = self.weight[self.labels] * (1 - smoothing) + self.weight.mean() * smoothing
         return mass.masked_fill_(ignored, 0.0)
 
-    def _log_sum(self, w: Tensor, labels: Tensor) -> tuple[Tensor, ...]:
+    def _log_sum(self, w: Tensor, labels: Tensor, spare: Tensor) -> tuple[Tensor, ...]:
         """Return r up to a factor; log(sum_k exp(x_k)), at alpha = 1 sum_k p_k (log p_k - w_k); the mass of soft labels."""
-        x, *mass = self._exponents(w, labels)
+        x, *mass = self._exponents(w, labels, spare)
         if self.options.alpha == 1:
             powers = x.exp()
             return powers, x.clamp_(min=_FAR).sub_(w).mul_(powers).sum(1, keepdim=True), *mass
@@ -298,7 +306,7 @@ class _Batch:
         powers = x.sub_(top).exp_()
         return powers, powers.sum(1, keepdim=True).log_().add_(top), *mass
 
-    def _exponents(self, w: Tensor, labels: Tensor) -> tuple[Tensor, ...]:
+    def _exponents(self, w: Tensor, labels: Tensor, out: Tensor | None = None) -> tuple[Tensor, ...]:
         """Return x, of labels that need not sum to 1; and the sum of soft ones."""
         alpha, smoothing, classes = self.options.alpha, self.options.label_smoothing, w.shape[1]
         column = (-1, *(1,) * (w.ndim - 2))
@@ -308,11 +316,11 @@ class _Batch:
                 joint = joint * (1 - smoothing) + joint.sum(1, keepdim=True) * (smoothing / classes)
             if self.weight is not None:
                 joint = joint * self.weight.view(column)
-            return joint.log().mul_(alpha).sub_(w, alpha=alpha - 1), joint.sum(1, keepdim=True)
+            return torch.log(joint, out=out).mul_(alpha).sub_(w, alpha=alpha - 1), joint.sum(1, keepdim=True)
         weight = w.new_ones(classes) if self.weight is None else self.weight
         off = weight * (smoothing / classes)
         on = (off + weight * (1 - smoothing)).log_().mul_(alpha)
-        x = torch.sub(off.log_().mul_(alpha).view(column), w, alpha=alpha - 1)
+        x = torch.sub(off.log_().mul_(alpha).view(column), w, alpha=alpha - 1, out=out)
         return (x.scatter_(1, labels, on[labels].sub_(w.gather(1, labels), alpha=alpha - 1)),)
 
     def _surprise(self, surprise: Tensor, mass: Tensor | None) -> tuple[Tensor, Tensor | None, Tensor | None]:
@@ -354,11 +362,11 @@ def _at(values: Tensor, block: tuple[slice, ...]) -> Tensor:
     return values[block] if block else values
 
 
-def _sums(w: Tensor, q: Tensor, *, keep: bool) -> tuple[Tensor, Tensor]:
-    """Return s, and the sum of w exp(w), from w and exp(w), which are overwritten unless they are to be kept."""
+def _sums(w: Tensor, q: Tensor, *, keep: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """Return s, the sum of w exp(w), and spare memory, from w and exp(w); w is overwritten unless it is to be kept."""
     total = q.sum(1, keepdim=True)
     product = w * q if keep else w.mul_(q)
     excess = product.sum(1, keepdim=True)
     # At the largest logits q is 1, and elsewhere only where it differs from 1 by rounding: frac leaves the others.
     others = torch.frac(q, out=product).sum(1, keepdim=True)
-    return total.sub_(others).round_().sub_(1).add_(others), excess
+    return total.sub_(others).round_().sub_(1).add_(others), excess, product
