@@ -1,8 +1,8 @@
 """
 Sums and maxima over the examples of all processes of a group, for training with torch.distributed.
 
-The HR loss of a batch is not the mean of the losses of its parts, so averaging the gradients of processes that each take
-the loss of their part, as DistributedDataParallel does, optimises another objective. With these sums every process
+The HR loss of a batch is not the mean of the losses of its parts, so averaging the gradients of processes that each
+take the loss of their part, as DistributedDataParallel does, optimises another objective. With these sums every process
 computes the loss of the joint batch.
 """
 

@@ -65,7 +65,9 @@ class Sums:
     def largest(self, values: Tensor) -> Tensor:
         """Return the maximum, without a gradient; -inf if there are no values."""
         values = values.detach()
-        return values.amax(-1, keepdim=True) if values.shape[-1] else values.new_full((*values.shape[:-1], 1), -math.inf)
+        return (
+            values.amax(-1, keepdim=True) if values.shape[-1] else values.new_full((*values.shape[:-1], 1), -math.inf)
+        )
 
 
 LOCAL = Sums()
@@ -73,7 +75,7 @@ LOCAL = Sums()
 
 def exponential_mean(values: Tensor, log_weights: Tensor, order: float, sums: Sums = LOCAL) -> Tensor:
     """
-    Return ``1 / order log (sum_i w_i exp(order v_i) / sum_i w_i)`` over the last dimension; at order 0 its limit, the mean.
+    Return ``1 / order log (sum_i w_i exp(order v_i) / sum_i w_i)`` over the last dimension; at order 0 the mean.
 
     :param values: Shape ``(..., n)``; those of weight 0 may be anything.
     :param log_weights: Shape ``(..., n)``, up to a constant; -inf is weight 0.
@@ -84,17 +86,16 @@ def exponential_mean(values: Tensor, log_weights: Tensor, order: float, sums: Su
     peak = sums.largest(log_weights)
     any_used = peak > -math.inf
     log_weights = torch.where(any_used, log_weights - torch.where(any_used, peak, 0.0), 0.0)
-    total = sums.total(log_weights.exp())
-    log_weights = log_weights - total.log()
-    result, _ = mean_and_shares(values, log_weights.exp(), log_weights, order, sums)
+    log_weights = log_weights - sums.total(log_weights.exp()).log()
+    result, _ = mean_and_shares(values, log_weights.exp(), order, log_weights, sums)
     return torch.where(any_used, result, math.nan).squeeze(-1)
 
 
 def mean_and_shares(
     values: Tensor,
     weights: Tensor | None,
-    log_weights: Tensor | None,
     order: float,
+    log_weights: Tensor | None = None,
     sums: Sums = LOCAL,
     *,
     known: bool = False,
@@ -102,45 +103,44 @@ def mean_and_shares(
     """
     Return the :func:`exponential_mean` for weights that sum to 1, and its derivative by each value.
 
-    The powers are taken around a centre c near the result, ``c + 1 / order log sum_i w_i exp(order (v_i - c))``, because
-    the logarithm's rounding is divided by an order that may be tiny. Around the mean the sum is at least 1 (Jensen), so
-    log1p of its excess keeps every digit; where a power would overflow, c is the largest exponent.
+    Powers are taken around a centre c, ``c + 1 / order log sum_i w_i exp(order (v_i - c))``, because the rounding of the
+    logarithm is divided by an order that may be tiny. Around the mean the sum is at least 1 (Jensen), so log1p of its
+    excess keeps every digit; where a power would overflow, c is the value of the largest exponent.
 
-    :param weights: Shape ``(..., n)``, and `log_weights` their logarithms; None for equal ones.
+    :param weights: Shape ``(..., n)``; None for equal ones. `log_weights` are theirs, where they may underflow.
     :param known: Whether Python may read the sum, which spares the computation around the other centre.
-    :return: Shapes ``(..., 1)`` and ``(..., n)``, or a number for all.
+    :return: Shapes ``(..., 1)`` and ``(..., n)``, or one number for all.
     """
-    n = values.shape[-1]
-    used = None if log_weights is None else ~log_weights.isneginf()
-    finite = values if used is None else torch.where(used, values, 0.0)
-    if weights is None and order == 0:
-        return values.mean(-1, keepdim=True), 1 / n
-    if order == 0:  # a weight may underflow to 0, but an infinite value that it weighs still makes the mean infinite
-        return sums.total(torch.where(used & values.isinf(), values, weights * finite)), weights
+    share: Tensor | float = 1 / values.shape[-1] if weights is None else weights
+    used, finite = None, values
+    if weights is not None:
+        log_weights = weights.log() if log_weights is None else log_weights
+        used = ~log_weights.isneginf()
+        finite = torch.where(used, values, 0.0)
+    if order == 0:
+        weighted = share * finite
+        if used is not None:  # a weight may underflow to 0, but an infinite value of it makes the mean infinite
+            weighted = torch.where(used & values.isinf(), values, weighted)
+        return sums.total(weighted), share
     exponents = order * finite
-
-    def mean(powers: Tensor) -> Tensor:
-        return powers.mean(-1, keepdim=True) if weights is None else sums.total(weights * powers)
-
-    centre = mean(exponents).detach()
+    centre = sums.total(share * exponents.detach())
     if known:
         distances = exponents - centre
-        excess = mean(distances.expm1())
+        excess = sums.total(share * distances.expm1())
         if excess.item() < math.exp(_NO_OVERFLOW):
             log_mean = excess.log1p_()
-            shares = distances.sub_(log_mean).exp_()
-            return (centre + log_mean).div_(order), shares.div_(n) if weights is None else shares.mul_(weights)
+            return centre.add_(log_mean).div_(order), distances.sub_(log_mean).exp_().mul_(share)
     lead = sums.largest(exponents if used is None else torch.where(used, exponents, -math.inf))
     near = lead - centre < _NO_OVERFLOW
     centre = torch.where(near, centre, _finite(lead))
     exponents = exponents - centre if used is None else torch.where(used, exponents - centre, 0.0)
-    excess = mean(exponents.clamp(max=_NO_OVERFLOW).expm1())
+    excess = sums.total(share * exponents.clamp(max=_NO_OVERFLOW).expm1())
     # A weight may underflow, but not the product of it and the power: the powers are weighted in log space.
-    weighted = exponents + (-math.log(n) if log_weights is None else log_weights)
-    top = _finite(sums.largest(weighted))
-    far = top + sums.total((weighted - top).exp()).log()
+    powers = exponents + (math.log(share) if log_weights is None else log_weights)
+    top = _finite(sums.largest(powers))
+    far = top + sums.total((powers - top).exp()).log()
     log_mean = torch.where(near, excess.clamp(min=-0.5).log1p(), far)
-    return (centre + log_mean) / order, (weighted - log_mean).exp()
+    return (centre + log_mean) / order, (powers - log_mean).exp()
 
 
 def _finite(values: Tensor) -> Tensor:
