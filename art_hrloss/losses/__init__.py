@@ -1,7 +1,27 @@
-"""The HR loss: a module, pure functions, and the gradient of a batch in parts."""
+"""The HR loss: a module, pure functions of tensors, and the gradient of a batch that is too large for one pass."""
 
 from art_hrloss.losses._accumulation import backward_by_parts
-from art_hrloss.losses._functional import hr_loss, hr_loss_terms
+from art_hrloss.losses._functional import (
+    ExampleTerms,
+    HRLossTerms,
+    conditional_entropy,
+    example_terms,
+    hr_loss,
+    hr_loss_terms,
+    renyi_divergence,
+    softmax_entropy,
+)
 from art_hrloss.losses._module import HRLoss
 
-__all__ = ["HRLoss", "backward_by_parts", "hr_loss", "hr_loss_terms"]
+__all__ = [
+    "ExampleTerms",
+    "HRLoss",
+    "HRLossTerms",
+    "backward_by_parts",
+    "conditional_entropy",
+    "example_terms",
+    "hr_loss",
+    "hr_loss_terms",
+    "renyi_divergence",
+    "softmax_entropy",
+]

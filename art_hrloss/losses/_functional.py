@@ -15,12 +15,21 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 from torch.distributed import ProcessGroup
+from torch.overrides import handle_torch_function, has_torch_function
 
-from art_hrloss.losses._distributed import joint_exponential_mean
+from art_hrloss.losses._distributed import JointSums
 from art_hrloss.losses._fused import can_fuse, fused_loss
-from art_hrloss.losses._numerics import entropy, exponential_mean, log_softmax
-from art_hrloss.losses._reduction import Options
-from art_hrloss.losses._validation import Reduction, as_float, check_alpha, check_process_group, checked, classes_last
+from art_hrloss.losses._numerics import LOCAL, entropy, exponential_mean, log_softmax
+from art_hrloss.losses._validation import (
+    LossOptions,
+    Reduction,
+    as_float,
+    check_alpha,
+    check_logits,
+    check_target,
+    check_weight_for,
+    classes_last,
+)
 
 
 class ExampleTerms(NamedTuple):
@@ -102,9 +111,8 @@ def example_terms(
 
     :return: Tensors of shape ``(n,)``, a position of the logits being an example.
     """
-    rows, labels, weight = checked(logits, target, alpha, weight, label_smoothing, "batch")
-    terms = _example_terms(rows, labels, float(alpha) - 1, weight, ignore_index, label_smoothing)
-    return ExampleTerms(*(term.reshape(-1) for term in terms))
+    options = LossOptions(alpha, weight, ignore_index, label_smoothing)
+    return ExampleTerms(*(term.reshape(-1) for term in _example_terms(*_checked(logits, target, options), options)))
 
 
 def hr_loss_terms(
@@ -123,10 +131,8 @@ def hr_loss_terms(
 
     :return: Two tensors, scalars unless `reduction` is "none"; their sum is the loss.
     """
-    rows, labels, weight = checked(logits, target, alpha, weight, label_smoothing, reduction)
-    check_process_group(process_group, reduction)
-    order = float(alpha) - 1
-    return _terms(rows, labels, order, weight, ignore_index, label_smoothing, reduction, process_group)
+    options = LossOptions(alpha, weight, ignore_index, label_smoothing, reduction, process_group)
+    return _terms(*_checked(logits, target, options), options)
 
 
 def hr_loss(
@@ -182,94 +188,86 @@ def hr_loss(
     :raises ValueError: If a shape or a parameter is out of range.
     :raises RuntimeError: If a class index is out of range; on a GPU torch reports it as it does for CrossEntropyLoss.
     """
-    rows, labels, weight = checked(logits, target, alpha, weight, label_smoothing, reduction)
-    check_process_group(process_group, reduction)
-    order = float(alpha) - 1
-
-    def plain(rows: Tensor) -> Tensor:
-        terms = _terms(rows, labels, order, weight, ignore_index, label_smoothing, reduction, process_group)
-        return terms.conditional_entropy + terms.renyi_divergence
-
-    if process_group is None and label_smoothing == 0 and labels.ndim < rows.ndim and can_fuse(rows, weight):
-        return fused_loss(rows, labels, weight, Options(order, ignore_index, reduction, plain))
-    return plain(rows)
+    options = LossOptions(alpha, weight, ignore_index, label_smoothing, reduction, process_group)
+    return hr_loss_of(logits, target, options)
 
 
-def _terms(
-    rows: Tensor,
-    target: Tensor,
-    order: float,
-    weight: Tensor | None,
-    ignore_index: int,
-    label_smoothing: float,
-    reduction: str,
-    process_group: ProcessGroup | None,
-) -> HRLossTerms:
-    """The terms of :func:`hr_loss_terms`, of checked arguments: logits ``(..., C)``, and order = alpha - 1."""
-    *each, mass = _example_terms(rows, target, order, weight, ignore_index, label_smoothing)
-    if reduction in ("none", "sum"):
+def hr_loss_of(logits: Tensor, target: Tensor, options: LossOptions) -> Tensor:
+    """Return :func:`hr_loss` with options that are validated already."""
+    if has_torch_function((logits, target)):  # subclasses of Tensor, and the proxies of torch.fx
+        return handle_torch_function(hr_loss_of, (logits, target), logits, target, options)
+    logits, target, weight = _checked(logits, target, options)
+    if can_fuse(logits, target, weight, options):
+        return fused_loss(logits, target, weight, options, reference_loss)
+    return reference_loss(logits, target, weight, options)
+
+
+def reference_loss(logits: Tensor, target: Tensor, weight: Tensor | None, options: LossOptions) -> Tensor:
+    """Return the loss of checked arguments from operations that torch differentiates any number of times."""
+    terms = _terms(logits, target, weight, options)
+    return terms.conditional_entropy + terms.renyi_divergence
+
+
+def _checked(logits: Tensor, target: Tensor, options: LossOptions) -> tuple[Tensor, Tensor, Tensor | None]:
+    logits = check_logits(logits)
+    weight = None if options.weight is None else check_weight_for(logits, options.weight)
+    return logits, check_target(logits, target), weight
+
+
+def _terms(logits: Tensor, target: Tensor, weight: Tensor | None, options: LossOptions) -> HRLossTerms:
+    *each, mass = _example_terms(logits, target, weight, options)
+    if options.reduction in ("none", "sum"):
         terms = HRLossTerms(*(torch.where(mass == 0, 0.0, mass * term) for term in each))
-        return terms if reduction == "none" else HRLossTerms(*(term.sum() for term in terms))
+        return terms if options.reduction == "none" else HRLossTerms(*(term.sum() for term in terms))
     uncertainty, divergence, mass = (term.reshape(-1) for term in (*each, mass))
-    order = order if reduction == "batch" else 0.0
-    if process_group is not None:
-        return HRLossTerms(
-            joint_exponential_mean(uncertainty, mass, 0.0, process_group),
-            joint_exponential_mean(divergence, mass, order, process_group),
-        )
+    order = options.alpha - 1 if options.reduction == "batch" else 0.0
+    sums = LOCAL
+    if options.process_group is not None:
+        if mass.requires_grad:  # its gradient would need the values of the other processes
+            raise ValueError("expected weights and labels that require no gradients when a process group is given")
+        sums = JointSums(options.process_group)
     log_mass = mass.log()
     return HRLossTerms(
-        exponential_mean(uncertainty, log_mass, 0.0),
-        exponential_mean(divergence, log_mass, order),
+        exponential_mean(uncertainty, log_mass, 0.0, sums), exponential_mean(divergence, log_mass, order, sums)
     )
 
 
-def _example_terms(
-    rows: Tensor,
-    target: Tensor,
-    order: float,
-    weight: Tensor | None,
-    ignore_index: int,
-    label_smoothing: float,
-) -> ExampleTerms:
-    """In the shape of the labels, of checked arguments."""
-    log_q = log_softmax(rows)
-    divergence, mass = _label_divergence(log_q, target, order, weight, ignore_index, label_smoothing)
-    return ExampleTerms(entropy(log_q), divergence, mass)
-
-
-def _label_divergence(
-    log_q: Tensor,
-    target: Tensor,
-    order: float,
-    weight: Tensor | None,
-    ignore_index: int,
-    label_smoothing: float,
-) -> tuple[Tensor, Tensor]:
-    """Per example, alpha D_alpha(p_i || q_i), and its mass sum_k w_k p_ik: 0 for an ignored one."""
-    classes = log_q.shape[-1]
-    if target.ndim == log_q.ndim:
-        target = target.to(log_q.dtype)
-        joint = target * (1 - label_smoothing) + target.sum(-1, keepdim=True) * (label_smoothing / classes)
-    else:
-        used = target != ignore_index
-        index = torch.where(used, target, 0).unsqueeze(-1)
-        if label_smoothing == 0:
-            mass = torch.ones_like(log_q) if weight is None else weight.expand_as(log_q)
-            mass = mass.gather(-1, index).squeeze(-1)
-            return torch.where(used, -log_q.gather(-1, index).squeeze(-1), 0.0), torch.where(used, mass, 0.0)
-        joint = torch.full_like(log_q, label_smoothing / classes)
-        joint = joint.scatter_add(-1, index, torch.full_like(log_q[..., :1], 1 - label_smoothing)) * used.unsqueeze(-1)
-    joint = joint if weight is None else joint * weight
+def _example_terms(logits: Tensor, target: Tensor, weight: Tensor | None, options: LossOptions) -> ExampleTerms:
+    """Return the terms in the shape of the logits without the class dimension, from checked arguments."""
+    log_q = log_softmax(classes_last(logits))
+    by_index = target.ndim < logits.ndim
+    labels = target if by_index or target.ndim <= 2 else target.movedim(1, -1)
+    if by_index and options.label_smoothing == 0:
+        used = labels != options.ignore_index
+        index = torch.where(used, labels, 0).unsqueeze(-1)
+        divergence = torch.where(used, -log_q.gather(-1, index).squeeze(-1), 0.0)
+        mass = (torch.ones_like(log_q) if weight is None else weight.expand_as(log_q)).gather(-1, index).squeeze(-1)
+        return ExampleTerms(entropy(log_q), divergence, torch.where(used, mass, 0.0))
+    joint = _joint(log_q, labels, weight, options)
     mass = joint.sum(-1)
     p = joint / torch.where(mass == 0, 1.0, mass).unsqueeze(-1)
     absent = p == 0
     log_p = torch.where(absent, -torch.inf, torch.where(absent, 1.0, p).log())
-    return torch.where(mass == 0, 0.0, _log_ratio_mean(log_p, log_q, order)), mass
+    divergence = torch.where(mass == 0, 0.0, _log_ratio_mean(log_p, log_q, options.alpha - 1))
+    return ExampleTerms(entropy(log_q), divergence, mass)
+
+
+def _joint(log_q: Tensor, labels: Tensor, weight: Tensor | None, options: LossOptions) -> Tensor:
+    """Return the weighted and smoothed labels w_k p_ik, shape ``(..., C)``; 0 for an ignored example."""
+    smoothing, classes = options.label_smoothing, log_q.shape[-1]
+    if labels.ndim == log_q.ndim:
+        labels = labels.to(log_q.dtype)
+        joint = labels * (1 - smoothing) + labels.sum(-1, keepdim=True) * (smoothing / classes)
+    else:
+        used = labels != options.ignore_index
+        index = torch.where(used, labels, 0).unsqueeze(-1)
+        joint = torch.full_like(log_q, smoothing / classes)
+        joint = joint.scatter_add(-1, index, torch.full_like(log_q[..., :1], 1 - smoothing)) * used.unsqueeze(-1)
+    return joint if weight is None else joint * weight
 
 
 def _log_ratio_mean(log_p: Tensor, log_q: Tensor, order: float) -> Tensor:
-    """``1 / order log E_p[(p / q)^order]`` over the last dimension: alpha D_alpha for order alpha - 1."""
+    """Return ``1 / order log E_p[(p / q)^order]`` over the last dimension: alpha D_alpha for order alpha - 1."""
     possible = ~log_p.isneginf()
     ratio = torch.where(possible, log_p, 0.0) - torch.where(possible, log_q, 0.0)
     return exponential_mean(ratio, log_p, order)

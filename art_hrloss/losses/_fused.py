@@ -1,182 +1,341 @@
 """
-The HR loss of class indices, fast: one pass over the logits forward, one back, with the gradient written out.
+The HR loss in one pass over the logits, and its gradient in another, as one autograd function.
 
-With z the logits of an example, ``u_k = max z - z_k``, ``s`` the sum of ``exp(-u_k)`` over all classes but one of the
-largest logit, and ``t = sum_k u_k exp(-u_k) / (1 + s)``, the entropy of q is ``log1p(s) + t`` and ``- log q_y`` is
-``log1p(s) + u_y``: sums of what is never negative, so that nothing cancels and every digit counts. By z_k, the entropy
-has the derivative ``q_k (u_k - t)`` and ``- log q_y`` that of ``q_k``, less 1 at y.
+With z the logits of an example, ``w_k = z_k - max z`` and ``s`` the sum of ``exp(w_k)`` over all classes but one of the
+largest logit, the entropy of the softmax q is ``log1p(s) + t`` with ``t = - sum_k w_k exp(w_k) / (1 + s)``, and
+``- log q_y`` is ``log1p(s) - w_y``: sums of numbers of one sign, so that nothing cancels. For labels of a distribution
+p the divergence is ``log1p(s) + log(sum_k exp(x_k)) / (alpha - 1)`` with ``x_k = alpha log p_k - (alpha - 1) w_k``. By
+z_k, the entropy has the derivative ``- q_k (w_k + t)`` and the divergence ``q_k - r_k``, where r is the softmax of x
+(for a class index: the one-hot vector of the label).
 
-Between the passes only the logits and a few numbers per example are kept. On a CPU the passes take some rows at a time,
-which stay in the cache; the loss of a small batch comes with its gradient from :mod:`art_hrloss.losses._small_batch`.
+The gradient of up to 2^20 elements is computed with the loss. Beyond that only the inputs and three or five numbers per
+example are stored, and on a CPU both passes take a block of examples at a time, which stays in the cache. The class
+dimension stays where it is, so dense logits are not copied. A column is a tensor with a class dimension of size 1.
 """
 
+import inspect
+import math
+import sys
+from collections.abc import Callable, Iterator
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import Parameter
 
-from art_hrloss.losses import _small_batch as small_batch
-from art_hrloss.losses._reduction import Options, PerExample, index_and_mass, reduced
-from art_hrloss.losses._traced import traced_loss
+from art_hrloss.losses._numerics import mean_and_shares
+from art_hrloss.losses._validation import LossOptions
 
-# From here on exp(-u) is 0 in float32 and float64; with u no greater, 0 times infinity does not come up.
-_FAR = 1e4
-# Stands in for u at the largest logit: exp(-u) is 0 there, and the sum of a row's u tells how many classes share it.
-_TOP = 1e30
-# Elements that a thread of the CPU takes at a time: enough to hide the calls, few enough for its cache.
-_BLOCK = 1 << 16
+# Elements that a thread of the CPU takes at a time: enough to hide the cost of a call, few enough for its cache.
+_BLOCK = 1 << 17
+# Elements up to which the gradient is computed together with the loss, from what lies in the cache.
+_IN_ADVANCE = 1 << 20
+# Stands for w = -inf: exp(w) is 0 as well, but 0 times w is no NaN. A divergence as large as this makes it is infinite.
+_FAR, _IMPOSSIBLE = -1e30, 1e20
+# Orders alpha - 1 nearer to 0, but not 0, magnify the rounding of log(sum_k exp(x_k)); the reference does not.
+_NEAR_LIMIT = 0.1
+
+Reference = Callable[[Tensor, Tensor, Tensor | None, LossOptions], Tensor]
+Block = tuple[slice, ...]
 
 
-def can_fuse(logits: Tensor, weight: Tensor | None) -> bool:
-    """Whether :func:`fused_loss` takes these tensors here; torch.func and recorders need plain operations."""
-    # Torch has no public words for these.
-    if torch._C._are_functorch_transforms_active():
+def can_fuse(logits: Tensor, target: Tensor, weight: Tensor | None, options: LossOptions) -> bool:
+    """Return whether :func:`fused_loss` computes the loss of these arguments; the reference computes every loss."""
+    if target.requires_grad or (weight is not None and weight.requires_grad) or options.process_group is not None:
         return False
-    if not torch.compiler.is_compiling() and (torch._C._is_tracing() or torch._C._len_torch_dispatch_stack()):
-        return False
-    differentiable_weight = weight is not None and weight.requires_grad
-    return logits.numel() > 0 and not differentiable_weight and (logits.is_cpu or logits.is_cuda)
+    by_index = target.ndim < logits.ndim and options.label_smoothing == 0
+    near_limit = 0 < abs(options.alpha - 1) < _NEAR_LIMIT
+    return logits.numel() > 0 and (by_index or not near_limit) and not _is_recorded()
 
 
-def fused_loss(logits: Tensor, target: Tensor, weight: Tensor | None, options: Options) -> Tensor:
+def _is_recorded() -> bool:
+    """Return whether a program of plain operations is recorded, by jit.trace, export or make_fx."""
+    recorder = sys.modules.get("torch.fx.experimental.proxy_tensor")
+    recording = recorder is not None and recorder.get_proxy_mode() is not None
+    tracing: bool = torch.jit.is_tracing()  # type: ignore[attr-defined,no-untyped-call]
+    return tracing or torch.compiler.is_exporting() or (recording and not torch.compiler.is_compiling())
+
+
+def fused_loss(
+    logits: Tensor, target: Tensor, weight: Tensor | None, options: LossOptions, reference: Reference
+) -> Tensor:
     """
-    The HR loss as :func:`art_hrloss.functional.hr_loss` defines it, for class indices without label smoothing.
+    Return the HR loss of checked arguments.
 
-    :param logits: Shape ``(..., C)``, float32 or float64, with at least one example.
-    :param target: Class indices, int64, shape ``(...)``.
-    :param weight: Shape ``(C,)``, of the logits' dtype, or None.
-    :return: In nats, shape ``(...)`` for reduction "none", else a scalar.
+    :param logits: Shape ``(C,)``, ``(N, C)`` or ``(N, C, d1, ...)``, float32 or float64, with at least one element.
+    :param target: Class indices (int64) or probabilities.
+    :param reference: The same loss made of operations that torch differentiates: derivatives beyond the first, forward
+           mode and vmap are the reference's.
     """
-    if torch.compiler.is_compiling():
-        return traced_loss(logits, target, weight, options)
-    loss: Tensor = _Fused.apply(logits, target, weight, options)
+    compiling = torch.compiler.is_compiling()
+    in_advance = logits.requires_grad and not compiling and logits.numel() <= _IN_ADVANCE
+    function = _Compiled if compiling else _Fused
+    loss: Tensor = function.apply(logits, target, weight, options, reference, in_advance)[0]
     return loss
 
 
-class _Fused(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, logits: Tensor, target: Tensor, weight: Tensor | None, options: Options) -> Tensor:
-        ctx.options, ctx.gradient = options, None
-        ctx.save_for_backward(logits)
-        ctx.save_for_forward(logits)
-        if weight is None and _is_small(logits):
-            found = small_batch.loss_and_gradient(
-                logits.detach().numpy(),
-                target.numpy(),
-                options.order,
-                ignore_index=options.ignore_index,
-                reduction=options.reduction,
-                gradient=ctx.needs_input_grad[0],
-            )
-            if found is not None:
-                ctx.gradient = found[1]
-                return torch.from_numpy(found[0])
-        rows = logits.reshape(-1, logits.shape[-1])
-        index, mass = index_and_mass(target.reshape(-1, 1), weight, options.ignore_index, rows)
-        peak, others, excess = _statistics(rows)
-        distance = peak - rows.gather(1, index)
-        log1p = others.log1p()
-        loss, *by = reduced(log1p + excess, log1p + distance, mass, options.order, options.reduction)
-        ctx.examples = index, peak, others, excess, distance, *by
-        return loss.reshape(target.shape) if options.reduction == "none" else loss
+class _Compiled(torch.autograd.Function):
+    """The loss for torch.compile, which does not take the methods of :class:`_Fused`."""
 
     @staticmethod
-    def backward(ctx: Any, by_loss: Tensor) -> tuple[Tensor, None, None, None]:
-        wanted = torch.is_grad_enabled()  # the gradient's own derivative
-        if ctx.gradient is not None and not wanted:
-            return _times(ctx.gradient, by_loss), None, None, None
-        (logits,) = ctx.saved_tensors
-        if wanted:
-            return _by_plain(ctx.options, logits, by_loss), None, None, None
-        rows, by_loss = logits.reshape(-1, logits.shape[-1]), by_loss.reshape(-1, 1)
-        try:
-            gradient = _gradient(rows, by_loss, *ctx.examples)
-        except RuntimeError:  # Many gradients at once (is_grads_batched=True) cannot be worked in place.
-            gradient = _gradient(rows, rows.new_ones(1, 1), *ctx.examples) * by_loss
-        return gradient.reshape(logits.shape), None, None, None
+    def forward(
+        logits: Tensor,
+        target: Tensor,
+        weight: Tensor | None,
+        options: LossOptions,
+        reference: Reference,
+        in_advance: bool,
+    ) -> tuple[Tensor, Tensor, bool]:
+        return _Batch(logits, target, weight, options).loss(in_advance=in_advance)
 
     @staticmethod
-    def jvp(ctx: Any, tangent: Tensor, *_: None) -> Tensor:
-        (logits,) = ctx.saved_tensors
-        per_example = ctx.options.reduction == "none"
-        ones = logits.new_ones(logits.shape[:-1] if per_example else ())
-        product = _by_plain(ctx.options, logits, ones) * tangent
-        return product.sum(-1) if per_example else product.sum()
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, bool]) -> None:
+        logits, target, weight, ctx.options, ctx.reference, ctx.in_advance = inputs
+        _, stored, ctx.finite = output
+        ctx.mark_non_differentiable(stored)
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(logits, target, weight, stored)
+        ctx.save_for_forward(logits, target, weight)
+
+    @staticmethod
+    def backward(ctx: Any, by_loss: Tensor | None, *_: None) -> tuple[Tensor | None, ...]:
+        logits, target, weight, stored = ctx.saved_tensors
+        if by_loss is None:
+            gradient = None
+        elif torch.is_grad_enabled() and not torch.compiler.is_compiling():  # the gradient is to be differentiated
+            pull = torch.func.vjp(lambda z: ctx.reference(z, target, weight, ctx.options), logits)[1]
+            (gradient,) = pull(by_loss)
+        else:
+            batch = _Batch(logits, target, weight, ctx.options)
+            by_loss = by_loss.reshape(batch.column_shape) if by_loss.ndim else by_loss
+            gradient = stored * by_loss if ctx.in_advance else batch.gradient(stored, by_loss, finite=ctx.finite)
+            gradient = gradient.reshape(logits.shape)
+        return gradient, None, None, None, None, None
 
 
-def _is_small(logits: Tensor) -> bool:
-    """Whether NumPy is quicker, and may see the tensor: subclasses follow torch's operations only."""
-    return logits.is_cpu and logits.numel() <= small_batch.LARGEST and type(logits) in (Tensor, Parameter)
+class _Fused(_Compiled):
+    @staticmethod
+    def jvp(ctx: Any, by_logits: Tensor | None, by_target: Tensor | None, *_: Any) -> tuple[Tensor, None, None]:
+        logits, target, weight = ctx.saved_tensors[:3]
+        moves = [(logits, by_logits), (target, by_target)]
+        tangents = [tangent for _, tangent in moves if tangent is not None]
+
+        def of_moving(*moving: Tensor) -> Any:
+            values = iter(moving)
+            return ctx.reference(*(each if by is None else next(values) for each, by in moves), weight, ctx.options)
+
+        # The loss of an example depends on its own logits and labels only, so one backward pass serves all.
+        loss, pull, *_ = torch.func.vjp(of_moving, *(value for value, tangent in moves if tangent is not None))
+        products = [gradient * tangent for gradient, tangent in zip(pull(torch.ones_like(loss)), tangents, strict=True)]
+        total = sum(products[1:], products[0])
+        return total.sum(0 if logits.ndim == 1 else 1) if loss.ndim or logits.ndim == 1 else total.sum(), None, None
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple[Any, ...], *inputs: Any) -> tuple[Any, Any]:
+        *tensors, options, reference, _ = inputs
+        loss = torch.func.vmap(lambda *each: reference(*each, options), in_dims[:3], randomness=info.randomness)(
+            *tensors
+        )
+        return (loss, loss.new_empty(0), False), (0, None, None)
 
 
-def _times(gradient: small_batch.Floats, by_loss: Tensor) -> Tensor:
-    """The gradient of each example, shape ``(..., C)``, times that by its loss, or by the one loss of all."""
-    try:
-        by: Any = by_loss.numpy()[..., np.newaxis] if by_loss.ndim else by_loss.item()
-        return torch.from_numpy(gradient * by)
-    except RuntimeError:  # Many gradients at once (is_grads_batched=True) are not to be had in NumPy.
-        return torch.from_numpy(gradient) * by_loss.unsqueeze(-1)
+# torch binds the arguments of `forward` at each call; with its signature at hand that takes a tenth of the time.
+_Compiled.forward.__signature__ = inspect.signature(_Compiled.forward)  # type: ignore[attr-defined]
 
 
-def _by_plain(options: Options, logits: Tensor, by_loss: Tensor) -> Tensor:
-    """The gradient, itself differentiable."""
-    gradient: Tensor = torch.func.vjp(options.plain, logits)[1](by_loss)[0]
-    return gradient
+class _Batch:
+    """Logits as rows ``(N, C)`` or ``(N, C, D)``, views of what was given, with their labels."""
+
+    def __init__(self, logits: Tensor, target: Tensor, weight: Tensor | None, options: LossOptions) -> None:
+        self.weight, self.options, self.order = weight, options, options.alpha - 1
+        self.soft = target.ndim == logits.ndim
+        self.by_index = not self.soft and options.label_smoothing == 0
+        self.example_shape = logits.shape[:1] + logits.shape[2:] if logits.ndim > 1 else logits.shape[:0]
+        rows, labels = (logits.unsqueeze(0), target.unsqueeze(0)) if logits.ndim == 1 else (logits, target)
+        self.rows = rows if rows.ndim == 2 else rows.flatten(2)
+        labels = labels if self.soft else labels.unsqueeze(1)
+        self.labels = labels if labels.ndim == 2 else labels.flatten(2)
+        self.column_shape = self.rows.shape[:1] + (1,) + self.rows.shape[2:]
+
+    def loss(self, *, in_advance: bool) -> tuple[Tensor, Tensor, bool]:
+        """Return the loss; its gradient, or the columns from which :meth:`gradient` computes it; and if w is finite."""
+        # On a CPU, values may be read to spare work; elsewhere that would wait for the device.
+        known = self.rows.is_cpu and type(self.rows) is Tensor and not torch.compiler.is_compiling()
+        mass = None if self.soft else self._valid_labels(known)
+        finite = known
+        columns: Any = None
+        for block in self._blocks(together=in_advance):
+            rows, labels = _at(self.rows, block), _at(self.labels, block)
+            peak = rows.amax(1, keepdim=True)
+            w = rows - peak
+            of_labels = [w.gather(1, labels).neg_()] if self.by_index else []
+            q = w.exp()
+            if not known:
+                w.clamp_(min=_FAR)
+            others, excess, spare = _sums(w, q, keep=in_advance or not self.by_index)
+            if known and math.isnan(excess.sum().item()):  # a logit is -inf or no number
+                finite, w = False, (rows - peak).clamp_(min=_FAR)
+                excess = (w * q).sum(1, keepdim=True)
+            if not self.by_index:
+                powers, *of_labels = self._powers(w, labels, spare)
+            columns = self._stored(columns, block, (peak, others, excess, *of_labels))
+        peak, others, excess, surprise, *label_mass = columns
+        surprise, log_sum, mass = self._surprise(surprise, label_mass[0] if label_mass else mass)
+        scale = (others + 1).reciprocal_()
+        excess.mul_(scale)  # - t
+        log1p = others.log1p_()
+        loss, by_entropy, by_label = self._reduced(log1p - excess, surprise.add_(log1p), mass, known)
+        slope = torch.mul(scale, -by_entropy, out=others)
+        constant = torch.sub(scale.mul_(by_label), excess.mul_(slope), out=excess)
+        if in_advance:
+            r = None if log_sum is None else powers.mul_(powers.sum(1, keepdim=True).reciprocal_().mul_(by_label))
+            return loss, self._gradient_of(w.mul_(slope), q, self.labels, constant, r, spare=r), finite
+        if log_sum is None:
+            return loss, columns[:3] if isinstance(columns, Tensor) else torch.stack(columns[:3]), finite
+        by_label = by_label if isinstance(by_label, Tensor) else torch.full_like(peak, by_label)
+        return loss, torch.stack([peak, slope, constant, log_sum, by_label]), finite
+
+    def gradient(self, columns: Tensor, by_loss: Tensor, *, finite: bool) -> Tensor:
+        """Return the gradient of the loss times a number, or times a column."""
+        if not self.soft:
+            self.labels = self.labels.masked_fill(self.labels == self.options.ignore_index, 0)
+        slope, constant, *by_label = (column * by_loss for column in (*columns[1:3], *columns[4:]))
+        whole: Tensor | None = None
+        for block in self._blocks():
+            w, labels = _at(self.rows, block) - _at(columns[0], block), _at(self.labels, block)
+            if not finite:
+                w.clamp_(min=_FAR)
+            r = None
+            if by_label:
+                r = self._exponents(w, labels)[0].sub_(_at(columns[3], block)).exp_() * _at(by_label[0], block)
+            part = self._gradient_of(_at(slope, block) * w, w.exp_(), labels, _at(constant, block), r)
+            if not block:
+                return part
+            if whole is None:  # made from a part, because torch may take many gradients at once (is_grads_batched=True)
+                whole = part.new_empty(self.rows.shape)
+            whole[block].copy_(part)
+        return whole  # type: ignore[return-value]  # there is at least one block
+
+    def _gradient_of(
+        self,
+        sloped: Tensor,
+        q: Tensor,
+        labels: Tensor,
+        constant: Tensor,
+        r: Tensor | None,
+        *,
+        spare: Tensor | None = None,
+    ) -> Tensor:
+        """Return ``q (slope w + constant) - r``, in the memory of `sloped`; q is overwritten."""
+        # The entries of a row sum to 0. Where two terms near 1 cancel, the entry is minus the sum of the others.
+        gradient = sloped.add_(constant).mul_(q)
+        if r is None:
+            gradient.scatter_(1, labels, torch.zeros_like(constant))
+            return gradient.scatter_(1, labels, gradient.sum(1, keepdim=True).neg_())
+        gradient.sub_(r)
+        return gradient.sub_(torch.mul(q.trunc_(), gradient.sum(1, keepdim=True), out=spare))
+
+    def _blocks(self, *, together: bool = False) -> Iterator[Block]:
+        """Yield the examples that are computed together, as indices; the empty index is all of them."""
+        if together or self.rows.is_cuda or torch.compiler.is_compiling() or self.rows.numel() <= _BLOCK:
+            yield ()
+            return
+        (n, classes), inner, whole = self.rows.shape[:2], math.prod(self.rows.shape[2:]), slice(None)
+        size = max(1, _BLOCK * torch.get_num_threads() // classes)
+        step = max(1, size // inner)
+        for i in range(0, n, step):
+            if self.rows.ndim == 2:
+                yield slice(i, i + step), whole
+            else:
+                yield from ((slice(i, i + step), whole, slice(j, j + size)) for j in range(0, inner, size))
+
+    def _stored(self, columns: Any, block: Block, part: tuple[Tensor, ...]) -> Any:
+        """Return the columns of all blocks, those of this one filled in."""
+        if not block:
+            return part
+        columns = part[0].new_empty(len(part), *self.column_shape) if columns is None else columns
+        for column, values in zip(columns, part, strict=True):
+            column[block] = values
+        return columns
+
+    def _valid_labels(self, known: bool) -> Tensor | None:
+        """Make every index valid; return the mass of each example, 0 for an ignored one, or None where all are 1."""
+        ignore_index, smoothing = self.options.ignore_index, self.options.label_smoothing
+        if known and self.weight is None and ignore_index < 0 and self.labels.min().item() > ignore_index:
+            return None
+        ignored = self.labels == ignore_index
+        self.labels = self.labels.masked_fill(ignored, 0)
+        if self.weight is None:
+            return self.rows.new_ones(self.labels.shape).masked_fill_(ignored, 0.0)
+        mass = self.weight[self.labels] * (1 - smoothing) + self.weight.mean() * smoothing
+        return mass.masked_fill_(ignored, 0.0)
+
+    def _exponents(self, w: Tensor, labels: Tensor, out: Tensor | None = None) -> tuple[Tensor, ...]:
+        """Return x of labels that need not sum to 1, and the sum of soft ones."""
+        alpha, smoothing, classes = self.options.alpha, self.options.label_smoothing, w.shape[1]
+        column = (-1, *(1,) * (w.ndim - 2))
+        if self.soft:
+            joint = labels.to(w.dtype)
+            if smoothing:
+                joint = joint * (1 - smoothing) + joint.sum(1, keepdim=True) * (smoothing / classes)
+            if self.weight is not None:
+                joint = joint * self.weight.view(column)
+            return torch.log(joint, out=out).mul_(alpha).sub_(w, alpha=self.order), joint.sum(1, keepdim=True)
+        weight = w.new_ones(classes) if self.weight is None else self.weight
+        off = weight * (smoothing / classes)
+        on = (off + weight * (1 - smoothing)).log_().mul_(alpha)
+        x = torch.sub(off.log_().mul_(alpha).view(column), w, alpha=self.order, out=out)
+        return (x.scatter_(1, labels, on[labels].sub_(w.gather(1, labels), alpha=self.order)),)
+
+    def _powers(self, w: Tensor, labels: Tensor, spare: Tensor) -> tuple[Tensor, ...]:
+        """Return r up to a factor; ``log(sum_k exp(x_k))``, or p's mean of ``log p - w`` at alpha = 1; and the mass."""
+        x, *mass = self._exponents(w, labels, spare)
+        if self.order == 0:
+            powers = x.exp()
+            return powers, x.clamp_(min=_FAR).sub_(w).mul_(powers).sum(1, keepdim=True), *mass
+        top = x.amax(1, keepdim=True)
+        powers = x.sub_(top).exp_()
+        return powers, powers.sum(1, keepdim=True).log_().add_(top), *mass
+
+    def _surprise(self, surprise: Tensor, mass: Tensor | None) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """Return columns of the divergence without log1p(s), of ``log(sum_k exp(x_k))``, and of the mass."""
+        if self.by_index:
+            return surprise, None, mass
+        log_mass = torch.zeros_like(surprise) if mass is None else mass.log()
+        log_sum = log_mass if self.order == 0 else surprise
+        if self.order == 0:
+            surprise = (surprise if mass is None else surprise / mass) - log_mass
+        else:
+            surprise = (surprise - self.options.alpha * log_mass) / self.order
+        log_sum = log_sum if mass is None else log_sum.masked_fill(mass == 0, 0.0)
+        return surprise.masked_fill_(surprise > _IMPOSSIBLE, math.inf), log_sum, mass
+
+    def _reduced(
+        self, entropy: Tensor, divergence: Tensor, mass: Tensor | None, known: bool
+    ) -> tuple[Tensor, Tensor | float, Tensor | float]:
+        """Return the loss, and its derivatives by the entropy and by the divergence of each example."""
+        if self.options.reduction in ("none", "sum"):
+            loss = entropy.add_(divergence)
+            loss = loss if mass is None else (mass * loss).masked_fill_(mass == 0, 0.0)
+            share = 1.0 if mass is None else mass
+            return loss.reshape(self.example_shape) if self.options.reduction == "none" else loss.sum(), share, share
+        order = self.order if self.options.reduction == "batch" else 0.0
+        weights = None if mass is None else (mass / mass.sum()).reshape(-1)
+        terms = (entropy.reshape(-1), 0.0), (divergence.reshape(-1), order)
+        (h, by_h), (d, by_d) = (mean_and_shares(values, weights, power, known=known) for values, power in terms)
+        shares = (by.reshape(self.column_shape) if isinstance(by, Tensor) else by for by in (by_h, by_d))
+        by_entropy, by_label = (by if mass is None else torch.where(mass == 0, 0.0, by) for by in shares)
+        return h.add_(d).squeeze(0), by_entropy, by_label
 
 
-def _statistics(rows: Tensor) -> tuple[Tensor, ...]:
-    """The largest logit, s and t of every row, shape ``(n, 1)`` each."""
-    size = _rows_at_a_time(rows)
-    if size >= len(rows):
-        return _statistics_at_once(rows)
-    columns = [_statistics_at_once(block) for block in rows.split(size)]
-    return tuple(torch.cat(column) for column in zip(*columns, strict=True))
+def _at(values: Tensor, block: Block) -> Tensor:
+    return values[block] if block else values
 
 
-def _rows_at_a_time(rows: Tensor) -> int:
-    """As many as the processor's cache holds; a GPU takes them all at once."""
-    return len(rows) if rows.is_cuda else max(1, _BLOCK * torch.get_num_threads() // rows.shape[1])
-
-
-def _statistics_at_once(rows: Tensor) -> tuple[Tensor, ...]:
-    peak = rows.amax(1, keepdim=True)
-    u = torch.threshold_((peak - rows).clamp_(max=_FAR), 0.0, _TOP)
-    q = u.neg().exp_()
-    # Of equal largest logits all but one are others; dividing by a little more than _TOP, floor leaves that one out.
-    others = u.sum(1, keepdim=True).div_(_TOP * (1 + 1e-6), rounding_mode="floor")
-    others += q.sum(1, keepdim=True)
-    return peak, others, q.mul_(u).sum(1, keepdim=True).div_(others + 1)
-
-
-def _gradient(
-    rows: Tensor,
-    by_loss: Tensor,
-    index: Tensor,
-    peak: Tensor,
-    others: Tensor,
-    excess: Tensor,
-    distance: Tensor,
-    by_entropy: PerExample,
-    by_nll: PerExample,
-) -> Tensor:
-    """The gradient by the logits, shape ``(n, C)``, from what forward has found of each example."""
-    scale = (others + 1).reciprocal_().mul_(by_loss)
-    slope = scale * by_entropy
-    constant = scale * by_nll - slope * excess
-    gradient, size = torch.empty_like(rows), _rows_at_a_time(rows)
-    for i in range(0, len(rows), size):
-        _fill_gradient(*(whole[i : i + size] for whole in (rows, peak, constant, slope, gradient)))
-    # At y, q_y - 1 is - (s - expm1(-u_y)) / (1 + s): exact where q_y is nearly 1.
-    near = distance.clamp(max=_FAR)
-    power = near.neg()
-    at_label = slope * power.exp() * (near - excess) - scale * by_nll * (others - power.expm1_())
-    return gradient.scatter_(1, index, at_label)
-
-
-def _fill_gradient(rows: Tensor, peak: Tensor, constant: Tensor, slope: Tensor, gradient: Tensor) -> None:
-    """``exp(-u) (constant + slope u)``, into the last of the tensors."""
-    u = (peak - rows).clamp_(max=_FAR)
-    torch.neg(u, out=gradient).exp_()
-    gradient.mul_(u.mul_(slope).add_(constant))
+def _sums(w: Tensor, q: Tensor, *, keep: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """Return s, the sum of w exp(w), and spare memory, from w and exp(w); w is overwritten unless it is to be kept."""
+    total = q.sum(1, keepdim=True)
+    product = w * q if keep else w.mul_(q)
+    excess = product.sum(1, keepdim=True)
+    # At the largest logits q is 1, and elsewhere only where it differs from 1 by rounding: frac leaves the others.
+    others = torch.frac(q, out=product).sum(1, keepdim=True)
+    return total.sub_(others).round_().sub_(1).add_(others), excess, product

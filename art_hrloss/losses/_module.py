@@ -7,26 +7,18 @@ import torch
 from torch import Tensor
 from torch.distributed import ProcessGroup
 
-from art_hrloss.losses._functional import hr_loss
-from art_hrloss.losses._validation import (
-    Reduction,
-    check_alpha,
-    check_label_smoothing,
-    check_process_group,
-    check_reduction,
-)
+from art_hrloss.losses._functional import hr_loss_of
+from art_hrloss.losses._validation import LossOptions, Reduction, check_class_weights
 
 
 class HRLoss(torch.nn.CrossEntropyLoss):
     """
     The HR loss, ``H(Y^|X) + alpha D_alpha(p_XY || p_XY^)`` (eq. (3)), with the arguments of CrossEntropyLoss.
 
-    A thin module over :func:`art_hrloss.functional.hr_loss`, which says what every option means. It is a
-    CrossEntropyLoss to those who ask, because ART decides by that type which labels it hands to a loss; and it keeps no
-    state but its settings, because ART shares one loss among clones and assigns `reduction` while it works.
-
-    With reduction "mean", class indices and no smoothing the loss is the (weighted) mean of H(q_i) - log q_i,y: alpha
-    is no longer in it.
+    The module form of :func:`~art_hrloss.losses.hr_loss`, which defines every option. It is a subclass of
+    CrossEntropyLoss, because ART decides by that type which labels a loss gets, and it has no state but its settings.
+    With reduction "mean", class indices and no smoothing the loss is the (weighted) mean of H(q_i) - log q_i,y, which
+    does not depend on alpha.
 
     Shapes: logits ``(C,)``, ``(N, C)`` or ``(N, C, d1, ...)``; class indices of the same shape without C, or
     probabilities of the same shape. The value is in nats.
@@ -53,26 +45,20 @@ class HRLoss(torch.nn.CrossEntropyLoss):
         """
         :param alpha: Order of the Renyi divergence, finite and above 0; the paper's bound needs alpha > 1.
         :param weight: A weight per class, shape ``(C,)``, finite and not negative.
-        :param ignore_index: The class index whose examples count for nothing.
+        :param ignore_index: The class index whose examples have no weight.
         :param label_smoothing: Share of the uniform distribution in the labels, between 0 and 1.
         :param reduction: "batch" is the paper's objective; "none", "mean" and "sum" are of the per-example loss.
-        :param process_group: Of torch.distributed, as `torch.distributed.group.WORLD`: the loss is then that of the
-               joint batch of all its processes, for training under DistributedDataParallel; see
-               :func:`~art_hrloss.functional.hr_loss`. A loss that has one cannot be pickled.
-        :raises TypeError: If alpha is not a number, weight not a tensor, or the group none.
+        :param process_group: A group of torch.distributed, such as ``torch.distributed.group.WORLD``: the loss is that
+               of the joint batch of its processes, for training under DistributedDataParallel. It cannot be pickled.
+        :raises TypeError: If alpha is not a number, weight not a tensor, or the group not a ProcessGroup.
         :raises ValueError: If a parameter is out of its range.
         """
-        check_reduction(reduction)
-        check_label_smoothing(label_smoothing)
-        check_process_group(process_group, reduction)
-        if weight is not None and not isinstance(weight, Tensor):
-            raise TypeError(f"expected weight to be a tensor, but got {type(weight).__name__}")
-        if weight is not None and not (
-            weight.ndim == 1 and bool(weight.isfinite().all()) and bool((weight >= 0).all())
-        ):
-            raise ValueError(f"expected weight to be one finite number >= 0 per class, but got {weight}")
-        super().__init__(weight=weight, ignore_index=ignore_index, label_smoothing=label_smoothing, reduction=reduction)
-        self.alpha = check_alpha(alpha)
+        options = LossOptions(alpha, weight, ignore_index, label_smoothing, reduction, process_group)
+        if weight is not None:
+            check_class_weights(weight)
+        smoothing = options.label_smoothing
+        super().__init__(weight=weight, ignore_index=ignore_index, label_smoothing=smoothing, reduction=reduction)
+        self.alpha = options.alpha
         self.process_group = process_group
         if reduction == "mean" and alpha != 1:
             warnings.warn(
@@ -82,28 +68,23 @@ class HRLoss(torch.nn.CrossEntropyLoss):
                 stacklevel=2,
             )
 
+    # A scripted model calls it in Python, because TorchScript cannot compile it.
+    @torch.jit.ignore  # type: ignore[untyped-decorator]
     def forward(self, input: Tensor, target: Tensor) -> Tensor:  # the parameter names of CrossEntropyLoss
         """
         :param input: Logits, shape ``(C,)``, ``(N, C)`` or ``(N, C, d1, ...)``.
         :param target: Class indices of the same shape without C, or probabilities of the same shape.
         :return: The loss in nats: a scalar, or one value per example if `reduction` is "none".
         """
-        return hr_loss(
-            input,
-            target,
-            alpha=self.alpha,
-            weight=self.weight,
-            ignore_index=self.ignore_index,
-            label_smoothing=self.label_smoothing,
-            reduction=self.reduction,  # type: ignore[arg-type]  # checked in hr_loss: ART assigns it
-            process_group=self.process_group,
-        )
+        # ART assigns `reduction` while it works, so the options are read at each call.
+        values = self.alpha, self.weight, self.ignore_index, self.label_smoothing, self.reduction, self.process_group
+        return hr_loss_of(input, target, LossOptions(*values))  # type: ignore[arg-type]
 
     def extra_repr(self) -> str:
-        """The settings, those at their default left out."""
+        """Return the settings, without those at their default."""
         settings: dict[str, Any] = {"alpha": self.alpha, "reduction": self.reduction}
         if self.weight is not None:
-            settings["weight"] = self.weight.tolist()
+            settings["weight"] = self.weight if self.weight.is_meta else self.weight.tolist()
         if self.ignore_index != -100:
             settings["ignore_index"] = self.ignore_index
         if self.process_group is not None:

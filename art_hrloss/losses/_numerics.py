@@ -3,8 +3,13 @@ The numerics under the mathematics: each function is exact to rounding, in value
 normal number of the dtype. Everything works in log space; nothing is clamped away from 0.
 """
 
+import math
+
 import torch
 from torch import Tensor
+
+# exp of this is finite in every dtype, and so is the sum of 10^3 million of them.
+_NO_OVERFLOW = 60.0
 
 
 def log_softmax(logits: Tensor) -> Tensor:
@@ -50,53 +55,98 @@ def log_entropy(log_q: Tensor) -> Tensor:
     return torch.where(log_q.isneginf(), -torch.inf, terms).logsumexp(-1)
 
 
-def exponential_mean(values: Tensor, log_weights: Tensor, order: float) -> Tensor:
-    """
-    ``1 / order log (sum_i w_i exp(order v_i) / sum_i w_i)`` over the last dimension; at order 0 its limit, the mean.
+class Sums:
+    """Sums and maxima over the last dimension, which stays with size 1."""
 
-    Written directly, it divides the rounding of a logarithm by an order that may be tiny. Around a constant c near the
-    result it is ``c + 1 / order log1p(sum_i w_i expm1(order (v_i - c)))``: exact for any c, in value and in all
-    derivatives, with a rounding error in proportion to the spread of the values.
+    def total(self, values: Tensor) -> Tensor:
+        """Return the sum."""
+        return values.sum(-1, keepdim=True)
+
+    def largest(self, values: Tensor) -> Tensor:
+        """Return the maximum, without a gradient; -inf if there are no values."""
+        values = values.detach()
+        return (
+            values.amax(-1, keepdim=True) if values.shape[-1] else values.new_full((*values.shape[:-1], 1), -math.inf)
+        )
+
+
+LOCAL = Sums()
+
+
+def exponential_mean(values: Tensor, log_weights: Tensor, order: float, sums: Sums = LOCAL) -> Tensor:
+    """
+    Return ``1 / order log (sum_i w_i exp(order v_i) / sum_i w_i)`` over the last dimension; at order 0 the mean.
 
     :param values: Shape ``(..., n)``; those of weight 0 may be anything.
     :param log_weights: Shape ``(..., n)``, up to a constant; -inf is weight 0.
-    :param order: Any finite number; above 0 the result leans to the greatest value, below 0 to the least.
-    :return: Shape ``(...)``, between the least and the greatest value; NaN, with gradient 0, where all weights are 0.
+    :param order: Any finite number; above 0 the result tends to the largest value, below 0 to the smallest.
+    :param sums: How sums and maxima are taken: over the tensor, or over those of all processes.
+    :return: Shape ``(...)``, between the smallest and the largest value; NaN, with gradient 0, where all weights are 0.
     """
-    if values.shape[-1] == 0:
-        return values.sum(-1) / 0.0
-    used = ~log_weights.isneginf()
-    log_weights = torch.where(used.any(-1, keepdim=True), log_weights, 0.0)
-    weights = log_weights.softmax(-1)
+    peak = sums.largest(log_weights)
+    any_used = peak > -math.inf
+    log_weights = torch.where(any_used, log_weights - torch.where(any_used, peak, 0.0), 0.0)
+    log_weights = log_weights - sums.total(log_weights.exp()).log()
+    result, _ = mean_and_shares(values, log_weights.exp(), order, log_weights, sums)
+    return torch.where(any_used, result, math.nan).squeeze(-1)
+
+
+def mean_and_shares(
+    values: Tensor,
+    weights: Tensor | None,
+    order: float,
+    log_weights: Tensor | None = None,
+    sums: Sums = LOCAL,
+    *,
+    known: bool = False,
+) -> tuple[Tensor, Tensor | float]:
+    """
+    Return the :func:`exponential_mean` for weights that sum to 1, and its derivative by each value.
+
+    Powers are taken around a centre c, ``c + 1 / order log sum_i w_i exp(order (v_i - c))``, because the rounding of the
+    logarithm is divided by an order that may be tiny. Around the mean the sum is at least 1 (Jensen), so log1p of its
+    excess keeps every digit; where a power would overflow, c is the value of the largest exponent.
+
+    :param weights: Shape ``(..., n)``; None for equal ones. `log_weights` are theirs, where they may underflow.
+    :param known: Whether Python may read the sum, which spares the computation around the other centre.
+    :return: Shapes ``(..., 1)`` and ``(..., n)``, or one number for all.
+    """
+    share: Tensor | float = 1 / values.shape[-1] if weights is None else weights
+    used, finite = None, values
+    if weights is not None:
+        log_weights = weights.log() if log_weights is None else log_weights
+        used = ~log_weights.isneginf()
+        finite = torch.where(used, values, 0.0)
     if order == 0:
-        # A weight may underflow to 0, but what it weighs was used: infinite, it makes the mean so.
-        result = torch.where(used & values.isinf(), values, weights * torch.where(used, values, 0.0)).sum(-1)
-    else:
-        log_weights = log_weights.log_softmax(-1)
-        centre = _centre(values.detach(), log_weights.detach(), used, order)
-        exponent = order * torch.where(used, values - centre, 0.0)
-        result = centre.squeeze(-1) + _log_mean_exp(exponent, weights, log_weights, used, order) / order
-    return torch.where(used.any(-1), result, torch.nan)
+        weighted = share * finite
+        if used is not None:  # a weight may underflow to 0, but an infinite value of it makes the mean infinite
+            weighted = torch.where(used & values.isinf(), values, weighted)
+        return sums.total(weighted), share
+    exponents = order * finite
+    centre = sums.total(share * exponents.detach())
+    if known:
+        distances = exponents - centre
+        excess = sums.total(share * distances.expm1())
+        if excess.item() < math.exp(_NO_OVERFLOW):
+            log_mean = excess.log1p_()
+            return centre.add_(log_mean).div_(order), distances.sub_(log_mean).exp_().mul_(share)
+    lead = sums.largest(exponents if used is None else torch.where(used, exponents, -math.inf))
+    near = lead - centre < _NO_OVERFLOW
+    centre = torch.where(near, centre, _finite(lead))
+    exponents = exponents - centre if used is None else torch.where(used, exponents - centre, 0.0)
+    excess = sums.total(share * exponents.clamp(max=_NO_OVERFLOW).expm1())
+    # A weight may underflow, but not the product of it and the power: the powers are weighted in log space.
+    powers = exponents + (math.log(share) if log_weights is None else log_weights)
+    top = _finite(sums.largest(powers))
+    far = top + sums.total((powers - top).exp()).log()
+    log_mean = torch.where(near, excess.clamp(min=-0.5).log1p(), far)
+    return (centre + log_mean) / order, (powers - log_mean).exp()
 
 
-def _log_mean_exp(exponent: Tensor, weights: Tensor, log_weights: Tensor, used: Tensor, order: float) -> Tensor:
-    """``log sum_i w_i exp(e_i)`` over the last dimension, for a sum near 1: its excess to full relative precision."""
-    if abs(order) > 1e3:  # The rounding of the centre, times such an order, no longer leaves the sum near 1.
-        return (log_weights + exponent).logsumexp(-1)
-    # Two branches, so that neither expm1 of a large exponent overflows nor the weight of a rare one underflows.
-    small = weights * exponent.clamp(max=1.0).expm1()
-    large = (torch.where(used, log_weights, 0.0) + exponent.clamp(min=1.0)).exp() - weights
-    return torch.where(exponent < 1, small, large).sum(-1).log1p()
-
-
-def _centre(values: Tensor, log_weights: Tensor, used: Tensor, order: float) -> Tensor:
-    """The exponential mean as rounding leaves it, held between the least and the greatest value in use."""
-    values = torch.where(used, values, 0.0)
-    estimate = (order * values + log_weights).logsumexp(-1, keepdim=True) / order
-    least = torch.where(used, values, torch.inf).amin(-1, keepdim=True)
-    greatest = torch.where(used, values, -torch.inf).amax(-1, keepdim=True)
-    estimate = torch.minimum(torch.maximum(estimate, least), greatest)
-    return torch.where(estimate.isfinite(), estimate, 0.0)
+def _finite(values: Tensor) -> Tensor:
+    """Return the values, with the largest number of the dtype for infinity: inf - inf is no number."""
+    greatest = torch.finfo(values.dtype).max
+    return values.clamp(-greatest, greatest)
 
 
 def are_distributions(outputs: Tensor) -> bool:

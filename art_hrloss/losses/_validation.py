@@ -1,6 +1,8 @@
-"""What the functions of the loss take: everything else is a clear error."""
+"""Validation of the arguments of the loss: whatever is out of range is an error that names it."""
 
 import math
+from dataclasses import dataclass
+from numbers import Real
 from typing import Literal, get_args
 
 import torch
@@ -11,65 +13,89 @@ Reduction = Literal["batch", "none", "mean", "sum"]
 _REDUCTIONS = get_args(Reduction)
 
 
+@dataclass(frozen=True, eq=False)
+class LossOptions:
+    """The options of the HR loss, as :func:`~art_hrloss.losses.hr_loss` describes them, validated once."""
+
+    alpha: float = 1.6
+    weight: Tensor | None = None
+    ignore_index: int = -100
+    label_smoothing: float = 0.0
+    reduction: Reduction = "batch"
+    process_group: ProcessGroup | None = None
+
+    def __post_init__(self) -> None:
+        if type(self.alpha) is not float or not 0 < self.alpha < math.inf:
+            object.__setattr__(self, "alpha", check_alpha(self.alpha))
+        if self.reduction not in _REDUCTIONS:
+            raise ValueError(f"expected reduction to be one of {list(_REDUCTIONS)}, but got {self.reduction!r}")
+        smoothing = self.label_smoothing
+        if type(smoothing) is not float or not 0 <= smoothing <= 1:
+            if not isinstance(smoothing, Real) or not 0 <= smoothing <= 1:
+                raise ValueError(f"expected label_smoothing to lie in [0, 1], but got {smoothing}")
+            object.__setattr__(self, "label_smoothing", float(smoothing))
+        if self.weight is not None and not isinstance(self.weight, Tensor):
+            raise TypeError(f"expected weight to be a tensor, but got {type(self.weight).__name__}")
+        if self.process_group is not None:
+            _check_process_group(self.process_group, self.reduction)
+
+
 def check_alpha(alpha: float) -> float:
     """Return `alpha` as a float; raise unless it is a finite number above 0."""
     if isinstance(alpha, (bool, Tensor)) or not hasattr(alpha, "__float__"):
         raise TypeError(f"expected alpha to be a number, but got {type(alpha).__name__}")
     value = float(alpha)
-    if not (math.isfinite(value) and value > 0):
+    if not 0 < value < math.inf:
         raise ValueError(f"expected alpha to be finite and above 0, but got {alpha}")
     return value
 
 
-def check_reduction(reduction: str) -> None:
-    """Raise unless `reduction` is one of the four."""
-    if reduction not in _REDUCTIONS:
-        raise ValueError(f"expected reduction to be one of {list(_REDUCTIONS)}, but got {reduction!r}")
-
-
-def check_process_group(process_group: ProcessGroup | None, reduction: str) -> None:
-    """Raise unless a process group, if there is one, is one, and the reduction has a meaning for it."""
-    if process_group is None:
-        return
+def _check_process_group(process_group: object, reduction: str) -> None:
     if not isinstance(process_group, ProcessGroup):
-        came = type(process_group).__name__
-        raise TypeError(f"expected process_group to be a torch.distributed.ProcessGroup that it is part of, got {came}")
+        kind = type(process_group).__name__
+        raise TypeError(f"expected process_group to be a torch.distributed.ProcessGroup that it is part of, got {kind}")
     if reduction == "sum":
         raise ValueError("expected reduction to be 'batch', 'mean' or 'none' with a process group, but got 'sum'")
 
 
-def check_label_smoothing(label_smoothing: float) -> None:
-    """Raise unless `label_smoothing` lies in [0, 1]."""
-    if not isinstance(label_smoothing, (int, float)) or not 0 <= label_smoothing <= 1:
-        raise ValueError(f"expected label_smoothing to lie in [0, 1], but got {label_smoothing}")
+def check_class_weights(weight: Tensor) -> None:
+    """Raise unless `weight` is one finite number >= 0 per class; the values of a meta tensor are unknown."""
+    if weight.ndim != 1 or not (weight.is_meta or bool(((weight >= 0) & weight.isfinite()).all())):
+        raise ValueError(f"expected weight to be one finite number >= 0 per class, but got {weight}")
 
 
 def as_float(values: Tensor) -> Tensor:
-    """Values as they are, half precisions as float32; anything else is an error."""
+    """Return the values, half precisions as float32; raise unless they are floating-point."""
     if not isinstance(values, Tensor) or not values.is_floating_point():
-        came = values.dtype if isinstance(values, Tensor) else type(values).__name__
-        raise TypeError(f"expected a floating-point tensor, but got {came}")
+        kind = values.dtype if isinstance(values, Tensor) else type(values).__name__
+        raise TypeError(f"expected a floating-point tensor, but got {kind}")
     return values.float() if values.dtype in (torch.float16, torch.bfloat16) else values
 
 
-def classes_last(logits: Tensor) -> Tensor:
-    """Logits with the class dimension moved to the end."""
+def check_logits(logits: Tensor) -> Tensor:
+    """Return the logits, half precisions as float32; raise unless their shape is one of CrossEntropyLoss."""
     logits = as_float(logits)
     if logits.ndim == 0 or logits.shape[min(1, logits.ndim - 1)] == 0:
         raise ValueError(f"expected logits of shape (C,), (N, C) or (N, C, d1, ...), but got {tuple(logits.shape)}")
+    return logits
+
+
+def classes_last(logits: Tensor) -> Tensor:
+    """Return the logits with the class dimension moved to the end, half precisions as float32."""
+    logits = check_logits(logits)
     return logits if logits.ndim <= 2 else logits.movedim(1, -1)
 
 
-def _target(logits: Tensor, target: Tensor) -> Tensor:
-    """Class indices as int64, or probabilities with the class dimension at the end; told apart by their shape."""
+def check_target(logits: Tensor, target: Tensor) -> Tensor:
+    """Return class indices as int64, probabilities unchanged; the shape tells which of the two they are."""
     if not isinstance(target, Tensor):
         raise TypeError(f"expected the target to be a tensor, but got {type(target).__name__}")
-    if target.ndim == 1 and logits.ndim == 2 and target.dtype == torch.int64 and len(target) == len(logits):
-        return target  # the common case, which need not wait for the others
     classes = 0 if logits.ndim == 1 else 1
     index_shape = logits.shape[:classes] + logits.shape[classes + 1 :]
+    if target.shape == index_shape and target.dtype == torch.int64:
+        return target
     if target.shape == logits.shape and not target.is_complex():
-        return target if logits.ndim <= 2 else target.movedim(1, -1)
+        return target
     if target.shape != index_shape:
         raise ValueError(
             f"expected a target of shape {tuple(index_shape)} (class indices) or {tuple(logits.shape)} (probabilities) "
@@ -80,18 +106,11 @@ def _target(logits: Tensor, target: Tensor) -> Tensor:
     return target.long()
 
 
-def checked(
-    logits: Tensor, target: Tensor, alpha: float, weight: Tensor | None, label_smoothing: float, reduction: str
-) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Logits with the classes at the end, labels likewise, and the weights in the logits' dtype."""
-    check_alpha(alpha)
-    check_reduction(reduction)
-    check_label_smoothing(label_smoothing)
-    rows = classes_last(logits)
-    labels = _target(logits, target)
-    if weight is not None:
-        if weight.shape != rows.shape[-1:]:
-            classes = rows.shape[-1]
-            raise ValueError(f"expected weight of shape ({classes},), one per class, but got {tuple(weight.shape)}")
-        weight = weight.to(rows)
-    return rows, labels, weight
+def check_weight_for(logits: Tensor, weight: Tensor) -> Tensor:
+    """Return the class weights in the logits' dtype; raise unless there is one per class, on the same device."""
+    classes = logits.shape[0 if logits.ndim == 1 else 1]
+    if weight.shape != (classes,):
+        raise ValueError(f"expected weight of shape ({classes},), one per class, but got {tuple(weight.shape)}")
+    if weight.device != logits.device:
+        raise RuntimeError(f"expected weight on {logits.device}, the device of the logits, but got {weight.device}")
+    return weight.to(logits.dtype)
