@@ -1,30 +1,51 @@
-"""The flags of the diagnostics: each names what was measured, and the remedy."""
+"""Flags of the diagnostics, each with its evidence and its remedy, and the power of the tests behind them."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-from scipy.stats import binomtest
+from scipy.stats import beta, binom
 
 from art_hrloss.diagnostics._measurements import Flags, Gradients
 
-# A larger share of useless gradients is flagged, and a replay that breaks so much more than the plain attack.
+# A larger share of useless gradients is flagged, and a replay of an attack whose accuracy is lower by more.
 USELESS, WEAKER = 0.001, 0.01
-# Auto-PGD is a better attack than projected gradient descent, and the margin a better aim than cross-entropy: they may
-# break more of an honest network, and of adversarially trained ones do.
-MUCH_WEAKER, BETTER_AIMS = 0.05, ("the margin", "DLR")
-# A difference is flagged only if chance alone would make it more seldom than this.
-P_VALUE = 0.01
-# Two equal calls may differ by so much of the largest logit: a GPU's sums are not always in the same order.
-ROUNDING = 1e-4
-# Of the other indicators of attack failure larger shares are flagged, again if they are not by chance.
+# Auto-PGD is a stronger attack than PGD, and the margin and DLR are other losses than cross-entropy: on honest
+# networks, adversarially trained ones above all, their accuracies are lower by up to 5%.
+MUCH_WEAKER, OTHER_LOSSES = 0.05, ("margin", "DLR")
+# Shares of the examples above which the indicators of attack failure are flagged.
 UNSTABLE, SILENT, MOVING = 0.1, 0.01, 0.1
+# The level of every test, and the power at which the smallest difference that it detects is reported.
+P_VALUE, POWER = 0.01, 0.8
+
+
+_EXACT = 'Attack along a loss that does not saturate: loss="margin"'
+_MORE_STEPS = "Double max_iter until the accuracy no longer changes"
+_WORST_CASE = "Report the worst case over an ensemble of attacks: art_hrloss.worst_case"
+REMEDIES = {
+    "units of eps": "Give the classifier pixels in [0, 1] with clip_values=(0, 1), and normalise inside it with "
+    "preprocessing=(mean, std): otherwise eps is no share of the pixel range",
+    "zero gradients": f"{_EXACT}; if they remain 0, use the derivative of the identity for the step without one (BPDA)",
+    "NaN gradients": "Compute the loss from log_softmax, and avoid divisions by 0",
+    "subnormal gradients": _EXACT,
+    "unchanged images": "Inspect these examples for NaN gradients, and the classifier for clip_values without a range",
+    "masked gradients": 'Attack along the loss of the lowest accuracy, such as loss="margin"',
+    "iterations do not help": f"{_EXACT}; use more restarts, and SquareAttack",
+    "too few iterations": _MORE_STEPS,
+    "stronger attack succeeds": _WORST_CASE,
+    "black box beats white box": f"The gradients are useless. {_WORST_CASE}",
+    "noise beats gradients": f"The gradients are useless. {_WORST_CASE}",
+    "unbounded attack fails": f"{_EXACT}; use BPDA where a step has no derivative",
+    "unstable predictions": "Attack by SquareAttack, or along the mean gradient over noise, or of a smooth network",
+    "silent success": "Keep the first adversarial iterate: keep_first=True",
+    "incomplete optimisation": _MORE_STEPS,
+}
 
 
 @dataclass(frozen=True)
 class Flag:
-    """A reason not to believe what an attack on this classifier leaves standing."""
+    """A reason not to trust the robust accuracy of a classifier under an attack."""
 
     name: str
     evidence: str
@@ -38,7 +59,7 @@ class Flag:
 
 @dataclass(frozen=True, eq=False)
 class Measurements:
-    """What the probes measured. Arrays of flags, shape ``(n,)``, say which examples an attack leaves right."""
+    """The measurements; arrays of flags, shape ``(n,)``, say which examples an attack leaves correctly classified."""
 
     eps: float
     norm: float | str
@@ -47,190 +68,141 @@ class Measurements:
     """Without attack."""
     gradients: Gradients
     margins: npt.NDArray[np.float64]
-    """Shape ``(n,)``: the true logit less the largest other, without attack."""
+    """Shape ``(n,)``: the true class's logit less the largest other, without attack."""
     unchanged: float
-    """Share of the images that FGSM returns as they were."""
+    """Share of the images that FGSM does not change."""
     single_step: Mapping[str, Flags]
-    """FGSM: "as given", by the classifier's own gradients, and by those of other losses on the same network."""
+    """FGSM: "as given", along the classifier's own loss, and along other losses of the same network."""
     iterative: Mapping[int, Flags]
-    """Projected gradient descent by the classifier's own gradients, by the number of its steps."""
-    strong: Flags
-    """Auto-PGD by the margin."""
+    """PGD along the classifier's own loss, by the number of steps."""
+    auto_pgd: Flags
+    """Auto-PGD on the margin."""
     black_box: Mapping[str, Flags]
-    """Attacks that do without this classifier's gradients."""
-    curve: Mapping[float, Flags]
-    """Projected gradient descent by eps."""
+    """Attacks that do not use this classifier's gradients."""
     unbounded: Flags
-    """Projected gradient descent where every image may become any other."""
-    noise: Mapping[float, Flags]
-    """Random noise of every pixel, by its size."""
-    unstable: float
-    """Share of the examples whose prediction changes in noise of 4/255 of the pixel range."""
-    silent: float
-    """Share that the last iterate of projected gradient descent leaves right, though an earlier one was not."""
-    moving: float
-    """Share whose margin still falls when projected gradient descent ends."""
-    random: float
-    """Largest difference between the logits of two equal calls, as a share of the largest logit."""
-    probabilities: bool
-    """Whether each row of the output is a distribution."""
-    pixels: tuple[float, float]
-    """The range of the images."""
+    """PGD with an eps within which every image can become any other."""
+    noise: Flags
+    """Random noise: every pixel moves by as much, so that the image is eps away."""
+    unstable: Flags
+    """Examples around which the gradient does not describe the margin, in noise of 1/255 of the pixel range."""
+    silent: Flags
+    """Examples with a misclassified iterate of PGD whose last iterate is classified correctly."""
+    moving: Flags
+    """Examples whose margin still falls when PGD ends."""
+    image_range: tuple[float, float]
+    """The least and the greatest value of the images."""
     clip_values: tuple[float, float] | None
-    """The range that the classifier allows."""
+    """The least and the greatest value that the classifier allows."""
+
+    @property
+    def detectable(self) -> dict[str, float]:
+        """
+        The smallest effects that are flagged with 80% power at this number of examples; NaN where none is.
+
+        A difference is one of accuracies, where the weaker attack misclassifies nothing that the other does not.
+        """
+        n = len(self.clean)
+        return {
+            "difference": smallest_difference(n),
+            "difference, stronger attack": smallest_difference(n, MUCH_WEAKER),
+            "share, silent success": smallest_share(n, SILENT),
+            "share, unstable or moving": smallest_share(n, UNSTABLE),
+        }
+
+
+# A flag's name, whether it is raised, and the evidence.
+Finding = tuple[str, bool, str]
 
 
 def flags(measured: Measurements) -> tuple[Flag, ...]:
-    """All flags that the measurements raise."""
-    kinds = (_of_outputs, _of_gradients, _of_gradient_attacks, _of_blind_attacks, _of_failures)
-    return tuple(flag for kind in kinds for flag in kind(measured))
+    """Return all flags that the measurements raise, one of each name."""
+    evidence: dict[str, list[str]] = {}
+    for name, raised, text in (*_inputs(measured), *_comparisons(measured), *_failures(measured)):
+        if raised:
+            evidence.setdefault(name, []).append(text)
+    return tuple(Flag(name, "; ".join(texts), REMEDIES[name]) for name, texts in evidence.items())
 
 
-def _of_outputs(measured: Measurements) -> Iterator[Flag]:
-    if measured.probabilities:
-        yield Flag(
-            "probabilities",
-            "each row of the output is a distribution",
-            "Take the softmax out of the network: a loss of logits saturates on probabilities",
-        )
-    if measured.random > ROUNDING:
-        yield Flag(
-            "random predictions",
-            f"two equal calls differ in a logit by {measured.random:.1%} of the largest",
-            "Switch randomness such as dropout off, or attack its expectation (art.preprocessing.expectation_over_"
-            "transformation)",
-        )
-    low, high = measured.pixels
-    # Bytes in [0, 1] are a mistake: no image among them would have a pixel brighter than 1 of 255.
-    as_shares = measured.clip_values == (0.0, 1.0) and low >= 0 and high <= 1
-    as_bytes = measured.clip_values == (0.0, 255.0) and low >= 0 and 1 < high <= 255
-    if not (as_shares or as_bytes):
-        yield Flag(
-            "units of eps",
-            f"the images lie in [{low:.3g}, {high:.3g}], clip_values are {measured.clip_values}",
-            "Give the classifier pixels in [0, 1] and their clip_values, and normalise inside it (preprocessing=(mean, "
-            "std)): else eps is not a share of the pixel range, and attacks leave it",
-        )
+def _inputs(measured: Measurements) -> Iterator[Finding]:
+    (low, high), clip, (zero, nan, subnormal) = measured.image_range, measured.clip_values, measured.gradients
+    # Bytes from 0 to 1 are a mistake: no image would have a pixel brighter than 1 of 255.
+    usual = clip == (0.0, 1.0) or (clip == (0.0, 255.0) and high > 1)
+    unchanged = measured.unchanged > USELESS and not zero > USELESS
+    yield "units of eps", not usual, f"the images lie in [{low:.3g}, {high:.3g}], clip_values are {clip}"
+    yield "zero gradients", zero > USELESS, f"{zero:.1%} of the input gradients are exactly 0"
+    yield (
+        "NaN gradients",
+        nan > USELESS,
+        f"{nan:.1%} of the input gradients contain NaN or inf; attacks replace NaN by 0",
+    )
+    yield "subnormal gradients", subnormal > USELESS, f"{subnormal:.1%} of the input gradients are below 1.2e-38"
+    yield "unchanged images", unchanged, f"FGSM does not change {measured.unchanged:.1%} of the images"
 
 
-def _of_gradients(measured: Measurements) -> Iterator[Flag]:
-    found = measured.gradients
-    exact = "Attack through a loss that does not saturate: attack_view(classifier, attack_loss('margin'))"
-    if found.zero > USELESS:
-        yield Flag(
-            "zero gradients",
-            f"{found.zero:.1%} of the input gradients are exactly 0",
-            f"{exact}; if they stay 0, give the step that has no derivative the one of the identity (BPDA)",
-        )
-    if found.nan > USELESS:
-        yield Flag(
-            "NaN gradients",
-            f"{found.nan:.1%} of the input gradients have NaN or inf, which ART takes for 0",
-            "Compute the loss from log_softmax, and divide by nothing that can be 0",
-        )
-    if found.subnormal > USELESS:
-        yield Flag("subnormal gradients", f"{found.subnormal:.1%} of the input gradients are below 1.2e-38", exact)
-    if measured.unchanged > USELESS and not found.zero > USELESS:
-        yield Flag(
-            "unchanged images",
-            f"FGSM returns {measured.unchanged:.1%} of the images as they were",
-            "See which examples, and why: NaN gradients, clip values, a mask",
-        )
+def _comparisons(measured: Measurements) -> Iterator[Finding]:
+    def compare(flag: str, weak: str, first: Flags, strong: str, second: Flags, by: float = WEAKER) -> Finding:
+        accuracies = f"accuracy is {first.mean():.3f} under {weak}, but {second.mean():.3f} under {strong}"
+        return flag, is_weaker(first, second, by), accuracies
+
+    fgsm, (single, double) = measured.single_step["as given"], measured.iterative.values()
+    short, long = (f"PGD of {steps} steps" for steps in measured.iterative)
+    for name, robust in measured.single_step.items():
+        limit = MUCH_WEAKER if name in OTHER_LOSSES else WEAKER
+        yield compare("masked gradients", "FGSM", fgsm, f"FGSM along {name}", robust, limit)
+    yield compare("iterations do not help", short, single, "FGSM", fgsm)
+    yield compare("too few iterations", short, single, long, double)
+    yield compare("stronger attack succeeds", long, double, "Auto-PGD on the margin", measured.auto_pgd, MUCH_WEAKER)
+    for name, robust in measured.black_box.items():
+        yield compare("black box beats white box", long, double, name, robust)
+    yield compare("noise beats gradients", "FGSM", fgsm, "random noise of the same size", measured.noise)
 
 
-def _of_gradient_attacks(measured: Measurements) -> Iterator[Flag]:
-    plain, (single, double) = measured.single_step["as given"], measured.iterative.values()
-    limits = {name: MUCH_WEAKER if name in BETTER_AIMS else WEAKER for name in measured.single_step}
-    lower = [name for name, standing in measured.single_step.items() if weaker(plain, standing, limits[name])]
-    if lower:
-        found = ", ".join(f"{name} {measured.single_step[name].mean():.3f}" for name in lower)
-        yield Flag(
-            "masked gradients",
-            f"FGSM leaves {plain.mean():.3f}, and along other gradients of the same network less: {found}",
-            "Attack through a loss that breaks more, such as attack_view(classifier, attack_loss('margin'))",
-        )
-    if weaker(single, plain):
-        yield Flag(
-            "iterations do not help",
-            f"one step leaves {plain.mean():.3f}, many {single.mean():.3f}",
-            "The gradients do not lead on: use losses that do not saturate, more restarts, and Square",
-        )
-    if weaker(single, double):
-        steps = list(measured.iterative)
-        yield Flag(
-            "too few iterations",
-            f"{steps[0]} steps leave {single.mean():.3f}, {steps[1]} leave {double.mean():.3f}",
-            "Double max_iter until nothing changes",
-        )
-    if weaker(double, measured.strong, MUCH_WEAKER):
-        yield Flag(
-            "a better attack breaks more",
-            f"PGD leaves {double.mean():.3f}, Auto-PGD by the margin {measured.strong.mean():.3f}",
-            "Quote the worst case of an ensemble: art_hrloss.attacks._worst_case",
-        )
+def _failures(measured: Measurements) -> Iterator[Finding]:
+    unbounded, unstable, silent, moving = measured.unbounded, measured.unstable, measured.silent, measured.moving
+    text = f"accuracy is {unbounded.mean():.3f}, above chance, though every image can become any other"
+    yield "unbounded attack fails", _is_more(unbounded, 1 / measured.classes), text
+    text = f"{unstable.mean():.1%} of the margins are not described by their gradient within 1/255 of the pixel range"
+    yield "unstable predictions", _is_more(unstable, UNSTABLE), text
+    text = f"of {silent.mean():.1%} of the examples an iterate of PGD is misclassified, but not the last"
+    yield "silent success", _is_more(silent, SILENT), text
+    text = f"{moving.mean():.1%} of the margins still fall when PGD ends"
+    yield "incomplete optimisation", _is_more(moving, MOVING), text
 
 
-def _of_blind_attacks(measured: Measurements) -> Iterator[Flag]:
-    """Of those that see no gradient of the classifier."""
-    plain, double = measured.single_step["as given"], measured.iterative[max(measured.iterative)]
-    for name, standing in measured.black_box.items():
-        if weaker(double, standing):
-            yield Flag(
-                "black box beats white box",
-                f"PGD leaves {double.mean():.3f}, {name} {standing.mean():.3f}",
-                "The gradients are of no use; quote the worst case of an ensemble: art_hrloss.attacks._worst_case",
-            )
-    noise = measured.noise[min(measured.noise)]
-    if weaker(plain, noise):
-        yield Flag(
-            "noise beats gradients",
-            f"FGSM leaves {plain.mean():.3f}, random noise of the same size {noise.mean():.3f}",
-            "The gradients point nowhere; see whether the predictions are random",
-        )
+def _is_more(flagged: Flags, limit: float) -> bool:
+    """Return whether a share is above a limit by more than chance: the exact binomial test."""
+    return bool(binom.sf(flagged.sum() - 1, len(flagged), limit) < P_VALUE)
 
 
-def _of_failures(measured: Measurements) -> Iterator[Flag]:
-    left, n = int(measured.unbounded.sum()), len(measured.unbounded)
-    if binomtest(left, n, 1 / measured.classes, alternative="greater").pvalue < P_VALUE:
-        yield Flag(
-            "unbounded attack fails",
-            f"though every image may become any other, {left / n:.3f} stay right, more than chance",
-            "The gradients do not lead to the classes' borders: use losses that do not saturate, and BPDA",
-        )
-    if _more(measured.unstable, n, UNSTABLE):
-        yield Flag(
-            "unstable predictions",
-            f"noise of 4/255 of the pixel range changes {measured.unstable:.1%} of the predictions",
-            "Attack the expectation over the noise; no single gradient tells much",
-        )
-    if _more(measured.silent, n, SILENT):
-        yield Flag(
-            "silent success",
-            f"PGD came by an adversarial image of {measured.silent:.1%} of the examples, and left it for a right one",
-            "Keep every iterate that is misclassified: art_hrloss.attacks.PGD and AutoPGD do",
-        )
-    if _more(measured.moving, n, MOVING):
-        yield Flag(
-            "incomplete optimisation",
-            f"the margin of {measured.moving:.1%} still falls when PGD ends",
-            "Double max_iter until nothing changes",
-        )
-
-
-def _more(share: float, n: int, limit: float) -> bool:
-    """Whether a share of `n` examples is above a limit, and not by chance."""
-    return bool(binomtest(round(share * n), n, limit, alternative="greater").pvalue < P_VALUE)
-
-
-def weaker(first: Flags, second: Flags, by: float = WEAKER) -> bool:
+def is_weaker(first: Flags, second: Flags, by: float = WEAKER) -> bool:
     """
-    Whether the first attack leaves more standing than the second, by a share of more than `by`, and not by chance.
+    Return whether the accuracy under the first attack is higher by more than `by`, and by more than chance.
 
-    McNemar's exact test, but not of equal attacks: of the examples that one of them alone breaks, the second breaks so
-    many where it is better by just `by`.
+    McNemar's exact test, shifted: under the null hypothesis the accuracies differ by just `by`, so that of the examples
+    that only one of the attacks misclassifies, the second misclassifies a share of (1 + by n / their number) / 2.
     """
-    broken, either, n = int((first & ~second).sum()), int((first ^ second).sum()), len(first)
-    if either <= by * n:
-        return False
-    expected = (1 + by * n / either) / 2
-    return bool(binomtest(broken, either, expected, alternative="greater").pvalue < P_VALUE)
+    successes, either, n = int((first & ~second).sum()), int((first ^ second).sum()), len(first)
+    return either > by * n and bool(binom.sf(successes - 1, either, (1 + by * n / either) / 2) < P_VALUE)
+
+
+def smallest_difference(n: int, by: float = WEAKER) -> float:
+    """
+    Return the smallest difference of accuracies that :func:`is_weaker` detects with 80% power; NaN if none.
+
+    :param n: The number of examples; the weaker attack misclassifies nothing that the other does not.
+    :param by: The limit of the test.
+    """
+    either = np.arange(int(by * n) + 1, n + 1)
+    detected = either[((1 + by * n / either) / 2) ** either < P_VALUE]
+    return _with_power(int(detected[0]), n) if len(detected) else float("nan")
+
+
+def smallest_share(n: int, limit: float) -> float:
+    """Return the smallest share of n examples that is detected, with 80% power, to be above a limit; NaN if none."""
+    needed = int(binom.isf(P_VALUE, n, limit)) + 1
+    return _with_power(needed, n) if needed <= n else float("nan")
+
+
+def _with_power(needed: int, n: int) -> float:
+    """Return the p for which a binomial of n trials is at least `needed` with 80% probability."""
+    return float(beta.ppf(POWER, needed, n - needed + 1))

@@ -1,209 +1,213 @@
-"""What the diagnostics of a classifier are made of: each probe measures one thing, and judges nothing."""
+"""Measurements of a report on gradient masking: each method measures one thing and judges nothing."""
 
+import copy
+import math
+from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+import torch
 from art.attacks.attack import EvasionAttack
-from art.attacks.evasion import FastGradientMethod, ProjectedGradientDescent
 from art.estimators.classification import PyTorchClassifier
+from torch import Tensor, nn
 
-from art_hrloss.attacks._constraints import Images, Labels, allowed, margins
-from art_hrloss.attacks._ensemble import transfer
-from art_hrloss.attacks._restarted import AutoPGD
-from art_hrloss.attacks._square import Square, is_for_square
-from art_hrloss.attacks._views import doubled, in_float64, unsaturated
-from art_hrloss.attacks._watching import gradients_given, margins_met
+from art_hrloss import attacks
+from art_hrloss._network import Point, as_array
+from art_hrloss._preconditions import Images, Labels
+from art_hrloss.attacks._constraints import feasible, margins
+from art_hrloss.attacks._losses import AttackLossName
 from art_hrloss.classifier import HRClassifier
 
+Array = npt.NDArray[Any]
 Flags = npt.NDArray[np.bool_]
+_MARGIN = attacks.MarginLoss()
 
 
-@dataclass(frozen=True)
-class Gradients:
-    """Of the input gradients that drive an attack, the share of examples where they are of no use."""
+class Gradients(NamedTuple):
+    """
+    Shares of the examples whose input gradient is of no use to an attack.
+
+    It is exactly 0 everywhere; NaN or infinite somewhere; or not 0, but nowhere as large as the smallest normal number
+    of float32, 1.2e-38.
+    """
 
     zero: float
-    """Exactly 0 everywhere."""
     nan: float
-    """NaN or infinite somewhere; ART takes NaN for 0."""
     subnormal: float
-    """Not 0, but nowhere as large as the smallest normal number of float32, 1.2e-38."""
 
 
-@dataclass(frozen=True)
-class Trace:
-    """An iterative attack, step by step."""
+class Trace(NamedTuple):
+    """
+    Projected gradient descent, observed at every iterate; each field has the shape ``(n,)``.
 
-    standing: Flags
-    """Shape ``(n,)``: the examples that its last iterate leaves right."""
+    Robust are the examples whose last iterate is classified correctly; silent, those of them with an earlier iterate
+    that was misclassified; moving, those of them whose margin falls by more than 5% of its whole fall in the last tenth
+    of the steps.
+    """
+
+    robust: Flags
     silent: Flags
-    """Those of them of which an earlier iterate was misclassified."""
     moving: Flags
-    """Those of them whose lowest margin came in the last tenth of the steps, and by more than 5% of the whole fall."""
 
 
+@dataclass(frozen=True, eq=False)
 class Target:
-    """A classifier with the examples on which it is probed."""
+    """A classifier with the examples ``(n, *input_shape)``, their classes ``(n,)`` and the constraints of attacks."""
 
-    def __init__(
-        self, classifier: PyTorchClassifier, x: Images, labels: Labels, eps: float, norm: float | str, batch_size: int
-    ) -> None:
-        """Images of shape ``(n, *input_shape)``, class indices of shape ``(n,)``, eps in units of the images."""
-        self.classifier, self.x, self.labels = classifier, x, labels
-        self.eps, self.norm, self.batch_size = eps, norm, batch_size
+    classifier: HRClassifier
+    images: Images
+    labels: Labels
+    eps: float
+    norm: float
+    batch_size: int = 128
 
-    @cached_property
-    def clean(self) -> npt.NDArray[np.float64]:
-        """The logits of the examples without attack, shape ``(n, M)``."""
-        return self.logits(self.x)
+    def correct(self, images: Images) -> Flags:
+        """Return which images are classified correctly, shape ``(n,)``."""
+        result: Flags = self.classifier.predict(images, batch_size=self.batch_size).argmax(1) == self.labels
+        return result
 
-    def logits(self, images: Images) -> npt.NDArray[np.float64]:
-        """What the classifier gives, shape ``(n, M)``."""
-        outputs: npt.NDArray[np.float64] = self.classifier.predict(images, batch_size=self.batch_size).astype(float)
-        return outputs
+    def fgsm(self, loss: AttackLossName | nn.Module | None = None) -> tuple[Images, Gradients]:
+        """Return the images of FGSM along a loss, by default the classifier's, and the gradients that drove it."""
+        rows: list[Array] = []
+        attack = attacks.FastGradientMethod(self.classifier, loss=loss, **self._options())
+        # In float32, the precision of the images that ART's attacks ask gradients of.
+        with self.classifier.observed_by(
+            lambda x, labels, point: rows.append(as_array(point.slope.flatten(1).float()))
+        ):
+            images = self._generate(attack)
+        gradients = np.concatenate(rows)
+        finite, zero = np.isfinite(gradients).all(1), (gradients == 0).all(1)
+        tiny = finite & ~zero & (np.abs(gradients).max(1) < np.finfo(np.float32).tiny)
+        return images, Gradients(float(zero.mean()), float((~finite).mean()), float(tiny.mean()))
 
-    def standing(self, images: Images) -> Flags:
-        """Which are classified right, shape ``(n,)``."""
-        right: Flags = self.logits(images).argmax(1) == self.labels
-        return right
-
-    def gradients(self) -> Gradients:
-        """Those that the classifier gives ART's attacks at the clean images."""
-        found = self._one_step[1]
-        rows = found.reshape(len(found), -1)
-        finite, zero = np.isfinite(rows).all(1), (rows == 0).all(1)
-        tiny = finite & ~zero & (np.abs(rows).max(1, initial=0.0) < np.finfo(np.float32).tiny)
-        return Gradients(float(zero.mean()), float((~finite).mean()), float(tiny.mean()))
-
-    @property
-    def one_hot(self) -> npt.NDArray[np.float32]:
-        """The labels as ART's attacks hand them to a classifier."""
-        rows: npt.NDArray[np.float32] = np.eye(self.classifier.nb_classes, dtype=np.float32)[self.labels]
-        return rows
-
-    def fgsm(self, view: PyTorchClassifier | None = None) -> Images:
-        """The images after one step along the gradients of a view of the network, or of the classifier itself."""
-        return self._one_step[0] if view is None else self._stepped(view)
-
-    def _stepped(self, classifier: PyTorchClassifier) -> Images:
-        attack = FastGradientMethod(classifier, norm=self.norm, eps=self.eps, batch_size=self.batch_size)
-        return self._made(attack)
-
-    def views(self, margin: float) -> dict[str, HRClassifier]:
+    def replays(self, margin: float) -> dict[str, Flags]:
         """
-        The same network with gradients that do not saturate.
+        Return which examples FGSM along gradients that do not saturate leaves robust, by the name of the loss.
 
-        :param margin: The median of the margins: the logits are divided by it for one of the views.
+        :param margin: The median margin, by which the logits are divided for one of them if it is above 1.
         """
-        views = unsaturated(self.classifier, margin)
+        losses: dict[str, AttackLossName | nn.Module] = {"exact CE": "ce", "margin": "margin", "DLR": "dlr"}
+        if self.classifier.nb_classes < 3:
+            del losses["DLR"]
+        losses["CE of logits / T"] = _Tempered(margin if margin > 1 else 1.0)
+        robust = {name: self.correct(self.fgsm(loss)[0]) for name, loss in losses.items()}
         try:
-            double = in_float64(self.classifier)
-            double.loss_gradient(self.x[:1], self.one_hot[:1])
+            double = copy.copy(self.classifier)
+            double.set_params(model=copy.deepcopy(self.classifier.model).double())
+            attack = attacks.FastGradientMethod(double, loss="ce", **self._options())
+            robust["CE in float64"] = self.correct(self._generate(attack))
         except (RuntimeError, TypeError):
-            return views  # float32 is written into the network, or the device has no other
-        return views | {"CE in float64": double}
+            pass  # the network contains float32 tensors that are no parameters, or its device has no float64
+        return robust
 
-    def pgd(self, max_iter: int, eps: float | None = None) -> Trace:
-        """ART's projected gradient descent along the classifier's own gradients, from the clean images."""
-        eps = self.eps if eps is None else eps
-        attack = ProjectedGradientDescent(
-            self.classifier,
-            norm=self.norm,
-            eps=eps,
-            eps_step=2.5 * eps / max_iter,
-            max_iter=max_iter,
-            batch_size=self.batch_size,
-            verbose=False,
+    def pgd(self, max_iter: int, eps: float) -> Trace:
+        """Return the trace of projected gradient descent along the classifier's loss, from the clean images."""
+        options = self._options() | {"eps": eps, "eps_step": 2.5 * eps / max_iter, "max_iter": max_iter}
+        attack = attacks.ProjectedGradientDescent(self.classifier, verbose=False, **options)
+        path: list[tuple[Array, Array]] = []  # the margins at each evaluation, and which images are misclassified
+
+        def observe(x: Tensor, labels: Tensor, point: Point) -> None:
+            wrong = as_array(self.classifier.predicted_classes(point.logits)) != self.labels[part]
+            path.append((margins(as_array(point.logits).astype(float), self.labels[part]), wrong))
+
+        images, paths = [], []
+        for part in self._batches():
+            with self.classifier.observed_by(observe):
+                images.append(attack.generate(self.images[part], self.labels[part]))
+            paths.append(np.stack(path, axis=1))
+            path.clear()
+        robust, (margin, wrong) = self.correct(np.concatenate(images)), np.concatenate(paths, axis=2)
+        lowest, early = margin.min(0), margin[: -max(1, max_iter // 10)].min(0, initial=np.inf)
+        moving = np.isfinite(early) & (early - lowest > 0.05 * (margin[0] - lowest))
+        return Trace(robust, robust & wrong.any(0), robust & moving)
+
+    def auto_pgd(self, max_iter: int) -> Flags:
+        """Return which examples Auto-PGD on the margin, which keeps the first adversarial iterate, leaves robust."""
+        options = self._options() | {"eps_step": 2 * self.eps, "loss": "margin", "keep_first": True, "restarts": 1}
+        attack = attacks.AutoProjectedGradientDescent(
+            self.classifier, max_iter=max_iter, progress="rise", verbose=False, **options
         )
-        with margins_met(self.classifier, self.batch_size) as seen:
-            made = self._made(attack)
-        last = margins(self.logits(made), self.labels)
-        # Batch by batch, each through all its steps; a batch of examples is a row of margins per step.
-        steps = np.concatenate([np.stack(seen[i : i + max_iter]) for i in range(0, len(seen), max_iter)], axis=1)
-        path = np.vstack([steps, last])
-        standing, fall = last > 0, path[0] - path.min(0)
-        late = path[: -max(1, max_iter // 10)].min(0) - path.min(0)
-        return Trace(standing, standing & (path.min(0) < 0), standing & (late > 0.05 * fall))
-
-    def strong(self, max_iter: int) -> Flags:
-        """What Auto-PGD along the margin leaves standing, no misclassified iterate being lost."""
-        view = doubled(self.classifier)
-        attack = AutoPGD(view, "margin", eps=self.eps, norm=self.norm, max_iter=max_iter, batch_size=self.batch_size)
-        return self.standing(self._made(attack))
-
-    @property
-    def is_for_square(self) -> bool:
-        """Whether ART's Square attack can run on these images."""
-        return is_for_square(self.classifier, self.norm)
+        return self.correct(self._generate(attack))
 
     def square(self, max_iter: int) -> Flags:
-        """What the Square attack, which sees the logits alone, leaves standing; see `is_for_square`."""
-        attack = Square(
-            self.classifier,
-            norm=self.norm,
-            eps=self.eps,
-            max_iter=max_iter,
-            batch_size=self.batch_size,
-            verbose=False,
-        )
-        with np.errstate(divide="ignore", invalid="ignore"):  # in norm 2 it drops what it has divided by 0
-            return self._standing_of_allowed(self._made(attack))
+        """Return which examples the Square attack leaves robust."""
+        attack = attacks.SquareAttack(self.classifier, max_iter=max_iter, verbose=False, **self._options())
+        with np.errstate(divide="ignore", invalid="ignore"):  # ART's, in norm 2, discards what it has divided by 0
+            return self._correct_if_feasible(self._generate(attack))
 
-    def transfer(self, other: PyTorchClassifier, max_iter: int) -> Flags:
-        """What images made on another classifier leave standing."""
-        attack = transfer(other, eps=self.eps, norm=self.norm, max_iter=max_iter, batch_size=self.batch_size)
-        return self._standing_of_allowed(self._made(attack))
+    def transfer(self, source: PyTorchClassifier, max_iter: int) -> Flags:
+        """Return which examples the adversarial images of another classifier leave robust."""
+        return self._correct_if_feasible(self._generate(attacks.transfer(source, max_iter=max_iter, **self._options())))
 
     def noise(self, size: float, random: np.random.Generator) -> Flags:
-        """Which are right after every pixel has moved by that much, up or down at random."""
-        return self.standing(self._clipped(self.x + size * random.choice([-1.0, 1.0], self.x.shape)))
+        """Return which examples are classified correctly when every pixel moves by `size`, up or down at random."""
+        return self.correct(self._clipped(self.images + size * random.choice([-1.0, 1.0], self.images.shape)))
 
-    def unstable(self, size: float, draws: int, random: np.random.Generator) -> float:
-        """Share of the examples whose predicted class changes in one of so many draws of uniform noise."""
-        first = self.clean.argmax(1)
-        changed = np.zeros(len(first), dtype=bool)
-        for _ in range(draws):
-            noisy = self._clipped(self.x + random.uniform(-size, size, self.x.shape))
-            changed |= self.logits(noisy).argmax(1) != first
-        return float(changed.mean())
+    def unstable(self, size: float, draws: int, random: np.random.Generator) -> Flags:
+        """
+        Return the examples around which the gradient of the margin does not describe the margin, in uniform noise.
+
+        For noise d and the margin loss L, it compares the sum of |L(x + d) - L(x) - <grad L(x), d>| over the draws with
+        that of |L(x + d) - L(x)| + |<grad L(x), d>|, and returns where the ratio is above a half. Pintor et al. (2022)
+        divide |L(x + d) - L(x)| by |L(x)|: that grows with the slope of L, and so flags steep networks, not only rough.
+        """
+        ratios = []
+        for part in self._batches():
+            x, labels = torch.from_numpy(self.images[part]), self.labels[part]
+            target = self.classifier.attack_labels(labels, len(labels), _MARGIN)
+            with self.classifier.attacking():
+                point = self.classifier.evaluate(x, target, loss=_MARGIN)
+                error, total = np.zeros(len(x)), np.full(len(x), 1e-300)
+                for _ in range(draws):
+                    noisy = torch.from_numpy(self._clipped(x.numpy() + random.uniform(-size, size, x.shape)))
+                    losses = self.classifier.evaluate(noisy, target, loss=_MARGIN, gradient=False).losses
+                    change = as_array(losses.double() - point.losses.double())
+                    slope = as_array(point.slope.double() * (noisy - x).to(point.slope.device))
+                    predicted = slope.reshape(len(x), -1).sum(1)
+                    error, total = error + abs(change - predicted), total + abs(change) + abs(predicted)
+            ratios.append(error / total)
+        result: Flags = np.concatenate(ratios) > 0.5
+        return result
 
     @property
     def pixel_range(self) -> float:
-        """How far a pixel can go: by the clip values, or else as the images do."""
-        if self.classifier.clip_values is None:
-            return float(self.x.max() - self.x.min())
-        low, high = self.classifier.clip_values
-        return float(np.max(high) - np.min(low))
+        """The largest possible change of a pixel: by the clip values or, without them, the range of the images."""
+        clip = self.classifier.clip_values
+        return float(np.ptp(self.images) if clip is None else np.max(np.subtract(clip[1], clip[0])))
 
     @property
-    def noise_size(self) -> float:
-        """How far to move every pixel to be eps away."""
-        return self.eps if float(self.norm) == np.inf else self.eps / self.x[0].size ** (1 / float(self.norm))
+    def size_of_ones(self) -> float:
+        """The norm of an image of ones: how far apart images are of which every pixel differs by 1."""
+        return 1.0 if self.norm == math.inf else float(self.images[0].size ** (1 / self.norm))
 
-    @property
-    def unbounded_eps(self) -> float:
-        """An eps with which every image can become any other."""
-        return self.pixel_range * (1.0 if float(self.norm) == np.inf else self.x[0].size ** (1 / float(self.norm)))
+    def _options(self) -> dict[str, Any]:
+        return {"eps": self.eps, "norm": self.norm, "batch_size": self.batch_size}
 
-    def _clipped(self, images: npt.NDArray[np.floating[Any]]) -> Images:
+    def _batches(self) -> Iterator[slice]:
+        return (slice(start, start + self.batch_size) for start in range(0, len(self.images), self.batch_size))
+
+    def _clipped(self, images: Array) -> Images:
         clip = self.classifier.clip_values
         return (images if clip is None else images.clip(*clip)).astype(np.float32)
 
-    def _standing_of_allowed(self, images: Images) -> Flags:
-        """Which are right; one that breaks the rules, by another classifier's clip values, say, counts as not made."""
-        kept = allowed(images, self.x, self.eps, self.norm, self.classifier.clip_values)
-        return np.where(kept, self.standing(images), self.clean.argmax(1) == self.labels)
+    def _correct_if_feasible(self, images: Images) -> Flags:
+        """Return which are classified correctly; an image that is not feasible counts as its original."""
+        allowed = feasible(images, self.images, self.eps, self.norm, self.classifier.clip_values)
+        return self.correct(np.where(allowed.reshape(-1, *(1,) * (images.ndim - 1)), images, self.images))
 
-    def _made(self, attack: EvasionAttack) -> Images:
-        made: Images = attack.generate(self.x, self.one_hot)
-        return made
+    def _generate(self, attack: EvasionAttack) -> Images:
+        images: Images = attack.generate(self.images, self.labels)
+        return images
 
-    @cached_property
-    def _one_step(self) -> tuple[Images, npt.NDArray[Any]]:
-        """What FGSM makes along the classifier's own gradients, and these, as ART's attacks get them."""
-        with gradients_given(self.classifier) as gradients:
-            images = self._stepped(self.classifier)
-        return images, np.concatenate(gradients)
+
+class _Tempered(attacks.ExactCrossEntropy):
+    """Cross-entropy of the logits divided by a temperature."""
+
+    def __init__(self, temperature: float) -> None:
+        super().__init__()
+        self.temperature = temperature
+
+    def per_example(self, logits: Tensor, index: Tensor) -> Tensor:
+        return super().per_example(logits / self.temperature, index)
