@@ -6,65 +6,90 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 from art.attacks import EvasionAttack
-from art.attacks.evasion import FastGradientMethod
-from art.estimators.classification import PyTorchClassifier
 
-from art_hrloss.attacks._ensemble import ensemble, transfer
-from art_hrloss.attacks._restarted import PGD, AutoPGD
-from art_hrloss.attacks._square import Square
-from art_hrloss.attacks._worst_case import worst_case
+from art_hrloss import (
+    AutoProjectedGradientDescent,
+    FastGradientMethod,
+    HRClassifier,
+    ProjectedGradientDescent,
+    SquareAttack,
+    ensemble,
+    worst_case,
+)
+from art_hrloss.attacks import transfer
 from benchmarks.config import AttackSpec
 
-# Of the ensemble's attacks that see no gradients: the Square attack's queries per image, and HopSkipJump's rounds.
+# Of the ensemble's black-box attacks: the Square attack's queries per image, and HopSkipJump's rounds.
 SQUARE_ITER, HOP_SKIP_JUMP_ITER = 500, 3
 # What the ensemble calls the other network.
 SOURCE_NAME = "another CE-trained network"
 
 
 class WorstCaseAttack:
-    """The ensemble as an attack like the others; what broke which image is told afterwards."""
+    """The ensemble as an attack like the others, which also counts what each of its attacks found."""
 
     def __init__(
         self,
-        classifier: PyTorchClassifier,
+        classifier: HRClassifier,
         *,
         eps: float,
         steps: int,
         batch_size: int,
-        source: PyTorchClassifier | None = None,
+        source: HRClassifier | None = None,
     ) -> None:
-        """Of `steps` steps each of projected gradient descent and Auto-PGD along every loss, and of black boxes."""
+        """
+        :param classifier: The classifier under attack.
+        :param eps: The radius in L-infinity, as a share of the pixel range.
+        :param steps: Of each white-box attack.
+        :param batch_size: Images that are attacked together.
+        :param source: Another network's classifier, whose adversarial images are tried as well.
+        """
         self.classifier, self.eps, self.steps, self.batch_size = classifier, eps, steps, batch_size
         self.transfer_from = {} if source is None else {SOURCE_NAME: source}
-        self.broken_by: dict[str, int] = {}
+        self.found_by: dict[str, int] = {}
 
     def generate(self, x: npt.NDArray[np.float32], y: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
-        """The image that broke each, or the original."""
+        """Return for each image the first adversarial example that an attack found, or the original."""
+        attacks = self._ensemble()
+        result = worst_case(self.classifier, x, y, eps=self.eps, attacks=attacks, batch_size=self.batch_size)
+        counts = Counter(result.found_by.tolist())
+        self.found_by = {name: counts[i] for i, name in enumerate(result.names)}
+        return result.adversarial
+
+    def _ensemble(self) -> dict[str, EvasionAttack]:
+        """
+        Return the attacks that made the published worst cases: no targeted Auto-PGD, and with HopSkipJump.
+
+        The ensemble's newer defaults are stronger. Whoever publishes results anew decides which of them to use.
+        """
         attacks = ensemble(
             self.classifier,
             eps=self.eps,
             max_iter=self.steps,
+            target_classes=0,
             square_iter=SQUARE_ITER,
             hop_skip_jump_iter=HOP_SKIP_JUMP_ITER,
             transfer_from=self.transfer_from,
             batch_size=self.batch_size,
         )
-        found = worst_case(self.classifier, x, y, eps=self.eps, attacks=attacks, batch_size=self.batch_size)
-        counts = Counter(found.broken_by.tolist())
-        self.broken_by = {name: counts[i] for i, name in enumerate(found.names)}
-        return found.adversarial
+        for attack in attacks.values():
+            if isinstance(attack, AutoProjectedGradientDescent):
+                attack.set_params(progress="best")
+            elif isinstance(attack, SquareAttack):
+                attack.set_params(patience=None)
+        return attacks
 
 
 def build(
     spec: AttackSpec,
-    classifier: PyTorchClassifier,
+    classifier: HRClassifier,
     *,
     batch_size: int,
     input_scale: float = 1.0,
-    source: PyTorchClassifier | None = None,
+    source: HRClassifier | None = None,
 ) -> EvasionAttack | WorstCaseAttack | None:
     """
-    The attack as ART has it; None for no attack.
+    Return the attack as ART has it; None for no attack.
 
     :param spec: Which attack, and how large.
     :param classifier: The classifier under attack, as seen through the attack's loss.
@@ -76,17 +101,18 @@ def build(
         return None
     if (spec.source is None) != (source is None):
         raise ValueError(f"expected a source just where the attack names one, but got {source} for {spec.key()}")
-    options: dict[str, Any] = {
-        "eps": spec.eps if spec.units == "range" else spec.eps / input_scale,
-        "batch_size": batch_size,
-    }
+    eps = spec.eps if spec.units == "range" else spec.eps / input_scale
+    options: dict[str, Any] = {"eps": eps, "batch_size": batch_size}
     if spec.name == "worst-case":
         return WorstCaseAttack(classifier, steps=spec.steps, source=source, **options)
     if spec.name == "transfer":
         return transfer(source, max_iter=spec.steps, **options)
     if spec.name == "square":
-        return Square(classifier, norm=np.inf, max_iter=spec.steps, nb_restarts=1, verbose=False, **options)
+        return SquareAttack(classifier, max_iter=spec.steps, nb_restarts=1, verbose=False, **options)
     if spec.name == "fgm":
-        return FastGradientMethod(classifier, norm=np.inf, eps_step=options["eps"], **options)
-    iterative: dict[str, Any] = {"pgd": PGD, "apgd": AutoPGD}
-    return iterative[spec.name](classifier, classifier.attack_loss, max_iter=spec.steps, **options)
+        return FastGradientMethod(classifier, **options)
+    # Their loss is passed as such, so that evaluation.CachingClassifier does not cache the gradients at their iterates.
+    options |= {"loss": classifier.attack_loss, "restarts": 1, "keep_first": True, "verbose": False}
+    if spec.name == "pgd":
+        return ProjectedGradientDescent(classifier, eps_step=2.5 * eps / spec.steps, max_iter=spec.steps, **options)
+    return AutoProjectedGradientDescent(classifier, eps_step=2 * eps, max_iter=spec.steps, **options)

@@ -11,8 +11,7 @@ from tempfile import TemporaryDirectory
 import numpy as np
 import torch
 
-from art_hrloss import HRClassifier
-from art_hrloss.attacks._worst_case import seeded
+from art_hrloss import HRClassifier, seeded
 from benchmarks.config import AttackSpec, RunSpec
 from benchmarks.data import Dataset, Split
 from benchmarks.evaluation import BATCH_SIZE, measure_all

@@ -4,8 +4,7 @@ import base64
 import hashlib
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from types import MappingProxyType
 from typing import Any
@@ -13,14 +12,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from art.estimators.classification import PyTorchClassifier
-from torch import nn
+from torch import Tensor, nn
 
-from art_hrloss import ErrorBounds, HRClassifier, attack_view, error_bounds
+from art_hrloss import ErrorBounds, HRClassifier, attack_view, error_bounds, gradient_masking_report, seeded
+from art_hrloss._network import Point
+from art_hrloss._views import shared_options
 from art_hrloss.attacks._constraints import margins
-from art_hrloss.attacks._watching import answering
-from art_hrloss.attacks._worst_case import seeded
-from art_hrloss.diagnostics._report import gradient_masking_report
 from benchmarks import attacks, models
 from benchmarks.config import AttackLossName, AttackSpec, RunSpec
 from benchmarks.data import Dataset, Split
@@ -33,13 +30,13 @@ REPORT_QUERIES = 200
 # Edges of the bins of margins; the first and the last bin hold all that lies beyond them.
 MARGIN_EDGES = tuple(range(-40, 41))
 # The orders at which Proposition 1 is computed, whatever the training loss: its upper bound at the paper's alpha, its
-# lower bound, which needs one above 2, with labels that are wrong at a known rate: with certain ones it says nothing.
+# lower bound, which needs one above 2, with labels that are wrong at a known rate: with certain ones it is vacuous.
 UPPER_ALPHA, LOWER_ALPHA, LABEL_NOISE = 1.6, 3.0, 0.1
 
 
 def evaluate(run: RunSpec, specs: Sequence[AttackSpec], data: Dataset, store: Store) -> None:
     """
-    Attack a trained run and keep one record per attack; those that are there are not made again.
+    Attack a trained run and store one record per attack; those that are in the store are not computed again.
 
     :param run: A trained run.
     :param specs: The attacks; the runs that are their sources are trained as well.
@@ -82,14 +79,44 @@ def measure_all(
     for spec in specs:
         by_loss.setdefault(spec.loss, []).append(spec)
     for loss, same in by_loss.items():
-        with _remembering(attack_view(classifier, attack_loss(loss or "ce"))) as view:
-            for spec in same:
-                split = data.test if spec.split == "test" else data.validation
-                if spec.name == "diagnostics":  # it asks for too many gradients to remember
-                    yield spec, diagnose(spec, attack_view(classifier, view.attack_loss), split)
-                else:
-                    source = None if spec.source is None else sources[spec.source]
-                    yield spec, measure(spec, view, split, input_scale, source, brief=brief)
+        caching = CachingClassifier(classifier, attack_loss(loss or "ce"))
+        for spec in same:
+            split = data.test if spec.split == "test" else data.validation
+            if spec.name == "diagnostics":  # it evaluates too many gradients to keep them all
+                yield spec, diagnose(spec, attack_view(classifier, caching.attack_loss), split)
+            else:
+                source = None if spec.source is None else sources[spec.source]
+                yield spec, measure(spec, caching, split, input_scale, source, brief=brief)
+
+
+class CachingClassifier(HRClassifier):
+    """
+    A view of a classifier that computes the gradients of its own attack loss once for the same images and labels.
+
+    FGSM evaluates them at the same clean images at every eps, and so does the share of gradients that are 0. What is
+    evaluated along a loss that the caller passes, as at the iterates of PGD, is not cached. The network must not change
+    in between.
+    """
+
+    def __init__(self, classifier: HRClassifier, attack_loss: nn.Module) -> None:
+        """
+        :param classifier: The classifier whose network is evaluated.
+        :param attack_loss: As HRClassifier's.
+        """
+        super().__init__(classifier.model, attack_loss=attack_loss, **shared_options(classifier))
+        self._points: dict[tuple[nn.Module, bytes], Point] = {}
+
+    def evaluate(self, x: Tensor, labels: Tensor, *, loss: nn.Module | None = None, gradient: bool = True) -> Point:
+        """Return the evaluation of HRClassifier, or a copy of an earlier one."""
+        if loss is not None or not gradient:
+            return super().evaluate(x, labels, loss=loss, gradient=gradient)
+        # The loss is part of the key because an attack_view of this classifier shares the cache.
+        digest = hashlib.blake2b(x.numpy(force=True).tobytes() + labels.numpy(force=True).tobytes()).digest()
+        key = self.attack_loss, digest
+        if key not in self._points:
+            self._points[key] = super().evaluate(x, labels)
+        point = self._points[key]
+        return point._replace(gradient=point.slope.clone())  # an attack may overwrite it
 
 
 def trained_classifier(run: RunSpec, data: Dataset, store: Store) -> HRClassifier:
@@ -114,7 +141,7 @@ def as_classifier(
     )
 
 
-def diagnose(spec: AttackSpec, classifier: PyTorchClassifier, split: Split) -> dict[str, Any]:
+def diagnose(spec: AttackSpec, classifier: HRClassifier, split: Split) -> dict[str, Any]:
     """
     A report on masked gradients, as plain values.
 
@@ -136,17 +163,17 @@ def diagnose(spec: AttackSpec, classifier: PyTorchClassifier, split: Split) -> d
     )
     return {
         "n": len(labels),
-        "correct": int(report.standing.sum()),
+        "correct": int(report.robust.sum()),
         "flags": {flag.name: flag.evidence for flag in report.flags},
     }
 
 
 def measure(
     spec: AttackSpec,
-    classifier: PyTorchClassifier,
+    classifier: HRClassifier,
     split: Split,
     input_scale: float = 1.0,
-    source: PyTorchClassifier | None = None,
+    source: HRClassifier | None = None,
     *,
     brief: bool = False,
 ) -> dict[str, Any]:
@@ -163,7 +190,8 @@ def measure(
         * n, the number of images, and correct, how many of the attacked ones are classified right;
         * zero_gradient, for an attack along one loss: at how many of the clean images the gradient that drives it is
           exactly 0 everywhere, so that it cannot move;
-        * broken_by, for an ensemble: how many images each of its attacks broke first;
+        * broken_by, for an ensemble: for how many images each of its attacks was the first to find an adversarial
+          example;
         * confusion, shape (C, C): row i, column j is the mean probability of class i over the attacked images of class
           j, the semi-empirical confusion matrix; None for a class without images;
         * margins: how many attacked images have a margin (the true class's logit less the largest other) in each bin
@@ -183,7 +211,7 @@ def measure(
     if brief:
         return record | {"bounds": {"labels": _finite(error_bounds(logits, labels, alpha=UPPER_ALPHA))}}
     if isinstance(attack, attacks.WorstCaseAttack):
-        record["broken_by"] = attack.broken_by
+        record["broken_by"] = attack.found_by
     elif spec.loss is not None:
         batches = (slice(start, start + BATCH_SIZE) for start in range(0, len(labels), BATCH_SIZE))
         gradients = (classifier.loss_gradient(clean[batch], labels[batch]) for batch in batches)
@@ -214,26 +242,6 @@ def _chosen(spec: AttackSpec, split: Split) -> tuple[npt.NDArray[np.float32], np
     chosen = slice(spec.images or None)
     images, labels = split.tensors(torch.device("cpu"))
     return images.numpy()[chosen], labels.numpy()[chosen]
-
-
-@contextmanager
-def _remembering(classifier: HRClassifier) -> Iterator[HRClassifier]:
-    """
-    The classifier, made to answer from memory where it is asked for the gradients at the same images again.
-
-    FGSM asks for them at every eps, and they show how many are 0. Labels play no part: an image has one.
-    """
-    ask: Callable[..., Any] = classifier.loss_gradient
-    answers: dict[bytes, Any] = {}
-
-    def answer(x: npt.NDArray[np.float32], *args: Any, **kwargs: Any) -> Any:
-        key = hashlib.blake2b(x.tobytes()).digest()
-        if key not in answers:
-            answers[key] = ask(x, *args, **kwargs)
-        return answers[key]
-
-    with answering(classifier, "loss_gradient", answer):
-        yield classifier
 
 
 def _bounds(logits: npt.NDArray[np.float32], labels: npt.NDArray[np.int64]) -> dict[str, dict[str, float | None]]:

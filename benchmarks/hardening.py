@@ -10,8 +10,7 @@ from art.attacks.evasion import ProjectedGradientDescentPyTorch
 from art.defences.trainer import AdversarialTrainerMadryPGD, AdversarialTrainerTRADESPyTorch, Trainer
 from torch import Tensor, nn
 
-from art_hrloss import HRClassifier
-from art_hrloss.attacks._worst_case import seeded
+from art_hrloss import HRClassifier, seeded
 from benchmarks.config import Hardening
 
 # A step of projected gradient descent, as a share of eps times 1 / steps: Madry et al. take 2.5.

@@ -2,8 +2,8 @@
 
 from torch import Tensor, nn
 
+import art_hrloss
 from art_hrloss import HRLoss
-from art_hrloss.attacks import _losses as attack_losses
 from benchmarks.config import AttackLossName, LossSpec
 
 
@@ -19,14 +19,14 @@ def attack_loss(name: AttackLossName) -> nn.Module:
     """
     The loss of each example, for class indices of shape ``(n,)``.
 
-    * "ce", "hr", "margin" and "dlr" are those of art_hrloss.attacks._losses, whose gradients no rounding takes away;
+    * "ce", "hr", "margin" and "dlr" are those of art_hrloss.attack_loss, whose gradients no rounding takes away;
     * "torch-ce" is the same as torch computes it. Past a margin of 17 its float32 gradient has lost the true class, so
       the attack goes astray: what it leaves standing beyond "ce" is masking;
     * "clipped-ce" and "clipped-hr" are both computed from clipped probabilities, as in Keras 2, and so perhaps in
       the paper: past a margin of about 16 the gradient of CE is exactly 0 and the attack stands still.
     """
     if name in ("ce", "hr", "margin", "dlr"):
-        return attack_losses.attack_loss(name)
+        return art_hrloss.attack_loss(name)
     losses: dict[AttackLossName, nn.Module] = {
         "torch-ce": nn.CrossEntropyLoss(reduction="none"),
         "clipped-ce": ClippedLoss(with_entropy=False),

@@ -15,8 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from art_hrloss import HRLoss
-from art_hrloss.attacks._worst_case import seeded
+from art_hrloss import HRLoss, seeded
 from benchmarks.compatibility.cases import AttackCase, Case, Outcome, Victim
 from benchmarks.compatibility.subjects import Subject
 from benchmarks.compatibility.watching import NETWORK, NETWORK_GRADIENTS

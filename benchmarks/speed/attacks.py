@@ -12,9 +12,8 @@ import torch
 from art.estimators.classification import PyTorchClassifier
 from torch import nn
 
+import art_hrloss.attacks
 from art_hrloss import HRClassifier, HRLoss
-from art_hrloss.attacks import _gradient as evasion
-from art_hrloss.attacks import _worst_case as worst_case
 from benchmarks.reporting.markup import Table
 from benchmarks.runner import threads
 from benchmarks.speed import plain_loops
@@ -71,9 +70,9 @@ NOTES = (
 
 def build(module: ModuleType, kind: AttackKind, classifier: PyTorchClassifier, subject: Subject) -> Any:
     """
-    The attack as ART's constructors give it.
+    Return the attack, with the same parameters in ART and in this plugin.
 
-    :param module: art.attacks.evasion, or art_hrloss.attacks._gradient, whose classes take their place.
+    :param module: art.attacks.evasion or art_hrloss.attacks, whose classes have the same names.
     """
     options: dict[str, Any] = {"eps": subject.eps, "eps_step": subject.eps_step, "batch_size": subject.batch}
     if kind.name == "PGD":
@@ -111,7 +110,7 @@ def contenders(kind: AttackKind, subject: Subject, device: torch.device) -> dict
         each = nn.CrossEntropyLoss(reduction="none") if name == "CE" else HRLoss(reduction="none")
         found[HAND[name]] = by_hand(kind, network, subject, each)
         classifier = HRClassifier(network, loss, shape, subject.classes, **options)
-        found[OURS[name]] = partial(generate, build(evasion, kind, classifier, subject))
+        found[OURS[name]] = partial(generate, build(art_hrloss.attacks, kind, classifier, subject))
         found[ART[name]] = partial(generate, build(art.attacks.evasion, kind, classifier, subject))
     stock = PyTorchClassifier(network, nn.CrossEntropyLoss(), shape, subject.classes, **options)
     found[STOCK] = partial(generate, build(art.attacks.evasion, kind, stock, subject))
@@ -153,7 +152,7 @@ def measure(kind: AttackKind, subject: Subject, device: torch.device, settings: 
     def observe(name: str, index: int, images: Images) -> None:
         made[name, index] = images
 
-    with threads(1), worst_case.seeded(0):
+    with threads(1), art_hrloss.seeded(0):
         times = interleaved(
             {name: partial(seeded, attack, subject) for name, attack in attacks.items()},
             device=device,

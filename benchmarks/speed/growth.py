@@ -5,9 +5,8 @@ from functools import partial
 
 import torch
 
-from art_hrloss import HRClassifier, HRLoss
-from art_hrloss.attacks import _gradient as evasion
-from art_hrloss.attacks import _worst_case as worst_case
+import art_hrloss.attacks
+from art_hrloss import HRClassifier, HRLoss, seeded
 from benchmarks.reporting.markup import Table
 from benchmarks.runner import threads
 from benchmarks.speed import attacks, losses
@@ -46,7 +45,7 @@ NOTES = (
 
 
 def _measure(case: str, x: float, calls: Mapping[str, Call], settings: Settings, note: str = "") -> list[Reading]:
-    with threads(1), worst_case.seeded(0):
+    with threads(1), seeded(0):
         times = interleaved(
             calls,
             device=torch.device("cpu"),
@@ -69,7 +68,7 @@ def _attack(case: str, x: float, kind: AttackKind, subject: Callable[[], Subject
     made = subject()
     network, shape = made.on(torch.device("cpu")), made.images.shape[1:]
     classifier = HRClassifier(network, HRLoss(), shape, made.classes, clip_values=(0.0, 1.0), device_type="cpu")
-    ours = partial(attacks.generate, attacks.build(evasion, kind, classifier, made))
+    ours = partial(attacks.generate, attacks.build(art_hrloss.attacks, kind, classifier, made))
     hand = attacks.by_hand(kind, network, made, HRLoss(reduction="none"))
     calls = {OURS: partial(attacks.seeded, ours, made), HAND: partial(attacks.seeded, hand, made)}
     return _measure(case, x, calls, settings, made.note)

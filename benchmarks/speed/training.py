@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from art_hrloss.attacks import _worst_case as worst_case
+from art_hrloss import seeded
 from benchmarks.protocols import CE, HR
 from benchmarks.reporting.markup import Table
 from benchmarks.runner import threads
@@ -58,7 +58,7 @@ def contenders(subject: TrainingSubject, folder: Path) -> dict[str, Callable[[],
 
 def measure(subject: TrainingSubject, device: torch.device, settings: Settings) -> list[Reading]:
     """Images a second of every contender on one network."""
-    with tempfile.TemporaryDirectory() as folder, threads(1), worst_case.seeded(0):
+    with tempfile.TemporaryDirectory() as folder, threads(1), seeded(0):
         calls = contenders(subject, Path(folder))
         times = interleaved(
             {name: lambda _, call=call: call() for name, call in calls.items()},  # type: ignore[misc]

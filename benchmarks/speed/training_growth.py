@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from art_hrloss.attacks import _worst_case as worst_case
+from art_hrloss import seeded
 from benchmarks.config import AttackSpec, Recipe, RunSpec
 from benchmarks.data import Dataset
 from benchmarks.executors import available_cpus, local
@@ -97,7 +97,7 @@ def pooled(workers: int, jobs: Sequence[tuple[RunSpec, tuple[AttackSpec, ...]]],
 def _measure(
     case: str, x: float, calls: Mapping[str, Call], settings: Settings, device: torch.device, least: int = 3
 ) -> list[Reading]:
-    with threads(1), worst_case.seeded(0):
+    with threads(1), seeded(0):
         times = interleaved(
             calls,
             device=device,

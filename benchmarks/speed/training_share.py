@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from art_hrloss.attacks import _worst_case as worst_case
+from art_hrloss import seeded
 from benchmarks import grids
 from benchmarks.config import Recipe
 from benchmarks.evaluation import measure_all
@@ -37,7 +37,7 @@ def measure(subject: TrainingSubject, device: torch.device, settings: Settings) 
     """Seconds of the attacks and of an epoch, and the share that follows, by grid."""
     training = Training(subject.run(HR), subject.data)
     scale, recipe = subject.share, subject.recipe
-    with tempfile.TemporaryDirectory() as folder, threads(1), worst_case.seeded(0):
+    with tempfile.TemporaryDirectory() as folder, threads(1), seeded(0):
         training.epoch(0)
         times = interleaved(
             {

@@ -10,14 +10,19 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from art.attacks.evasion import FastGradientMethod, SquareAttack
+from art.attacks.evasion import FastGradientMethod
 from testing import made_up
 
-from art_hrloss import HRClassifier, attack_view
-from art_hrloss.attacks._ensemble import transfer
-from art_hrloss.attacks._restarted import PGD, AutoPGD
-from art_hrloss.attacks._worst_case import seeded
-from art_hrloss.diagnostics._report import gradient_masking_report
+from art_hrloss import (
+    AutoProjectedGradientDescent,
+    HRClassifier,
+    ProjectedGradientDescent,
+    SquareAttack,
+    attack_view,
+    gradient_masking_report,
+    seeded,
+)
+from art_hrloss.attacks import transfer
 from benchmarks import attacks, data, evaluation, models, training
 from benchmarks.config import AttackSpec, LossSpec, Recipe, RunSpec
 from benchmarks.data import Dataset, Split
@@ -341,7 +346,30 @@ def test_attacks_of_one_loss_share_their_gradients(fresh: Store, digits: Dataset
     assert len(passes) - sum(passes) == 2 * 3, "and one per batch of attacked images"
 
 
-def test_nothing_is_remembered_once_the_network_has_changed(fresh: Store, digits: Dataset) -> None:
+def test_a_cached_gradient_is_that_of_its_images_labels_and_loss(fresh: Store, digits: Dataset) -> None:
+    classifier = load(RUN, digits, fresh)
+    caching = evaluation.CachingClassifier(classifier, attack_loss("ce"))
+    images, labels = digits.test.tensors(CPU)[0].numpy()[:20], digits.test.labels[:20]
+    for view in (caching, attack_view(caching, attack_loss("margin"))):
+        plain = attack_view(classifier, view.attack_loss)
+        for x in (images, images[::-1].copy()):
+            for y in (labels, (labels + 1) % 10):
+                gradient = view.loss_gradient(x, y)
+                np.testing.assert_array_equal(gradient, plain.loss_gradient(x, y))
+                gradient[:] = np.nan  # as an attack may
+                np.testing.assert_array_equal(view.loss_gradient(x, y), plain.loss_gradient(x, y))
+
+
+@pytest.mark.parametrize("name", ["pgd", "apgd", "worst-case"])
+def test_gradients_at_iterates_are_not_cached(fresh: Store, digits: Dataset, name: str) -> None:
+    """There are too many of them, and none is evaluated twice."""
+    caching = evaluation.CachingClassifier(load(RUN, digits, fresh), attack_loss("ce"))
+    spec = AttackSpec(name, None if name == "worst-case" else "ce", 0.1, steps=3, images=10)
+    evaluation.measure(spec, caching, digits.test)
+    assert len(caching._points) == (name != "worst-case"), "those at the clean images, for the share that is 0"
+
+
+def test_no_gradient_is_cached_once_the_network_has_changed(fresh: Store, digits: Dataset) -> None:
     classifier = load(RUN, digits, fresh)
     before = dict(evaluation.measure_all(EVERY, classifier, digits))
     with torch.no_grad():
@@ -464,8 +492,11 @@ def test_an_iterative_attack_is_the_plugins_own_along_its_loss(
     evaluation.evaluate(RUN, [spec], digits, fresh)
     record, classifier = fresh.record(RUN, spec), load(RUN, digits, fresh)
     images, labels = digits.test.images[:60].astype(np.float32) / 255, digits.test.labels[:60]
+    kind = {"pgd": ProjectedGradientDescent, "apgd": AutoProjectedGradientDescent}[name]
+    options = {"eps": 0.1, "eps_step": {"pgd": 0.05, "apgd": 0.2}[name], "max_iter": 5, "verbose": False}
     with seeded(0):
-        attacked = {"pgd": PGD, "apgd": AutoPGD}[name](classifier, loss, eps=0.1, max_iter=5).generate(images, labels)
+        attack = kind(classifier, loss=loss, restarts=1, keep_first=True, batch_size=250, **options)
+        attacked = attack.generate(images, labels)
     assert record["n"] == 60
     assert record["correct"] == int((classifier.predict(attacked).argmax(1) == labels).sum())
     assert record["zero_gradient"] == 0
@@ -486,6 +517,20 @@ def test_a_worst_case_is_no_better_than_its_attacks_and_says_what_broke_what(fre
     again.save_checkpoint(RUN, fresh.load_checkpoint(RUN))
     evaluation.evaluate(RUN, [spec], digits, again)
     assert again.record(RUN, spec) == record
+
+
+def test_the_worst_case_is_over_the_attacks_that_made_the_published_ones(fresh: Store, digits: Dataset) -> None:
+    attack = attacks.build(AttackSpec("worst-case", eps=0.1, steps=5), load(RUN, digits, fresh), batch_size=250)
+    ensemble = attack._ensemble()
+    losses = ("CE", "the margin", "DLR", "HR")
+    assert list(ensemble) == ["PGD on CE", *(f"AutoPGD on {loss}" for loss in losses), "Square", "HopSkipJump"]
+    for loss in losses:
+        auto = ensemble[f"AutoPGD on {loss}"]
+        assert (auto.eps_step, auto.max_iter, auto.restarts, auto.progress) == (0.2, 5, 1, "best")
+        assert (auto.keep_first, auto.target_classes) == (True, 0)
+    assert (ensemble["PGD on CE"].eps_step, ensemble["PGD on CE"].restarts) == (0.05, 1)
+    assert (ensemble["Square"].max_iter, ensemble["Square"].nb_restarts, ensemble["Square"].patience) == (500, 1, None)
+    assert ensemble["HopSkipJump"].max_iter == 3
 
 
 SOURCE_SEED = 7
@@ -536,7 +581,7 @@ def test_a_worst_case_with_a_source_tries_its_images_too(
     assert f"transfer from {attacks.SOURCE_NAME}" in broken
 
 
-def test_the_square_attack_is_arts_with_as_many_queries_as_steps(fresh: Store, digits: Dataset) -> None:
+def test_the_square_attack_makes_as_many_queries_as_steps(fresh: Store, digits: Dataset) -> None:
     spec = AttackSpec("square", eps=0.2, steps=30, images=40)
     evaluation.evaluate(RUN, [spec], digits, fresh)
     classifier = load(RUN, digits, fresh)
@@ -562,7 +607,7 @@ def test_a_report_flags_the_papers_attacker_of_sure_networks_and_not_the_sound_o
     options = {"eps": 0.1, "max_iter": 10, "square_iter": evaluation.REPORT_QUERIES, "batch_size": 250}
     found = gradient_masking_report(seen_through("clipped-ce", surer), images, labels, **options)
     assert paper["flags"] == {flag.name: flag.evidence for flag in found.flags}
-    assert (paper["n"], paper["correct"]) == (60, int(found.standing.sum()))
+    assert (paper["n"], paper["correct"]) == (60, int(found.robust.sum()))
     assert paper["correct"] < found.single_step["as given"].sum()
 
 

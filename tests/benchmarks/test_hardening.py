@@ -10,10 +10,8 @@ import torch
 from art.attacks.evasion import ProjectedGradientDescentPyTorch
 from testing.killed import KilledError, StoreKilledAfter
 
-from art_hrloss import HRClassifier
+from art_hrloss import HRClassifier, ProjectedGradientDescent, seeded
 from art_hrloss.attacks._constraints import margins
-from art_hrloss.attacks._restarted import PGD
-from art_hrloss.attacks._worst_case import seeded
 from benchmarks import data, evaluation, hardening, models, training
 from benchmarks.config import Hardening, LossSpec, Recipe, RunSpec
 from benchmarks.data import Dataset, Split
@@ -200,7 +198,9 @@ def test_adversarial_training_withstands_more_than_noise(digits: Dataset, tmp_pa
         training.train(run, digits, Store(tmp_path))
         classifier = evaluation.trained_classifier(run, digits, Store(tmp_path))
         with seeded(0):
-            attacked = PGD(classifier, "ce", eps=0.1, max_iter=10).generate(images, labels)
+            options = {"eps": 0.1, "eps_step": 0.025, "max_iter": 10, "restarts": 1, "keep_first": True}
+            attack = ProjectedGradientDescent(classifier, loss="ce", verbose=False, **options)
+            attacked = attack.generate(images, labels)
         left[kind.name] = (classifier.predict(attacked).argmax(1) == labels).mean()
     assert left["madry"] > left["noise"] + 0.05
 

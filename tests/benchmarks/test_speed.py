@@ -17,8 +17,7 @@ from PIL import Image
 from rich.console import Console
 from torch import nn
 
-from art_hrloss import HRClassifier, HRLoss
-from art_hrloss.attacks._worst_case import seeded
+from art_hrloss import HRClassifier, HRLoss, seeded
 from benchmarks.__main__ import main
 from benchmarks.config import ConfigError
 from benchmarks.runner import threads
