@@ -13,10 +13,9 @@ from art_hrloss import (
     HRClassifier,
     ProjectedGradientDescent,
     SquareAttack,
-    ensemble,
     worst_case,
 )
-from art_hrloss.attacks import transfer
+from art_hrloss.attacks import HopSkipJumpAttack, transfer
 from benchmarks.config import AttackSpec
 
 # Of the ensemble's black-box attacks: the Square attack's queries per image, and HopSkipJump's rounds.
@@ -58,25 +57,26 @@ class WorstCaseAttack:
 
     def _ensemble(self) -> dict[str, EvasionAttack]:
         """
-        Return the attacks that made the published worst cases: no targeted Auto-PGD, and with HopSkipJump.
+        Return the attacks that the published worst cases were computed with.
 
-        The ensemble's newer defaults are stronger. Whoever publishes results anew decides which of them to use.
+        Those of art_hrloss.ensemble are stronger. Whoever publishes results anew decides which of them to use.
         """
-        attacks = ensemble(
-            self.classifier,
-            eps=self.eps,
-            max_iter=self.steps,
-            target_classes=0,
-            square_iter=SQUARE_ITER,
-            hop_skip_jump_iter=HOP_SKIP_JUMP_ITER,
-            transfer_from=self.transfer_from,
-            batch_size=self.batch_size,
+        options: dict[str, Any] = {"eps": self.eps, "batch_size": self.batch_size, "verbose": False}
+        steps = options | {"max_iter": self.steps, "restarts": 1, "keep_first": True}
+        step = 2.5 * self.eps / self.steps
+        attacks: dict[str, EvasionAttack] = {
+            "PGD on CE": ProjectedGradientDescent(self.classifier, eps_step=step, loss="ce", **steps)
+        }
+        for loss, name in {"ce": "CE", "margin": "the margin", "dlr": "DLR", "hr": "HR"}.items():
+            if loss != "dlr" or self.classifier.nb_classes > 2:
+                attack = AutoProjectedGradientDescent(self.classifier, eps_step=2 * self.eps, loss=loss, **steps)
+                attacks[f"AutoPGD on {name}"] = attack
+        for name, source in self.transfer_from.items():
+            attacks[f"transfer from {name}"] = transfer(source, max_iter=self.steps, **options)
+        attacks["Square"] = SquareAttack(self.classifier, max_iter=SQUARE_ITER, nb_restarts=1, **options)
+        attacks["HopSkipJump"] = HopSkipJumpAttack(
+            self.classifier, norm=np.inf, max_iter=HOP_SKIP_JUMP_ITER, batch_size=self.batch_size, verbose=False
         )
-        for attack in attacks.values():
-            if isinstance(attack, AutoProjectedGradientDescent):
-                attack.set_params(progress="best")
-            elif isinstance(attack, SquareAttack):
-                attack.set_params(patience=None)
         return attacks
 
 

@@ -17,13 +17,14 @@ from art_hrloss.attacks._losses import (
     attack_loss,
 )
 from art_hrloss.attacks._square import SquareAttack
-from art_hrloss.attacks._worst_case import WorstCase, ensemble, transfer, worst_case
+from art_hrloss.attacks._worst_case import HopSkipJumpAttack, WorstCase, ensemble, transfer, worst_case
 
 __all__ = [
     "AutoProjectedGradientDescent",
     "DLRLoss",
     "ExactCrossEntropy",
     "FastGradientMethod",
+    "HopSkipJumpAttack",
     "MarginLoss",
     "ProjectedGradientDescent",
     "SquareAttack",
