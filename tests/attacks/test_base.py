@@ -176,16 +176,18 @@ def test_it_is_arts_attack_with_parameters_of_its_own(hr_classifier, attack, art
 
 
 @pytest.mark.parametrize("make", ["hr_classifier", "art_classifier"])
-@pytest.mark.parametrize("options", [{}, {"keep_first": True, "loss": "ce"}, "random", "minimal"], ids=str)
 @pytest.mark.filterwarnings(TENSORS_TO_NUMPY)
+@pytest.mark.parametrize(
+    ("kind", "options"),
+    [
+        (kind, options)
+        for kind in (FastGradientMethod, ProjectedGradientDescent, AutoProjectedGradientDescent)
+        for options in ({}, {"keep_first": True, "loss": "ce"}, random_starts(kind, 3))
+    ]
+    + [(FastGradientMethod, {"minimal": True})],
+    ids=lambda value: getattr(value, "__name__", str(value)),
+)
 def test_network_and_arrays_are_left_unchanged(request, attack, x, y, kind, make, options):
-    if options == "minimal" and kind is not FastGradientMethod:
-        pytest.skip("a parameter of FastGradientMethod alone")
-    options = (
-        {"random": random_starts(kind, 3), "minimal": {"minimal": True}}.get(options, options)
-        if isinstance(options, str)
-        else options
-    )
     torch.manual_seed(0)
     network = DropoutAndBatchNorm().train()
     network.network[1].eval()

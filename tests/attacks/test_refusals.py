@@ -227,7 +227,7 @@ EFFECTS = {
     "random_eps": [({}, {"random_eps": True})],
     "minimal": [({}, {"minimal": True})],
     "loss": [({}, {"loss": "margin"}), ({"loss": "ce"}, {"loss": "dlr"})],
-    "restarts": [({}, {"restarts": 1}), ({"eps": 0.06, "restarts": 1}, {"restarts": 3})],
+    "restarts": [({"eps": 0.06}, {"restarts": 1}), ({"eps": 0.06, "restarts": 1}, {"restarts": 3})],
     "keep_first": [({}, {"keep_first": True})],
     "target_classes": [
         ({"keep_first": True}, {"target_classes": 3}),
@@ -243,10 +243,16 @@ def test_every_parameter_is_known_here(kind):
     assert set(kind.attack_params) <= {*EFFECTS, *ELSEWHERE}
 
 
-@pytest.mark.parametrize("name", EFFECTS)
+@pytest.mark.parametrize(
+    ("kind", "name"),
+    [
+        pytest.param(kind, name, id=f"{kind.__name__}-{name}")
+        for kind in KINDS
+        for name in EFFECTS
+        if name in kind.attack_params
+    ],
+)
 def test_each_parameter_changes_images_also_by_set_params(hr_classifier, attack, x, y, kind, name):
-    if name not in kind.attack_params:
-        pytest.skip(f"no parameter of {kind.__name__}")
     x, y = x[:20], y[:20]
     for base, change in EFFECTS[name]:
         if kind is FastGradientMethod and name == "eps_step":
