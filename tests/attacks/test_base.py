@@ -343,28 +343,31 @@ def test_fgsm_keeps_its_start_where_that_is_adversarial():
     np.testing.assert_allclose(images, np.where(start > 0.5, start, start + 0.06), atol=1e-5)
 
 
-def test_auto_pgd_keeps_an_iterate_that_it_leaves_again_at_a_checkpoint():
-    """
-    The first step goes to 0.8, into class 1. There the gradient points down and the loss is below that of the start, so
-    that the best iterate is not adversarial; ART's attack returns whatever the last iterate is.
-    """
-    classifier = one_pixel(lambda x: torch.where(x > 0.78, 1 - x, x - 3))
+class Lower(MarginLoss):
+    """The margin, but 100 less where the image is misclassified: no adversarial iterate is ever the best."""
 
-    class Lower(MarginLoss):
-        """The margin, but 10 less where the image is misclassified: the loss falls there."""
+    def forward(self, logits, labels):
+        margin = super().forward(logits, labels)
+        return torch.where(margin > 0, margin - 100, margin)
 
-        def forward(self, logits, labels):
-            margin = super().forward(logits, labels)
-            return torch.where(margin > 0, margin - 10, margin)
 
-    x, y = np.full((40, 1), 0.3, dtype=np.float32), np.zeros(40, dtype=np.int64)
-    options = {"eps": 0.5, "eps_step": 1.0, "max_iter": 20, "loss": Lower(), "verbose": False}
-    with seeded(0):
-        last = AutoProjectedGradientDescent(classifier, nb_random_init=1, **options).generate(x, y)
-    assert are_misclassified(classifier, last, y).sum() < 10
-    with seeded(0):
-        first = AutoProjectedGradientDescent(classifier, restarts=1, keep_first=True, **options).generate(x, y)
-    assert are_misclassified(classifier, first, y).all()
+@pytest.mark.parametrize("max_iter", [1, 4, 9])
+def test_auto_pgd_keeps_adversarial_iterates_that_it_leaves_at_a_checkpoint(hr_classifier, attacked, digits, max_iter):
+    """Of 4 steps all but the first end at a checkpoint, where an image returns to its best iterate."""
+    classifier = hr_classifier()
+    x, y = right(classifier, digits, 64)
+    visited = []
+    options = {"eps": 0.1, "eps_step": 0.1, "max_iter": max_iter, "loss": Lower(), "batch_size": 64}
+    with classifier.observed_by(lambda x, labels, point: visited.append(point.logits.argmax(1).numpy())):
+        images = attacked(AutoProjectedGradientDescent, classifier, x, y, keep_first=True, restarts=1, **options)
+    rows = np.arange(64)
+    for predicted in visited:  # the batch of each evaluation is the images that none before it misclassified
+        assert len(predicted) == len(rows)
+        rows = rows[predicted == y[rows]]
+    assert 0 < len(rows) < 64
+    np.testing.assert_array_equal(np.flatnonzero(~are_misclassified(classifier, images, y)), rows)
+    last = attacked(AutoProjectedGradientDescent, classifier, x, y, nb_random_init=1, **options)
+    assert are_misclassified(classifier, last, y).sum() <= 64 - len(rows)
 
 
 @stopping
