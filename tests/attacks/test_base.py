@@ -351,13 +351,13 @@ class Lower(MarginLoss):
         return torch.where(margin > 0, margin - 100, margin)
 
 
-@pytest.mark.parametrize("max_iter", [1, 4, 9])
+@pytest.mark.parametrize("max_iter", [1, 2, 4])
 def test_auto_pgd_keeps_adversarial_iterates_that_it_leaves_at_a_checkpoint(hr_classifier, attacked, digits, max_iter):
     """Of 4 steps all but the first end at a checkpoint, where an image returns to its best iterate."""
     classifier = hr_classifier()
     x, y = right(classifier, digits, 64)
     visited = []
-    options = {"eps": 0.1, "eps_step": 0.1, "max_iter": max_iter, "loss": Lower(), "batch_size": 64}
+    options = {"eps": 0.1, "eps_step": 0.03, "max_iter": max_iter, "loss": Lower(), "batch_size": 64}
     with classifier.observed_by(lambda x, labels, point: visited.append(point.logits.argmax(1).numpy())):
         images = attacked(AutoProjectedGradientDescent, classifier, x, y, keep_first=True, restarts=1, **options)
     rows = np.arange(64)
@@ -521,13 +521,13 @@ def test_a_loss_gives_the_images_of_a_view_with_that_loss(request, attacked, x, 
     ],
     ids=["FGM", "PGD", "PGD-momentum", "AutoPGD"],
 )
-def test_along_a_loss_a_gradient_of_1e_minus_20_is_as_good_as_any(
+def test_along_a_loss_a_gradient_of_1e_minus_30_is_as_good_as_any(
     hr_classifier, network, attacked, x, y, kind, options, norm, eps
 ):
     """Its squares underflow in float32. A power of 2 rounds nothing but ART's constant of 1e-7, in Auto-PGD."""
     options = {**options, "norm": norm, "eps": eps, "eps_step": eps / 4, "loss": "margin"}
     images, expected = (
-        attacked(kind, hr_classifier(network=Scaled(network, factor)), x, y, **options) for factor in (2.0**-66, 1)
+        attacked(kind, hr_classifier(network=Scaled(network, factor)), x, y, **options) for factor in (2.0**-100, 1)
     )
     np.testing.assert_allclose(images, expected, atol=1e-6)
     assert (images != x).any((1, 2, 3)).mean() > 0.8
