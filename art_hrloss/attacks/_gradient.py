@@ -38,7 +38,7 @@ class _GradientAscent(LossAttack):
         classifier = self._classifier
         batch = batch._replace(labels=classifier.attack_labels(batch.labels, len(points), self._loss))
         momentum = None if self.decay is None else torch.zeros_like(points)
-        # ART's norm of a gradient below 1e-19 underflows.
+        # The norm of a gradient below 1e-19 underflows in float32.
         rescales = self._loss is not None and (batch.region.norm != math.inf or momentum is not None)
         # One number for all steps: a GPU waits for it only once, and what each step left behind would shift the next
         # one's memory, so that malloc gives activations back to the system and fetches them anew, at up to a tenth of

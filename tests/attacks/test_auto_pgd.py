@@ -170,8 +170,10 @@ class Wave(nn.Module):
         return torch.cat([torch.zeros_like(x), torch.sin(self.frequency * x) + 0.3 * x - 9], 1)
 
 
-@pytest.mark.parametrize("frequency", [5.0, 13.0, 23.0])
-@pytest.mark.parametrize("seed", range(3))
+# Of the last three runs condition 2 of the paper decides alone, once.
+@pytest.mark.parametrize(
+    ("frequency", "seed"), [(5.0, 0), (5.0, 1), (13.0, 0), (13.0, 1), (5.0, 16), (3.0, 6), (23.0, 3)]
+)
 def test_every_iterate_is_that_of_the_papers_algorithm(hr_classifier, frequency, seed):
     classifier = hr_classifier(network=Wave(frequency), input_shape=(1,), nb_classes=2, clip_values=None)
     sizes = {"eps": 1.0, "max_iter": 60}

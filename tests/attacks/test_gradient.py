@@ -99,7 +99,15 @@ def test_random_starts_where_each_image_has_an_eps_of_its_own(hr_classifier, att
                 num_random_init=1,
             )
         images = attacked(
-            ProjectedGradientDescent, hr_classifier(), x, y, norm=norm, eps=eps, eps_step=eps / 3, restarts=2
+            ProjectedGradientDescent,
+            hr_classifier(),
+            x,
+            y,
+            norm=norm,
+            eps=eps,
+            eps_step=eps / 3,
+            restarts=2,
+            keep_first=True,
         )
         change = np.linalg.norm((images.astype(np.float64) - x).reshape(50, -1), ord=norm, axis=1)
         assert (change <= eps.ravel() * (1 + 1e-5)).all()

@@ -1,108 +1,388 @@
-"""attacks._square: ART's Square attack and its images, at a third of its price."""
+"""attacks._square: the Square attack, beside ART's own and by what its queries are."""
+
+import itertools
 
 import numpy as np
 import pytest
 import torch
-from art.attacks.evasion import SquareAttack
-from testing.networks import Counting
+from art.attacks import evasion
+from art.estimators.classification import BlackBoxClassifierNeuralNetwork, PyTorchClassifier
 from torch import nn
 
-from art_hrloss.attacks._square import Square
+from art_hrloss.attacks._square import SquareAttack, is_for_square
 from art_hrloss.attacks._worst_case import seeded
 
-EPS = {np.inf: 0.15, 2: 2.5}
+EPS = 0.15
+
+
+@pytest.fixture
+def x(digits):
+    return digits.x_test[:100]
+
+
+@pytest.fixture
+def y(digits):
+    return digits.y_test[:100]
+
+
+def attacked(classifier, x, y, kind=SquareAttack, seed=3, **options):
+    options = {"eps": EPS, "max_iter": 60, "verbose": False, **options}
+    with seeded(seed):
+        return kind(classifier, **options).generate(x, y)
+
+
+def parameterless(network, shape, classes, **options):
+    """A classifier around a network without parameters, which no optimizer takes."""
+    options = {"clip_values": (0.0, 1.0), "device_type": "cpu", **options}
+    return PyTorchClassifier(network, nn.CrossEntropyLoss(), shape, classes, **options)
+
+
+def are_misclassified(classifier, images, y):
+    return classifier.predict(images).argmax(1) != y
+
+
+class Recording(nn.Module):
+    """A network that keeps the images of every query."""
+
+    def __init__(self, network):
+        super().__init__()
+        self.network, self.queries = network, []
+
+    def forward(self, x):
+        self.queries.append(x.numpy().copy())
+        return self.network(x)
+
+
+class Flat(nn.Module):
+    """Logits that no image changes: class 0, with the same margin everywhere, so that no candidate is accepted."""
+
+    def forward(self, x):
+        return torch.tensor([1.0, 0.0, 0.0]).repeat(len(x), 1) + 0 * x.flatten(1).sum(1, keepdim=True)
+
+
+class Mean(nn.Module):
+    """Class 0 while the mean of the image is above a half; every pixel that falls lowers its margin alike."""
+
+    def forward(self, x):
+        mean = x.flatten(1).mean(1)
+        return torch.stack([mean, 1 - mean], 1)
+
+
+# ---------------------------------------------------------------------------------------------------------- strength
+
+
+@pytest.mark.parametrize("max_iter", [20, 60, 200])
+def test_it_misclassifies_at_least_as_many_as_arts_with_the_same_queries(art_classifier, x, y, max_iter):
+    classifier = art_classifier()
+    ours, arts = (
+        are_misclassified(classifier, attacked(classifier, x, y, kind, max_iter=max_iter), y).sum()
+        for kind in (SquareAttack, evasion.SquareAttack)
+    )
+    assert arts > 15
+    assert ours >= arts
+
+
+def test_it_reaches_the_corner_of_the_smallest_margin():
+    """Of a mean all pixels are to fall by eps; single pixels come last in the schedule."""
+    classifier = parameterless(Mean(), (1, 4, 4), 2)
+    x = np.full((3, 1, 4, 4), 0.7, dtype=np.float32)
+    images = attacked(classifier, x, np.zeros(3, dtype=int), max_iter=400)
+    np.testing.assert_allclose(images, x - EPS, rtol=1e-6)
+
+
+def test_restarts_attack_what_is_still_classified_correctly(art_classifier, x, y):
+    classifier = art_classifier()
+    one, five = (
+        are_misclassified(classifier, attacked(classifier, x, y, max_iter=10, nb_restarts=n), y) for n in (1, 5)
+    )
+    assert (one <= five).all()
+    assert one.sum() < five.sum()
+
+
+# ------------------------------------------------------------------------------------------------------- constraints
+
+
+@pytest.mark.parametrize("eps", [0.05, 0.15, 0.6])
+def test_every_image_is_within_eps_and_the_clip_values(art_classifier, x, y, eps):
+    images = attacked(art_classifier(), x, y, eps=eps)
+    assert images.dtype == np.float32
+    assert (np.abs(images.astype(np.float64) - x) <= eps * (1 + 1e-6)).all()
+    assert images.min() >= 0
+    assert images.max() <= 1
+
+
+def test_clip_values_may_differ_from_pixel_to_pixel(art_classifier, x, y):
+    high = np.linspace(0.2, 1.2, 64, dtype=np.float32).reshape(1, 8, 8)
+    low = high - 1
+    x = np.clip(x, low, high)
+    images = attacked(art_classifier(clip_values=(low, high)), x, y, eps=0.4)
+    assert ((images >= low) & (images <= high)).all()
+    assert (images != x).any()
+
+
+def test_misclassified_images_are_returned_unchanged(art_classifier, x, y):
+    classifier = art_classifier()
+    y = np.where(np.arange(100) % 3, y, (y + 1) % 10)
+    wrong = are_misclassified(classifier, x, y)
+    images = attacked(classifier, x, y)
+    assert 30 < wrong.sum() < 60
+    np.testing.assert_array_equal(images[wrong], x[wrong])
+    assert (images[~wrong] != x[~wrong]).any(axis=(1, 2, 3)).all()
+    np.testing.assert_array_equal(attacked(classifier, x[wrong], y[wrong]), x[wrong])
+
+
+@pytest.mark.parametrize("shape", [(1, 8, 32), (3, 20, 6), (1, 1, 1), (2, 4, 4)])
+def test_images_of_any_sides(art_classifier, shape):
+    network = nn.Sequential(nn.Flatten(), nn.Linear(int(np.prod(shape)), 3))
+    classifier = art_classifier(network=network, input_shape=shape, nb_classes=3)
+    x = np.random.default_rng(0).uniform(size=(10, *shape)).astype(np.float32)
+    images = attacked(classifier, x, None, eps=0.01)
+    assert (np.abs(images - x) <= 0.01 * (1 + 1e-5)).all()
+    assert (images != x).any(axis=(1, 2, 3)).all()
+
+
+# ----------------------------------------------------------------------------------------------------------- queries
+
+
+def queries_of(shape, n=6, channels_first=True, **options):
+    """The images of each query, the initial prediction first, of images of 0.5, so that the corners are 0.5 +- eps."""
+    options = {"max_iter": 100, **options}
+    recording = Recording(Flat())
+    classifier = parameterless(recording, shape, 3, channels_first=channels_first)
+    attacked(classifier, np.full((n, *shape), 0.5, dtype=np.float32), np.zeros(n, dtype=int), **options)
+    return recording.queries
+
+
+@pytest.mark.parametrize("channels_first", [True, False])
+def test_the_first_query_is_vertical_stripes(channels_first):
+    shape = (3, 5, 7) if channels_first else (5, 7, 3)
+    _, stripes, *_ = queries_of(shape, channels_first=channels_first)
+    np.testing.assert_allclose(np.abs(stripes - 0.5), EPS, rtol=1e-6)
+    columns = stripes if channels_first else stripes.transpose(0, 3, 1, 2)
+    assert (columns == columns[:, :, :1]).all()
+    assert len(np.unique(columns[:, :, 0].reshape(18, 7), axis=0)) > 10  # each image and channel draws its own
+
+
+@pytest.mark.parametrize("channels_first", [True, False])
+def test_each_query_is_a_square_of_the_scheduled_side_at_a_place_of_its_own(channels_first):
+    shape = (3, 10, 12) if channels_first else (10, 12, 3)
+    _, stripes, *candidates = queries_of(shape, channels_first=channels_first)
+    assert len(candidates) == 100
+    places = []
+    for query, candidate in enumerate(candidates):
+        changed = candidate != stripes
+        changed = (changed if channels_first else changed.transpose(0, 3, 1, 2)).any(1)
+        assert changed.any(axis=(1, 2)).all()  # no query is wasted
+        # The schedule of the paper, for 10,000 queries.
+        halvings = sum(query * 100 > end for end in (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000))
+        side = min(max(round((0.8 / 2**halvings * 120) ** 0.5), 1), 10)
+        for image in changed:
+            rows, columns = image.any(1).nonzero()[0], image.any(0).nonzero()[0]
+            assert np.ptp(rows) < side
+            assert np.ptp(columns) < side
+            places.append((rows[0], columns[0]))
+    assert {row for row, _ in places} == set(range(10))
+    assert {column for _, column in places} == set(range(12))
+    last = places[-6:]  # squares of a single entry
+    assert len(set(last)) > 1
+
+
+def test_a_candidate_of_one_channel_inverts_what_it_would_repeat():
+    """With one pixel there are two corners only: every query must be the other one."""
+    _, start, *candidates = queries_of((1, 1, 1))
+    for candidate in candidates:
+        np.testing.assert_allclose(candidate + start, 1, rtol=1e-6)
+
+
+def test_only_images_that_are_still_classified_correctly_are_queried(art_classifier, network, x, y):
+    recording = Recording(network)
+    classifier = art_classifier(network=recording)
+    attacked(classifier, x, y, max_iter=200)
+    sizes = [len(query) for query in recording.queries]
+    assert sizes[0] == 100
+    assert sizes == sorted(sizes, reverse=True)
+    logits = [network(torch.tensor(query)).argmax(1) for query in recording.queries[1:]]
+    labels = torch.tensor(y)
+    robust = labels[network(torch.tensor(x)).argmax(1) == labels]
+    for predictions in logits:
+        assert len(predictions) == len(robust)
+        robust = robust[predictions == robust]
+
+
+# ------------------------------------------------------------------------------------------------------- random draws
+
+
+def test_the_same_seed_gives_the_same_images(art_classifier, x, y):
+    classifier = art_classifier()
+    first, again, other = (attacked(classifier, x, y, seed=seed) for seed in (1, 1, 2))
+    np.testing.assert_array_equal(first, again)
+    assert (first != other).any()
+
+
+def test_batch_size_changes_no_image(art_classifier, x, y):
+    """In float64 the logits do not depend on the batch enough to decide about a change."""
+    classifier = art_classifier()
+    classifier.model.double()
+    classifier.predict = lambda images, **_: classifier.model(torch.tensor(images).double()).detach().numpy()
+    whole, parts = (attacked(classifier, x, y, batch_size=size) for size in (100, 7))
+    np.testing.assert_array_equal(whole, parts)
+
+
+def test_an_image_is_attacked_alike_whatever_happens_to_the_others(art_classifier, x, y):
+    """The labels of the others are changed so that they are misclassified at a different query."""
+    classifier = art_classifier()
+    correct = ~are_misclassified(classifier, x, y)
+    x, y = x[correct], y[correct]
+    images = attacked(classifier, x, y)
+    slow = np.concatenate([x[:1], np.clip(x[1:], 0.45, 0.55)])
+    labels = np.concatenate([y[:1], classifier.predict(slow[1:]).argmax(1)])
+    np.testing.assert_allclose(attacked(classifier, slow, labels)[0], images[0], rtol=1e-6)
+
+
+# ---------------------------------------------------------------------------------------------------------- patience
+
+
+def test_patience_ends_an_attempt_without_new_adversarial_examples():
+    for patience in (1, 7):
+        queries = queries_of((1, 4, 4), patience=patience)
+        assert len(queries) == 2 + patience  # after the prediction and the stripes
+
+
+def test_patience_begins_anew_with_each_adversarial_example(art_classifier, network, x, y):
+    recording = Recording(network)
+    attacked(art_classifier(network=recording), x, y, max_iter=1000, patience=25)
+    sizes = np.array([len(query) for query in recording.queries[1:]])
+    runs = [len(list(run)) for _, run in itertools.groupby(sizes)]
+    assert len(runs) > 5
+    assert max(runs[:-1]) <= 25
+    assert runs[-1] in (25, 26)
+    assert len(sizes) < 1000
+
+
+def test_patience_beyond_the_queries_changes_nothing(art_classifier, x, y):
+    classifier = art_classifier()
+    np.testing.assert_array_equal(attacked(classifier, x, y), attacked(classifier, x, y, patience=60))
+
+
+# ------------------------------------------------------------------------------------------------ labels, classifiers
+
+
+def test_labels_in_every_form(art_classifier, x, y):
+    classifier = art_classifier()
+    indices = attacked(classifier, x, y)
+    for form in (np.eye(10, dtype=np.float32)[y], y[:, np.newaxis], y.astype(np.uint8)):
+        np.testing.assert_array_equal(attacked(classifier, x, form), indices)
+
+
+def test_without_labels_the_predictions_are_attacked(art_classifier, x):
+    classifier = art_classifier()
+    predictions = classifier.predict(x).argmax(1)
+    np.testing.assert_array_equal(attacked(classifier, x, None), attacked(classifier, x, predictions))
+
+
+def test_channels_last(art_classifier, x, y):
+    """The draws are the same where there is one channel, and so are the images."""
+
+    class ChannelsLast(nn.Module):
+        def __init__(self, network):
+            super().__init__()
+            self.network = network
+
+        def forward(self, x):
+            return self.network(x.permute(0, 3, 1, 2))
+
+    first = art_classifier()
+    last = art_classifier(network=ChannelsLast(first.model), input_shape=(8, 8, 1), channels_first=False)
+    expected = attacked(first, x, y)
+    np.testing.assert_array_equal(attacked(last, x.transpose(0, 2, 3, 1), y), expected.transpose(0, 2, 3, 1))
+
+
+def test_hr_classifier_and_a_black_box_give_the_same_images(art_classifier, hr_classifier, x, y):
+    classifier = art_classifier()
+    black_box = BlackBoxClassifierNeuralNetwork(classifier.predict, (1, 8, 8), 10, clip_values=(0, 1))
+    expected = attacked(classifier, x, y)
+    for other in (hr_classifier(network=classifier.model), black_box):
+        np.testing.assert_array_equal(attacked(other, x, y), expected)
+
+
+# ----------------------------------------------------------------------------------------------- ART's implementation
 
 
 @pytest.fixture
 def large(digits):
     """Images of 16 x 16 pixels, because the attack in norm 2 refuses smaller ones."""
-    return np.kron(digits.x_test[:60], np.ones((2, 2), dtype=np.float32)), digits.y_test[:60]
+    return np.kron(digits.x_test[:40], np.ones((2, 2), dtype=np.float32)), digits.y_test[:40]
 
 
-class Shrinking(nn.Module):
-    def __init__(self, network):
-        super().__init__()
-        self.network = network
-
-    def forward(self, x):
-        return self.network(nn.functional.avg_pool2d(x, 2))
-
-
-def made(kind, classifier, x, y, norm=np.inf, **options):
-    options = {"max_iter": 40, "nb_restarts": 1, "batch_size": 60, **options}
-    with seeded(3), np.errstate(divide="ignore", invalid="ignore"):
-        return kind(classifier, norm=norm, eps=EPS[norm], verbose=False, **options).generate(x, y)
-
-
-@pytest.mark.parametrize("restarts", [1, 2])
-@pytest.mark.parametrize("norm", [np.inf, 2], ids=["inf", "2"])
-def test_its_images_are_arts_and_cost_a_third(art_classifier, network, large, norm, restarts):
+@pytest.mark.filterwarnings("ignore:.*encountered in divide")  # of ART's, where a square has not moved yet
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"norm": 2, "eps": 2.5},
+        {"loss": lambda x, y: x.mean(axis=(1, 2, 3))},
+        {"adv_criterion": lambda predictions, y: predictions.argmax(1) == (y.argmax(1) + 1) % 10},
+    ],
+    ids=["norm 2", "loss", "criterion"],
+)
+def test_arts_implementation_runs(art_classifier, trained_network, large, options):
     x, y = large
-    counting = Counting(Shrinking(network))
-    classifier = art_classifier(network=counting, input_shape=(1, 16, 16))
-    theirs = made(SquareAttack, classifier, x, y, norm, nb_restarts=restarts)
-    price, counting.forwards = counting.forwards, 0
-    ours = made(Square, classifier, x, y, norm, nb_restarts=restarts)
-    assert 5 < (classifier.predict(theirs).argmax(1) != y).sum() < 55
-    # In other batches sums round otherwise, which may decide about a change of no effect.
-    assert (theirs == ours).reshape(60, -1).all(1).mean() > 0.95
-    assert counting.forwards < price / 3 + 60
+    network = nn.Sequential(nn.AvgPool2d(2), trained_network)
+    classifier = art_classifier(network=network, input_shape=(1, 16, 16))
+    ours, arts = (attacked(classifier, x, y, kind, **options) for kind in (SquareAttack, evasion.SquareAttack))
+    np.testing.assert_array_equal(ours, arts)
+    assert (ours != x).any()
+    with pytest.raises(ValueError, match="patience"):
+        SquareAttack(classifier, patience=5, **options)
 
 
-def test_a_query_is_one_image_that_is_new(hr_classifier, network, digits):
-    """Nothing breaks, so that each query asks about every image; some come to look as they did."""
-    asked, x = [], digits.x_test[:20]
-    network.register_forward_pre_hook(lambda _, inputs: asked.extend(image.numpy().tobytes() for image in inputs[0]))
-    classifier = hr_classifier(network=network)
-    y = classifier.predict(x).argmax(1)
-    asked.clear()
-    with seeded(0):
-        Square(classifier, norm=np.inf, eps=0.01, max_iter=30, nb_restarts=1, verbose=False).generate(x, y)
-    assert asked[:40] == [image.tobytes() for image in x] * 2  # twice, to see whether it answers the same
-    assert len(asked) <= 20 * (30 + 3)
+# ------------------------------------------------------------------------------------------------------------ errors
 
 
-class Noisy(nn.Module):
-    """Logits that no two calls give alike."""
-
-    def __init__(self, network):
-        super().__init__()
-        self.network = network
-
-    def forward(self, x):
-        logits = self.network(x)
-        return logits + torch.randn_like(logits)
+def linear(art_classifier, shape, **options):
+    network = nn.Sequential(nn.Flatten(), nn.Linear(int(np.prod(shape)), 10))
+    return art_classifier(network=network, input_shape=shape, **options)
 
 
-def test_a_network_that_answers_at_random_is_asked_every_time(art_classifier, network, digits):
-    counting = Counting(Noisy(network))
-    classifier = art_classifier(network=counting)
-    prices = []
-    for kind in (SquareAttack, Square):
-        counting.forwards = 0
-        images = made(kind, classifier, digits.x_test[:60], digits.y_test[:60])
-        prices.append((counting.forwards, images.tobytes()))
-    assert prices[0] == prices[1]
+@pytest.mark.parametrize(
+    ("shape", "norm", "options", "expected"),
+    [
+        ((1, 8, 8), np.inf, {}, True),
+        ((1, 4, 4), "inf", {}, True),
+        ((1, 8, 32), np.inf, {}, True),
+        ((64,), np.inf, {}, False),
+        ((1, 8, 8), np.inf, {"clip_values": None}, False),
+        ((1, 28, 28), 2, {}, True),
+        ((28, 28, 1), 2, {"channels_first": False}, True),
+        ((1, 9, 9), 2, {}, False),
+        ((1, 20, 28), 2, {}, False),
+        ((1, 28, 28), 1, {}, False),
+    ],
+)
+def test_what_it_can_attack(art_classifier, shape, norm, options, expected):
+    classifier = linear(art_classifier, shape, **options)
+    assert is_for_square(classifier, norm) == expected
+    if expected:
+        SquareAttack(classifier, norm=norm)
+    else:
+        with pytest.raises(ValueError, match="expected images of three dimensions"):
+            SquareAttack(classifier, norm=norm)
 
 
-class Failing(nn.Module):
-    def __init__(self, network, after):
-        super().__init__()
-        self.network, self.after = network, after
-
-    def forward(self, x):
-        self.after -= 1
-        if self.after < 0:
-            raise ArithmeticError("this network fails")
-        return self.network(x)
+def test_set_params_checks_as_the_constructor(art_classifier, x, y):
+    attack = SquareAttack(art_classifier(), eps=EPS, max_iter=60, verbose=False)
+    attack.set_params(patience=5, max_iter=30)
+    assert (attack.patience, attack.max_iter) == (5, 30)
+    for parameters in ({"patience": 0}, {"norm": 2}, {"max_iter": 0}):
+        attack = SquareAttack(art_classifier(), verbose=False)
+        with pytest.raises(ValueError, match=r"patience|expected images|max_iter"):
+            attack.set_params(**parameters)
 
 
-@pytest.mark.parametrize("own", [False, True], ids=["its class's", "its own"])
-def test_the_classifier_is_left_as_it_was(art_classifier, network, digits, own):
-    classifier = art_classifier(network=Failing(network, 5))
-    if own:
-        classifier.predict = classifier.predict
-    before = dict(vars(classifier))
-    with pytest.raises(ArithmeticError, match="this network fails"):
-        made(Square, classifier, digits.x_test[:10], digits.y_test[:10])
-    assert vars(classifier) == before
+def test_images_and_labels_that_do_not_fit_are_refused(art_classifier, x, y):
+    attack = SquareAttack(art_classifier(), verbose=False)
+    with pytest.raises(ValueError, match="expected images of shape"):
+        attack.generate(x.reshape(100, 64), y)
+    with pytest.raises(ValueError, match="expected 100 labels"):
+        attack.generate(x, y[:3])
+    with pytest.raises(ValueError, match="expected labels"):
+        attack.generate(x, y + 10)

@@ -121,9 +121,9 @@ def test_none_left_midway(threshold):
 
 
 def test_wrong_everywhere(threshold):
-    spy, x = shift(0.1), column(0.9, 0.8)
-    result = worst_case(threshold, x, np.array([0, 0]), eps=EPS, attacks={"a": spy})
-    assert (result.accuracy, result.found_by.tolist(), result.attacked, spy.calls) == (0, [0, 0], (2, 0), 0)
+    attack, x = shift(0.1), column(0.9, 0.8)
+    result = worst_case(threshold, x, np.array([0, 0]), eps=EPS, attacks={"a": attack})
+    assert (result.accuracy, result.found_by.tolist(), result.attacked, attack.calls) == (0, [0, 0], (2, 0), 0)
     np.testing.assert_array_equal(result.adversarial, x)
 
 
@@ -138,8 +138,8 @@ def test_no_attacks(threshold):
     ids=str,
 )
 def test_what_counts_is_misclassified_and_within_eps(threshold, made, counts):
-    spy = Simple(lambda x, y: np.full_like(x, made))
-    result = worst_case(threshold, column(0.45), np.array([0]), eps=EPS, attacks={"a": spy})
+    attack = Simple(lambda x, y: np.full_like(x, made))
+    result = worst_case(threshold, column(0.45), np.array([0]), eps=EPS, attacks={"a": attack})
     assert result.found_by.tolist() == [1 if counts else -1]
     assert result.adversarial[0, 0] == np.float32(made if counts else 0.45)
 
