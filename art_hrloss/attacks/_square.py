@@ -1,6 +1,7 @@
 """Square attack: score-based black-box attack by random search, vectorised over the images."""
 
 import math
+from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
@@ -50,13 +51,13 @@ class SquareAttack(evasion.SquareAttack):
 
     def __init__(self, estimator: PyTorchClassifier, *args: Any, patience: int | None = None, **kwargs: Any) -> None:
         """
-        :param estimator: A PyTorchClassifier or HRClassifier that predicts logits.
+        :param estimator: A classifier of ART's that predicts logits, of PyTorch or a black box.
         :param args: As in ART: norm, adv_criterion, loss, max_iter, eps, p_init, nb_restarts, batch_size, verbose.
         :param patience: Queries in a row without a new adversarial example in the whole set that end an attempt.
         :raises ValueError: If a parameter is out of its range, or :func:`is_for_square` is False.
         """
         self.patience: int | None = None
-        self._classifier = as_hr_classifier(estimator)
+        self._classifier = as_hr_classifier(estimator) if isinstance(estimator, PyTorchClassifier) else None
         super().__init__(estimator, *args, **kwargs)
         self.set_params(patience=patience)
 
@@ -77,10 +78,10 @@ class SquareAttack(evasion.SquareAttack):
             inherited: Images = super().generate(x, labels.numpy(), **kwargs)
             return inherited
         images, robust = torch.from_numpy(x), predictions == labels
-        adversarial, device = images.clone(), self._classifier.device
+        adversarial, device = images.clone(), getattr(self.estimator, "device", "cpu")
         for _ in range(self.nb_restarts):
             if robust.any():
-                with self._classifier.attacking():
+                with nullcontext() if self._classifier is None else self._classifier.attacking():
                     iterates, misclassified = self._attempt(images[robust].to(device), labels[robust].to(device))
                 adversarial[robust] = iterates.cpu()
                 robust[robust.clone()] = ~misclassified.cpu()
@@ -139,6 +140,9 @@ class SquareAttack(evasion.SquareAttack):
 
     def _margins(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """Return the margins and whether the images are misclassified, both ``(n,)``."""
+        if self._classifier is None:
+            logits = torch.from_numpy(self.estimator.predict(images.numpy(), batch_size=self.batch_size))
+            return -_MARGIN(logits, labels), logits.argmax(1) != labels
         parts = zip(images.split(self.batch_size), labels.split(self.batch_size), strict=True)
         points = [self._classifier.evaluate(*part, loss=_MARGIN, gradient=False) for part in parts]
         losses, logits = (torch.cat(values) for values in zip(*((p.losses, p.logits) for p in points), strict=True))

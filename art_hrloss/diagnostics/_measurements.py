@@ -115,9 +115,7 @@ class Target:
     def auto_pgd(self, max_iter: int) -> Flags:
         """Return which examples Auto-PGD on the margin, which keeps the first adversarial iterate, leaves robust."""
         options = self._options() | {"eps_step": 2 * self.eps, "loss": "margin", "keep_first": True, "restarts": 1}
-        attack = attacks.AutoProjectedGradientDescent(
-            self.classifier, max_iter=max_iter, progress="rise", verbose=False, **options
-        )
+        attack = attacks.AutoProjectedGradientDescent(self.classifier, max_iter=max_iter, verbose=False, **options)
         return self.correct(self._generate(attack))
 
     def square(self, max_iter: int) -> Flags:

@@ -5,6 +5,7 @@ import copy
 import numpy as np
 import pytest
 import torch
+from art.attacks import evasion
 from art.defences.postprocessor import Postprocessor
 from art.defences.preprocessor import SpatialSmoothing
 from art.estimators.classification import PyTorchClassifier
@@ -122,8 +123,13 @@ def test_other_networks(hr_classifier, network, both, x, kind, build):
 def test_preprocessing_in_numpy(hr_classifier, both, x, y, kind):
     classifier = hr_classifier(preprocessing_defences=SpatialSmoothing(window_size=3, channels_first=True))
     np.testing.assert_array_equal(*both(kind, classifier, x, y))
-    with pytest.raises(NotImplementedError):  # as ART's
-        ProjectedGradientDescent(classifier)
+
+
+def test_pgd_takes_preprocessing_in_numpy_which_arts_in_torch_refuses(hr_classifier, x, y):
+    classifier = hr_classifier(preprocessing_defences=SpatialSmoothing(window_size=3, channels_first=True))
+    steps = {"eps": 0.1, "eps_step": 0.04, "max_iter": 5, "verbose": False}
+    ours = ProjectedGradientDescent(classifier, **steps).generate(x, y)
+    np.testing.assert_array_equal(ours, evasion.ProjectedGradientDescentNumpy(classifier, **steps).generate(x, y))
 
 
 class Rolled(Postprocessor):
