@@ -30,7 +30,7 @@ _BLOCK = 1 << 17
 # Elements up to which the gradient is computed together with the loss, from what lies in the cache.
 _IN_ADVANCE = 1 << 20
 # Stands for w = -inf: exp(w) is 0 as well, but 0 times w is no NaN. A divergence as large as this makes it is infinite.
-_FAR, _IMPOSSIBLE = -1e30, 1e20
+_FAR, _IMPOSSIBLE, _LEAST = -1e30, 1e20, 1e-30
 # Orders alpha - 1 nearer to 0, but not 0, magnify the rounding of log(sum_k exp(x_k)); the reference does not.
 _NEAR_LIMIT = 0.1
 
@@ -48,11 +48,12 @@ def can_fuse(logits: Tensor, target: Tensor, weight: Tensor | None, options: Los
 
 
 def _is_recorded() -> bool:
-    """Return whether a program of plain operations is recorded, by jit.trace, export or make_fx."""
+    """Return whether a program of plain operations is recorded, by export, jit.trace or make_fx."""
+    if torch.compiler.is_compiling():
+        return torch.compiler.is_exporting()
     recorder = sys.modules.get("torch.fx.experimental.proxy_tensor")
-    recording = recorder is not None and recorder.get_proxy_mode() is not None
     tracing: bool = torch.jit.is_tracing()  # type: ignore[attr-defined,no-untyped-call]
-    return tracing or torch.compiler.is_exporting() or (recording and not torch.compiler.is_compiling())
+    return tracing or (recorder is not None and recorder.get_proxy_mode() is not None)
 
 
 def fused_loss(
@@ -124,7 +125,8 @@ class _Fused(_Compiled):
             return ctx.reference(*(each if by is None else next(values) for each, by in moves), weight, ctx.options)
 
         # The loss of an example depends on its own logits and labels only, so one backward pass serves all.
-        loss, pull, *_ = torch.func.vjp(of_moving, *(value for value, tangent in moves if tangent is not None))
+        points = [each for each, by in moves if by is not None]
+        loss, pull = torch.func.vjp(of_moving, *points)  # type: ignore[misc]
         products = [gradient * tangent for gradient, tangent in zip(pull(torch.ones_like(loss)), tangents, strict=True)]
         total = sum(products[1:], products[0])
         return total.sum(0 if logits.ndim == 1 else 1) if loss.ndim or logits.ndim == 1 else total.sum(), None, None
@@ -154,7 +156,7 @@ class _Batch:
         self.rows = rows if rows.ndim == 2 else rows.flatten(2)
         labels = labels if self.soft else labels.unsqueeze(1)
         self.labels = labels if labels.ndim == 2 else labels.flatten(2)
-        self.column_shape = self.rows.shape[:1] + (1,) + self.rows.shape[2:]
+        self.column_shape = (len(self.rows), 1, *self.rows.shape[2:])
 
     def loss(self, *, in_advance: bool) -> tuple[Tensor, Tensor, bool]:
         """Return the loss; its gradient, or the columns from which :meth:`gradient` computes it; and if w is finite."""
@@ -187,7 +189,7 @@ class _Batch:
         slope = torch.mul(scale, -by_entropy, out=others)
         constant = torch.sub(scale.mul_(by_label), excess.mul_(slope), out=excess)
         if in_advance:
-            r = None if log_sum is None else powers.mul_(powers.sum(1, keepdim=True).reciprocal_().mul_(by_label))
+            r = None if log_sum is None else powers.mul_(by_label / powers.sum(1, keepdim=True).clamp_(min=_LEAST))
             return loss, self._gradient_of(w.mul_(slope), q, self.labels, constant, r, spare=r), finite
         if log_sum is None:
             return loss, columns[:3] if isinstance(columns, Tensor) else torch.stack(columns[:3]), finite
@@ -292,7 +294,7 @@ class _Batch:
         if self.order == 0:
             powers = x.exp()
             return powers, x.clamp_(min=_FAR).sub_(w).mul_(powers).sum(1, keepdim=True), *mass
-        top = x.amax(1, keepdim=True)
+        top = x.amax(1, keepdim=True).clamp_(min=_FAR)  # for rows of no mass
         powers = x.sub_(top).exp_()
         return powers, powers.sum(1, keepdim=True).log_().add_(top), *mass
 
@@ -306,7 +308,7 @@ class _Batch:
             surprise = (surprise if mass is None else surprise / mass) - log_mass
         else:
             surprise = (surprise - self.options.alpha * log_mass) / self.order
-        log_sum = log_sum if mass is None else log_sum.masked_fill(mass == 0, 0.0)
+        log_sum = log_sum.masked_fill(log_sum.isneginf(), 0.0)  # of no mass
         return surprise.masked_fill_(surprise > _IMPOSSIBLE, math.inf), log_sum, mass
 
     def _reduced(

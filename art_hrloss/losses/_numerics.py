@@ -103,7 +103,7 @@ def mean_and_shares(
     """
     Return the :func:`exponential_mean` for weights that sum to 1, and its derivative by each value.
 
-    Powers are taken around a centre c, ``c + 1 / order log sum_i w_i exp(order (v_i - c))``, because the rounding of the
+    Powers are taken around a centre c, ``c + 1 / order log sum_i w_i exp(order (v_i - c))``, because the rounding of a
     logarithm is divided by an order that may be tiny. Around the mean the sum is at least 1 (Jensen), so log1p of its
     excess keeps every digit; where a power would overflow, c is the value of the largest exponent.
 

@@ -1,4 +1,4 @@
-"""Every way in which the loss of class indices is computed, against the plain composition and the paper's equations."""
+"""Every way in which the fused loss is computed, against the reference and the paper's equations."""
 
 import math
 from collections.abc import Callable
@@ -7,38 +7,49 @@ from typing import Any
 
 import pytest
 import torch
-from losses.test_functional import ATOL, WEIGHT, batch, close
+from losses.test_functional import ATOL, WEIGHT, as_target, batch, close
 from testing import oracle
 from torch import Tensor
-from torch.fx.experimental.proxy_tensor import make_fx
 
 from art_hrloss.losses import _fused as fused
-from art_hrloss.losses import _small_batch as small_batch
 from art_hrloss.losses._functional import HRLossTerms, hr_loss, hr_loss_terms
 
 Loss = Callable[..., Tensor]
-WAYS = ["small batch", "at once", "in blocks", "traced"]
+WAYS = ["in advance", "at once", "in blocks", "compiled"]
 ALPHAS = [0.5, 1.0, 1 + 1e-6, 1.6, 50.0]
-# Few classes lie by columns in NumPy, many by rows.
 SIZES = [(7, 5), (9, 40)]
 INF = math.inf
+KINDS: dict[str, tuple[str, dict[str, Any]]] = {
+    "indices": ("indices", {}),
+    "smoothing": ("indices", {"label_smoothing": 0.1}),
+    "soft": ("probabilities", {}),
+    "one-hot": ("one-hot", {}),
+    "soft and smoothing": ("probabilities", {"label_smoothing": 0.1}),
+}
+OPTIONS: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "weight": {"weight": WEIGHT},
+    "ignore": {"ignore_index": 1},
+    "all": {"weight": WEIGHT, "ignore_index": 1},
+}
+every_kind = pytest.mark.parametrize("kind", KINDS)
 
 
 @pytest.fixture(params=WAYS)
 def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """Have :func:`hr_loss` compute in one of the ways."""
-    if request.param != "small batch":
-        monkeypatch.setattr(small_batch, "LARGEST", 0)
+    if request.param != "in advance":
+        monkeypatch.setattr(fused, "_IN_ADVANCE", 0)
     if request.param == "in blocks":
         monkeypatch.setattr(fused, "_BLOCK", 16)
-    if request.param == "traced":
+    if request.param == "compiled":
         monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
     way: str = request.param
     return way
 
 
-def plain(logits: Tensor, labels: Tensor, **options: Any) -> Tensor:
-    """The sum of the two terms, which are computed by torch's operations alone."""
+def reference(logits: Tensor, labels: Tensor, **options: Any) -> Tensor:
+    """The sum of the two terms, which are computed by the reference."""
     terms: HRLossTerms = hr_loss_terms(logits, labels, **options)
     return terms.conditional_entropy + terms.renyi_divergence
 
@@ -63,16 +74,16 @@ def check(logits: Tensor, labels: Tensor, expected: Any, gradient: Any, **option
     nll = float(finite.max() - finite.min()) + math.log(logits.shape[1])
     for dtype in (torch.float64, torch.float32):
         chosen = {name: each.to(dtype) if isinstance(each, Tensor) else each for name, each in options.items()}
-        value, found = value_and_gradient(hr_loss, logits.to(dtype), labels, **chosen)
+        value, actual = value_and_gradient(hr_loss, logits.to(dtype), labels, **chosen)
         close(value, expected)
         rounding = 32 * (1 + abs(options.get("alpha", 1.6) - 1) * nll) * torch.finfo(dtype).eps
         allowed = rounding * gradient.abs().amax(1, keepdim=True) + ATOL[dtype]
-        assert bool(((found - gradient).abs() <= allowed).all()), ((found - gradient).abs() / allowed).max()
+        assert bool(((actual - gradient).abs() <= allowed).all()), ((actual - gradient).abs() / allowed).max()
 
 
 def compare(logits: Tensor, labels: Tensor, **options: Any) -> None:
     """The same against the plain composition in float64."""
-    check(logits, labels, *value_and_gradient(plain, logits, labels, **options), **options)
+    check(logits, labels, *value_and_gradient(reference, logits, labels, **options), **options)
 
 
 @cache
@@ -80,12 +91,6 @@ def of_equations(size: tuple[int, int], scale: float, alpha: float) -> tuple[Any
     """Value and gradient by the paper, the same for every way."""
     logits, labels = batch(*size, scale=scale)
     return oracle.hr_loss(logits, labels, alpha), oracle.gradient(logits, labels, alpha)
-
-
-def is_way(way: str, value: Tensor) -> bool:
-    """Whether a loss has come about in this way, by what its node in the graph has kept."""
-    found = getattr(value.grad_fn, "gradient", None) is not None
-    return found == (way == "small batch")
 
 
 @pytest.mark.parametrize("size", SIZES)
@@ -97,37 +102,45 @@ def test_values_and_gradients_are_those_of_the_equations(way: str, scale: float,
 
 
 @pytest.mark.parametrize("reduction", ["batch", "mean", "sum", "none"])
-@pytest.mark.parametrize("options", [{}, {"weight": WEIGHT}, {"ignore_index": 1}], ids=["plain", "weight", "ignore"])
-@pytest.mark.filterwarnings("ignore:HRLoss")
-def test_every_reduction_and_option_is_as_plain(way: str, options: dict[str, Any], reduction: str) -> None:
+@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
+@every_kind
+def test_every_kind_of_label_option_and_reduction_is_as_the_reference(
+    way: str, kind: str, options: dict[str, Any], reduction: str
+) -> None:
     logits, labels = batch()
-    for alpha in ALPHAS:
-        compare(logits, labels, alpha=alpha, reduction=reduction, **options)
-    value = hr_loss(logits.requires_grad_(), labels, reduction=reduction)  # type: ignore[arg-type]
-    assert is_way(way, value)
+    target, more = as_target(KINDS[kind][0], labels), KINDS[kind][1]
+    for alpha in (0.5, 1.0, 1.6, 50.0):
+        compare(logits, target, alpha=alpha, reduction=reduction, **options, **more)
+    value = hr_loss(logits.requires_grad_(), target, reduction=reduction, **options, **more)  # type: ignore[arg-type]
+    assert type(value.grad_fn).__name__ == ("_CompiledBackward" if way == "compiled" else "_FusedBackward")
 
 
-def test_shapes_are_those_of_cross_entropy(way: str) -> None:
+@every_kind
+@pytest.mark.parametrize("reduction", ["batch", "none"])
+def test_dense_logits_are_as_the_reference_in_any_memory_format(way: str, reduction: str, kind: str) -> None:
     logits, labels = batch(24)
-    for shape in ((24, 5), (2, 3, 4, 5), (6, 4, 5)):
-        z, y = logits.reshape(shape).movedim(-1, 1), labels.reshape(shape[:-1])
-        for reduction in ("batch", "none"):
-            value, gradient = value_and_gradient(hr_loss, z, y, reduction=reduction)
-            expected, expected_gradient = value_and_gradient(plain, z, y, reduction=reduction)
-            assert value.shape == (y.shape if reduction == "none" else ())
+    target, options = as_target(KINDS[kind][0], labels), KINDS[kind][1]
+    for shape in ((24, 5), (2, 3, 4, 5), (6, 4, 5), (24, 1, 5), (1, 24, 5)):
+        z = logits.reshape(shape).movedim(-1, 1)
+        y = target.reshape(shape[:-1]) if target.ndim == 1 else target.reshape(shape).movedim(-1, 1)
+        expected, by_logits = value_and_gradient(reference, z, y, reduction=reduction, **options)
+        for each in (z, z.contiguous()):
+            value, gradient = value_and_gradient(hr_loss, each, y, reduction=reduction, **options)
+            assert value.shape == (shape[:-1] if reduction == "none" else ())
             close(value, expected)
-            close(gradient, expected_gradient, atol=1e-15)
-    close(hr_loss(logits[0], labels[0]), plain(logits[0], labels[0]))
+            close(gradient, by_logits, atol=1e-15)
+    close(hr_loss(logits[0], target[0], **options), reference(logits[0], target[0], **options))
 
 
-def test_logits_need_not_lie_in_order(way: str) -> None:
+def test_logits_and_labels_need_not_be_contiguous(way: str) -> None:
     logits, labels = batch(8)
     spread = torch.empty(5, 16, dtype=torch.float64).T[::2]
     spread.copy_(logits)
     twice = labels.repeat_interleave(2)[::2]
     assert not spread.is_contiguous()
     assert not twice.is_contiguous()
-    close(value_and_gradient(hr_loss, spread, twice)[1], value_and_gradient(plain, logits, labels)[1], atol=1e-15)
+    expected = value_and_gradient(reference, logits, labels)[1]
+    close(value_and_gradient(hr_loss, spread, twice)[1], expected, atol=1e-15)
 
 
 @pytest.mark.parametrize("size", SIZES)
@@ -178,46 +191,128 @@ def test_an_index_out_of_range_is_an_error(way: str) -> None:
 
 
 @pytest.mark.parametrize("reduction", ["batch", "none"])
-@pytest.mark.parametrize("way", ["small batch", "at once", "in blocks"], indirect=True)
-def test_second_derivatives_are_the_plain_ones(way: str, reduction: str) -> None:
+@pytest.mark.parametrize("way", WAYS[:3], indirect=True)
+@every_kind
+def test_second_derivatives_are_those_of_the_reference(way: str, reduction: str, kind: str) -> None:
     logits, labels = batch(4)
+    target, options = as_target(KINDS[kind][0], labels), KINDS[kind][1]
 
     def twice(loss: Loss) -> Tensor:
         leaf = logits.detach().requires_grad_()
-        (first,) = torch.autograd.grad(loss(leaf, labels, reduction=reduction).sum(), leaf, create_graph=True)
+        (first,) = torch.autograd.grad(
+            loss(leaf, target, reduction=reduction, **options).sum(), leaf, create_graph=True
+        )
         return torch.autograd.grad(first.square().sum(), leaf)[0]
 
-    close(twice(hr_loss), twice(plain), atol=1e-15)
+    close(twice(hr_loss), twice(reference), atol=1e-15)
+
+
+@every_kind
+@pytest.mark.parametrize("reduction", ["batch", "none"])
+def test_many_gradients_may_be_taken_in_one_pass(way: str, reduction: str, kind: str) -> None:
+    logits, labels = batch()
+    target, options = as_target(KINDS[kind][0], labels), KINDS[kind][1]
+    leaf = logits.requires_grad_()
+    value = hr_loss(leaf, target, reduction=reduction, **options)  # type: ignore[arg-type]
+    by = torch.linspace(-1.0, 2.0, 3 * value.numel(), dtype=torch.float64).reshape(3, *value.shape)
+    (together,) = torch.autograd.grad(value, leaf, by, is_grads_batched=True, retain_graph=True)
+    for each, gradient in zip(by, together, strict=True):
+        close(gradient, torch.autograd.grad(value, leaf, each, retain_graph=True)[0], atol=1e-15)
 
 
 @pytest.mark.parametrize("reduction", ["batch", "none"])
-def test_a_graph_can_be_gone_back_through_again(way: str, reduction: str) -> None:
+def test_a_retained_graph_may_be_differentiated_again(way: str, reduction: str) -> None:
     logits, labels = batch()
     leaf = logits.requires_grad_()
     value = hr_loss(leaf, labels, reduction=reduction)  # type: ignore[arg-type]
     by = torch.ones_like(value)
     (first,) = torch.autograd.grad(value, leaf, by, retain_graph=True)
-    kept = first.clone()
+    copy = first.clone()
     first.zero_()
     (second,) = torch.autograd.grad(value, leaf, by, retain_graph=True)
-    assert torch.equal(second, kept)
-    close(torch.autograd.grad(value, leaf, 3 * by)[0], 3 * kept)
+    assert torch.equal(second, copy)
+    close(torch.autograd.grad(value, leaf, 3 * by)[0], 3 * copy)
 
 
-def test_larger_batches_are_left_to_torch(monkeypatch: pytest.MonkeyPatch) -> None:
+# The graph: what it holds and for how long
+
+
+@every_kind
+def test_a_second_backward_without_retain_graph_is_an_error_as_for_cross_entropy(way: str, kind: str) -> None:
     logits, labels = batch()
-    monkeypatch.setattr(small_batch, "LARGEST", logits.numel())
-    assert is_way("small batch", hr_loss(logits.requires_grad_(), labels))
-    monkeypatch.setattr(small_batch, "LARGEST", logits.numel() - 1)
-    assert is_way("at once", hr_loss(logits, labels))
+    leaf = logits.requires_grad_()
+    loss = hr_loss(leaf, as_target(KINDS[kind][0], labels), **KINDS[kind][1])
+    loss.backward()
+    with pytest.raises(RuntimeError, match="second time"):
+        loss.backward()
 
 
-@pytest.mark.filterwarnings("ignore:.torch.jit.trace. is deprecated:FutureWarning", "ignore::torch.jit.TracerWarning")
-@pytest.mark.parametrize("trace", [make_fx, torch.jit.trace], ids=["make_fx", "jit"])
-def test_a_recorded_program_does_not_take_the_loss_for_a_constant(trace: Any) -> None:
+def test_nothing_is_held_after_backward(way: str) -> None:
     logits, labels = batch()
-    if trace is make_fx:
-        recorded = make_fx(lambda z: hr_loss(z, labels))(logits)
-    else:
-        recorded = torch.jit.trace(lambda z: hr_loss(z, labels), logits, check_trace=False)
-    close(recorded(2 * logits), hr_loss(2 * logits, labels))
+    leaf = logits.requires_grad_()
+    loss = hr_loss(leaf * 1, labels)
+    loss.backward()
+    assert not [value for value in vars(loss.grad_fn).values() if isinstance(value, Tensor)]
+    with pytest.raises(RuntimeError, match="already been freed"):
+        _ = loss.grad_fn.saved_tensors  # type: ignore[union-attr]
+
+
+@every_kind
+@pytest.mark.parametrize("buffer", ["labels", "logits", "weight"])
+def test_a_buffer_refilled_before_backward_is_noticed(way: str, kind: str, buffer: str) -> None:
+    logits, labels = batch()
+    z, target, weight = logits.requires_grad_() * 1, as_target(KINDS[kind][0], labels).clone(), WEIGHT.clone()
+    loss = hr_loss(z, target, weight=weight, **KINDS[kind][1])
+    filled = {"labels": target, "logits": z, "weight": weight}[buffer]
+    with torch.no_grad():
+        filled.copy_(filled.flip(0))
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int32], ids=str)
+def test_labels_that_are_cast_are_copied(way: str, dtype: torch.dtype) -> None:
+    # The gradient of a refilled buffer is then that of the labels that the loss was computed of.
+    logits, labels = batch()
+    expected = value_and_gradient(hr_loss, logits, labels)[1]
+    leaf, buffer = logits.requires_grad_(), labels.to(dtype)
+    loss = hr_loss(leaf, buffer)
+    buffer.zero_()
+    assert torch.equal(torch.autograd.grad(loss, leaf)[0], expected)
+
+
+def test_a_graph_of_large_logits_notices_it_as_well() -> None:
+    logits, labels = torch.randn(300_000, 5, requires_grad=True), torch.randint(5, (300_000,))
+    loss = hr_loss(logits, labels)
+    labels.add_(1).remainder_(5)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()
+
+
+# Extremes
+
+
+@pytest.mark.parametrize("classes", [2, 1000, 50_000])
+def test_all_logits_equal_is_the_uniform_distribution(way: str, classes: int) -> None:
+    value, gradient = value_and_gradient(hr_loss, torch.zeros(2, classes), torch.tensor([0, classes - 1]))
+    close(value, 2 * math.log(classes))
+    close(gradient[0, 0], (1 / classes - 1) / 2)
+
+
+@pytest.mark.parametrize("margin", [20.0, 40.0, 80.0])
+def test_a_one_hot_row_keeps_the_precision_of_its_index_at_large_margins(way: str, margin: float) -> None:
+    logits = torch.tensor([[margin, 0.0, -1.0]])
+    value, gradient = value_and_gradient(hr_loss, logits, torch.tensor([[1.0, 0.0, 0.0]]))
+    close(value, oracle.hr_loss(logits, [0], 1.6))
+    close(gradient, oracle.gradient(logits, [0], 1.6))
+
+
+@pytest.mark.parametrize("alpha", [0.5, 1.0, 1.6, 50.0])
+@pytest.mark.parametrize("kind", ["smoothing", "soft"])
+def test_distributions_of_any_logits_are_those_of_the_equations(way: str, kind: str, alpha: float) -> None:
+    for scale in (0.1, 10.0, 1000.0):
+        logits, labels = batch(scale=scale)
+        target, options = as_target(KINDS[kind][0], labels), KINDS[kind][1]
+        for dtype in (torch.float64, torch.float32):
+            value = hr_loss(logits.to(dtype), target.to(dtype) if kind == "soft" else target, alpha=alpha, **options)
+            close(value, oracle.hr_loss(logits, target, alpha, **options))
