@@ -92,9 +92,20 @@ DOORS = {
     "PGD": lambda c, x, y: ProjectedGradientDescent(c, **ATTACK).generate(x, y),
     "Auto-PGD": lambda c, x, y: AutoProjectedGradientDescent(c, **ATTACK).generate(x, y),
     "worst_case": lambda c, x, y: art_hrloss.worst_case(c, x, y, eps=0.1, attacks={}),
+    "error_bounds": art_hrloss.error_bounds,
+    "report": lambda c, x, y: art_hrloss.gradient_masking_report(c, x, y, eps=0.1, max_iter=1, square_iter=0),
+    "Square": lambda c, x, y: art_hrloss.SquareAttack(c, max_iter=1, verbose=False).generate(x, y),
 }
-# Where None means the classifier's predictions; and where ART makes an array of a list, in front of the parser.
-NOT_WRONG = {("FGSM", "None"), ("PGD", "None"), ("Auto-PGD", "None"), ("fit", "ragged")}
+# Where None means the classifier's predictions; where ART makes an array of a list, in front of the parser; and where
+# a row of 0 is an example without weight.
+NOT_WRONG = {
+    ("FGSM", "None"),
+    ("PGD", "None"),
+    ("Auto-PGD", "None"),
+    ("Square", "None"),
+    ("fit", "ragged"),
+    ("error_bounds", "a row of 0"),
+}
 
 
 @pytest.fixture(scope="module")

@@ -8,12 +8,16 @@ import pytest
 import torch
 from torch import nn
 
-from art_hrloss import worst_case
+from art_hrloss import error_bounds, gradient_masking_report, worst_case
 from art_hrloss._preconditions import checked_evaluation
 
 VERDICTS = {
     "checked_evaluation": checked_evaluation,
     "worst_case": lambda classifier, x, y: worst_case(classifier, x, y, eps=0.1, attacks={}),
+    "error_bounds": error_bounds,
+    "gradient_masking_report": lambda classifier, x, y: gradient_masking_report(
+        classifier, x, y, eps=0.1, max_iter=1, square_iter=0, noise_draws=1
+    ),
 }
 
 
