@@ -8,7 +8,7 @@ The HR loss, conditional entropy plus a Renyi divergence, for the Adversarial Ro
 * :func:`error_bounds`: Proposition 1; more in :mod:`art_hrloss.bounds`
 """
 
-from art_hrloss._views import attack_view
+from art_hrloss._attack_view import attack_view
 from art_hrloss.attacks import (
     AutoProjectedGradientDescent,
     FastGradientMethod,

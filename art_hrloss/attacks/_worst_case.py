@@ -10,9 +10,9 @@ from art.attacks.attack import EvasionAttack
 from art.attacks.evasion import AutoAttack, AutoConjugateGradient, HopSkipJump, RescalingAutoConjugateGradient
 from art.estimators.classification import PyTorchClassifier
 
+from art_hrloss._attack_view import as_hr_classifier
 from art_hrloss._context import modes_kept, seeded
 from art_hrloss._preconditions import checked_evaluation
-from art_hrloss._views import as_hr_classifier
 from art_hrloss.attacks._auto_pgd import AutoProjectedGradientDescent
 from art_hrloss.attacks._constraints import Images, Labels, check_eps, feasible, norm_order
 from art_hrloss.attacks._gradient import ProjectedGradientDescent
