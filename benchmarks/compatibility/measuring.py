@@ -31,8 +31,9 @@ class NegatedHRLoss(HRLoss):
     """The loss with the opposite gradients: whatever follows the loss goes the other way."""
 
     def forward(self, input: Tensor, target: Tensor) -> Tensor:
-        """As HRLoss, negated."""
-        return -super().forward(input, target)
+        """Return the negated HR loss."""
+        loss: Tensor = super().forward(input, target)
+        return -loss
 
 
 HR = Victim(HRLoss(), HRLoss())
