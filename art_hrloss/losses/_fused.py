@@ -8,7 +8,7 @@ p the divergence is ``log1p(s) + log(sum_k exp(x_k)) / (alpha - 1)`` with ``x_k 
 z_k, the entropy has the derivative ``- q_k (w_k + t)`` and the divergence ``q_k - r_k``, where r is the softmax of x
 (for a class index: the one-hot vector of the label).
 
-The gradient of up to 2^20 elements is computed with the loss. Beyond that only the inputs and three or five numbers per
+The gradient of up to 2^16 elements is computed with the loss. Beyond that only the inputs and three or five numbers per
 example are stored, and on a CPU both passes take a block of examples at a time, which stays in the cache. The class
 dimension stays where it is, so dense logits are not copied. A column is a tensor with a class dimension of size 1.
 """
@@ -28,7 +28,7 @@ from art_hrloss.losses._validation import LossOptions
 # Elements that a thread of the CPU takes at a time: enough to hide the cost of a call, few enough for its cache.
 _BLOCK = 1 << 17
 # Elements up to which the gradient is computed together with the loss, from what lies in the cache.
-_IN_ADVANCE = 1 << 20
+_IN_ADVANCE = 1 << 16
 # Stands for w = -inf: exp(w) is 0 as well, but 0 times w is no NaN. A divergence as large as this makes it is infinite.
 _FAR, _IMPOSSIBLE, _LEAST = -1e30, 1e20, 1e-30
 # Orders alpha - 1 nearer to 0, but not 0, magnify the rounding of log(sum_k exp(x_k)); the reference does not.
@@ -170,15 +170,15 @@ class _Batch:
             peak = rows.amax(1, keepdim=True)
             w = rows - peak
             of_labels = [w.gather(1, labels).neg_()] if self.by_index else []
-            q = w.exp()
             if not known:
                 w.clamp_(min=_FAR)
-            others, excess, spare = _sums(w, q, keep=in_advance or not self.by_index)
+            memory = w.exp()
+            others, excess = _sums(w, memory)
             if known and math.isnan(excess.sum().item()):  # a logit is -inf or no number
                 finite, w = False, (rows - peak).clamp_(min=_FAR)
-                excess = (w * q).sum(1, keepdim=True)
+                excess = _sums(w, torch.exp(w, out=memory))[1]
             if not self.by_index:
-                powers, *of_labels = self._powers(w, labels, spare)
+                powers, *of_labels = self._powers(w, labels, memory)
             columns = self._stored(columns, block, (peak, others, excess, *of_labels))
         peak, others, excess, surprise, *label_mass = columns
         surprise, log_sum, mass = self._surprise(surprise, label_mass[0] if label_mass else mass)
@@ -189,7 +189,9 @@ class _Batch:
         slope = torch.mul(scale, -by_entropy, out=others)
         constant = torch.sub(scale.mul_(by_label), excess.mul_(slope), out=excess)
         if in_advance:
-            r = None if log_sum is None else powers.mul_(by_label / powers.sum(1, keepdim=True).clamp_(min=_LEAST))
+            q, r = torch.exp(w, out=memory if self.by_index else None), None
+            if log_sum is not None:
+                r = powers.mul_(by_label / powers.sum(1, keepdim=True).clamp_(min=_LEAST))
             return loss, self._gradient_of(w.mul_(slope), q, self.labels, constant, r, spare=r), finite
         if log_sum is None:
             return loss, columns[:3] if isinstance(columns, Tensor) else torch.stack(columns[:3]), finite
@@ -200,22 +202,29 @@ class _Batch:
         """Return the gradient of the loss times a number, or times a column."""
         if not self.soft:
             self.labels = self.labels.masked_fill(self.labels == self.options.ignore_index, 0)
-        slope, constant, *by_label = (column * by_loss for column in (*columns[1:3], *columns[4:]))
+        # Without the peak, and log_sum, each is in proportion to the loss.
+        parts = [column if i in (0, 3) else column * by_loss for i, column in enumerate(columns)]
         whole: Tensor | None = None
         for block in self._blocks():
-            w, labels = _at(self.rows, block) - _at(columns[0], block), _at(self.labels, block)
-            if not finite:
-                w.clamp_(min=_FAR)
-            r = None
-            if by_label:
-                r = self._exponents(w, labels)[0].sub_(_at(columns[3], block)).exp_() * _at(by_label[0], block)
-            part = self._gradient_of(_at(slope, block) * w, w.exp_(), labels, _at(constant, block), r)
+            part = self._gradient_of_block(block, finite, *(_at(column, block) for column in parts))
             if not block:
                 return part
             if whole is None:  # made from a part, because torch may take many gradients at once (is_grads_batched=True)
                 whole = part.new_empty(self.rows.shape)
             whole[block].copy_(part)
+            del part
         return whole  # type: ignore[return-value]  # there is at least one block
+
+    def _gradient_of_block(
+        self, block: Block, finite: bool, peak: Tensor, slope: Tensor, constant: Tensor, *of_labels: Tensor
+    ) -> Tensor:
+        w, labels, r = _at(self.rows, block) - peak, _at(self.labels, block), None
+        if not finite:
+            w.clamp_(min=_FAR)
+        if of_labels:
+            log_sum, by_label = of_labels
+            r = self._exponents(w, labels)[0].sub_(log_sum).exp_() * by_label
+        return self._gradient_of(slope * w, w.exp_(), labels, constant, r)
 
     def _gradient_of(
         self,
@@ -288,9 +297,9 @@ class _Batch:
         x = torch.sub(off.log_().mul_(alpha).view(column), w, alpha=self.order, out=out)
         return (x.scatter_(1, labels, on[labels].sub_(w.gather(1, labels), alpha=self.order)),)
 
-    def _powers(self, w: Tensor, labels: Tensor, spare: Tensor) -> tuple[Tensor, ...]:
+    def _powers(self, w: Tensor, labels: Tensor, out: Tensor) -> tuple[Tensor, ...]:
         """Return r up to a factor; ``log(sum_k exp(x_k))``, or p's mean of ``log p - w`` at alpha = 1; and the mass."""
-        x, *mass = self._exponents(w, labels, spare)
+        x, *mass = self._exponents(w, labels, out)
         if self.order == 0:
             powers = x.exp()
             return powers, x.clamp_(min=_FAR).sub_(w).mul_(powers).sum(1, keepdim=True), *mass
@@ -333,11 +342,9 @@ def _at(values: Tensor, block: Block) -> Tensor:
     return values[block] if block else values
 
 
-def _sums(w: Tensor, q: Tensor, *, keep: bool) -> tuple[Tensor, Tensor, Tensor]:
-    """Return s, the sum of w exp(w), and spare memory, from w and exp(w); w is overwritten unless it is to be kept."""
+def _sums(w: Tensor, q: Tensor) -> tuple[Tensor, Tensor]:
+    """Return s and the sum of w exp(w), from w and exp(w), which is overwritten."""
     total = q.sum(1, keepdim=True)
-    product = w * q if keep else w.mul_(q)
-    excess = product.sum(1, keepdim=True)
     # At the largest logits q is 1, and elsewhere only where it differs from 1 by rounding: frac leaves the others.
-    others = torch.frac(q, out=product).sum(1, keepdim=True)
-    return total.sub_(others).round_().sub_(1).add_(others), excess, product
+    others = q.frac_().sum(1, keepdim=True)
+    return total.sub_(others).round_().sub_(1).add_(others), q.mul_(w).sum(1, keepdim=True)

@@ -117,24 +117,28 @@ def mean_and_shares(
         log_weights = weights.log() if log_weights is None else log_weights
         used = ~log_weights.isneginf()
         finite = torch.where(used, values, 0.0)
-    if order == 0:
-        weighted = share * finite
-        if used is not None:  # a weight may underflow to 0, but an infinite value of it makes the mean infinite
-            weighted = torch.where(used & values.isinf(), values, weighted)
-        return sums.total(weighted), share
+
+    def mean(values: Tensor) -> Tensor:
+        return sums.total(values) * share if weights is None else sums.total(share * values)
+
+    if order == 0 and weights is None:
+        return mean(values), share
+    if order == 0:  # a weight may underflow to 0, but an infinite value of it makes the mean infinite
+        return sums.total(torch.where(used & values.isinf(), values, share * finite)), share
     exponents = order * finite
-    centre = sums.total(share * exponents.detach())
+    centre = mean(exponents.detach())
     if known:
-        distances = exponents - centre
-        excess = sums.total(share * distances.expm1())
+        exponents.sub_(centre)
+        excess = mean(exponents.expm1())
         if excess.item() < math.exp(_NO_OVERFLOW):
             log_mean = excess.log1p_()
-            return centre.add_(log_mean).div_(order), distances.sub_(log_mean).exp_().mul_(share)
+            return centre.add_(log_mean).div_(order), exponents.sub_(log_mean).exp_().mul_(share)
+        exponents = order * finite
     lead = sums.largest(exponents if used is None else torch.where(used, exponents, -math.inf))
     near = lead - centre < _NO_OVERFLOW
     centre = torch.where(near, centre, _finite(lead))
     exponents = exponents - centre if used is None else torch.where(used, exponents - centre, 0.0)
-    excess = sums.total(share * exponents.clamp(max=_NO_OVERFLOW).expm1())
+    excess = mean(exponents.clamp(max=_NO_OVERFLOW).expm1())
     # A weight may underflow, but not the product of it and the power: the powers are weighted in log space.
     powers = exponents + (math.log(share) if log_weights is None else log_weights)
     top = _finite(sums.largest(powers))

@@ -294,11 +294,34 @@ def test_library_that_fails_says_so(subject: Subject, monkeypatch: pytest.Monkey
 def test_loss_that_cannot_be_compiled_says_so() -> None:
     """The others are measured all the same."""
     with torch.compiler.set_stance("fail_on_recompile"):
-        readings = losses.measure((16, 10), losses.Place(CPU, 1), Settings(Path(), quick=True))
+        readings = losses.measure(losses.Workload((16, 10)), losses.Place(CPU, 1), Settings(Path(), quick=True))
     (table,) = losses.findings(readings).tables
     cells = {cells[1]: cells[2:] for cells in table.rows}
     assert cells[losses.HR_COMPILED] == ("fails: RuntimeError", "-", "-", "-")
     assert "-" not in cells[losses.HR][:2]
+
+
+@pytest.mark.parametrize("workload", [*losses.HARD, *losses.OTHERS, *losses.QUICK], ids=str)
+def test_losses_are_compared_with_the_same_options(workload: losses.Workload) -> None:
+    """Both take the weight, the smoothing and the labels of the case; "plain" is the same loss as HR."""
+    small = replace(workload, shape=(8, min(workload.shape[1], 20), *(3 for _ in workload.shape[2:])))
+    logits, target = losses.example(small.shape, CPU, small.kind)
+    values = {name: loss(logits, target) for name, loss in losses.eager(small).items()}
+    ours, theirs = losses.eager(small)[losses.HR], losses.eager(small)[losses.CE]
+    assert (ours.label_smoothing, ours.reduction) == (theirs.label_smoothing, "batch")
+    assert (ours.weight is None) == (theirs.weight is None) == (workload.kind != "weights")
+    assert target.is_floating_point() == (workload.kind == "soft")
+    if losses.PLAIN in values:
+        torch.testing.assert_close(values[losses.PLAIN], values[losses.HR], rtol=1e-5, atol=0)
+
+
+def test_training_steps_begin_with_the_same_weights() -> None:
+    network = losses.NETWORKS[0]
+    first = [network.step(nn.CrossEntropyLoss(), CPU)() for _ in range(2)]
+    assert torch.equal(*first)
+    step = network.step(losses.plain_hr, CPU)
+    torch.testing.assert_close(step(), network.step(HRLoss(losses.ALPHA), CPU)(), rtol=1e-5, atol=0)
+    assert step() < network.step(losses.plain_hr, CPU)()  # it learns
 
 
 # ------------------------------------------------------------------------------------------------- subjects and machine
@@ -404,7 +427,7 @@ def test_quick_run_writes_all(tmp_path: Path, capsys: pytest.CaptureFixture[str]
         assert f"--part {part}`." in page
         assert "Machine: " in page
         assert (readings.query("quantity == 'seconds'")["median"].dropna() > 0).all()
-        assert readings["case"].nunique() == {"loss": 4, "attacks": 6, "growth": 4, "training": 6}[part]
+        assert readings["case"].nunique() == {"loss": 6, "attacks": 6, "growth": 4, "training": 6}[part]
         for case in readings["case"].unique():
             assert f"| {case} |" in page
     attack_readings = pd.read_csv(tmp_path / "attacks.csv")

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
+from torch.fx.experimental.proxy_tensor import make_fx
 
 from art_hrloss import HRLoss, hr_loss
 
@@ -186,6 +187,70 @@ def test_to_moves_the_weight_and_nothing_else() -> None:
     value = loss(logits.double(), labels)
     assert value.dtype == torch.float64
     assert torch.equal(value, hr_loss(logits.double(), labels, weight=WEIGHT.double()))
+
+
+# Where torch takes a loss
+
+
+def test_numpy_numbers_are_numbers() -> None:
+    logits, labels = data()
+    loss = HRLoss(np.float64(1.5), label_smoothing=np.float32(0.25))  # type: ignore[arg-type]
+    assert torch.equal(loss(logits, labels), hr_loss(logits, labels, alpha=1.5, label_smoothing=0.25))
+    assert repr(loss) == "HRLoss(alpha=1.5, reduction='batch', label_smoothing=0.25)"
+
+
+@every_setting
+def test_on_the_meta_device_only_shapes_are_computed(settings: dict[str, Any]) -> None:
+    logits, labels = data()
+    expected = HRLoss(**settings)(logits, labels)
+    with torch.device("meta"):
+        weight = {"weight": torch.tensor(WEIGHT.tolist())} if "weight" in settings else {}
+        loss = HRLoss(**settings | weight)
+    z = logits.to("meta").requires_grad_()
+    value = loss(z, labels.to("meta"))
+    value.sum().backward()
+    assert (value.device.type, value.shape, value.dtype) == ("meta", expected.shape, expected.dtype)
+    assert z.grad.shape == logits.shape  # type: ignore[union-attr]
+    assert repr(loss).startswith("HRLoss(")
+
+
+class Model(torch.nn.Module):
+    """A layer and its loss."""
+
+    def __init__(self, settings: dict[str, Any]) -> None:
+        super().__init__()
+        self.layer, self.loss = torch.nn.Linear(3, 3), HRLoss(**settings)
+
+    def forward(self, features: Tensor, labels: Tensor) -> Tensor:
+        """The loss of the layer's outputs."""
+        return self.loss(self.layer(features), labels)  # type: ignore[no-any-return]
+
+
+RECORDERS: dict[str, Callable[..., Any]] = {
+    "fx": lambda model, *_: torch.fx.symbolic_trace(model),
+    "make_fx": lambda model, *inputs: make_fx(model)(*inputs),
+    "jit.trace": lambda model, *inputs: torch.jit.trace(model, inputs, check_trace=False),
+    "jit.script": lambda model, *_: torch.jit.script(model),
+    "export": lambda model, *inputs: torch.export.export(model, inputs).module(),
+}
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning", "ignore::UserWarning")
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
+@pytest.mark.parametrize("record", RECORDERS.values(), ids=RECORDERS)
+@every_setting
+def test_a_recorded_model_computes_the_loss_of_new_data(settings: dict[str, Any], record: Callable[..., Any]) -> None:
+    features, labels = data()
+    model = Model(settings)
+    recorded = record(model, features, labels)
+    new = 2 * features, labels.flip(0)
+    torch.testing.assert_close(recorded(*new), model(*new), rtol=1e-5, atol=0)
+
+
+def test_a_weight_on_another_device_is_named() -> None:
+    logits, labels = data()
+    with pytest.raises(RuntimeError, match="expected weight on cpu, the device of the logits, but got meta"):
+        HRLoss(weight=torch.ones(3, device="meta"))(logits, labels)
 
 
 # The warning
