@@ -43,8 +43,11 @@ def checked_evaluation(classifier: PyTorchClassifier, x: Any, y: Any, *, batch_s
     :param batch_size: Images per prediction.
     :raises ValueError: If there is no image; if images are not finite or outside clip_values; if labels are no classes;
             if logits are not finite, not one per class, or probabilities; or if the network is random in evaluation
-            mode. The message names the remedy.
+            mode, or its logits depend on the other images of a batch. The message names the remedy.
+    :raises TypeError: If the classifier is no PyTorchClassifier.
     """
+    if not isinstance(classifier, PyTorchClassifier):
+        raise TypeError(f"expected a PyTorchClassifier or HRClassifier, but got {type(classifier).__name__}")
     images = checked_images(classifier, x)
     labels = class_indices(y, n=len(images), classes=classifier.nb_classes).cpu().numpy()
     return Evaluation(images, labels, checked_logits(classifier, images, batch_size=batch_size))
@@ -53,10 +56,12 @@ def checked_evaluation(classifier: PyTorchClassifier, x: Any, y: Any, *, batch_s
 def checked_images(classifier: PyTorchClassifier, x: Any) -> Images:
     """Return images as float32; raise unless there are any, finite and inside the classifier's clip_values."""
     images = as_array(x) if isinstance(x, torch.Tensor) else np.asarray(x)
-    if images.ndim < 2 or len(images) == 0 or images.dtype.kind not in "fiub":
+    shape = tuple(classifier.input_shape)
+    if len(images.shape) != len(shape) + 1 or len(images) == 0 or images.dtype.kind not in "fiub":
+        expected = ", ".join(map(str, ("n", *shape)))
         raise ValueError(
-            f"expected at least one image, an array of numbers of shape (n, *{tuple(classifier.input_shape)}), but got "
-            f"{images.dtype} of shape {images.shape}"
+            f"expected at least one image, an array of numbers of shape ({expected}), but got {images.dtype} of shape "
+            f"{images.shape}"
         )
     with np.errstate(over="ignore"):  # float64 beyond float32 turns infinite, and so is refused
         images = images.astype(np.float32)
@@ -78,13 +83,18 @@ def checked_images(classifier: PyTorchClassifier, x: Any) -> Images:
 
 
 def checked_logits(classifier: PyTorchClassifier, images: Images, *, batch_size: int = 128) -> npt.NDArray[np.float32]:
-    """Return the classifier's logits, shape ``(n, M)``; raise unless they are finite logits, and the same again."""
+    """Return the classifier's logits, shape ``(n, M)``; raise unless they are finite, and the same in other batches."""
+    if batch_size < 1:
+        raise ValueError(f"expected batch_size to be at least 1, but got {batch_size}")
+    # The second time each image has other neighbours: the batch must not decide about it.
+    sizes = batch_size, max(1, min(batch_size, len(images)) * 2 // 3)
     with modes_kept(classifier.model):
-        logits, again = (np.asarray(classifier.predict(images, batch_size=batch_size)) for _ in range(2))
+        logits, again = (np.asarray(classifier.predict(images, batch_size=size)) for size in sizes)
     if logits.shape != (len(images), classifier.nb_classes):
+        single = ": give a network of one output a second one, of constant 0" if logits.shape[1:] == (1,) else ""
         raise ValueError(
             f"expected predictions of shape ({len(images)}, {classifier.nb_classes}), one logit per class, but got "
-            f"{logits.shape}: give a network of one output a second one, of constant 0"
+            f"{logits.shape}{single}"
         )
     if not np.isfinite(logits).all():
         raise ValueError(
@@ -99,7 +109,8 @@ def checked_logits(classifier: PyTorchClassifier, images: Images, *, batch_size:
     if np.abs(again - logits).max() > ROUNDING * np.abs(logits).max():
         raise ValueError(
             "expected a network that is deterministic in evaluation mode, but two predictions of the same images "
-            "differ: one draw proves nothing. Switch its randomness off, or attack in expectation: a network whose "
-            "forward averages the logits over many draws from a generator that it seeds itself"
+            "differ. If it is random, one draw proves nothing: switch the randomness off, or attack in expectation, a "
+            "network whose forward averages the logits over many draws from a generator that it seeds itself. If it "
+            "normalises by the statistics of the batch, let batch normalisation use its running ones"
         )
     return logits

@@ -150,13 +150,24 @@ class HRClassifier(AnyDtypeClassifier):
                 leaf = inputs.requires_grad_(gradient)
             logits = self._model(inputs)[-1]
             losses = reduced(self.attack_loss if loss is None else loss, logits, targets, "none")
-            slope = torch.autograd.grad(losses.sum(), leaf)[0] if gradient else None
+            slope = self._slope(losses, leaf) if gradient else None
         if slope is not None and not self.all_framework_preprocessing:  # by the steps' own estimates
             slope = torch.as_tensor(self._apply_preprocessing_gradient(as_array(images), as_array(slope))).to(leaf)
         point = Point(losses.detach(), logits.detach(), slope)
         for observer in self._observers:
             observer(x, labels, point)
         return point
+
+    @staticmethod
+    def _slope(losses: Tensor, leaf: Tensor) -> Tensor:
+        """Return the gradient of the summed losses by the images."""
+        slope = torch.autograd.grad(losses.sum(), leaf, allow_unused=True)[0] if losses.requires_grad else None
+        if slope is None:
+            raise ValueError(
+                "expected a network that is differentiable by its images, but got one through which no gradient flows: "
+                "attack it by SquareAttack, or give it a differentiable stand-in for the step without gradient (BPDA)"
+            )
+        return slope
 
     @contextmanager
     def attacking(self) -> Iterator[None]:
@@ -211,6 +222,7 @@ class HRClassifier(AnyDtypeClassifier):
         :raises ValueError: If the labels fit no form, or the attack loss does not give one value per example.
         """
         self._check_kind(x)
+        x = x if isinstance(x, Tensor) else np.asarray(x)
         labels = self.attack_labels(y, len(x))
         with in_mode(self.model, training_mode, backward=True):
             slope = self.evaluate(x if isinstance(x, Tensor) else self._to_network(x), labels).slope
@@ -266,8 +278,11 @@ class HRClassifier(AnyDtypeClassifier):
         :param batch_size: Images per step.
         :param nb_epochs: Passes over the images.
         :param kwargs: ART's: `training_mode`, `drop_last`, `scheduler`, `verbose`.
-        :raises ValueError: If the labels fit no form: ART's own would train with label -1 as the last class.
+        :raises ValueError: If the labels fit no form, where ART's own would take label -1 for the last class; or if
+                images are not finite.
         """
+        if np.asarray(x).dtype.kind == "f" and not np.isfinite(x).all():
+            raise ValueError("expected images to be finite, but got NaN or infinity, which would spoil the weights")
         rows = label_rows(y, n=len(x), classes=self.nb_classes)
         super().fit(x, as_array(rows), batch_size=batch_size, nb_epochs=nb_epochs, **kwargs)
 

@@ -157,3 +157,17 @@ def test_nothing_of_the_classifier_is_changed(hr_classifier, network, batch, bui
     for name, value in network.state_dict().items():
         assert torch.equal(value, state[name])
     np.testing.assert_array_equal(x, images)
+
+
+@pytest.mark.parametrize("verdict", VERDICTS.values(), ids=VERDICTS)
+def test_a_network_whose_logits_depend_on_the_batch_is_refused(hr_classifier, network, batch, verdict):
+    normalised = nn.Sequential(network, nn.BatchNorm1d(10, affine=False, track_running_stats=False))
+    with pytest.raises(ValueError, match="statistics of the batch"):
+        verdict(hr_classifier(network=normalised), *batch)
+
+
+def test_what_is_no_classifier_of_pytorch_is_refused(network, batch):
+    with pytest.raises(TypeError, match="PyTorchClassifier"):
+        checked_evaluation(network, *batch)
+    with pytest.raises(TypeError, match="PyTorchClassifier"):
+        worst_case(network, *batch, eps=0.1)

@@ -45,7 +45,8 @@ class AutoProjectedGradientDescent(LossAttack, evasion.AutoProjectedGradientDesc
     """
     ART's AutoProjectedGradientDescent (Auto-PGD; Croce and Hein, 2020) along any loss.
 
-    `eps_step` is the length of the first step; the authors take 2 eps. ART's `loss_type` is refused: `loss` has more.
+    `eps_step` is the length of the first step; Croce and Hein take 2 eps, the default is ART's 0.1. ART's `loss_type`
+    is refused: `loss` has more.
 
     >>> import art_hrloss
     >>> options = {"input_shape": (4,), "nb_classes": 3, "clip_values": (0, 1), "device_type": "cpu"}
@@ -67,11 +68,11 @@ class AutoProjectedGradientDescent(LossAttack, evasion.AutoProjectedGradientDesc
         """
         :param estimator: A PyTorchClassifier or HRClassifier.
         :param args: As in :class:`~art_hrloss.attacks.FastGradientMethod`: ART's, `loss`, `restarts`, `keep_first`.
-        :param target_classes: If not 0, as many attempts, each towards another class, the likeliest first; `y` is still
-               the true labels. For `keep_first`, and with loss="margin"
+        :param target_classes: The number of target classes, one targeted attempt each, the most likely class first; 0
+               for an untargeted attack. `y` is still the true labels. Requires `keep_first`, and loss="margin"
                (:class:`~art_hrloss.attacks.TargetedMarginLoss`) or loss="dlr", the default here
                (:class:`~art_hrloss.attacks.TargetedDLRLoss`).
-        :raises ValueError: If a parameter is out of its range, or cannot be honoured beside the others.
+        :raises ValueError: If a parameter is out of its range, or conflicts with another one.
         """
         self.target_classes = target_classes
         super().__init__(estimator, *args, **kwargs)
@@ -85,7 +86,7 @@ class AutoProjectedGradientDescent(LossAttack, evasion.AutoProjectedGradientDesc
         :param kwargs: `mask`: where a step may change an image, in a shape that broadcasts with it. ART's random start
                ignores it; with restarts or `keep_first` the start honours it.
         """
-        x, labels = self._checked(x, y)
+        x, labels = self._checked(x, y, kwargs)
         if self._stops_early:
             return self._attack_unfinished(x, labels, kwargs.get("mask"))
         classes = class_indices(labels, n=len(x), classes=self.estimator.nb_classes).numpy()

@@ -15,6 +15,7 @@ from torch.nn import Module
 from art_hrloss._attack_view import as_hr_classifier
 from art_hrloss._context import modes_kept
 from art_hrloss._labels import class_indices, parse_labels
+from art_hrloss._network import as_array
 from art_hrloss._preconditions import checked_images
 from art_hrloss.attacks._constraints import Array, FeasibleSet, Images, at_least_one, check_units, rows_of
 from art_hrloss.attacks._losses import AttackLossName, MarginLoss, attack_loss
@@ -98,11 +99,11 @@ class LossAttack(EvasionAttack):
         :param args: ART's parameters, in ART's order or by name. `eps` is in units of the images.
         :param loss: The loss to ascend: "ce", "hr", "margin", "dlr", or a module as HRClassifier's `attack_loss`. By
                default that of the estimator.
-        :param restarts: Attempts, each from a random start, at the images that no earlier one has made adversarial. By
-               default ART's number of random starts, of which ART's attacks return the last success.
-        :param keep_first: Whether an image stops at its first adversarial iterate. ART's attacks return the last
-               iterate, even if only an earlier one was adversarial.
-        :raises ValueError: If a parameter is out of its range, or cannot be honoured beside the others.
+        :param restarts: The number of restarts. Each begins at a random point and attacks only the images that no
+               earlier one has made adversarial. If None, ART's random initialisations run instead.
+        :param keep_first: Whether the attack of an image stops at its first adversarial iterate. ART's attacks return
+               the last iterate, even if only an earlier one was adversarial.
+        :raises ValueError: If a parameter is out of its range, or conflicts with another one.
         :raises TypeError: If the estimator is no PyTorchClassifier, or computes gradients in a way of its own.
         """
         self._classifier = as_hr_classifier(estimator)
@@ -135,6 +136,13 @@ class LossAttack(EvasionAttack):
     def _check_params(self) -> None:
         super()._check_params()
         self._loss = None if self.loss is None else attack_loss(self.loss)
+        if self.targeted and self.loss == "dlr":
+            raise ValueError(
+                "expected another loss for a targeted attack, but got 'dlr', whose minimum need not be the target: use "
+                "loss='margin', or target_classes of AutoProjectedGradientDescent"
+            )
+        if not isinstance(self.keep_first, bool):
+            raise ValueError(f"expected keep_first to be True or False, but got {self.keep_first!r}")
         check_units(self.eps, self.norm, self.estimator.clip_values)
         if not np.isfinite(self.eps_step).all():
             raise ValueError(f"expected eps_step to be finite, but got {self.eps_step}")
@@ -159,9 +167,14 @@ class LossAttack(EvasionAttack):
         """The number of attempts at an image that stays unfinished."""
         return int(self.restarts or max(1, getattr(self, self.starts_param[0])))
 
-    def _checked(self, x: Any, y: Any) -> tuple[Array, Tensor]:
-        """Return images as an array of numbers, and labels: those given, or the predictions."""
-        images = np.asarray(x)
+    def _checked(self, x: Any, y: Any, options: dict[str, Any]) -> tuple[Array, Tensor]:
+        """Return images as an array of numbers, and labels, by default the predictions; check the other arguments."""
+        if options.keys() - {"mask"}:
+            raise TypeError(f"expected no keyword but mask, but got {sorted(options)}")
+        mask = options.get("mask")
+        if mask is not None and not np.isfinite(mask).all():
+            raise ValueError("expected a mask of finite numbers, 0 where an image must not change, but got others")
+        images = as_array(x) if isinstance(x, Tensor) else np.asarray(x)
         if len(images):
             checked_images(self.estimator, images)
         if y is not None:

@@ -156,6 +156,8 @@ def check_units(eps: Any, norm: float | str, clip_values: Any) -> None:
     """
     if not (np.isfinite(eps).all() and np.min(eps) >= 0 and np.max(eps) > 0):
         raise ValueError(f"expected eps to be finite and above 0, but got {eps}")
+    if not norm_order(norm) >= 1:
+        raise ValueError(f"expected norm to be numpy.inf, 'inf' or at least 1, but got {norm}")
     if clip_values is None or norm_order(norm) != math.inf:
         return
     width = float(np.max(np.subtract(clip_values[1], clip_values[0])))

@@ -104,7 +104,7 @@ class FastGradientMethod(_GradientAscent, evasion.FastGradientMethod):
         :param y: True labels, or targets if targeted, in any form; by default the predictions.
         :param kwargs: `mask`: where images may change, shape ``(n, *input_shape)`` or that of one image.
         """
-        images, labels = self._checked(x, y)
+        images, labels = self._checked(x, y, kwargs)
         if self._stops_early:
             return self._attack_unfinished(images, labels, self._get_mask(images, **kwargs))
         rows = label_rows(labels, n=len(images), classes=self.estimator.nb_classes).cpu().numpy()
@@ -190,7 +190,7 @@ class ProjectedGradientDescent(_GradientAscent, _AnyPreprocessing):
 
     def generate(self, x: Array, y: Any = None, **kwargs: Any) -> Images:
         """Return adversarial images, float32 of shape ``(n, *input_shape)``: see FastGradientMethod's."""
-        images, labels = self._checked(x, y)
+        images, labels = self._checked(x, y, kwargs)
         mask = self._get_mask(images, **kwargs)
         self._check_compatibility_input_and_eps(x=images)
         self._random_eps()

@@ -15,6 +15,7 @@ from torch import Tensor
 from art_hrloss._attack_view import as_hr_classifier
 from art_hrloss._labels import class_indices
 from art_hrloss._preconditions import checked_images
+from art_hrloss.attacks._base import plain
 from art_hrloss.attacks._constraints import Images, check_units
 from art_hrloss.attacks._losses import MarginLoss
 
@@ -53,12 +54,12 @@ class SquareAttack(evasion.SquareAttack):
         """
         :param estimator: A classifier of ART's that predicts logits, of PyTorch or a black box.
         :param args: As in ART: norm, adv_criterion, loss, max_iter, eps, p_init, nb_restarts, batch_size, verbose.
-        :param patience: Queries in a row without a new adversarial example in the whole set that end an attempt.
+        :param patience: An attempt ends after this many queries in a row without a success on any image.
         :raises ValueError: If a parameter is out of its range, or :func:`is_for_square` is False.
         """
         self.patience: int | None = None
         self._classifier = as_hr_classifier(estimator) if isinstance(estimator, PyTorchClassifier) else None
-        super().__init__(estimator, *args, **kwargs)
+        super().__init__(estimator, *map(plain, args), **{name: plain(value) for name, value in kwargs.items()})
         self.set_params(patience=patience)
 
     def generate(self, x: npt.NDArray[Any], y: npt.NDArray[Any] | None = None, **kwargs: Any) -> Images:
@@ -68,11 +69,17 @@ class SquareAttack(evasion.SquareAttack):
         :param x: Images, shape ``(n, *input_shape)``; those that are misclassified already are returned unchanged.
         :param y: Class indices, or a row of labels per image. The default is the predictions.
         :raises ValueError: If the images have not three dimensions, or the labels do not fit.
+        :raises NotImplementedError: If a mask is passed, which ART's own ignores.
         """
+        if kwargs.get("mask") is not None:
+            raise NotImplementedError("expected no mask, because a square moves every pixel in it, but got one")
         if np.ndim(x) != 4:
             raise ValueError(f"expected images of shape (n, *{self.estimator.input_shape}), but got {np.shape(x)}")
         x = checked_images(self.estimator, x)
-        predictions = torch.from_numpy(self.estimator.predict(x, batch_size=self.batch_size).argmax(1))
+        outputs = self.estimator.predict(x, batch_size=self.batch_size)
+        if outputs.shape[1] < 2:
+            raise ValueError(f"expected predictions of shape (n, M), one logit per class, but got {outputs.shape}")
+        predictions = torch.from_numpy(outputs.argmax(1))
         labels = predictions if y is None else class_indices(y, n=len(x), classes=self.estimator.nb_classes).cpu()
         if self._runs_arts():
             inherited: Images = super().generate(x, labels.numpy(), **kwargs)

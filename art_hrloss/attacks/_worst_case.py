@@ -92,14 +92,15 @@ def worst_case(
     :param eps: The largest perturbation, in units of the images.
     :param norm: numpy.inf or 2; 1 as well, with attacks of that norm.
     :param attacks: ART's attacks by name, each constructed for this eps, on the classifier or on others; of one of
-           another norm, or for the nearest adversarial image, only what lies within eps counts. By default
+           another norm, or for the nearest adversarial image, only what lies within eps counts; {} measures clean
+           accuracy. By default
            :func:`ensemble`.
     :param batch_size: Of the predictions.
     :param seed: Of Python's, NumPy's and torch's global generators, which are restored. ART's attacks draw from them,
            but for its own HopSkipJump and BoundaryAttack, which start at images that no seed decides.
     :raises ValueError: If robust accuracy would mean nothing: see
             :func:`art_hrloss._preconditions.checked_evaluation`; or if an attack is targeted, constructed for more than
-            eps, or known not to work in ART.
+            eps, or known not to work in ART; or if all are constructed for less.
 
     >>> import torch, art_hrloss
     >>> options = {"input_shape": (4,), "nb_classes": 3, "clip_values": (0, 1), "device_type": "cpu"}
@@ -110,10 +111,18 @@ def worst_case(
     >>> 0 <= result.accuracy <= 1
     True
     """
+    if not isinstance(classifier, PyTorchClassifier):
+        raise TypeError(f"expected a PyTorchClassifier or HRClassifier, but got {type(classifier).__name__}")
     eps = check_eps(eps, norm, classifier.clip_values)
+    if norm_order(norm) not in (1.0, 2.0, np.inf):
+        raise ValueError(f"expected norm to be 1, 2 or numpy.inf, but got {norm}")
     attacks = ensemble(classifier, eps=eps, norm=norm, batch_size=batch_size) if attacks is None else attacks
+    if not isinstance(attacks, Mapping):
+        raise TypeError(f"expected attacks by name, a dict as ensemble returns, but got a {type(attacks).__name__}")
     for name, attack in attacks.items():
         _check_attack(name, attack, eps, norm)
+    if attacks and all(_radius(attack, norm) < eps * (1 - 1e-5) for attack in attacks.values()):
+        raise ValueError(f"expected an attack constructed for eps {eps:g}, but got attacks of smaller ones alone")
     begin = time.perf_counter()
     estimators = [getattr(attack, "estimator", None) for attack in attacks.values()]
     others = [estimator.model for estimator in estimators if isinstance(estimator, PyTorchClassifier)]
@@ -254,6 +263,8 @@ class HopSkipJumpAttack(HopSkipJump):
 
 
 def _check_attack(name: str, attack: EvasionAttack, eps: float, norm: float | str) -> None:
+    if isinstance(attack, type) or not hasattr(attack, "generate"):
+        raise TypeError(f"expected attacks, objects with a method generate, but {name} is {attack!r:.60}")
     kind, norm_of_attack = type(attack).__name__, getattr(attack, "norm", None)
     eps_of_attack = np.max(getattr(attack, "eps", 0.0))
     conjugate = (AutoConjugateGradient, RescalingAutoConjugateGradient)
@@ -265,8 +276,15 @@ def _check_attack(name: str, attack: EvasionAttack, eps: float, norm: float | st
     # AutoAttack means by it that targeted attacks come on top.
     if getattr(attack, "targeted", False) and not isinstance(attack, AutoAttack):
         raise ValueError(f"expected attacks that are not targeted, but {name} is {kind} with targeted=True")
-    same_norm = norm_of_attack is not None and norm_order(norm_of_attack) == norm_order(norm)
-    if same_norm and not getattr(attack, "minimal", False) and eps_of_attack > eps * (1 + 1e-5):
+    if _radius(attack, norm) > eps * (1 + 1e-5):
         raise ValueError(
-            f"expected attacks constructed for eps {eps:g}, but {name} is {kind} with eps {eps_of_attack:g}"
+            f"expected attacks constructed for eps {eps:g}, but {name} is {kind} with eps {np.max(eps_of_attack):g}"
         )
+
+
+def _radius(attack: EvasionAttack, norm: float | str) -> float:
+    """Return the eps that an attack of this norm was constructed for, its largest; NaN for any other."""
+    norm_of_attack = getattr(attack, "norm", None)
+    same_norm = norm_of_attack is not None and norm_order(norm_of_attack) == norm_order(norm)
+    known = same_norm and hasattr(attack, "eps") and not getattr(attack, "minimal", False)
+    return float(np.max(attack.eps)) if known else np.nan

@@ -174,8 +174,8 @@ def test_it_is_arts_attack_with_parameters_of_its_own(hr_classifier, attack, art
     assert set(made.attack_params) >= {"loss", "restarts", "keep_first", *arts[kind].attack_params} - (
         {"minimal"} if kind is ProjectedGradientDescent else set()  # which ART's accepts and ignores
     )
-    made.set_params(eps=np.float32(0.25), targeted=True, loss="dlr")
-    assert (made.eps, made.targeted, made.loss) == (0.25, True, "dlr")
+    made.set_params(eps=np.float32(0.25), targeted=True, loss="margin")
+    assert (made.eps, made.targeted, made.loss) == (0.25, True, "margin")
 
 
 # -------------------------------------------------------------------------------------- what an attack does not change

@@ -283,3 +283,30 @@ def test_batch_size_and_verbose(hr_classifier, passes, attack, x, y, kind, capfd
                 made.generate(x, y)
                 assert ("batch" in capfd.readouterr().err) == verbose
             made.set_params(verbose=False)
+
+
+@pytest.mark.parametrize("kind", [FastGradientMethod, ProjectedGradientDescent, AutoProjectedGradientDescent])
+def test_arguments_of_generate_that_would_be_ignored_are_refused(hr_classifier, x, y, kind):
+    attack = kind(hr_classifier(), eps=0.1, keep_first=True)
+    with pytest.raises(TypeError, match="masks"):
+        attack.generate(x, y, masks=np.zeros_like(x))
+    with pytest.raises(ValueError, match="mask of finite"):
+        attack.generate(x, y, mask=np.full_like(x, np.nan))
+    for name, value in {"keep_first": "no", "norm": np.nan}.items():
+        with pytest.raises(ValueError, match=name):
+            attack.set_params(**{name: value})
+    with pytest.raises(ValueError, match="margin"):
+        attack.set_params(targeted=True, loss="dlr")
+
+
+def test_a_network_without_gradient_is_named(hr_classifier, network, x, y):
+    class Detached(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.network = network
+
+        def forward(self, images):
+            return self.network(images.detach().round())
+
+    with pytest.raises(ValueError, match="SquareAttack"):
+        FastGradientMethod(hr_classifier(network=Detached()), eps=0.1).generate(x, y)

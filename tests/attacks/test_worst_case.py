@@ -202,7 +202,7 @@ def test_the_order_of_the_attacks_changes_who_is_credited_but_not_the_set(art_cl
     assert 0.1 < forth.accuracy < 0.9
     assert list(back.names[1:]) == list(forth.names[:0:-1])
     # Each alone finds no more, and each example is credited to the first that finds it alone.
-    alone = [worst_case(classifier, x, y, eps=EPS, attacks={name: attack}) for name, attack in attacks.items()]
+    alone = [worst_case(classifier, x, y, eps=attack.eps, attacks={"one": attack}) for attack in attacks.values()]
     found = np.array([one.found_by >= 0 for one in alone])
     expected = np.where(found.any(0), found.argmax(0) + 1, -1)
     expected[misclassified(classifier, x, y)] = 0
@@ -570,3 +570,16 @@ def test_a_classifier_whose_gradients_would_be_bypassed_has_no_ensemble(network)
     classifier = Randomized(network, nn.CrossEntropyLoss(), (1, 8, 8), 10, clip_values=(0, 1), device_type="cpu")
     with pytest.raises(TypeError, match="loss_gradient"):
         ensemble(classifier, eps=EPS)
+
+
+def test_attacks_that_give_no_worst_case_are_refused(hr_classifier, x, y):
+    classifier = hr_classifier()
+    small = FastGradientMethod(classifier, eps=0.01)
+    with pytest.raises(ValueError, match="eps"):
+        worst_case(classifier, x, y, eps=0.1, attacks={"small": small})
+    with pytest.raises(TypeError, match="by name"):
+        worst_case(classifier, x, y, eps=0.1, attacks=[small])
+    with pytest.raises(TypeError, match="generate"):
+        worst_case(classifier, x, y, eps=0.1, attacks={"class": FastGradientMethod})
+    with pytest.raises(ValueError, match="norm"):
+        worst_case(classifier, x, y, eps=0.1, norm=3, attacks={})
