@@ -63,8 +63,7 @@ def fused_loss(logits: Tensor, target: Tensor, weight: Tensor | None, options: L
     """
     Return the HR loss of checked arguments.
 
-    :param logits: Shape ``(C,)``, ``(N, C)`` or ``(N, C, d1, ...)``, float32 or float64, with at least one element.
-    :param target: Class indices (int64) or probabilities.
+    :param logits: float32 or float64, with at least one element.
     :param reference: The same loss made of operations that torch differentiates: derivatives beyond the first, forward
            mode and vmap are the reference's.
     """
@@ -78,8 +77,7 @@ def fused_loss(logits: Tensor, target: Tensor, weight: Tensor | None, options: L
 class _Plan(NamedTuple):
     options: LossOptions
     reference: Loss
-    in_advance: bool
-    """Whether the gradient is computed together with the loss."""
+    in_advance: bool  # whether the gradient is computed together with the loss
 
 
 class _Compiled(torch.autograd.Function):
@@ -92,7 +90,7 @@ class _Compiled(torch.autograd.Function):
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, bool]) -> None:
         *tensors, ctx.plan = inputs
-        _, stored, ctx.finite = output
+        _, stored, ctx.plain = output
         ctx.mark_non_differentiable(stored)
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(*tensors, stored)
@@ -104,7 +102,7 @@ class _Compiled(torch.autograd.Function):
         if by_loss is None:
             return None, None, None, None
         options, reference, in_advance = ctx.plan
-        if torch.is_grad_enabled() and not torch.compiler.is_compiling():  # the gradient is to be differentiated
+        if torch.is_grad_enabled() and not torch.compiler.is_compiling():  # the gradient is differentiated in turn
             return (
                 torch.func.vjp(lambda z: reference(z, target, weight, options), logits)[1](by_loss)[0],
                 None,
@@ -113,7 +111,7 @@ class _Compiled(torch.autograd.Function):
             )
         batch = _Batch(logits, target, weight, options)
         by_loss = by_loss.reshape(batch.column_shape) if by_loss.ndim else by_loss
-        gradient = stored * by_loss if in_advance else batch.gradient(stored, by_loss, finite=ctx.finite)
+        gradient = stored * by_loss if in_advance else batch.gradient(stored, by_loss, plain=ctx.plain)
         return gradient.reshape(logits.shape), None, None, None
 
 
@@ -129,9 +127,9 @@ class _Fused(_Compiled):
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple[Any, ...], *inputs: Any) -> tuple[Any, Any]:
-        options, reference, _ = inputs[3]
-        each = torch.func.vmap(lambda *tensors: reference(*tensors, options), in_dims[:3], randomness=info.randomness)
-        loss = each(*inputs[:3])
+        *tensors, (options, reference, _) = inputs
+        vectorized = torch.func.vmap(lambda *each: reference(*each, options), in_dims[:3], randomness=info.randomness)
+        loss = vectorized(*tensors)
         return (loss, loss.new_empty(0), False), (0, None, None)
 
 
@@ -148,16 +146,19 @@ class _Batch:
         self.by_index = not self.soft and options.label_smoothing == 0
         self.example_shape = logits.shape[:1] + logits.shape[2:] if logits.ndim > 1 else logits.shape[:0]
         rows, labels = (logits.unsqueeze(0), target.unsqueeze(0)) if logits.ndim == 1 else (logits, target)
-        self.rows = rows if rows.ndim == 2 else rows.flatten(2)
         labels = labels if self.soft else labels.unsqueeze(1)
-        self.labels = labels if labels.ndim == 2 else labels.flatten(2)
+        self.rows, self.labels = (each if each.ndim == 2 else each.flatten(2) for each in (rows, labels))
         self.column_shape = (len(self.rows), 1, *self.rows.shape[2:])
 
     def loss(self, *, in_advance: bool) -> tuple[Tensor, Tensor, bool]:
-        """Return the loss; its gradient, or the columns from which :meth:`gradient` computes it; and if w is finite."""
+        """
+        Return the loss; its gradient, or the columns from which :meth:`gradient` computes it; and whether it is known
+        that no logit is infinite and no example ignored.
+        """
         # On a CPU, values may be read to spare work; elsewhere that would wait for the device.
         known = self.rows.is_cpu and type(self.rows) is Tensor and not torch.compiler.is_compiling()
-        finite, mass = known, None if self.soft else self._valid_labels(known)
+        mass = None if self.soft else self._valid_labels(known)
+        plain = known and (self.soft or mass is None)
         columns: Any = None
         for block in cache_blocks(self.rows):
             rows, labels = block_of(self.rows, block), block_of(self.labels, block)
@@ -169,14 +170,14 @@ class _Batch:
             memory = w.exp()
             others, excess = softmax_sums(w, memory)
             if known and math.isnan(excess.sum().item()):  # a logit is -inf or no number
-                finite, w = False, (rows - peak).clamp_(min=_FAR)
+                plain, w = False, (rows - peak).clamp_(min=_FAR)
                 excess = softmax_sums(w, torch.exp(w, out=memory))[1]
             if not self.by_index:
                 powers, *of_labels = self._powers(w, labels, memory)
             part = (peak, others, excess, *of_labels)
             if columns is None:
                 columns = peak.new_empty(len(part), *self.column_shape) if block else part
-            for column, values in zip(columns, part, strict=True) if block else ():
+            for column, values in zip(columns, part if block else (), strict=False):
                 column[block] = values
         peak, others, excess, surprise, *label_mass = columns
         surprise, log_sum, mass = self._surprise(surprise, label_mass[0] if label_mass else mass)
@@ -189,20 +190,19 @@ class _Batch:
         if in_advance:
             q = torch.exp(w, out=memory if self.by_index else None)
             r = None if self.by_index else powers.mul_(by_label / powers.sum(1, keepdim=True).clamp_(min=_LEAST))
-            return loss, self._gradient_of(w.mul_(slope), q, self.labels, constant, r), finite
+            return loss, self._gradient_of(w.mul_(slope), q, self.labels, constant, r), plain
         if log_sum is None:
-            return loss, columns[:3] if isinstance(columns, Tensor) else torch.stack(columns[:3]), finite
-        return loss, torch.stack([peak, slope, constant, log_sum, torch.ones_like(peak) * by_label]), finite
+            return loss, columns[:3] if isinstance(columns, Tensor) else torch.stack(columns[:3]), plain
+        return loss, torch.stack([peak, slope, constant, log_sum, torch.ones_like(peak) * by_label]), plain
 
-    def gradient(self, columns: Tensor, by_loss: Tensor, *, finite: bool) -> Tensor:
+    def gradient(self, columns: Tensor, by_loss: Tensor, *, plain: bool) -> Tensor:
         """Return the gradient of the loss times a number, or times a column."""
-        if not self.soft:
+        if not (plain or self.soft):
             self.labels = self.labels.masked_fill(self.labels == self.options.ignore_index, 0)
-        # All but the peak and the logarithm are in proportion to the loss.
         parts = [column if i in (0, 3) else column * by_loss for i, column in enumerate(columns)]
         whole: Tensor | None = None
         for block in cache_blocks(self.rows):
-            part = self._gradient_of_block(block, finite, *(block_of(column, block) for column in parts))
+            part = self._gradient_of_block(block, plain, *(block_of(column, block) for column in parts))
             if not block:
                 return part
             if whole is None:  # made from a part, because torch may take many gradients at once (is_grads_batched=True)
@@ -212,14 +212,13 @@ class _Batch:
         return whole  # type: ignore[return-value]  # there is at least one block
 
     def _gradient_of_block(
-        self, block: Block, finite: bool, peak: Tensor, slope: Tensor, constant: Tensor, *of_labels: Tensor
+        self, block: Block, plain: bool, peak: Tensor, slope: Tensor, constant: Tensor, *of_labels: Tensor
     ) -> Tensor:
         w, labels, r = block_of(self.rows, block) - peak, block_of(self.labels, block), None
-        if not finite:
+        if not plain:
             w.clamp_(min=_FAR)
         if of_labels:
-            log_sum, by_label = of_labels
-            r = self._exponents(w, labels)[0].sub_(log_sum).exp_() * by_label
+            r = self._exponents(w, labels)[0].sub_(of_labels[0]).exp_() * of_labels[1]
         return self._gradient_of(slope * w, w.exp_(), labels, constant, r)
 
     def _gradient_of(self, sloped: Tensor, q: Tensor, labels: Tensor, constant: Tensor, r: Tensor | None) -> Tensor:
