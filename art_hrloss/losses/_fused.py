@@ -70,8 +70,7 @@ def fused_loss(logits: Tensor, target: Tensor, weight: Tensor | None, options: L
     compiling = torch.compiler.is_compiling()
     in_advance = logits.requires_grad and not compiling and logits.numel() <= _IN_ADVANCE
     function = _Compiled if compiling else _Fused
-    loss: Tensor = function.apply(logits, target, weight, _Plan(options, reference, in_advance))[0]
-    return loss
+    return function.apply(logits, target, weight, _Plan(options, reference, in_advance))[0]  # type: ignore[no-any-return]
 
 
 class _Plan(NamedTuple):
