@@ -8,7 +8,7 @@ p the divergence is ``log1p(s) + log(sum_k exp(x_k)) / (alpha - 1)`` with ``x_k 
 z_k, the entropy has the derivative ``- q_k (w_k + t)`` and the divergence ``q_k - r_k``, where r is the softmax of x
 (for a class index: the one-hot vector of the label).
 
-Up to 2^16 elements the gradient is computed with the loss. Beyond, on a CPU, both passes take blocks of examples
+Up to 2^19 elements the gradient is computed with the loss. Beyond, on a CPU, both passes take blocks of examples
 that stay in the cache, and store three or five columns between them: numbers per example, with a class dimension of
 size 1. The class dimension stays where it is, so dense logits are not copied.
 """
@@ -27,7 +27,7 @@ from art_hrloss.losses._numerics import Block, block_of, cache_blocks, mean_and_
 from art_hrloss.losses._validation import LossOptions
 
 # Elements up to which the gradient is computed together with the loss, from what lies in the cache.
-_IN_ADVANCE = 1 << 16
+_IN_ADVANCE = 1 << 19
 # Stands for w = -inf: exp(w) is 0 as well, but 0 times w is no NaN. A divergence as large as this makes it is infinite.
 _FAR, _IMPOSSIBLE, _LEAST = -1e30, 1e20, 1e-30
 # Orders alpha - 1 nearer to 0, but not 0, magnify the rounding of log(sum_k exp(x_k)); the reference does not.
@@ -159,7 +159,7 @@ class _Batch:
         mass = None if self.soft else self._valid_labels(known)
         plain = known and (self.soft or mass is None)
         columns: Any = None
-        for block in cache_blocks(self.rows):
+        for block in [()] if in_advance else cache_blocks(self.rows):
             rows, labels = block_of(self.rows, block), block_of(self.labels, block)
             peak = rows.amax(1, keepdim=True)
             w = rows - peak
@@ -228,7 +228,7 @@ class _Batch:
             gradient.scatter_(1, labels, torch.zeros_like(constant))
             return gradient.scatter_(1, labels, gradient.sum(1, keepdim=True).neg_())
         gradient.sub_(r)
-        return gradient.sub_(q.trunc_() * gradient.sum(1, keepdim=True))
+        return gradient.sub_(r.copy_(q.trunc_()).mul_(gradient.sum(1, keepdim=True)))
 
     def _valid_labels(self, known: bool) -> Tensor | None:
         """Make every index valid; return the mass of each example, 0 for an ignored one, or None where all are 1."""
