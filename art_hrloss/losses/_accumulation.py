@@ -28,23 +28,28 @@ def backward_by_parts(network: nn.Module, parts: Sequence[tuple[Tensor, Tensor]]
     :param parts: Images and their labels, as the loss takes them.
     :param loss: With reduction "batch" and no process group.
     :return: The loss of the joint batch, in nats, without a graph.
-    :raises ValueError: If there is no part, or the loss is another.
+    :raises ValueError: If there is no part, or the loss has another reduction or a process group.
+
+    >>> network, images, labels = nn.Linear(2, 3), torch.eye(2), torch.tensor([0, 2])
+    >>> loss = backward_by_parts(network, [(images[:1], labels[:1]), (images[1:], labels[1:])], HRLoss())
+    >>> torch.allclose(loss, HRLoss()(network(images), labels)), network.weight.grad.shape
+    (True, torch.Size([3, 2]))
     """
     if not parts:
         raise ValueError("expected at least one part of the batch, but got none")
     if loss.reduction != "batch" or loss.process_group is not None:
         raise ValueError(f"expected a loss with reduction 'batch' and no process group, but got {loss}")
-    states, found = [], list[ExampleTerms]()
+    states, each = [], list[ExampleTerms]()
     with torch.no_grad():
         for images, labels in parts:
             states.append(_random_state(images))
-            found.append(_terms(network, images, labels, loss))
-    entropy, divergence, mass = (torch.cat(terms) for terms in zip(*found, strict=True))
+            each.append(_terms(network, images, labels, loss))
+    entropy, divergence, mass = (torch.cat(terms) for terms in zip(*each, strict=True))
     entropy.requires_grad_()
     divergence.requires_grad_()
     value = exponential_mean(entropy, mass.log(), 0.0) + exponential_mean(divergence, mass.log(), loss.alpha - 1)
     by_entropy, by_divergence = torch.autograd.grad(value, (entropy, divergence))
-    sizes = [len(terms.mass) for terms in found]
+    sizes = [len(terms.mass) for terms in each]
     shares = zip(by_entropy.split(sizes), by_divergence.split(sizes), strict=True)
     for (images, labels), state, share in zip(parts, states, shares, strict=True):
         with torch.random.fork_rng(devices=[images.device] if images.is_cuda else []):

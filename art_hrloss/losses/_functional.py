@@ -58,6 +58,9 @@ def softmax_entropy(logits: Tensor) -> Tensor:
 
     :param logits: Shape ``(C,)``, ``(N, C)`` or ``(N, C, d1, ...)``; a class at -inf is one that never occurs.
     :return: Nats in [0, log C], of the logits' shape without the class dimension.
+
+    >>> softmax_entropy(torch.tensor([[0.0, 0.0], [1.0, 0.0]]))
+    tensor([0.6931, 0.5822])
     """
     return entropy(log_softmax(classes_last(logits)))
 
@@ -68,6 +71,9 @@ def conditional_entropy(logits: Tensor) -> Tensor:
 
     :param logits: Shape ``(C,)``, ``(N, C)`` or ``(N, C, d1, ...)``.
     :return: A scalar in [0, log C], in nats.
+
+    >>> conditional_entropy(torch.tensor([[0.0, 0.0], [0.0, -torch.inf]]))
+    tensor(0.3466)
     """
     return softmax_entropy(logits).mean()
 
@@ -84,6 +90,10 @@ def renyi_divergence(log_p: Tensor, log_q: Tensor, *, alpha: float, dim: int = -
     :param alpha: The order, finite and above 0.
     :param dim: The dimension that holds the distribution.
     :return: Nats, at least 0 up to rounding, of the broadcast shape without `dim`.
+
+    >>> p, q = torch.tensor([1.0, 0.0]), torch.tensor([0.25, 0.75])
+    >>> renyi_divergence(p.log(), q.log(), alpha=2)  # log(1 / 0.25) / 2
+    tensor(0.6931)
     """
     alpha = check_alpha(alpha)
     log_p, log_q = as_float(log_p), as_float(log_q)
@@ -110,6 +120,9 @@ def example_terms(
     entropies, D_i the divergences, and m_i the masses over their sum.
 
     :return: Tensors of shape ``(n,)``, a position of the logits being an example.
+
+    >>> example_terms(torch.tensor([[0.0, 0.0]]), torch.tensor([1]))
+    ExampleTerms(entropy=tensor([0.6931]), divergence=tensor([0.6931]), mass=tensor([1.]))
     """
     options = LossOptions(alpha, weight, ignore_index, label_smoothing)
     return ExampleTerms(*(term.reshape(-1) for term in _example_terms(*_checked(logits, target, options), options)))
@@ -130,6 +143,9 @@ def hr_loss_terms(
     The two terms of :func:`hr_loss`, with the same parameters: H(Y^|X) and alpha D_alpha(p_XY || p_XY^).
 
     :return: Two tensors, scalars unless `reduction` is "none"; their sum is the loss.
+
+    >>> hr_loss_terms(torch.tensor([[0.0, 0.0], [0.0, -torch.inf]]), torch.tensor([1, 0]))
+    HRLossTerms(conditional_entropy=tensor(0.3466), renyi_divergence=tensor(0.3824))
     """
     options = LossOptions(alpha, weight, ignore_index, label_smoothing, reduction, process_group)
     return _terms(*_checked(logits, target, options), options)
@@ -187,6 +203,9 @@ def hr_loss(
     :raises TypeError: If the logits are not floating point, or class indices not integers.
     :raises ValueError: If a shape or a parameter is out of range.
     :raises RuntimeError: If a class index is out of range; on a GPU torch reports it as it does for CrossEntropyLoss.
+
+    >>> hr_loss(torch.tensor([[0.0, 0.0], [0.0, -torch.inf]]), torch.tensor([1, 0]))
+    tensor(0.7289)
     """
     options = LossOptions(alpha, weight, ignore_index, label_smoothing, reduction, process_group)
     return hr_loss_of(logits, target, options)

@@ -8,43 +8,46 @@ p the divergence is ``log1p(s) + log(sum_k exp(x_k)) / (alpha - 1)`` with ``x_k 
 z_k, the entropy has the derivative ``- q_k (w_k + t)`` and the divergence ``q_k - r_k``, where r is the softmax of x
 (for a class index: the one-hot vector of the label).
 
-The gradient of up to 2^16 elements is computed with the loss. Beyond that only the inputs and three or five numbers per
-example are stored, and on a CPU both passes take a block of examples at a time, which stays in the cache. The class
-dimension stays where it is, so dense logits are not copied. A column is a tensor with a class dimension of size 1.
+Up to 2^19 elements the gradient is computed with the loss. Beyond, on a CPU, both passes take blocks of examples
+that stay in the cache, and store three or five columns between them: numbers per example, with a class dimension of
+size 1. The class dimension stays where it is, so dense logits are not copied.
 """
 
 import inspect
 import math
 import sys
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.autograd.forward_ad import unpack_dual
 
-from art_hrloss.losses._numerics import mean_and_shares
+from art_hrloss.losses._numerics import Block, block_of, cache_blocks, mean_and_shares, softmax_sums
 from art_hrloss.losses._validation import LossOptions
 
-# Elements that a thread of the CPU takes at a time: enough to hide the cost of a call, few enough for its cache.
-_BLOCK = 1 << 17
 # Elements up to which the gradient is computed together with the loss, from what lies in the cache.
-_IN_ADVANCE = 1 << 16
+_IN_ADVANCE = 1 << 19
 # Stands for w = -inf: exp(w) is 0 as well, but 0 times w is no NaN. A divergence as large as this makes it is infinite.
 _FAR, _IMPOSSIBLE, _LEAST = -1e30, 1e20, 1e-30
 # Orders alpha - 1 nearer to 0, but not 0, magnify the rounding of log(sum_k exp(x_k)); the reference does not.
 _NEAR_LIMIT = 0.1
 
-Reference = Callable[[Tensor, Tensor, Tensor | None, LossOptions], Tensor]
-Block = tuple[slice, ...]
+Loss = Callable[[Tensor, Tensor, Tensor | None, LossOptions], Tensor]
 
 
 def can_fuse(logits: Tensor, target: Tensor, weight: Tensor | None, options: LossOptions) -> bool:
     """Return whether :func:`fused_loss` computes the loss of these arguments; the reference computes every loss."""
-    if target.requires_grad or (weight is not None and weight.requires_grad) or options.process_group is not None:
+    if options.process_group is not None or _is_differentiated(weight) or _is_differentiated(target):
         return False
     by_index = target.ndim < logits.ndim and options.label_smoothing == 0
     near_limit = 0 < abs(options.alpha - 1) < _NEAR_LIMIT
     return logits.numel() > 0 and (by_index or not near_limit) and not _is_recorded()
+
+
+def _is_differentiated(values: Tensor | None) -> bool:
+    floating = values is not None and values.is_floating_point()
+    return floating and (values.requires_grad or unpack_dual(values).tangent is not None)  # type: ignore[union-attr]
 
 
 def _is_recorded() -> bool:
@@ -56,87 +59,76 @@ def _is_recorded() -> bool:
     return tracing or (recorder is not None and recorder.get_proxy_mode() is not None)
 
 
-def fused_loss(
-    logits: Tensor, target: Tensor, weight: Tensor | None, options: LossOptions, reference: Reference
-) -> Tensor:
+def fused_loss(logits: Tensor, target: Tensor, weight: Tensor | None, options: LossOptions, reference: Loss) -> Tensor:
     """
     Return the HR loss of checked arguments.
 
-    :param logits: Shape ``(C,)``, ``(N, C)`` or ``(N, C, d1, ...)``, float32 or float64, with at least one element.
-    :param target: Class indices (int64) or probabilities.
+    :param logits: float32 or float64, with at least one element.
     :param reference: The same loss made of operations that torch differentiates: derivatives beyond the first, forward
            mode and vmap are the reference's.
     """
     compiling = torch.compiler.is_compiling()
     in_advance = logits.requires_grad and not compiling and logits.numel() <= _IN_ADVANCE
     function = _Compiled if compiling else _Fused
-    loss: Tensor = function.apply(logits, target, weight, options, reference, in_advance)[0]
-    return loss
+    return function.apply(logits, target, weight, _Plan(options, reference, in_advance))[0]  # type: ignore[no-any-return]
+
+
+class _Plan(NamedTuple):
+    options: LossOptions
+    reference: Loss
+    in_advance: bool  # whether the gradient is computed together with the loss
 
 
 class _Compiled(torch.autograd.Function):
     """The loss for torch.compile, which does not take the methods of :class:`_Fused`."""
 
     @staticmethod
-    def forward(
-        logits: Tensor,
-        target: Tensor,
-        weight: Tensor | None,
-        options: LossOptions,
-        reference: Reference,
-        in_advance: bool,
-    ) -> tuple[Tensor, Tensor, bool]:
-        return _Batch(logits, target, weight, options).loss(in_advance=in_advance)
+    def forward(logits: Tensor, target: Tensor, weight: Tensor | None, plan: _Plan) -> tuple[Tensor, Tensor, bool]:
+        return _Batch(logits, target, weight, plan.options).loss(in_advance=plan.in_advance)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, bool]) -> None:
-        logits, target, weight, ctx.options, ctx.reference, ctx.in_advance = inputs
-        _, stored, ctx.finite = output
+        *tensors, ctx.plan = inputs
+        _, stored, ctx.plain = output
         ctx.mark_non_differentiable(stored)
         ctx.set_materialize_grads(False)
-        ctx.save_for_backward(logits, target, weight, stored)
-        ctx.save_for_forward(logits, target, weight)
+        ctx.save_for_backward(*tensors, stored)
+        ctx.save_for_forward(*tensors)
 
     @staticmethod
-    def backward(ctx: Any, by_loss: Tensor | None, *_: None) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, by_loss: Tensor | None, *_: None) -> tuple[Tensor | None, None, None, None]:
         logits, target, weight, stored = ctx.saved_tensors
         if by_loss is None:
-            gradient = None
-        elif torch.is_grad_enabled() and not torch.compiler.is_compiling():  # the gradient is to be differentiated
-            pull = torch.func.vjp(lambda z: ctx.reference(z, target, weight, ctx.options), logits)[1]
-            (gradient,) = pull(by_loss)
-        else:
-            batch = _Batch(logits, target, weight, ctx.options)
-            by_loss = by_loss.reshape(batch.column_shape) if by_loss.ndim else by_loss
-            gradient = stored * by_loss if ctx.in_advance else batch.gradient(stored, by_loss, finite=ctx.finite)
-            gradient = gradient.reshape(logits.shape)
-        return gradient, None, None, None, None, None
+            return None, None, None, None
+        options, reference, in_advance = ctx.plan
+        if torch.is_grad_enabled() and not torch.compiler.is_compiling():  # the gradient is differentiated in turn
+            return (
+                torch.func.vjp(lambda z: reference(z, target, weight, options), logits)[1](by_loss)[0],
+                None,
+                None,
+                None,
+            )
+        batch = _Batch(logits, target, weight, options)
+        by_loss = by_loss.reshape(batch.column_shape) if by_loss.ndim else by_loss
+        gradient = stored * by_loss if in_advance else batch.gradient(stored, by_loss, plain=ctx.plain)
+        return gradient.reshape(logits.shape), None, None, None
 
 
 class _Fused(_Compiled):
     @staticmethod
-    def jvp(ctx: Any, by_logits: Tensor | None, by_target: Tensor | None, *_: Any) -> tuple[Tensor, None, None]:
+    def jvp(ctx: Any, tangent: Tensor, *_: Any) -> tuple[Tensor, None, None]:
         logits, target, weight = ctx.saved_tensors[:3]
-        moves = [(logits, by_logits), (target, by_target)]
-        tangents = [tangent for _, tangent in moves if tangent is not None]
-
-        def of_moving(*moving: Tensor) -> Any:
-            values = iter(moving)
-            return ctx.reference(*(each if by is None else next(values) for each, by in moves), weight, ctx.options)
-
-        # The loss of an example depends on its own logits and labels only, so one backward pass serves all.
-        points = [each for each, by in moves if by is not None]
-        loss, pull = torch.func.vjp(of_moving, *points)  # type: ignore[misc]
-        products = [gradient * tangent for gradient, tangent in zip(pull(torch.ones_like(loss)), tangents, strict=True)]
-        total = sum(products[1:], products[0])
-        return total.sum(0 if logits.ndim == 1 else 1) if loss.ndim or logits.ndim == 1 else total.sum(), None, None
+        options, reference, _ = ctx.plan
+        loss, pull = torch.func.vjp(lambda z: reference(z, target, weight, options), logits)  # type: ignore[misc]
+        # The loss of an example depends on its own logits only, so one backward pass serves all.
+        product = pull(torch.ones_like(loss))[0] * tangent
+        return product.sum(1) if loss.ndim else product.sum(), None, None
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple[Any, ...], *inputs: Any) -> tuple[Any, Any]:
-        *tensors, options, reference, _ = inputs
-        loss = torch.func.vmap(lambda *each: reference(*each, options), in_dims[:3], randomness=info.randomness)(
-            *tensors
-        )
+        *tensors, (options, reference, _) = inputs
+        vectorized = torch.func.vmap(lambda *each: reference(*each, options), in_dims[:3], randomness=info.randomness)
+        loss = vectorized(*tensors)
         return (loss, loss.new_empty(0), False), (0, None, None)
 
 
@@ -153,33 +145,39 @@ class _Batch:
         self.by_index = not self.soft and options.label_smoothing == 0
         self.example_shape = logits.shape[:1] + logits.shape[2:] if logits.ndim > 1 else logits.shape[:0]
         rows, labels = (logits.unsqueeze(0), target.unsqueeze(0)) if logits.ndim == 1 else (logits, target)
-        self.rows = rows if rows.ndim == 2 else rows.flatten(2)
         labels = labels if self.soft else labels.unsqueeze(1)
-        self.labels = labels if labels.ndim == 2 else labels.flatten(2)
+        self.rows, self.labels = (each if each.ndim == 2 else each.flatten(2) for each in (rows, labels))
         self.column_shape = (len(self.rows), 1, *self.rows.shape[2:])
 
     def loss(self, *, in_advance: bool) -> tuple[Tensor, Tensor, bool]:
-        """Return the loss; its gradient, or the columns from which :meth:`gradient` computes it; and if w is finite."""
+        """
+        Return the loss; its gradient, or the columns from which :meth:`gradient` computes it; and whether it is known
+        that no logit is infinite and no example ignored.
+        """
         # On a CPU, values may be read to spare work; elsewhere that would wait for the device.
         known = self.rows.is_cpu and type(self.rows) is Tensor and not torch.compiler.is_compiling()
         mass = None if self.soft else self._valid_labels(known)
-        finite = known
+        plain = known and (self.soft or mass is None)
         columns: Any = None
-        for block in self._blocks(together=in_advance):
-            rows, labels = _at(self.rows, block), _at(self.labels, block)
+        for block in [()] if in_advance else cache_blocks(self.rows):
+            rows, labels = block_of(self.rows, block), block_of(self.labels, block)
             peak = rows.amax(1, keepdim=True)
             w = rows - peak
             of_labels = [w.gather(1, labels).neg_()] if self.by_index else []
             if not known:
                 w.clamp_(min=_FAR)
             memory = w.exp()
-            others, excess = _sums(w, memory)
+            others, excess = softmax_sums(w, memory)
             if known and math.isnan(excess.sum().item()):  # a logit is -inf or no number
-                finite, w = False, (rows - peak).clamp_(min=_FAR)
-                excess = _sums(w, torch.exp(w, out=memory))[1]
+                plain, w = False, (rows - peak).clamp_(min=_FAR)
+                excess = softmax_sums(w, torch.exp(w, out=memory))[1]
             if not self.by_index:
                 powers, *of_labels = self._powers(w, labels, memory)
-            columns = self._stored(columns, block, (peak, others, excess, *of_labels))
+            part = (peak, others, excess, *of_labels)
+            if columns is None:
+                columns = peak.new_empty(len(part), *self.column_shape) if block else part
+            for column, values in zip(columns, part if block else (), strict=False):
+                column[block] = values
         peak, others, excess, surprise, *label_mass = columns
         surprise, log_sum, mass = self._surprise(surprise, label_mass[0] if label_mass else mass)
         scale = (others + 1).reciprocal_()
@@ -189,24 +187,21 @@ class _Batch:
         slope = torch.mul(scale, -by_entropy, out=others)
         constant = torch.sub(scale.mul_(by_label), excess.mul_(slope), out=excess)
         if in_advance:
-            q, r = torch.exp(w, out=memory if self.by_index else None), None
-            if log_sum is not None:
-                r = powers.mul_(by_label / powers.sum(1, keepdim=True).clamp_(min=_LEAST))
-            return loss, self._gradient_of(w.mul_(slope), q, self.labels, constant, r, spare=r), finite
+            q = torch.exp(w, out=memory if self.by_index else None)
+            r = None if self.by_index else powers.mul_(by_label / powers.sum(1, keepdim=True).clamp_(min=_LEAST))
+            return loss, self._gradient_of(w.mul_(slope), q, self.labels, constant, r), plain
         if log_sum is None:
-            return loss, columns[:3] if isinstance(columns, Tensor) else torch.stack(columns[:3]), finite
-        by_label = by_label if isinstance(by_label, Tensor) else torch.full_like(peak, by_label)
-        return loss, torch.stack([peak, slope, constant, log_sum, by_label]), finite
+            return loss, columns[:3] if isinstance(columns, Tensor) else torch.stack(columns[:3]), plain
+        return loss, torch.stack([peak, slope, constant, log_sum, torch.ones_like(peak) * by_label]), plain
 
-    def gradient(self, columns: Tensor, by_loss: Tensor, *, finite: bool) -> Tensor:
+    def gradient(self, columns: Tensor, by_loss: Tensor, *, plain: bool) -> Tensor:
         """Return the gradient of the loss times a number, or times a column."""
-        if not self.soft:
+        if not (plain or self.soft):
             self.labels = self.labels.masked_fill(self.labels == self.options.ignore_index, 0)
-        # Without the peak, and log_sum, each is in proportion to the loss.
         parts = [column if i in (0, 3) else column * by_loss for i, column in enumerate(columns)]
         whole: Tensor | None = None
-        for block in self._blocks():
-            part = self._gradient_of_block(block, finite, *(_at(column, block) for column in parts))
+        for block in cache_blocks(self.rows):
+            part = self._gradient_of_block(block, plain, *(block_of(column, block) for column in parts))
             if not block:
                 return part
             if whole is None:  # made from a part, because torch may take many gradients at once (is_grads_batched=True)
@@ -216,26 +211,16 @@ class _Batch:
         return whole  # type: ignore[return-value]  # there is at least one block
 
     def _gradient_of_block(
-        self, block: Block, finite: bool, peak: Tensor, slope: Tensor, constant: Tensor, *of_labels: Tensor
+        self, block: Block, plain: bool, peak: Tensor, slope: Tensor, constant: Tensor, *of_labels: Tensor
     ) -> Tensor:
-        w, labels, r = _at(self.rows, block) - peak, _at(self.labels, block), None
-        if not finite:
+        w, labels, r = block_of(self.rows, block) - peak, block_of(self.labels, block), None
+        if not plain:
             w.clamp_(min=_FAR)
         if of_labels:
-            log_sum, by_label = of_labels
-            r = self._exponents(w, labels)[0].sub_(log_sum).exp_() * by_label
+            r = self._exponents(w, labels)[0].sub_(of_labels[0]).exp_() * of_labels[1]
         return self._gradient_of(slope * w, w.exp_(), labels, constant, r)
 
-    def _gradient_of(
-        self,
-        sloped: Tensor,
-        q: Tensor,
-        labels: Tensor,
-        constant: Tensor,
-        r: Tensor | None,
-        *,
-        spare: Tensor | None = None,
-    ) -> Tensor:
+    def _gradient_of(self, sloped: Tensor, q: Tensor, labels: Tensor, constant: Tensor, r: Tensor | None) -> Tensor:
         """Return ``q (slope w + constant) - r``, in the memory of `sloped`; q is overwritten."""
         # The entries of a row sum to 0. Where two terms near 1 cancel, the entry is minus the sum of the others.
         gradient = sloped.add_(constant).mul_(q)
@@ -243,30 +228,7 @@ class _Batch:
             gradient.scatter_(1, labels, torch.zeros_like(constant))
             return gradient.scatter_(1, labels, gradient.sum(1, keepdim=True).neg_())
         gradient.sub_(r)
-        return gradient.sub_(torch.mul(q.trunc_(), gradient.sum(1, keepdim=True), out=spare))
-
-    def _blocks(self, *, together: bool = False) -> Iterator[Block]:
-        """Yield the examples that are computed together, as indices; the empty index is all of them."""
-        if together or self.rows.is_cuda or torch.compiler.is_compiling() or self.rows.numel() <= _BLOCK:
-            yield ()
-            return
-        (n, classes), inner, whole = self.rows.shape[:2], math.prod(self.rows.shape[2:]), slice(None)
-        size = max(1, _BLOCK * torch.get_num_threads() // classes)
-        step = max(1, size // inner)
-        for i in range(0, n, step):
-            if self.rows.ndim == 2:
-                yield slice(i, i + step), whole
-            else:
-                yield from ((slice(i, i + step), whole, slice(j, j + size)) for j in range(0, inner, size))
-
-    def _stored(self, columns: Any, block: Block, part: tuple[Tensor, ...]) -> Any:
-        """Return the columns of all blocks, those of this one filled in."""
-        if not block:
-            return part
-        columns = part[0].new_empty(len(part), *self.column_shape) if columns is None else columns
-        for column, values in zip(columns, part, strict=True):
-            column[block] = values
-        return columns
+        return gradient.sub_(r.copy_(q.trunc_()).mul_(gradient.sum(1, keepdim=True)))
 
     def _valid_labels(self, known: bool) -> Tensor | None:
         """Make every index valid; return the mass of each example, 0 for an ignored one, or None where all are 1."""
@@ -311,10 +273,10 @@ class _Batch:
         """Return columns of the divergence without log1p(s), of ``log(sum_k exp(x_k))``, and of the mass."""
         if self.by_index:
             return surprise, None, mass
-        log_mass = torch.zeros_like(surprise) if mass is None else mass.log()
-        log_sum = log_mass if self.order == 0 else surprise
+        weights = torch.ones_like(surprise) if mass is None else mass
+        log_mass, log_sum = weights.log(), surprise
         if self.order == 0:
-            surprise = (surprise if mass is None else surprise / mass) - log_mass
+            surprise, log_sum = surprise / weights - log_mass, log_mass
         else:
             surprise = (surprise - self.options.alpha * log_mass) / self.order
         log_sum = log_sum.masked_fill(log_sum.isneginf(), 0.0)  # of no mass
@@ -336,15 +298,3 @@ class _Batch:
         shares = (by.reshape(self.column_shape) if isinstance(by, Tensor) else by for by in (by_h, by_d))
         by_entropy, by_label = (by if mass is None else torch.where(mass == 0, 0.0, by) for by in shares)
         return h.add_(d).squeeze(0), by_entropy, by_label
-
-
-def _at(values: Tensor, block: Block) -> Tensor:
-    return values[block] if block else values
-
-
-def _sums(w: Tensor, q: Tensor) -> tuple[Tensor, Tensor]:
-    """Return s and the sum of w exp(w), from w and exp(w), which is overwritten."""
-    total = q.sum(1, keepdim=True)
-    # At the largest logits q is 1, and elsewhere only where it differs from 1 by rounding: frac leaves the others.
-    others = q.frac_().sum(1, keepdim=True)
-    return total.sub_(others).round_().sub_(1).add_(others), q.mul_(w).sum(1, keepdim=True)

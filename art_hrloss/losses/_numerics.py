@@ -4,12 +4,17 @@ normal number of the dtype. Everything works in log space; nothing is clamped aw
 """
 
 import math
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
 
 # exp of this is finite in every dtype, and so is the sum of 10^3 million of them.
 _NO_OVERFLOW = 60.0
+# Elements that a thread of the CPU takes at a time: enough to hide the cost of a call, few enough for its cache.
+_BLOCK = 1 << 17
+
+Block = tuple[slice, ...]
 
 
 def log_softmax(logits: Tensor) -> Tensor:
@@ -33,6 +38,18 @@ def entropy(log_q: Tensor) -> Tensor:
     """Entropy over the last dimension; 0 log 0 is 0, in value and in gradient."""
     log_q = torch.where(log_q.isneginf(), 0.0, log_q)
     return -(log_q.exp() * log_q).sum(-1)
+
+
+def softmax_sums(w: Tensor, q: Tensor) -> tuple[Tensor, Tensor]:
+    """
+    Return the sum of exp(w) over all but one of the largest w, which is 0, and the sum of w exp(w), over dimension 1.
+
+    :param q: exp(w); it is overwritten.
+    """
+    total = q.sum(1, keepdim=True)
+    # At the largest logits q is 1, and elsewhere only where it differs from 1 by rounding: frac leaves the others.
+    others = q.frac_().sum(1, keepdim=True)
+    return total.sub_(others).round_().sub_(1).add_(others), q.mul_(w).sum(1, keepdim=True)
 
 
 def log_of_others(log_q: Tensor) -> Tensor:
@@ -121,10 +138,11 @@ def mean_and_shares(
     def mean(values: Tensor) -> Tensor:
         return sums.total(values) * share if weights is None else sums.total(share * values)
 
-    if order == 0 and weights is None:
-        return mean(values), share
-    if order == 0:  # a weight may underflow to 0, but an infinite value of it makes the mean infinite
-        return sums.total(torch.where(used & values.isinf(), values, share * finite)), share
+    if order == 0:
+        if used is None:
+            return mean(values), share
+        # A weight may underflow to 0, but an infinite value of it makes the mean infinite.
+        return sums.total(torch.where(values.isinf() & used, values, share * finite)), share
     exponents = order * finite
     centre = mean(exponents.detach())
     if known:
@@ -151,6 +169,28 @@ def _finite(values: Tensor) -> Tensor:
     """Return the values, with the largest number of the dtype for infinity: inf - inf is no number."""
     greatest = torch.finfo(values.dtype).max
     return values.clamp(-greatest, greatest)
+
+
+def cache_blocks(rows: Tensor) -> Iterator[Block]:
+    """
+    Yield the examples of rows ``(N, C)`` or ``(N, C, D)`` that are computed together, as indices of the rows.
+
+    On a CPU a block stays in the cache. The empty index is all of them.
+    """
+    if rows.is_cuda or torch.compiler.is_compiling() or rows.numel() <= _BLOCK:
+        yield ()
+        return
+    inner, whole = math.prod(rows.shape[2:]), slice(None)
+    size = max(1, _BLOCK * torch.get_num_threads() // rows.shape[1])
+    step = max(1, size // inner)
+    for i in range(0, len(rows), step):
+        for j in range(0, inner, size):
+            yield (slice(i, i + step), whole, slice(j, j + size))[: rows.ndim]
+
+
+def block_of(values: Tensor, block: Block) -> Tensor:
+    """Return the values at an index of :func:`cache_blocks`."""
+    return values[block] if block else values
 
 
 def are_distributions(outputs: Tensor) -> bool:

@@ -40,13 +40,12 @@ CE, HR, PLAIN, EACH = "CE, eager", "HR, eager", "HR, plain", "HR, per example"
 CE_COMPILED, HR_COMPILED = "CE, compiled", "HR, compiled"
 AGAINST = {HR: (CE,), PLAIN: (CE,), EACH: (CE,), CE_COMPILED: (CE,), HR_COMPILED: (CE, CE_COMPILED)}
 NOTES = (
-    "Forward and the gradient by the logits, which are normal, float32. HR is HRLoss, CE CrossEntropyLoss; "
-    "both have the options of the case: label smoothing of 0.1, probabilities as labels, or a weight per class. "
-    '"Per example" is what attacks differentiate, the sum over reduction "none"; "plain" is the same loss as HR in five '
-    "lines of torch's functions. Compiled is by torch.compile, before.",
+    "Forward and the gradient by logits that are normal, float32. HR is HRLoss, CE CrossEntropyLoss; both with the "
+    "options of the case: label smoothing of 0.1, probabilities as labels, or a weight per class. "
+    '"Per example" is what attacks differentiate, the sum over reduction "none"; "plain" is the same loss as HR, in '
+    "five lines of torch's functions. Compiled is by torch.compile, before the timing.",
     "A training step is the forward and backward pass of the network and of the loss, and the step of SGD.",
-    "Peak memory is what is allocated together beyond logits and labels, the gradient included, in units of the logits' "
-    "size.",
+    "Peak memory is what is allocated together beyond logits and labels, in units of the logits: the gradient is 1.",
     HOW,
 )
 OF_BANDWIDTH = (

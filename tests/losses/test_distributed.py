@@ -98,18 +98,20 @@ def process(rank: int, folder: str) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=3)
     two = dist.new_group([0, 1])
-    found: dict[Any, Any] = {}
+    results: dict[Any, Any] = {}
     for group, world in ((dist.group.WORLD, 3), (two, 2)):
         if rank >= world:
             continue
         for name, sizes, scale, dtype in every_case(world):
             options = {k: v.to(dtype) if isinstance(v, Tensor) else v for k, v in CASES[name].items()}
             logits, labels = whole(sizes, scale, dtype).part(sizes, rank)
-            found[world, name, sizes, scale, dtype] = value_and_gradient(logits, labels, process_group=group, **options)
-        found[world, "ddp"] = ddp_gradients(HRLoss(process_group=group), group, PARTS[world][0])
-        found[world, "ddp, own"] = ddp_gradients(HRLoss(), group, PARTS[world][0])
-    found["raised"] = raised(dist.group.WORLD)
-    torch.save(found, f"{folder}/{rank}.pt")
+            results[world, name, sizes, scale, dtype] = value_and_gradient(
+                logits, labels, process_group=group, **options
+            )
+        results[world, "ddp"] = ddp_gradients(HRLoss(process_group=group), group, PARTS[world][0])
+        results[world, "ddp, own"] = ddp_gradients(HRLoss(), group, PARTS[world][0])
+    results["raised"] = raised(dist.group.WORLD)
+    torch.save(results, f"{folder}/{rank}.pt")
     dist.destroy_process_group()
 
 
@@ -133,21 +135,21 @@ def raised(group: Any) -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def found(tmp_path_factory: pytest.TempPathFactory) -> list[dict[Any, Any]]:
-    """What each process has found."""
+def results(tmp_path_factory: pytest.TempPathFactory) -> list[dict[Any, Any]]:
+    """What each process has results."""
     folder = tmp_path_factory.mktemp("processes")
     torch.multiprocessing.spawn(process, args=(str(folder),), nprocs=3)
     return [torch.load(folder / f"{rank}.pt", weights_only=False) for rank in range(3)]
 
 
 @pytest.mark.parametrize("world", [2, 3])
-def test_values_and_gradients_are_those_of_one_process(found: list[dict[Any, Any]], world: int) -> None:
+def test_values_and_gradients_are_those_of_one_process(results: list[dict[Any, Any]], world: int) -> None:
     for name, sizes, scale, dtype in every_case(world):
         batch = whole(sizes, scale, torch.float64)
         # float32's own logits are compared with: rounding them is not what is asked about.
         exact = Whole(batch.logits.to(dtype).double(), batch.labels)
         value, gradient = value_and_gradient(exact.logits, exact.labels, **CASES[name])
-        parts = [found[rank][world, name, sizes, scale, dtype] for rank in range(world)]
+        parts = [results[rank][world, name, sizes, scale, dtype] for rank in range(world)]
         each = CASES[name].get("reduction") == "none"
         for rank, (own, _) in enumerate(parts):
             chosen = slice(sum(sizes[:rank]), sum(sizes[: rank + 1]))
@@ -163,20 +165,20 @@ RTOL = {torch.float64: 1e-12, torch.float32: 1e-6}
 
 
 @pytest.mark.parametrize("world", [2, 3])
-def test_data_parallel_training_has_the_gradient_of_the_joint_batch(found: list[dict[Any, Any]], world: int) -> None:
+def test_data_parallel_training_has_the_gradient_of_the_joint_batch(results: list[dict[Any, Any]], world: int) -> None:
     model, (pixels, labels) = network(), images(sum(PARTS[world][0]))
     HRLoss()(model(pixels), labels).backward()
     expected = [parameter.grad for parameter in model.parameters()]
     for rank in range(world):
-        torch.testing.assert_close(found[rank][world, "ddp"], expected, rtol=1e-12, atol=1e-15)
+        torch.testing.assert_close(results[rank][world, "ddp"], expected, rtol=1e-12, atol=1e-15)
     # Without the group it has another, by far more than rounding.
-    apart = (found[0][world, "ddp, own"][0] - expected[0]).abs().max() / expected[0].abs().max()  # type: ignore[union-attr]
+    apart = (results[0][world, "ddp, own"][0] - expected[0]).abs().max() / expected[0].abs().max()  # type: ignore[union-attr]
     assert apart > 0.01
 
 
-def test_what_has_no_meaning_is_an_error(found: list[dict[Any, Any]]) -> None:
-    for process_found in found:
-        said = process_found["raised"]
+def test_what_has_no_meaning_is_an_error(results: list[dict[Any, Any]]) -> None:
+    for of_process in results:
+        said = of_process["raised"]
         assert len(said) == 4
         assert "'batch', 'mean' or 'none' with a process group, but got 'sum'" in said[0]
         assert said[1] == said[0]

@@ -12,6 +12,7 @@ from testing import oracle
 from torch import Tensor
 
 from art_hrloss.losses import _fused as fused
+from art_hrloss.losses import _numerics as numerics
 from art_hrloss.losses._functional import HRLossTerms, hr_loss, hr_loss_terms
 
 Loss = Callable[..., Tensor]
@@ -41,7 +42,7 @@ def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     if request.param != "in advance":
         monkeypatch.setattr(fused, "_IN_ADVANCE", 0)
     if request.param == "in blocks":
-        monkeypatch.setattr(fused, "_BLOCK", 16)
+        monkeypatch.setattr(numerics, "_BLOCK", 16)
     if request.param == "compiled":
         monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
     way: str = request.param
