@@ -76,7 +76,7 @@ def fused_loss(logits: Tensor, target: Tensor, weight: Tensor | None, options: L
 class _Plan(NamedTuple):
     options: LossOptions
     reference: Loss
-    in_advance: bool  # whether the gradient is computed together with the loss
+    in_advance: bool  # whether the gradient is computed with the loss
 
 
 class _Compiled(torch.autograd.Function):
@@ -120,8 +120,7 @@ class _Fused(_Compiled):
         logits, target, weight = ctx.saved_tensors[:3]
         options, reference, _ = ctx.plan
         loss, pull = torch.func.vjp(lambda z: reference(z, target, weight, options), logits)  # type: ignore[misc]
-        # The loss of an example depends on its own logits only, so one backward pass serves all.
-        product = pull(torch.ones_like(loss))[0] * tangent
+        product = pull(torch.ones_like(loss))[0] * tangent  # an example's loss depends on its own logits only
         return product.sum(1) if loss.ndim else product.sum(), None, None
 
     @staticmethod
@@ -228,7 +227,9 @@ class _Batch:
             gradient.scatter_(1, labels, torch.zeros_like(constant))
             return gradient.scatter_(1, labels, gradient.sum(1, keepdim=True).neg_())
         gradient.sub_(r)
-        return gradient.sub_(r.copy_(q.trunc_()).mul_(gradient.sum(1, keepdim=True)))
+        if self.soft:  # a row may be one-hot; the terms of a smoothed label are never both near 1
+            gradient.sub_(r.copy_(q.trunc_()).mul_(gradient.sum(1, keepdim=True)))
+        return gradient
 
     def _valid_labels(self, known: bool) -> Tensor | None:
         """Make every index valid; return the mass of each example, 0 for an ignored one, or None where all are 1."""
