@@ -75,7 +75,7 @@ def test_what_is_printed_in_it_is_what_it_prints_now_but_for_digits(stored: Any,
 def test_what_its_text_says_is_so(executed: Any) -> None:
     found = json.loads(printed(executed.cells[-1]))
     assert min(found["clean"].values()) > 0.9
-    assert 0.2 < found["clipped"]["HR"] < 0.5
+    assert 0.25 < found["clipped"]["HR"] < 0.75
     assert found["clipped"]["CE"] < 0.1
     assert max(found["worst"].values()) < 0.05
     assert found["more by HR"] < 0.05
