@@ -203,6 +203,17 @@ def check_differentiable(floating: bool, dtype: object) -> None:
         )
 
 
+def input_gradient(losses: Tensor, images: Tensor) -> Tensor:
+    """Return the gradient of the summed losses by the images; raise where the network lets none through."""
+    gradient = torch.autograd.grad(losses.sum(), images, allow_unused=True)[0] if losses.requires_grad else None
+    if gradient is None:
+        raise ValueError(
+            "expected a network that is differentiable by its images, but got one through which no gradient flows: "
+            "attack it by SquareAttack, or give it a differentiable stand-in for the step without gradient (BPDA)"
+        )
+    return gradient
+
+
 def as_array(values: Tensor) -> np.ndarray:
     """Return a tensor as an array; NumPy has no bfloat16."""
     values = values.detach().cpu()

@@ -12,7 +12,15 @@ from torch.nn import CrossEntropyLoss, Module
 
 from art_hrloss._context import in_mode
 from art_hrloss._labels import BINARY_LOSSES, INDEX_LOSSES, label_rows, reduced, target_for
-from art_hrloss._network import AnyDtypeClassifier, Observer, Point, as_array, check_differentiable, check_loss
+from art_hrloss._network import (
+    AnyDtypeClassifier,
+    Observer,
+    Point,
+    as_array,
+    check_differentiable,
+    check_loss,
+    input_gradient,
+)
 
 
 class HRClassifier(AnyDtypeClassifier):
@@ -150,24 +158,13 @@ class HRClassifier(AnyDtypeClassifier):
                 leaf = inputs.requires_grad_(gradient)
             logits = self._model(inputs)[-1]
             losses = reduced(self.attack_loss if loss is None else loss, logits, targets, "none")
-            slope = self._slope(losses, leaf) if gradient else None
+            slope = input_gradient(losses, leaf) if gradient else None
         if slope is not None and not self.all_framework_preprocessing:  # by the steps' own estimates
             slope = torch.as_tensor(self._apply_preprocessing_gradient(as_array(images), as_array(slope))).to(leaf)
         point = Point(losses.detach(), logits.detach(), slope)
         for observer in self._observers:
             observer(x, labels, point)
         return point
-
-    @staticmethod
-    def _slope(losses: Tensor, leaf: Tensor) -> Tensor:
-        """Return the gradient of the summed losses by the images."""
-        slope = torch.autograd.grad(losses.sum(), leaf, allow_unused=True)[0] if losses.requires_grad else None
-        if slope is None:
-            raise ValueError(
-                "expected a network that is differentiable by its images, but got one through which no gradient flows: "
-                "attack it by SquareAttack, or give it a differentiable stand-in for the step without gradient (BPDA)"
-            )
-        return slope
 
     @contextmanager
     def attacking(self) -> Iterator[None]:
@@ -287,7 +284,7 @@ class HRClassifier(AnyDtypeClassifier):
         super().fit(x, as_array(rows), batch_size=batch_size, nb_epochs=nb_epochs, **kwargs)
 
     def reduce_labels(self, y: Any) -> Any:
-        """Return labels as the training loss takes them; as ART's, but rows such as [1, 1, 0] are not class 0."""
+        """Return labels as the training loss takes them: ART's, where rows such as [1, 1, 0] are not class 0."""
         rows = torch.as_tensor(y)
         if rows.ndim != 2 or rows.shape[1] != self.nb_classes:
             return super().reduce_labels(y)

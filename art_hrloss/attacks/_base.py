@@ -159,7 +159,7 @@ class LossAttack(EvasionAttack):
 
     @property
     def _stops_early(self) -> bool:
-        """Whether an image is not attacked again once it is adversarial."""
+        """True if an image is not attacked again once it is adversarial."""
         return bool(self.restarts is not None or self.keep_first)
 
     @property

@@ -37,7 +37,7 @@ class GradientMaskingReport(Measurements):
 
     @property
     def flagged(self) -> bool:
-        """Whether there is any flag."""
+        """True if there is any flag."""
         return bool(self.flags)
 
     @property

@@ -70,7 +70,7 @@ def _terms(network: nn.Module, images: Tensor, labels: Tensor, loss: HRLoss) -> 
 
 
 def _random_state(images: Tensor) -> tuple[Tensor, Tensor | None]:
-    """Of torch's generators that the network may draw from."""
+    """Return the states of torch's generators that the network may draw from."""
     return torch.get_rng_state(), torch.cuda.get_rng_state(images.device) if images.is_cuda else None
 
 

@@ -33,7 +33,7 @@ from art_hrloss.losses._validation import (
 
 
 class ExampleTerms(NamedTuple):
-    """What the loss of a batch is made of, for each example, shape ``(n,)``."""
+    """Terms of the loss of a batch, for each example, shape ``(n,)``."""
 
     entropy: Tensor
     """H(q_i), in nats."""

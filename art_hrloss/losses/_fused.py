@@ -23,7 +23,14 @@ import torch
 from torch import Tensor
 from torch.autograd.forward_ad import unpack_dual
 
-from art_hrloss.losses._numerics import Block, block_of, cache_blocks, mean_and_shares, softmax_sums
+from art_hrloss.losses._numerics import (
+    Block,
+    block_of,
+    cache_blocks,
+    loss_and_gradient,
+    mean_and_shares,
+    softmax_sums,
+)
 from art_hrloss.losses._validation import LossOptions
 
 # Elements up to which the gradient is computed together with the loss, from what lies in the cache.
@@ -108,10 +115,12 @@ class _Compiled(torch.autograd.Function):
                 None,
                 None,
             )
+        if in_advance:
+            each = by_loss.unsqueeze(1) if by_loss.ndim else by_loss  # with reduction "none", a number per example
+            return stored.reshape(logits.shape) * each, None, None, None
         batch = _Batch(logits, target, weight, options)
         by_loss = by_loss.reshape(batch.column_shape) if by_loss.ndim else by_loss
-        gradient = stored * by_loss if in_advance else batch.gradient(stored, by_loss, plain=ctx.plain)
-        return gradient.reshape(logits.shape), None, None, None
+        return batch.gradient(stored, by_loss, plain=ctx.plain).reshape(logits.shape), None, None, None
 
 
 class _Fused(_Compiled):
@@ -157,6 +166,11 @@ class _Batch:
         known = self.rows.is_cpu and type(self.rows) is Tensor and not torch.compiler.is_compiling()
         mass = None if self.soft else self._valid_labels(known)
         plain = known and (self.soft or mass is None)
+        if in_advance and plain and self.by_index and self.rows.ndim == 2:
+            small = loss_and_gradient(self.rows, self.labels, self.order, self.options.reduction)
+            if small is not None:
+                loss, gradient = small
+                return loss.reshape(self.example_shape) if self.options.reduction == "none" else loss, gradient, True
         columns: Any = None
         for block in [()] if in_advance else cache_blocks(self.rows):
             rows, labels = block_of(self.rows, block), block_of(self.labels, block)
