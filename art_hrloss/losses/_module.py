@@ -11,7 +11,6 @@ from torch.distributed import ProcessGroup
 from art_hrloss.losses._functional import hr_loss_of
 from art_hrloss.losses._validation import LossOptions, Reduction, check_class_weights
 
-
 _Method = TypeVar("_Method", bound=Callable[..., Tensor])
 # A scripted model calls the loss in Python, because TorchScript cannot compile it.
 _call_in_python: Callable[[_Method], _Method] = torch.jit.ignore
