@@ -135,9 +135,8 @@ class _Fused(_Compiled):
     @staticmethod
     def vmap(info: Any, in_dims: tuple[Any, ...], *inputs: Any) -> tuple[Any, Any]:
         *tensors, (options, reference, _) = inputs
-        vectorized = torch.func.vmap(lambda *each: reference(*each, options), in_dims[:3], randomness=info.randomness)
-        loss = vectorized(*tensors)
-        return (loss, loss.new_empty(0), False), (0, None, None)
+        each = torch.func.vmap(lambda *one: reference(*one, options), in_dims[:3], randomness=info.randomness)
+        return (each(*tensors), tensors[0].new_empty(0), False), (0, None, None)
 
 
 # torch binds the arguments of `forward` at each call; with its signature at hand that takes a tenth of the time.

@@ -1,7 +1,8 @@
 """The HR loss as a module, wherever torch or ART takes a loss."""
 
 import warnings
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -9,6 +10,10 @@ from torch.distributed import ProcessGroup
 
 from art_hrloss.losses._functional import hr_loss_of
 from art_hrloss.losses._validation import LossOptions, Reduction, check_class_weights
+
+_Method = TypeVar("_Method", bound=Callable[..., Tensor])
+# A scripted model calls the loss in Python, because TorchScript cannot compile it.
+_call_in_python: Callable[[_Method], _Method] = torch.jit.ignore
 
 
 class HRLoss(torch.nn.CrossEntropyLoss):
@@ -68,8 +73,7 @@ class HRLoss(torch.nn.CrossEntropyLoss):
                 stacklevel=2,
             )
 
-    # A scripted model calls it in Python, because TorchScript cannot compile it.
-    @torch.jit.ignore  # type: ignore[untyped-decorator]
+    @_call_in_python
     def forward(self, input: Tensor, target: Tensor) -> Tensor:  # the parameter names of CrossEntropyLoss
         """
         :param input: Logits, shape ``(C,)``, ``(N, C)`` or ``(N, C, d1, ...)``.

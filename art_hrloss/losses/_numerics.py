@@ -128,15 +128,15 @@ def mean_and_shares(
     :param known: Whether Python may read the sum, which spares the computation around the other centre.
     :return: Shapes ``(..., 1)`` and ``(..., n)``, or one number for all.
     """
-    share: Tensor | float = 1 / values.shape[-1] if weights is None else weights
     used, finite = None, values
     if weights is not None:
         log_weights = weights.log() if log_weights is None else log_weights
         used = ~log_weights.isneginf()
         finite = torch.where(used, values, 0.0)
+    share: Tensor | float = 1 / values.shape[-1] if weights is None else weights
 
     def mean(values: Tensor) -> Tensor:
-        return sums.total(values) * share if weights is None else sums.total(share * values)
+        return values.mean(-1, keepdim=True) if weights is None else sums.total(weights * values)
 
     if order == 0:
         if used is None:
@@ -146,12 +146,11 @@ def mean_and_shares(
     exponents = order * finite
     centre = mean(exponents.detach())
     if known:
-        exponents.sub_(centre)
-        excess = mean(exponents.expm1())
+        distances = exponents - centre
+        excess = mean(distances.expm1())
         if excess.item() < math.exp(_NO_OVERFLOW):
             log_mean = excess.log1p_()
-            return centre.add_(log_mean).div_(order), exponents.sub_(log_mean).exp_().mul_(share)
-        exponents = order * finite
+            return centre.add_(log_mean).div_(order), distances.sub_(log_mean).exp_().mul_(share)
     lead = sums.largest(exponents if used is None else torch.where(used, exponents, -math.inf))
     near = lead - centre < _NO_OVERFLOW
     centre = torch.where(near, centre, _finite(lead))
