@@ -35,6 +35,8 @@ from art_hrloss.losses._validation import LossOptions
 
 # Elements up to which the gradient is computed together with the loss, from what lies in the cache.
 _IN_ADVANCE = 1 << 19
+# Elements up to which the calls cost more than the arithmetic.
+_SMALL = 1 << 13
 # Stands for w = -inf: exp(w) is 0 as well, but 0 times w is no NaN. A divergence as large as this makes it is infinite.
 _FAR, _IMPOSSIBLE, _LEAST = -1e30, 1e20, 1e-30
 # Orders alpha - 1 nearer to 0, but not 0, magnify the rounding of log(sum_k exp(x_k)); the reference does not.
@@ -165,7 +167,7 @@ class _Batch:
         known = self.rows.is_cpu and type(self.rows) is Tensor and not torch.compiler.is_compiling()
         mass = None if self.soft else self._valid_labels(known)
         plain = known and (self.soft or mass is None)
-        if in_advance and plain and self.by_index and self.rows.ndim == 2:
+        if in_advance and plain and self.by_index and self.rows.ndim == 2 and self.rows.numel() <= _SMALL:
             small = loss_and_gradient(self.rows, self.labels, self.order, self.options.reduction)
             if small is not None:
                 loss, gradient = small
