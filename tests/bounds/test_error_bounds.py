@@ -462,7 +462,7 @@ BAD: dict[str, tuple[tuple[Any, ...], dict[str, Any], type[Exception], str]] = {
     "a row of -inf": (([[0.0, 1.0], [-INF, -INF]], [0, 0]), {}, ValueError, "expected logits that are finite, or -inf"),
     "too few labels": ((LOGITS, [0]), {}, ValueError, r"class indices, .* of shape \(2,\) .*, but got shape \(1,\)"),
     "class too high": ((LOGITS, [0, 3]), {}, ValueError, "whole numbers from 0 to 2, .* but got values from 0 to 3"),
-    "negative row": ((LOGITS, [[1.0, -0.1, 0.1]] * 2), {}, ValueError, "rows of labels to be finite, at least 0"),
+    "negative row": ((LOGITS, [[1.0, -0.1, 0.1]] * 2), {}, ValueError, "numbers below 0"),
     "no weight": ((LOGITS, np.zeros((2, 3))), {}, ValueError, "at least one example .* but got none in 2"),
     "no example": ((np.zeros((0, 3)), np.zeros(0)), {}, ValueError, "at least one example of .* but got none in 0"),
 }
