@@ -7,7 +7,7 @@ import torch
 from art.estimators.classification import PyTorchClassifier
 from torch.nn import Module
 
-from art_hrloss._network import check_loss
+from art_hrloss._network import check_classifier, check_loss
 from art_hrloss.classifier import HRClassifier
 
 
@@ -30,8 +30,7 @@ def attack_view(classifier: PyTorchClassifier, loss: Module) -> HRClassifier:
     >>> attack_view(trained, HRLoss()).model is network
     True
     """
-    if not isinstance(classifier, PyTorchClassifier):
-        raise TypeError(f"expected classifier to be a PyTorchClassifier, but got {type(classifier).__name__}")
+    check_classifier(classifier)
     _check_methods(classifier)
     check_loss("loss", loss)
     if isinstance(classifier, HRClassifier):  # of whatever subclass

@@ -98,7 +98,6 @@ class AnyDtypeClassifier(PyTorchClassifier):
             batches = [inputs[i : i + batch_size] for i in range(0, max(1, len(inputs)), batch_size)]
             outputs = [self._model(self._to_network(batch))[-1].cpu().numpy() for batch in batches]
         rows = np.concatenate(outputs).astype(np.float32, copy=False)
-        rows = rows[:, np.newaxis] if rows.ndim == 1 else rows
         predictions: np.ndarray = self._apply_postprocessing(preds=rows, fit=False)
         return predictions
 
@@ -186,6 +185,12 @@ class AnyDtypeClassifier(PyTorchClassifier):
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Restore the state."""
         self.__dict__.update(state)
+
+
+def check_classifier(classifier: object) -> None:
+    """Raise unless a classifier is one of ART's for PyTorch."""
+    if not isinstance(classifier, PyTorchClassifier):
+        raise TypeError(f"expected classifier to be a PyTorchClassifier, but got {type(classifier).__name__}")
 
 
 def check_loss(name: str, loss: object) -> None:

@@ -9,7 +9,7 @@ from art.estimators.classification import PyTorchClassifier
 
 from art_hrloss._context import modes_kept
 from art_hrloss._labels import class_indices
-from art_hrloss._network import as_array
+from art_hrloss._network import as_array, check_classifier
 from art_hrloss.losses._numerics import are_distributions
 
 Images = npt.NDArray[np.float32]
@@ -46,8 +46,7 @@ def checked_evaluation(classifier: PyTorchClassifier, x: Any, y: Any, *, batch_s
             mode, or its logits depend on the other images of a batch. The message names the remedy.
     :raises TypeError: If the classifier is no PyTorchClassifier.
     """
-    if not isinstance(classifier, PyTorchClassifier):
-        raise TypeError(f"expected a PyTorchClassifier or HRClassifier, but got {type(classifier).__name__}")
+    check_classifier(classifier)
     images = checked_images(classifier, x)
     labels = class_indices(y, n=len(images), classes=classifier.nb_classes).cpu().numpy()
     return Evaluation(images, labels, checked_logits(classifier, images, batch_size=batch_size))
@@ -71,15 +70,22 @@ def checked_images(classifier: PyTorchClassifier, x: Any) -> Images:
         )
     if classifier.clip_values is None:
         return images
-    low, high = (np.asarray(value, dtype=np.float32) for value in classifier.clip_values)
-    slack = SLACK * np.maximum(np.abs(low), np.abs(high))
-    if (images < low - slack).any() or (images > high + slack).any():
+    if not inside(images, classifier.clip_values).all():
+        low, high = np.min(classifier.clip_values[0]), np.max(classifier.clip_values[1])
         raise ValueError(
-            f"expected images inside clip_values, from {low.min():g} to {high.max():g}, but got values from "
+            f"expected images inside clip_values, from {low:g} to {high:g}, but got values from "
             f"{images.min():g} to {images.max():g}: an attack clips its images, and not those. Scale the images (those "
             "from 0 to 255 by 1/255), or construct the classifier with their clip_values"
         )
     return images
+
+
+def inside(images: Images, clip_values: tuple[Any, Any]) -> npt.NDArray[np.bool_]:
+    """Return which pixels lie in the range of clip_values, up to float32 rounding; of the shape of the images."""
+    low, high = (np.asarray(value, dtype=np.float32) for value in clip_values)
+    slack = SLACK * np.maximum(np.abs(low), np.abs(high))
+    result: npt.NDArray[np.bool_] = (images >= low - slack) & (images <= high + slack)
+    return result
 
 
 def checked_logits(classifier: PyTorchClassifier, images: Images, *, batch_size: int = 128) -> npt.NDArray[np.float32]:

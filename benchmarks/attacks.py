@@ -18,8 +18,8 @@ from art_hrloss import (
 from art_hrloss.attacks import HopSkipJumpAttack, transfer
 from benchmarks.config import AttackSpec
 
-# ART's own SquareAttack made the published results; that of art_hrloss finds more, at a third of the time.
-# Of the ensemble's black-box attacks: the Square attack's queries per image, and HopSkipJump's rounds.
+# Of the black-box attacks. ART's own Square made the published results; that of art_hrloss finds more.
+# The Square attack's queries per image, and HopSkipJump's rounds.
 SQUARE_ITER, HOP_SKIP_JUMP_ITER = 500, 3
 # What the ensemble calls the other network.
 SOURCE_NAME = "another CE-trained network"

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from art.attacks.attack import EvasionAttack
 from art.attacks.evasion.projected_gradient_descent.projected_gradient_descent_pytorch import tqdm
+from art.estimators.classification import PyTorchClassifier
 from torch import Tensor
 from torch.nn import Module
 
@@ -185,15 +186,7 @@ class LossAttack(EvasionAttack):
 
     def _predict(self, images: Array) -> Array:
         """Return the predicted classes, int64 of shape ``(n,)``."""
-        with modes_kept(self.estimator.model):
-            outputs = self.estimator.predict(images, batch_size=self.batch_size)
-        if outputs.shape[1] < 2:
-            raise ValueError(
-                f"expected predictions of shape (n, {self.estimator.nb_classes}), one logit per class, but got "
-                f"{outputs.shape}: its largest entry is always class 0. Give the network a second output of constant 0"
-            )
-        classes: Array = outputs.argmax(1)
-        return classes
+        return predicted_classes(self.estimator, images, self.batch_size)
 
     def _logits(self, points: Tensor, classes: Tensor) -> Tensor:
         """Return the logits at images, by the door into the network."""
@@ -248,6 +241,20 @@ class LossAttack(EvasionAttack):
         """Return ART's progress bar around values."""
         verbose = getattr(self, "verbose", False)  # which FastGradientMethod lacks
         return tqdm(values, desc=f"{type(self).__name__} - {name}", leave=False, disable=not verbose)
+
+
+def predicted_classes(estimator: Any, images: Array, batch_size: int) -> Array:
+    """Return the classes that a classifier of ART's predicts, int64 of shape ``(n,)``; its modes are restored."""
+    networks = [estimator.model] if isinstance(estimator, PyTorchClassifier) else []
+    with modes_kept(*networks):
+        outputs = estimator.predict(images, batch_size=batch_size)
+    if outputs.shape[1] < 2:
+        raise ValueError(
+            f"expected predictions of shape (n, {estimator.nb_classes}), one logit per class, but got {outputs.shape}: "
+            "its largest entry is always class 0. Give the network a second output of constant 0"
+        )
+    classes: Array = outputs.argmax(1)
+    return classes
 
 
 def plain(value: Any) -> Any:

@@ -14,6 +14,8 @@ from art.attacks.evasion import ProjectedGradientDescentPyTorch
 from art.utils import random_sphere
 from torch import Tensor
 
+from art_hrloss._preconditions import inside
+
 Array = npt.NDArray[Any]
 Images = npt.NDArray[np.float32]
 Labels = npt.NDArray[np.int64]
@@ -185,10 +187,8 @@ def feasible(
     near: npt.NDArray[np.bool_] = distance <= eps * (1 + 1e-5) + rounding
     if clip_values is None:
         return near
-    low, high = clip_values
-    slack = 1e-6 * np.maximum(np.abs(low), np.abs(high))
-    inside: npt.NDArray[np.bool_] = (adversarial >= low - slack) & (adversarial <= high + slack)
-    return near & inside.reshape(len(images), -1).all(1)
+    near &= inside(adversarial, clip_values).reshape(len(images), -1).all(1)
+    return near
 
 
 def _beside(images: Tensor, value: Any) -> Any:

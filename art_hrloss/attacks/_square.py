@@ -15,7 +15,7 @@ from torch import Tensor
 from art_hrloss._attack_view import as_hr_classifier
 from art_hrloss._labels import class_indices
 from art_hrloss._preconditions import checked_images
-from art_hrloss.attacks._base import plain
+from art_hrloss.attacks._base import plain, predicted_classes
 from art_hrloss.attacks._constraints import Images, check_units
 from art_hrloss.attacks._losses import MarginLoss
 
@@ -76,10 +76,7 @@ class SquareAttack(evasion.SquareAttack):
         if np.ndim(x) != 4:
             raise ValueError(f"expected images of shape (n, *{self.estimator.input_shape}), but got {np.shape(x)}")
         x = checked_images(self.estimator, x)
-        outputs = self.estimator.predict(x, batch_size=self.batch_size)
-        if outputs.shape[1] < 2:
-            raise ValueError(f"expected predictions of shape (n, M), one logit per class, but got {outputs.shape}")
-        predictions = torch.from_numpy(outputs.argmax(1))
+        predictions = torch.from_numpy(predicted_classes(self.estimator, x, self.batch_size))
         labels = predictions if y is None else class_indices(y, n=len(x), classes=self.estimator.nb_classes).cpu()
         if self._runs_arts():
             inherited: Images = super().generate(x, labels.numpy(), **kwargs)

@@ -12,6 +12,7 @@ from art.estimators.classification import PyTorchClassifier
 
 from art_hrloss._attack_view import as_hr_classifier
 from art_hrloss._context import modes_kept, seeded
+from art_hrloss._network import check_classifier
 from art_hrloss._preconditions import checked_evaluation
 from art_hrloss.attacks._auto_pgd import AutoProjectedGradientDescent
 from art_hrloss.attacks._constraints import Images, Labels, check_eps, feasible, norm_order
@@ -111,8 +112,7 @@ def worst_case(
     >>> 0 <= result.accuracy <= 1
     True
     """
-    if not isinstance(classifier, PyTorchClassifier):
-        raise TypeError(f"expected a PyTorchClassifier or HRClassifier, but got {type(classifier).__name__}")
+    check_classifier(classifier)
     eps = check_eps(eps, norm, classifier.clip_values)
     if norm_order(norm) not in (1.0, 2.0, np.inf):
         raise ValueError(f"expected norm to be 1, 2 or numpy.inf, but got {norm}")
