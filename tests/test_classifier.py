@@ -460,7 +460,7 @@ def test_the_parameters_are_arts_and_attack_loss():
     assert all((ours[name].default, ours[name].kind) == (arts[name].default, arts[name].kind) for name in arts)
 
 
-@pytest.mark.parametrize("loss", [nn.functional.cross_entropy, hr_loss, HRLoss, "ce", None], ids=repr)
+@pytest.mark.parametrize("loss", [nn.functional.cross_entropy, hr_loss, HRLoss, "ce", None])
 def test_a_loss_that_is_no_module_is_refused_at_once(hr_classifier, network, loss):
     classifier, options = hr_classifier(), {"input_shape": (1, 8, 8), "nb_classes": 10}
     calls = [lambda: HRClassifier(network, loss, **options), lambda: classifier.set_params(model=network, loss=loss)]

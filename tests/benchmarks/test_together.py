@@ -1,6 +1,5 @@
 """Runs that are trained at once leave what they leave when they are trained one by one."""
 
-import re
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -25,13 +24,17 @@ from benchmarks.together import train_together
 CE, HR = LossSpec("ce"), LossSpec("hr", 1.6)
 # Batches of 50 leave one of 20 images.
 RECIPE = Recipe(model="small-cnn", epochs=1, batch_size=50, lr=0.1, validation_size=180)
+ADAM = {"lr": 1e-3, "optimizer": "adam"}
 KINDS = [
     pytest.param({}, id="sgd"),
     pytest.param({"momentum": 0.9, "l2": 1e-3}, id="momentum"),
-    pytest.param({"lr": 1e-3, "optimizer": "adam", "l2": 1e-3}, id="adam"),
-    pytest.param({"lr": 1e-3, "optimizer": "adam", "model": "resnet", "subtract_pixel_mean": True}, id="resnet"),
-    pytest.param({"lr": 1e-5, "optimizer": "adam", "model": "resnet", "input_scale": 255.0}, id="scaled"),
+    pytest.param(ADAM | {"l2": 1e-3}, id="adam"),
+    pytest.param({"lr": 1e-2, "model": "resnet", "subtract_pixel_mean": True}, id="resnet"),
+    pytest.param({"lr": 1e-4, "model": "resnet", "input_scale": 255.0}, id="scaled"),
 ]
+# Adam divides a gradient by its own size: one that is nothing but rounding, as that of a bias before batch
+# normalisation, moves the weight as far as any other. In float32 no two orders of summing agree on such steps.
+KINDS_IN_FLOAT64 = [*KINDS, pytest.param(ADAM | {"model": "resnet", "subtract_pixel_mean": True}, id="resnet adam")]
 
 
 @pytest.fixture(scope="module")
@@ -60,13 +63,7 @@ def together(runs: list[RunSpec], few: Dataset, root: Path) -> Store:
 
 
 def expect_alike(runs: list[RunSpec], one: Store, other: Store, *, within: float) -> None:
-    """
-    Equal curves and weights, to so much of each array's largest value.
-
-    But for biases before batch normalisation, and the means that it remembers of them: the loss does not depend on
-    them, so their gradient is nothing but rounding, of which Adam makes whole steps.
-    """
-    idle = re.compile(r"1\.0\.bias|.*(residual\.[03]\.bias|running_mean)") if runs[0].recipe.model == "resnet" else None
+    """Equal curves and weights, to so much of each array's largest value."""
     for run in runs:
         for row, expected in zip(one.curve(run), other.curve(run), strict=True):
             assert row.keys() == expected.keys()
@@ -77,8 +74,6 @@ def expect_alike(runs: list[RunSpec], one: Store, other: Store, *, within: float
         weights, expected = one.load_checkpoint(run), other.load_checkpoint(run)
         assert weights.keys() == expected.keys()
         for name, tensor in weights.items():
-            if idle and idle.fullmatch(name):
-                continue
             scale = max(1.0, float(expected[name].double().abs().max()))
             difference = float((tensor - expected[name]).abs().max())
             assert difference <= within * scale, (str(run), name, difference, scale)
@@ -95,15 +90,15 @@ def test_the_first_steps_are_those_of_runs_alone(few: Dataset, tmp_path: Path, c
     assert max(float((fresh[name] - w).abs().max()) for name, w in kept.load_checkpoint(runs[0]).items()) > 1e-6
 
 
-@pytest.mark.parametrize("changes", KINDS[:3])
-def test_in_float64_an_epoch_is_that_of_networks_alone(digits: Dataset, changes: dict) -> None:
+@pytest.mark.parametrize("changes", KINDS_IN_FLOAT64)
+def test_in_float64_an_epoch_is_that_of_networks_alone(digits: Dataset, few: Dataset, changes: dict) -> None:
     """So that what float32 makes of it later, where a ReLU or a maximum tips over, is rounding and nothing else."""
-    runs = runs_of(CE, HR, **changes)
-    recipe, (alone, stacked) = runs[0].recipe, ([training.Training(run, digits) for run in runs] for _ in range(2))
+    runs, images_of = runs_of(CE, HR, **changes), few if "model" in changes else digits
+    recipe, (alone, stacked) = runs[0].recipe, ([training.Training(run, images_of) for run in runs] for _ in range(2))
     for one in (*alone, *stacked):
         one.model.double()
         one.optimizer = training.build_optimizer(recipe, one.model)
-    images, labels = digits.train.tensors(torch.device("cpu"))
+    images, labels = images_of.train.tensors(torch.device("cpu"))
     stack = Stack(
         recipe,
         [one.model for one in stacked],
@@ -113,12 +108,14 @@ def test_in_float64_an_epoch_is_that_of_networks_alone(digits: Dataset, changes:
         labels,
     )
     rows = stack.epoch(torch.stack([one.shuffled() for one in stacked]), batch_size=50, lr=recipe.lr)
+    # Rounding of 1e-14, over the 1e-8 that Adam adds to the size of a gradient, is 1e-6 of a step.
+    within = 1e-6 * recipe.lr if recipe.optimizer == "adam" else 1e-12
     for one, other, row in zip(alone, stacked, rows, strict=True):
         batches = ((images[batch].double(), labels[batch]) for batch in one.shuffled().split(50))
         expected = training.train_epoch(one.model, one.loss, one.optimizer, batches)
         assert row == pytest.approx(expected, rel=1e-12)
         for name, tensor in one.model.state_dict().items():
-            torch.testing.assert_close(other.model.state_dict()[name], tensor, rtol=1e-11, atol=1e-12)
+            torch.testing.assert_close(other.model.state_dict()[name], tensor, rtol=1e-11, atol=within)
 
 
 @pytest.mark.parametrize("changes", [KINDS[1], KINDS[3]])
