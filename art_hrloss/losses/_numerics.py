@@ -12,7 +12,7 @@ from torch import Tensor
 # exp of this is finite in every dtype, and so is the sum of 10^3 million of them.
 _NO_OVERFLOW = 60.0
 # Elements that a thread of the CPU takes at a time: enough to hide the cost of a call, few enough for its cache.
-_BLOCK = 1 << 17
+BLOCK = 1 << 19
 
 Block = tuple[slice, ...]
 
@@ -40,16 +40,18 @@ def entropy(log_q: Tensor) -> Tensor:
     return -(log_q.exp() * log_q).sum(-1)
 
 
-def softmax_sums(w: Tensor, q: Tensor) -> tuple[Tensor, Tensor]:
+def softmax_sums(w: Tensor, q: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """
-    Return the sum of exp(w) over all but one of the largest w, which is 0, and the sum of w exp(w), over dimension 1.
+    Return one over the sum of exp(w), the sum without one of the largest w, which is 0, and that of w exp(w).
 
+    :param w: Logits less their largest one, along dimension 1.
     :param q: exp(w); it is overwritten.
     """
     total = q.sum(1, keepdim=True)
+    scale = total.reciprocal()
     # At the largest logits q is 1, and elsewhere only where it differs from 1 by rounding: frac leaves the others.
     others = q.frac_().sum(1, keepdim=True)
-    return total.sub_(others).round_().sub_(1).add_(others), q.mul_(w).sum(1, keepdim=True)
+    return scale, total.sub_(others).round_().sub_(1).add_(others), q.mul_(w).sum(1, keepdim=True)
 
 
 def log_of_others(log_q: Tensor) -> Tensor:
@@ -115,7 +117,7 @@ def mean_and_shares(
     log_weights: Tensor | None = None,
     sums: Sums = LOCAL,
     *,
-    known: bool = False,
+    near: bool = False,
 ) -> tuple[Tensor, Tensor | float]:
     """
     Return the :func:`exponential_mean` for weights that sum to 1, and its derivative by each value.
@@ -125,7 +127,7 @@ def mean_and_shares(
     excess keeps every digit; where a power would overflow, c is the value of the largest exponent.
 
     :param weights: Shape ``(..., n)``; None for equal ones. `log_weights` are theirs, where they may underflow.
-    :param known: Whether Python may read the sum, which spares the computation around the other centre.
+    :param near: Whether to assume that no power around the mean overflows; else the result is not finite.
     :return: Shapes ``(..., 1)`` and ``(..., n)``, or one number for all.
     """
     used, finite = None, values
@@ -145,22 +147,19 @@ def mean_and_shares(
         return sums.total(torch.where(values.isinf() & used, values, share * finite)), share
     exponents = order * finite
     centre = mean(exponents.detach())
-    if known:
-        distances = exponents - centre
-        excess = mean(distances.expm1())
-        if excess.item() < math.exp(_NO_OVERFLOW):
-            log_mean = excess.log1p_()
-            return centre.add_(log_mean).div_(order), distances.sub_(log_mean).exp_().mul_(share)
+    if near:
+        log_mean = mean(exponents.sub_(centre).expm1()).log1p_()
+        return centre.add_(log_mean).div_(order), exponents.sub_(log_mean).exp_().mul_(share)
     lead = sums.largest(exponents if used is None else torch.where(used, exponents, -math.inf))
-    near = lead - centre < _NO_OVERFLOW
-    centre = torch.where(near, centre, _finite(lead))
+    is_near = lead - centre < _NO_OVERFLOW
+    centre = torch.where(is_near, centre, _finite(lead))
     exponents = exponents - centre if used is None else torch.where(used, exponents - centre, 0.0)
     excess = mean(exponents.clamp(max=_NO_OVERFLOW).expm1())
     # A weight may underflow, but not the product of it and the power: the powers are weighted in log space.
     powers = exponents + (math.log(share) if log_weights is None else log_weights)
     top = _finite(sums.largest(powers))
     far = top + sums.total((powers - top).exp()).log()
-    log_mean = torch.where(near, excess.clamp(min=-0.5).log1p(), far)
+    log_mean = torch.where(is_near, excess.clamp(min=-0.5).log1p(), far)
     return (centre + log_mean) / order, (powers - log_mean).exp()
 
 
@@ -170,59 +169,17 @@ def _finite(values: Tensor) -> Tensor:
     return values.clamp(-greatest, greatest)
 
 
-def loss_and_gradient(rows: Tensor, labels: Tensor, order: float, reduction: str) -> tuple[Tensor, Tensor] | None:
-    """
-    Return the HR loss of class indices, all of weight 1, and its gradient, in as few operations as there can be.
-
-    For small batches on a CPU, of which the calls are the cost. The formulas are those of ``_fused``.
-
-    :param rows: Logits, shape ``(n, C)``.
-    :param labels: Valid indices, shape ``(n, 1)``.
-    :param order: alpha - 1.
-    :return: A scalar, or shape ``(n, 1)`` for reduction "none"; and shape ``(n, C)``. None if a number is not finite.
-    """
-    peak, top = rows.max(1, keepdim=True)
-    w = rows - peak
-    q = w.exp().scatter_(1, top, 0.0)  # without the largest logit, whose q is 1
-    others = q.sum(1, keepdim=True)
-    entropy = others.log1p()
-    surprise = entropy - w.gather(1, labels)
-    scale = others.add_(1).reciprocal_()
-    w.mul_(q)
-    excess = w.sum(1, keepdim=True).mul_(scale)  # - t
-    entropy.sub_(excess)
-    share = 1.0 if reduction in ("none", "sum") else 1 / len(rows)
-    by_label: Tensor | float = share
-    if reduction == "batch" and order != 0:
-        exponents = surprise.mul_(order)
-        centre = exponents.mean()
-        exponents.sub_(centre)
-        log_mean = exponents.expm1().mean().log1p_()
-        loss = entropy.mean().add_(centre.add_(log_mean), alpha=1 / order)
-        by_label = exponents.sub_(log_mean).exp_().mul_(share)
-    else:
-        entropy.add_(surprise)
-        loss = entropy if reduction == "none" else entropy.sum().mul_(share)
-    if not math.isfinite(loss.sum().item()):
-        return None
-    constant = excess.mul_(share).add_(by_label).mul_(scale)
-    gradient = torch.addcmul(constant * q, scale, w, value=-share).scatter_(1, top, constant)
-    # The entries of a row sum to 0: that of the label is minus the sum of the others.
-    gradient.scatter_(1, labels, 0.0)
-    return loss, gradient.scatter_(1, labels, gradient.sum(1, keepdim=True).neg_())
-
-
 def cache_blocks(rows: Tensor) -> Iterator[Block]:
     """
     Yield the examples of rows ``(N, C)`` or ``(N, C, D)`` that are computed together, as indices of the rows.
 
     On a CPU a block stays in the cache. The empty index is all of them.
     """
-    if rows.is_cuda or torch.compiler.is_compiling() or rows.numel() <= _BLOCK:
+    if rows.is_cuda or torch.compiler.is_compiling() or rows.numel() <= BLOCK:
         yield ()
         return
     inner, whole = math.prod(rows.shape[2:]), slice(None)
-    size = max(1, _BLOCK * torch.get_num_threads() // rows.shape[1])
+    size = max(1, BLOCK * torch.get_num_threads() // rows.shape[1])
     step = max(1, size // inner)
     for i in range(0, len(rows), step):
         for j in range(0, inner, size):

@@ -18,7 +18,7 @@ from art_hrloss.losses._functional import HRLossTerms, hr_loss, hr_loss_terms
 Loss = Callable[..., Tensor]
 WAYS = ["in advance", "at once", "in blocks", "compiled"]
 ALPHAS = [0.5, 1.0, 1 + 1e-6, 1.6, 50.0]
-SIZES = [(7, 5), (9, 40)]
+SIZES = [(7, 5), (9, 40), (11, 2)]
 INF = math.inf
 KINDS: dict[str, tuple[str, dict[str, Any]]] = {
     "indices": ("indices", {}),
@@ -40,9 +40,9 @@ every_kind = pytest.mark.parametrize("kind", KINDS)
 def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """Have :func:`hr_loss` compute in one of the ways."""
     if request.param != "in advance":
-        monkeypatch.setattr(fused, "_IN_ADVANCE", 0)
+        monkeypatch.setattr(fused, "IN_ADVANCE", 0)
     if request.param == "in blocks":
-        monkeypatch.setattr(numerics, "_BLOCK", 16)
+        monkeypatch.setattr(numerics, "BLOCK", 16)
     if request.param == "compiled":
         monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
     way: str = request.param
@@ -118,10 +118,14 @@ def test_every_kind_of_label_option_and_reduction_is_as_the_reference(
 
 @every_kind
 @pytest.mark.parametrize("reduction", ["batch", "none"])
-def test_dense_logits_are_as_the_reference_in_any_memory_format(way: str, reduction: str, kind: str) -> None:
-    logits, labels = batch(24)
-    target, options = as_target(KINDS[kind][0], labels), KINDS[kind][1]
-    for shape in ((24, 5), (2, 3, 4, 5), (6, 4, 5), (24, 1, 5), (1, 24, 5)):
+@pytest.mark.parametrize("classes", [2, 5])
+def test_dense_logits_are_as_the_reference_in_any_memory_format(
+    way: str, classes: int, reduction: str, kind: str
+) -> None:
+    logits, labels = batch(24, classes)
+    target, options = as_target(KINDS[kind][0], labels, classes), KINDS[kind][1]
+    for sizes in ((24,), (2, 3, 4), (6, 4), (24, 1), (1, 24)):
+        shape = (*sizes, classes)
         z = logits.reshape(shape).movedim(-1, 1)
         y = target.reshape(shape[:-1]) if target.ndim == 1 else target.reshape(shape).movedim(-1, 1)
         expected, by_logits = value_and_gradient(reference, z, y, reduction=reduction, **options)
@@ -131,6 +135,14 @@ def test_dense_logits_are_as_the_reference_in_any_memory_format(way: str, reduct
             close(value, expected)
             close(gradient, by_logits, atol=1e-15)
     close(hr_loss(logits[0], target[0], **options), reference(logits[0], target[0], **options))
+
+
+@pytest.mark.parametrize("reduction", ["batch", "mean", "sum", "none"])
+def test_weights_and_ignored_examples_of_two_classes_are_as_the_reference(way: str, reduction: str) -> None:
+    logits, labels = batch(12, 2)
+    for options in ({"weight": WEIGHT[:2]}, {"ignore_index": 1}, {"weight": WEIGHT[:2], "ignore_index": 0}):
+        for alpha in (0.5, 1.0, 1.6, 50.0):
+            compare(logits, labels, alpha=alpha, reduction=reduction, **options)
 
 
 def test_logits_and_labels_need_not_be_contiguous(way: str) -> None:
@@ -165,10 +177,10 @@ def test_a_confident_example_loses_no_digit(way: str, margin: float) -> None:
 @pytest.mark.parametrize("reduction", ["batch", "none"])
 def test_impossible_classes_and_labels_are_as_plain(way: str, reduction: str, size: tuple[int, int]) -> None:
     logits, labels = batch(*size)
-    logits[0, 3] = -INF
-    labels[0] = 2
+    logits[0, -1] = -INF
+    labels[0] = size[1] - 2
     compare(logits, labels, reduction=reduction)
-    labels[0] = 3
+    labels[0] = size[1] - 1
     assert hr_loss(logits, labels, reduction=reduction).max() == INF  # type: ignore[arg-type]
     logits[0, 0] = math.nan
     assert hr_loss(logits, labels).isnan()

@@ -1,0 +1,282 @@
+"""
+The HR loss in one pass over the logits, and its gradient in another.
+
+With z the logits of an example, ``w_k = z_k - max z`` and ``s`` the sum of ``exp(w_k)`` over all classes but one of the
+largest logit, the entropy of the softmax q is ``log1p(s) + t`` with ``t = - sum_k w_k exp(w_k) / (1 + s)``, and
+``- log q_y`` is ``log1p(s) - w_y``: sums of numbers of one sign, so that nothing cancels. For labels of a distribution
+p the divergence is ``log1p(s) + log(sum_k exp(x_k)) / (alpha - 1)`` with ``x_k = alpha log p_k - (alpha - 1) w_k``. By
+z_k, the entropy has the derivative ``- q_k (w_k + t)`` and the divergence ``q_k - r_k``, where r is the softmax of x
+(for a class index: the one-hot vector of the label).
+
+On a CPU both passes take blocks of examples that stay in the cache, and store columns between them: numbers per
+example, with a class dimension of size 1. Where one block is all, the gradient is computed with the loss. The class
+dimension stays where it is, so dense logits are not copied.
+"""
+
+import math
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from art_hrloss.losses._numerics import BLOCK, block_of, cache_blocks, mean_and_shares, softmax_sums
+from art_hrloss.losses._validation import LossOptions
+
+# Elements up to which the gradient is computed together with the loss.
+IN_ADVANCE = BLOCK
+# Stands for w = -inf: exp(w) is 0 as well, but 0 times w is no NaN. A divergence as large as this makes it is infinite.
+_FAR, _IMPOSSIBLE, _LEAST = -1e30, 1e20, 1e-30
+# Where log1p(exp(m)) is m to the last digit of every dtype.
+_EXACT = 40.0
+
+
+class Stored(NamedTuple):
+    """What the loss leaves for its gradient."""
+
+    columns: Tensor
+    """What the gradient is computed from, stacked; or the gradient itself, if it was computed in advance."""
+    powers: Tensor
+    """For labels of a distribution: r up to a factor for each example; else empty."""
+    plain: bool
+    """Whether no logit is infinite and every example has a weight, as far as that is known."""
+
+
+def batch_of(logits: Tensor, target: Tensor, weight: Tensor | None, options: LossOptions) -> "Batch":
+    """Return the batch whose two passes compute the loss and its gradient."""
+    by_index = target.ndim < logits.ndim and options.label_smoothing == 0
+    pairs = by_index and logits.shape[min(1, logits.ndim - 1)] == 2
+    return (Pairs if pairs else Batch)(logits, target, weight, options)
+
+
+class Batch:
+    """Logits as rows ``(N, C)`` or ``(N, C, D)``, views of what was given, with their labels."""
+
+    def __init__(self, logits: Tensor, target: Tensor, weight: Tensor | None, options: LossOptions) -> None:
+        self.weight, self.options, self.order = weight, options, options.alpha - 1
+        self.soft = target.ndim == logits.ndim
+        self.by_index = not self.soft and options.label_smoothing == 0
+        self.example_shape = logits.shape[:1] + logits.shape[2:] if logits.ndim > 1 else logits.shape[:0]
+        rows, labels = (logits.unsqueeze(0), target.unsqueeze(0)) if logits.ndim == 1 else (logits, target)
+        labels = labels if self.soft else labels.unsqueeze(1)
+        self.rows, self.labels = (each if each.ndim == 2 else each.flatten(2) for each in (rows, labels))
+        self.column_shape = (len(self.rows), 1, *self.rows.shape[2:])
+
+    def loss(self, *, with_gradient: bool, in_advance: bool) -> tuple[Tensor, Stored]:
+        """
+        Return the loss and what its gradient is computed from.
+
+        :param with_gradient: Whether the gradient will be wanted.
+        :param in_advance: Whether it is computed at once.
+        """
+        # On a CPU, values may be read to spare work; elsewhere that would wait for the device.
+        known = self.rows.is_cpu and type(self.rows) is Tensor and not torch.compiler.is_compiling()
+        mass = None if self.soft else self._valid_labels(known)
+        if known:
+            loss, stored, check = self._loss(with_gradient, in_advance, mass, plain=True)
+            if math.isfinite(check.item()):
+                return loss, stored
+        return self._loss(with_gradient, in_advance, mass, plain=False)[:2]
+
+    def _loss(
+        self, with_gradient: bool, in_advance: bool, mass: Tensor | None, *, plain: bool
+    ) -> tuple[Tensor, Stored, Tensor]:
+        """
+        Return the loss, what is stored, and a number that is finite if `plain` was right to be assumed.
+
+        :param mass: Of class indices; None for ones.
+        :param plain: Whether to assume that no logit is infinite, no power overflows and every example has a weight.
+        """
+        memory = torch.empty_like(self.rows) if with_gradient and not self.by_index else None
+        powers = self.rows.new_empty(0) if memory is None else memory
+        columns: Any = None
+        for block in [()] if in_advance else cache_blocks(self.rows):
+            rows, labels = block_of(self.rows, block), block_of(self.labels, block)
+            weights, out = (None if each is None else block_of(each, block) for each in (mass, memory))
+            part, work = self._terms(rows, labels, weights, plain, out)
+            if columns is None:
+                columns = rows.new_empty(len(part), *self.column_shape) if block else part
+            for column, values in zip(columns, part if block else (), strict=False):
+                column[block] = values
+        *kept, divergence, entropy = columns
+        mass = kept[-1] if self.soft else mass
+        loss, *shares = self._reduced(divergence, entropy, mass, plain)
+        check = loss.sum() if loss.ndim else loss
+        if mass is not None:  # a weight of 0 keeps what is not finite out of the loss, but not out of this
+            check = check + (divergence + entropy).sum()
+        if in_advance:
+            return loss, Stored(self._gradient_of(work, self.labels, kept, *shares), powers, plain), check
+        if isinstance(columns, Tensor):
+            columns[-2], columns[-1] = shares
+        else:
+            columns = torch.stack([*kept, *(torch.ones_like(kept[0]) * share for share in shares)])
+        return loss, Stored(columns, powers, plain), check
+
+    def gradient(self, stored: Stored, by_loss: Tensor) -> Tensor:
+        """Return the gradient of the loss times a number or, with reduction "none", times one for each example."""
+        by_loss = by_loss.reshape(self.column_shape) if by_loss.ndim else by_loss
+        if not (stored.plain or self.soft):
+            self.labels = self.labels.masked_fill(self.labels == self.options.ignore_index, 0)
+        whole: Tensor | None = None
+        for block in cache_blocks(self.rows):
+            *kept, by_label, by_entropy = (block_of(column, block) for column in stored.columns)
+            each = block_of(by_loss, block) if by_loss.ndim else by_loss
+            powers = None if self.by_index else block_of(stored.powers, block)
+            work = self._work(block_of(self.rows, block), kept, stored.plain, powers)
+            labels = block_of(self.labels, block)
+            part = self._gradient_of(work, labels, kept, by_label * each, by_entropy * each)
+            if not block:
+                return part
+            if whole is None:  # made from a part, because torch may take many gradients at once (is_grads_batched=True)
+                whole = part.new_empty(self.rows.shape)
+            whole[block].copy_(part)
+            del part
+        return whole  # type: ignore[return-value]  # there is at least one block
+
+    def _terms(
+        self, rows: Tensor, labels: Tensor, mass: Tensor | None, plain: bool, powers: Tensor | None
+    ) -> tuple[Any, Any]:
+        """
+        Return columns of a block, the last two of which are the divergence and the entropy, and :meth:`_work`.
+
+        :param powers: Memory for r, if it is to be kept.
+        """
+        peak = rows.amax(1, keepdim=True)
+        w, r = rows - peak, None
+        of_label = w.gather(1, labels) if self.by_index else None
+        if not plain:
+            w.clamp_(min=_FAR)
+        scale, others, excess = softmax_sums(w, w.exp())
+        excess, log1p = excess.mul_(scale), others.log1p_()  # -t, log1p(s)
+        kept = [peak, scale, excess]
+        if of_label is None:
+            r, surprise, *of_distribution = self._powers(w, labels, mass, plain, powers)
+            kept, divergence = [*kept, *of_distribution], surprise.add_(log1p)
+        else:
+            divergence = log1p - of_label
+        return (*kept, divergence, log1p.sub_(excess)), (w, r)
+
+    def _work(self, rows: Tensor, kept: list[Tensor], plain: bool, powers: Tensor | None) -> Any:
+        """Return w, and r up to a factor."""
+        w = rows - kept[0]
+        return w if plain else w.clamp_(min=_FAR), powers
+
+    def _gradient_of(self, work: Any, labels: Tensor, kept: list[Tensor], by_label: Any, by_entropy: Any) -> Tensor:
+        """Return the gradient of a block, given the derivatives by its divergences and entropies."""
+        (w, r), (scale, excess, *of_distribution) = work, kept[1:]
+        slope = scale * -by_entropy
+        constant = (scale * by_label).addcmul_(excess, slope, value=-1)
+        # The entries of a row sum to 0. Where two terms near 1 cancel, the entry is minus the sum of the others.
+        gradient: Tensor = (slope * w).add_(constant)
+        gradient.mul_(q := w.exp_())
+        if r is None:
+            gradient.scatter_(1, labels, torch.zeros_like(constant))
+            return gradient.scatter_(1, labels, gradient.sum(1, keepdim=True).neg_())
+        gradient.addcmul_(r, by_label / of_distribution[0].clamp(min=_LEAST), value=-1)
+        if self.soft and not self.options.label_smoothing:  # a row may be one-hot; those of a smoothed label are not
+            gradient.addcmul_(q.trunc_(), gradient.sum(1, keepdim=True), value=-1)
+        return gradient
+
+    def _valid_labels(self, known: bool) -> Tensor | None:
+        """Make every index valid; return the mass of each example, 0 for an ignored one, or None where all are 1."""
+        ignore_index, smoothing = self.options.ignore_index, self.options.label_smoothing
+        if known and self.weight is None and ignore_index < 0 and self.labels.min().item() > ignore_index:
+            return None
+        ignored = self.labels == ignore_index
+        self.labels = self.labels.masked_fill(ignored, 0)
+        if self.weight is None:
+            return self.rows.new_ones(self.labels.shape).masked_fill_(ignored, 0.0)
+        mass = self.weight[self.labels] * (1 - smoothing) + self.weight.mean() * smoothing
+        return mass.masked_fill_(ignored, 0.0)
+
+    def _powers(
+        self, w: Tensor, labels: Tensor, mass: Tensor | None, plain: bool, out: Tensor | None
+    ) -> tuple[Tensor, ...]:
+        """
+        Return r up to a factor, the divergence less log1p(s), the sum of r, and of soft labels their sum.
+
+        Labels need not sum to 1.
+
+        :param out: Memory for r.
+        """
+        alpha, smoothing, classes = self.options.alpha, self.options.label_smoothing, w.shape[1]
+        column = (-1, *(1,) * (w.ndim - 2))
+        if self.soft:
+            joint = labels.to(w.dtype)
+            if smoothing:
+                joint = joint * (1 - smoothing) + joint.sum(1, keepdim=True) * (smoothing / classes)
+            if self.weight is not None:
+                joint = joint * self.weight.view(column)
+            x, mass = torch.log(joint, out=out).mul_(alpha).sub_(w, alpha=self.order), joint.sum(1, keepdim=True)
+        else:
+            weight = w.new_ones(classes) if self.weight is None else self.weight
+            off = weight * (smoothing / classes)
+            on = (off + weight * (1 - smoothing)).log_().mul_(alpha)
+            x = torch.sub(off.log_().mul_(alpha).view(column), w, alpha=self.order, out=out)
+            x.scatter_(1, labels, on[labels].sub_(w.gather(1, labels), alpha=self.order))
+        if self.order == 0:
+            p = x.exp()
+            surprise = x.clamp(min=_FAR).sub_(w).mul_(p).sum(1, keepdim=True)
+            total = x.copy_(p).sum(1, keepdim=True)
+            surprise = surprise if mass is None else surprise / mass - mass.log()
+        else:
+            # Above order 0 no power is below that of the largest logit, and their sum no less than that of p^alpha.
+            top = 0.0 if plain and self.order > 0 else x.amax(1, keepdim=True).clamp_(min=_FAR)  # of no mass: -inf
+            total = (x if isinstance(top, float) else x.sub_(top)).exp_().sum(1, keepdim=True)
+            surprise = total.log().add_(top)
+            surprise = (surprise if mass is None else surprise.sub_(mass.log(), alpha=alpha)).div_(self.order)
+        if not plain:
+            surprise.masked_fill_(surprise > _IMPOSSIBLE, math.inf)
+        return (x, surprise, total, mass) if self.soft and mass is not None else (x, surprise, total)
+
+    def _reduced(
+        self, divergence: Tensor, entropy: Tensor, mass: Tensor | None, plain: bool
+    ) -> tuple[Tensor, Tensor | float, Tensor | float]:
+        """Return the loss, and its derivatives by the divergence and by the entropy of each example."""
+        if self.options.reduction in ("none", "sum"):
+            loss = divergence + entropy
+            loss = loss if mass is None else (mass * loss).masked_fill_(mass == 0, 0.0)
+            share = 1.0 if mass is None else mass
+            return loss.reshape(self.example_shape) if self.options.reduction == "none" else loss.sum(), share, share
+        order = self.order if self.options.reduction == "batch" else 0.0
+        weights = None if mass is None else (mass / mass.sum()).reshape(-1)
+        terms = (divergence.reshape(-1), order), (entropy.reshape(-1), 0.0)
+        (d, by_d), (h, by_h) = (mean_and_shares(values, weights, power, near=plain) for values, power in terms)
+        shares = (by.reshape(self.column_shape) if isinstance(by, Tensor) else by for by in (by_d, by_h))
+        by_label, by_entropy = (by if mass is None else torch.where(mass == 0, 0.0, by) for by in shares)
+        return h.add_(d).squeeze(0), by_label, by_entropy
+
+
+class Pairs(Batch):
+    """
+    Logits of two classes, with class indices: everything is a function of one number m of each example.
+
+    With m the other class's logit less the label's and g its sigmoid, the divergence is ``softplus(m)``, the entropy
+    ``softplus(m) - m g``, and their derivatives by m are ``g`` and ``- m g (1 - g)``.
+    """
+
+    def _terms(
+        self, rows: Tensor, labels: Tensor, mass: Tensor | None, plain: bool, powers: Tensor | None
+    ) -> tuple[Any, Any]:
+        margin = (rows[:, 1:] - rows[:, :1]).mul_(self._signs(labels))
+        if not plain:  # an overflow is no number, and not a certainty
+            peak = rows.amax(1, keepdim=True)
+            margin.add_(peak - peak)
+        divergence = torch.nn.functional.softplus(margin, threshold=_EXACT)
+        if not plain:
+            margin.clamp_(_FAR, -_FAR)
+        (share,) = work = (margin.sigmoid(),)
+        return (margin, divergence, torch.addcmul(divergence, margin, share, value=-1)), work
+
+    def _work(self, rows: Tensor, kept: list[Tensor], plain: bool, powers: Tensor | None) -> Any:
+        """Return the sigmoid of m."""
+        return (kept[0].sigmoid(),)
+
+    def _gradient_of(self, work: Any, labels: Tensor, kept: list[Tensor], by_label: Any, by_entropy: Any) -> Tensor:
+        (margin,), (share,) = kept, work
+        by_margin = share * (by_label - margin.neg().sigmoid_().mul_(margin) * by_entropy)
+        by_margin = by_margin * self._signs(labels)
+        return torch.cat([-by_margin, by_margin], 1)
+
+    def _signs(self, labels: Tensor) -> Tensor:
+        """Return 1 for the first class and -1 for the second."""
+        return labels.to(self.rows.dtype).mul_(-2).add_(1)
