@@ -2,10 +2,8 @@
 
 from art_hrloss.losses._accumulation import backward_by_parts
 from art_hrloss.losses._functional import (
-    ExampleTerms,
     HRLossTerms,
     conditional_entropy,
-    example_terms,
     hr_loss,
     hr_loss_terms,
     renyi_divergence,
@@ -14,12 +12,10 @@ from art_hrloss.losses._functional import (
 from art_hrloss.losses._module import HRLoss
 
 __all__ = [
-    "ExampleTerms",
     "HRLoss",
     "HRLossTerms",
     "backward_by_parts",
     "conditional_entropy",
-    "example_terms",
     "hr_loss",
     "hr_loss_terms",
     "renyi_divergence",

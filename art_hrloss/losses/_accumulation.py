@@ -11,8 +11,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from art_hrloss.losses._functional import ExampleTerms, example_terms
-from art_hrloss.losses._module import HRLoss
+from art_hrloss.losses._functional import example_terms
+from art_hrloss.losses._module import HRLoss, options_of
 from art_hrloss.losses._numerics import exponential_mean
 
 
@@ -39,34 +39,23 @@ def backward_by_parts(network: nn.Module, parts: Sequence[tuple[Tensor, Tensor]]
         raise ValueError("expected at least one part of the batch, but got none")
     if loss.reduction != "batch" or loss.process_group is not None:
         raise ValueError(f"expected a loss with reduction 'batch' and no process group, but got {loss}")
-    states, each = [], list[ExampleTerms]()
+    states, each, options = [], [], options_of(loss)
     with torch.no_grad():
         for images, labels in parts:
             states.append(_random_state(images))
-            each.append(_terms(network, images, labels, loss))
+            each.append(example_terms(network(images), labels, options))
     entropy, divergence, mass = (torch.cat(terms) for terms in zip(*each, strict=True))
     entropy.requires_grad_()
     divergence.requires_grad_()
     value = exponential_mean(entropy, mass.log(), 0.0) + exponential_mean(divergence, mass.log(), loss.alpha - 1)
     by_entropy, by_divergence = torch.autograd.grad(value, (entropy, divergence))
-    sizes = [len(terms.mass) for terms in each]
+    sizes = [len(terms[0]) for terms in each]
     shares = zip(by_entropy.split(sizes), by_divergence.split(sizes), strict=True)
     for (images, labels), state, share in zip(parts, states, shares, strict=True):
         with torch.random.fork_rng(devices=[images.device] if images.is_cuda else []):
             _set_random_state(state, images)
-            torch.autograd.backward(_terms(network, images, labels, loss)[:2], share)
+            torch.autograd.backward(example_terms(network(images), labels, options)[:2], share)
     return value.detach()
-
-
-def _terms(network: nn.Module, images: Tensor, labels: Tensor, loss: HRLoss) -> ExampleTerms:
-    return example_terms(
-        network(images),
-        labels,
-        alpha=loss.alpha,
-        weight=loss.weight,
-        ignore_index=loss.ignore_index,
-        label_smoothing=loss.label_smoothing,
-    )
 
 
 def _random_state(images: Tensor) -> tuple[Tensor, Tensor | None]:

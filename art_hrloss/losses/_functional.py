@@ -10,7 +10,7 @@ Shapes follow :class:`torch.nn.CrossEntropyLoss`: logits are ``(C,)``, ``(N, C)`
 ``d1, ...`` counts as an example of its own. float16 and bfloat16 are computed in, and returned as, float32.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -30,17 +30,6 @@ from art_hrloss.losses._validation import (
     check_weight_for,
     classes_last,
 )
-
-
-class ExampleTerms(NamedTuple):
-    """Terms of the loss of a batch, for each example, shape ``(n,)``."""
-
-    entropy: Tensor
-    """H(q_i), in nats."""
-    divergence: Tensor
-    """alpha D_alpha(p_i || q_i), in nats."""
-    mass: Tensor
-    """sum_k w_k p_ik, 0 for an ignored example: its share m_i of the batch before it is normalised."""
 
 
 class HRLossTerms(NamedTuple):
@@ -104,51 +93,18 @@ def renyi_divergence(log_p: Tensor, log_q: Tensor, *, alpha: float, dim: int = -
     return _log_ratio_mean(log_p, log_q, alpha - 1) / alpha
 
 
-def example_terms(
-    logits: Tensor,
-    target: Tensor,
-    *,
-    alpha: float = 1.6,
-    weight: Tensor | None = None,
-    ignore_index: int = -100,
-    label_smoothing: float = 0.0,
-) -> ExampleTerms:
+def hr_loss_terms(logits: Tensor, target: Tensor, **options: Any) -> HRLossTerms:
     """
-    The terms of every example, with the parameters of :func:`hr_loss`.
+    The two terms of :func:`hr_loss`: H(Y^|X) and alpha D_alpha(p_XY || p_XY^).
 
-    The loss of the batch is ``sum_i m_i H_i + 1 / (alpha - 1) log sum_i m_i exp((alpha - 1) D_i)``, with H_i the
-    entropies, D_i the divergences, and m_i the masses over their sum.
-
-    :return: Tensors of shape ``(n,)``, a position of the logits being an example.
-
-    >>> example_terms(torch.tensor([[0.0, 0.0]]), torch.tensor([1]))
-    ExampleTerms(entropy=tensor([0.6931]), divergence=tensor([0.6931]), mass=tensor([1.]))
-    """
-    options = LossOptions(alpha, weight, ignore_index, label_smoothing)
-    return ExampleTerms(*(term.reshape(-1) for term in _example_terms(*_checked(logits, target, options), options)))
-
-
-def hr_loss_terms(
-    logits: Tensor,
-    target: Tensor,
-    *,
-    alpha: float = 1.6,
-    weight: Tensor | None = None,
-    ignore_index: int = -100,
-    label_smoothing: float = 0.0,
-    reduction: Reduction = "batch",
-    process_group: ProcessGroup | None = None,
-) -> HRLossTerms:
-    """
-    The two terms of :func:`hr_loss`, with the same parameters: H(Y^|X) and alpha D_alpha(p_XY || p_XY^).
-
+    :param options: Those of :func:`hr_loss`.
     :return: Two tensors, scalars unless `reduction` is "none"; their sum is the loss.
 
     >>> hr_loss_terms(torch.tensor([[0.0, 0.0], [0.0, -torch.inf]]), torch.tensor([1, 0]))
     HRLossTerms(conditional_entropy=tensor(0.3466), renyi_divergence=tensor(0.3824))
     """
-    options = LossOptions(alpha, weight, ignore_index, label_smoothing, reduction, process_group)
-    return _terms(*_checked(logits, target, options), options)
+    chosen = LossOptions(**options)
+    return _terms(*_checked(logits, target, chosen), chosen)
 
 
 def hr_loss(
@@ -227,6 +183,17 @@ def reference_loss(logits: Tensor, target: Tensor, weight: Tensor | None, option
     return terms.conditional_entropy + terms.renyi_divergence
 
 
+def example_terms(logits: Tensor, target: Tensor, options: LossOptions) -> tuple[Tensor, Tensor, Tensor]:
+    """
+    Return the terms of each example, shape ``(n,)``: H(q_i), alpha D_alpha(p_i || q_i), and the mass sum_k w_k p_ik.
+
+    The loss of the batch is ``sum_i m_i H_i + 1 / (alpha - 1) log sum_i m_i exp((alpha - 1) D_i)``, with m_i the masses
+    over their sum; the mass of an ignored example is 0.
+    """
+    entropy_, divergence, mass = _example_terms(*_checked(logits, target, options), options)
+    return entropy_.reshape(-1), divergence.reshape(-1), mass.reshape(-1)
+
+
 def _checked(logits: Tensor, target: Tensor, options: LossOptions) -> tuple[Tensor, Tensor, Tensor | None]:
     logits = check_logits(logits)
     weight = None if options.weight is None else check_weight_for(logits, options.weight)
@@ -251,8 +218,10 @@ def _terms(logits: Tensor, target: Tensor, weight: Tensor | None, options: LossO
     )
 
 
-def _example_terms(logits: Tensor, target: Tensor, weight: Tensor | None, options: LossOptions) -> ExampleTerms:
-    """Return the terms in the shape of the logits without the class dimension, from checked arguments."""
+def _example_terms(
+    logits: Tensor, target: Tensor, weight: Tensor | None, options: LossOptions
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return :func:`example_terms` in the shape of the logits without the class dimension, from checked arguments."""
     log_q = log_softmax(classes_last(logits))
     by_index = target.ndim < logits.ndim
     labels = target if by_index or target.ndim <= 2 else target.movedim(1, -1)
@@ -261,14 +230,14 @@ def _example_terms(logits: Tensor, target: Tensor, weight: Tensor | None, option
         index = torch.where(used, labels, 0).unsqueeze(-1)
         divergence = torch.where(used, -log_q.gather(-1, index).squeeze(-1), 0.0)
         mass = (torch.ones_like(log_q) if weight is None else weight.expand_as(log_q)).gather(-1, index).squeeze(-1)
-        return ExampleTerms(entropy(log_q), divergence, torch.where(used, mass, 0.0))
+        return entropy(log_q), divergence, torch.where(used, mass, 0.0)
     joint = _joint(log_q, labels, weight, options)
     mass = joint.sum(-1)
     p = joint / torch.where(mass == 0, 1.0, mass).unsqueeze(-1)
     absent = p == 0
     log_p = torch.where(absent, -torch.inf, torch.where(absent, 1.0, p).log())
     divergence = torch.where(mass == 0, 0.0, _log_ratio_mean(log_p, log_q, options.alpha - 1))
-    return ExampleTerms(entropy(log_q), divergence, mass)
+    return entropy(log_q), divergence, mass
 
 
 def _joint(log_q: Tensor, labels: Tensor, weight: Tensor | None, options: LossOptions) -> Tensor:

@@ -80,9 +80,7 @@ class HRLoss(torch.nn.CrossEntropyLoss):
         :param target: Class indices of the same shape without C, or probabilities of the same shape.
         :return: The loss in nats: a scalar, or one value per example if `reduction` is "none".
         """
-        # ART assigns `reduction` while it works, so the options are read at each call.
-        values = self.alpha, self.weight, self.ignore_index, self.label_smoothing, self.reduction, self.process_group
-        return hr_loss_of(input, target, LossOptions(*values))  # type: ignore[arg-type]
+        return hr_loss_of(input, target, options_of(self))
 
     def extra_repr(self) -> str:
         """Return the settings, without those at their default."""
@@ -96,3 +94,9 @@ class HRLoss(torch.nn.CrossEntropyLoss):
         if self.label_smoothing:
             settings["label_smoothing"] = self.label_smoothing
         return ", ".join(f"{name}={value!r}" for name, value in settings.items())
+
+
+def options_of(loss: HRLoss) -> LossOptions:
+    """Return the options of a loss, read at each call, because ART assigns `reduction` while it works."""
+    values = loss.alpha, loss.weight, loss.ignore_index, loss.label_smoothing, loss.reduction, loss.process_group
+    return LossOptions(*values)  # type: ignore[arg-type]
