@@ -86,7 +86,7 @@ class Batch:
         :param mass: Of class indices; None for ones.
         :param plain: Whether to assume that no logit is infinite, no power overflows and every example has a weight.
         """
-        memory = torch.empty_like(self.rows) if with_gradient and not self.by_index else None
+        memory = torch.empty_like(self.rows) if with_gradient and not (self.by_index or in_advance) else None
         powers = self.rows.new_empty(0) if memory is None else memory
         columns: Any = None
         for block in [()] if in_advance else cache_blocks(self.rows):
@@ -145,15 +145,19 @@ class Batch:
         of_label = w.gather(1, labels) if self.by_index else None
         if not plain:
             w.clamp_(min=_FAR)
-        scale, others, excess = softmax_sums(w, w.exp())
+        memory = w.exp()
+        scale, others, excess = softmax_sums(w, memory)
         excess, log1p = excess.mul_(scale), others.log1p_()  # -t, log1p(s)
         kept = [peak, scale, excess]
         if of_label is None:
-            r, surprise, *of_distribution = self._powers(w, labels, mass, plain, powers)
+            r, surprise, *of_distribution = self._powers(w, labels, mass, plain, memory if powers is None else powers)
             kept, divergence = [*kept, *of_distribution], surprise.add_(log1p)
-        else:
-            divergence = log1p - of_label
-        return (*kept, divergence, log1p.sub_(excess)), (w, r)
+            return (*kept, divergence, log1p.sub_(excess)), (w, r)
+        divergence = log1p - of_label
+        # The label's entries of the two gradients, q_y - 1 and - q_y (w_y + t), which would cancel as those of others.
+        log_q = -divergence
+        by_entropy = log_q.exp().mul_(excess - (of_label if plain else of_label.clamp(min=_FAR)))
+        return (*kept, log_q.expm1_(), by_entropy, divergence, log1p.sub_(excess)), (w, r)
 
     def _work(self, rows: Tensor, kept: list[Tensor], plain: bool, powers: Tensor | None) -> Any:
         """Return w, and r up to a factor."""
@@ -162,17 +166,22 @@ class Batch:
 
     def _gradient_of(self, work: Any, labels: Tensor, kept: list[Tensor], by_label: Any, by_entropy: Any) -> Tensor:
         """Return the gradient of a block, given the derivatives by its divergences and entropies."""
-        (w, r), (scale, excess, *of_distribution) = work, kept[1:]
+        (w, r), (scale, excess, *of_label) = work, kept[1:]
         slope = scale * -by_entropy
         constant = (scale * by_label).addcmul_(excess, slope, value=-1)
-        # The entries of a row sum to 0. Where two terms near 1 cancel, the entry is minus the sum of the others.
         gradient: Tensor = (slope * w).add_(constant)
         gradient.mul_(q := w.exp_())
         if r is None:
-            gradient.scatter_(1, labels, torch.zeros_like(constant))
-            return gradient.scatter_(1, labels, gradient.sum(1, keepdim=True).neg_())
-        gradient.addcmul_(r, by_label / of_distribution[0].clamp(min=_LEAST), value=-1)
-        if self.soft and not self.options.label_smoothing:  # a row may be one-hot; those of a smoothed label are not
+            own = of_label[0] * by_label + of_label[1] * by_entropy
+            if torch.compiler.is_compiling():  # which fuses this, but not scatter
+                classes = torch.arange(w.shape[1], device=w.device).view(-1, *(1,) * (w.ndim - 2))
+                return torch.where(classes == labels, own, gradient)
+            return gradient.scatter_(1, labels, own)
+        gradient.addcmul_(r, by_label / of_label[0].clamp(min=_LEAST), value=-1)
+        # The entries of a row sum to 0. Where a row is one-hot, and q near it, the entry of its class would cancel: it is
+        # replaced by minus the sum of the others.
+        readable = scale.is_cpu and not torch.compiler.is_compiling()
+        if self.soft and not self.options.label_smoothing and not (readable and scale.max().item() < 0.5):
             gradient.addcmul_(q.trunc_(), gradient.sum(1, keepdim=True), value=-1)
         return gradient
 
@@ -188,9 +197,7 @@ class Batch:
         mass = self.weight[self.labels] * (1 - smoothing) + self.weight.mean() * smoothing
         return mass.masked_fill_(ignored, 0.0)
 
-    def _powers(
-        self, w: Tensor, labels: Tensor, mass: Tensor | None, plain: bool, out: Tensor | None
-    ) -> tuple[Tensor, ...]:
+    def _powers(self, w: Tensor, labels: Tensor, mass: Tensor | None, plain: bool, out: Tensor) -> tuple[Tensor, ...]:
         """
         Return r up to a factor, the divergence less log1p(s), the sum of r, and of soft labels their sum.
 
