@@ -178,8 +178,8 @@ class Batch:
                 return torch.where(classes == labels, own, gradient)
             return gradient.scatter_(1, labels, own)
         gradient.addcmul_(r, by_label / of_label[0].clamp(min=_LEAST), value=-1)
-        # The entries of a row sum to 0. Where a row is one-hot, and q near it, the entry of its class would cancel. It is
-        # minus the sum of the others.
+        # The entries of a row sum to 0. In a one-hot row, where q is near it, that of its class would cancel: it is minus
+        # the sum of the others.
         readable = scale.is_cpu and not torch.compiler.is_compiling()
         if self.soft and not self.options.label_smoothing and not (readable and scale.max().item() < 0.5):
             gradient.addcmul_(q.trunc_(), gradient.sum(1, keepdim=True), value=-1)
