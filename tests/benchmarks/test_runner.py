@@ -338,8 +338,11 @@ def test_a_store_may_have_brackets_in_its_name(tmp_path: Path, capsys) -> None:
 @pytest.mark.parametrize("end", [signal.SIGINT, signal.SIGTERM], ids=["ctrl-c", "terminate"])
 def test_ctrl_c_ends_it_soon_and_the_same_command_goes_on(pool_store: Path, tmp_path: Path, end: int) -> None:
     command = [sys.executable, "-m", "benchmarks", "run", *SMALL, "--store", str(tmp_path), "--workers", "2"]
+    # Behind a shell without job control the interrupt is ignored from the start, and so in whatever is started here.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
     # A session of its own, as a terminal gives it: the interrupt reaches parent and workers alike.
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, start_new_session=True)
+    signal.signal(signal.SIGINT, before)
     deadline = time.monotonic() + 60
     while not list(tmp_path.rglob("curve.json")) and time.monotonic() < deadline:
         time.sleep(0.02)
