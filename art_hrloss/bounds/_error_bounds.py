@@ -45,12 +45,16 @@ class ErrorBounds:
     log_relaxed_bound: float  #: (11): the upper bound on log P_e from the HR loss alone.
     log_markov_bound: float
     """CE / log 2, by Markov's inequality, since a label other than f(X) has at most 1/2; not in the paper."""
-    log_lower_bound: float  #: (2) as derived: a lower bound; vacuous at -inf, as for every alpha of at most 2.
+    log_lower_bound: (
+        float  #: (2) as derived: a lower bound on log P_e; vacuous at -inf, as for every alpha of at most 2.
+    )
     log_printed_lower_bound: float  #: (2) as printed.
     tightest_alpha: float  #: The order in [1, inf] at which (1) is tightest; 1 where it is vacuous at every order.
     log_tightest_upper_bound: float  #: (1) at that order; 0 where that is 1.
-    tightest_lower_alpha: float  #: The order in [2, inf] at which (2) as derived is tightest; NaN if always vacuous.
-    log_tightest_lower_bound: float  #: (2) at that order.
+    tightest_lower_alpha: (
+        float  #: The order in [2, inf] at which (2) is tightest; NaN where it is vacuous at every order.
+    )
+    log_tightest_lower_bound: float  #: (2) as derived, at that order.
 
     def __str__(self) -> str:
         rows = [
@@ -92,7 +96,7 @@ def error_bounds(*arguments: Any, alpha: float = 1.6) -> ErrorBounds:
     and do not extend to other data.
 
     :param logits: Shape ``(n, M)``, finite, or -inf for a class that never occurs.
-    :param classifier: A PyTorchClassifier or HRClassifier that predicts logits.
+    :param classifier: A PyTorchClassifier that predicts logits.
     :param x: Images, shape ``(n, *input_shape)``, finite and inside clip_values.
     :param labels: In any form of :func:`art_hrloss._labels.parse_labels`; the sum of a row is the example's weight, and
            may be 0.
@@ -150,15 +154,16 @@ class _Joint:
     def __init__(self, logits: Tensor, labels: Tensor) -> None:
         """Take logits and the labels' weights, both of shape ``(n, M)``; every row has a weight."""
         mass = labels.sum(1, keepdim=True)
-        share = mass / mass.sum()
+        share = (mass / mass.sum()).squeeze(1)
         self.logits, self.labels, self.classes = logits, labels, logits.shape[1]
         self.log_q, self.log_p, self.log_x = log_softmax(logits), (labels / mass).log(), share.log()
         self.error = float(labels.scatter(1, logits.argmax(1, keepdim=True), 0.0).sum() / mass.sum())
         self.cross_entropy = -float((labels / mass.sum() * self.log_q)[labels > 0].sum())
-        self.log_uncertainty = self._log_mean(log_of_others(self.log_q))
-        self.conditional_entropy = h = float(share.squeeze(1) @ entropy(self.log_q))
+        self.log_uncertainty = float((self.log_x + log_of_others(self.log_q)).logsumexp(0))
+        self.conditional_entropy = h = float(share @ entropy(self.log_q))
         # log[1 - exp(-H)]: for a small H, even for one that underflows, it is log H.
-        self.log_gap = math.log(-math.expm1(-h)) if h > 1e-30 else self._log_mean(log_entropy(self.log_q))
+        log_h = float((self.log_x + log_entropy(self.log_q)).logsumexp(0))
+        self.log_gap = math.log(-math.expm1(-h)) if h > 1e-30 else log_h
 
     def divergence(self, order: float) -> float:
         """Return D_order(p_XY || p_XY^), as in the loss."""
@@ -166,11 +171,8 @@ class _Joint:
 
     def reverse_divergence(self, order: float) -> float:
         """Return D_order(p_XY^ || p_XY)."""
-        log_mu, log_nu = ((self.log_x + log).flatten() for log in (self.log_p, self.log_q))
+        log_mu, log_nu = ((self.log_x[:, None] + log).flatten() for log in (self.log_p, self.log_q))
         return float(renyi_divergence(log_nu, log_mu, alpha=order))
-
-    def _log_mean(self, log_values: Tensor) -> float:
-        return float((self.log_x.squeeze(1) + log_values).logsumexp(0))
 
 
 def _tightest_upper(joint: _Joint) -> tuple[float, float]:

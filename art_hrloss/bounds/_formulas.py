@@ -139,12 +139,11 @@ def error_lower_bound(
 
 def relaxed_upper_bound(hr_loss: Numbers, *, alpha: float) -> Tensor:
     """
-    Return the upper bound from the HR loss alone, by (1) and the relaxation (11), ``log[1 - exp(-H)] <= H - 1``:
+    Return the upper bound on log P_e from the HR loss alone, ``(alpha - 1) / alpha (L_HR - 1)`` nats.
 
-        ``log P_e <= (alpha - 1) / alpha (L_HR - 1)``
+    It follows from (1) and the relaxation (11), ``log[1 - exp(-H)] <= H - 1``, and is never below -(alpha - 1) / alpha.
 
     :param hr_loss: The HR loss of the same alpha, eq. (3), in nats.
-    :return: A bound on log P_e in nats, never below -(alpha - 1) / alpha.
     :raises ValueError: If alpha is not finite and above 1.
 
     >>> relaxed_upper_bound(1.0, alpha=1.6)
@@ -156,13 +155,12 @@ def relaxed_upper_bound(hr_loss: Numbers, *, alpha: float) -> Tensor:
 
 def fano_bound(probability: Numbers, classes: int) -> Tensor:
     """
-    Return the largest conditional entropy of one of M classes that is guessed wrong with probability P (Fano, eq. (9)):
+    Return the largest conditional entropy of one of M classes that is guessed wrong with probability P (Fano, eq. (9)).
 
-        ``q(P) = h(P) + P log M``,  with h the binary entropy
+    It is ``q(P) = h(P) + P log M`` nats, with h the binary entropy, and increases on [0, M / (M + 1)].
 
     :param probability: P, in [0, 1].
     :param classes: M, at least 2.
-    :return: Nats; increasing on [0, M / (M + 1)], and so on [0, 1 - 1/M].
     :raises ValueError: If an argument is out of its range.
 
     >>> round(float(fano_bound(0.1, 10)), 4)
@@ -178,12 +176,10 @@ def fano_inverse(entropy: Numbers, classes: int) -> Tensor:
     """
     Return the inverse of :func:`fano_bound` on [0, 1 - 1/M]: the smallest P_u possible at an entropy (eq. (9)).
 
-    It is computed to full relative precision, by Newton's method on log q against log P, in which q is nearly a
-    straight line, and is differentiable twice.
+    It has full relative precision, but is 0 for a subnormal entropy, and is differentiable twice.
 
     :param entropy: Nats, in [0, q(1 - 1/M)], which contains [0, log M].
     :param classes: M, at least 2.
-    :return: In [0, 1 - 1/M]; 0 for a subnormal entropy.
     :raises ValueError: If an argument is out of its range.
 
     >>> round(float(fano_inverse(fano_bound(0.1, 10), 10)), 4)
@@ -200,7 +196,8 @@ def fano_inverse(entropy: Numbers, classes: int) -> Tensor:
     normal = h >= limits.tiny  # subnormal numbers have lost their precision, and the root underflows
     h = torch.where(normal, h, largest)
     target = h.detach()
-    # The start is below the root, because q(P) <= P (log M + 1 - log P), and so is every step: the curve is concave.
+    # Newton's method on log q against log P, nearly a straight line. The start is below the root, because
+    # q(P) <= P (log M + 1 - log P), and so is every step: the curve is concave.
     p = target / (2 * (log_m + 1 - target.log()))
     for _ in range(100):
         q, slope = _fano(p, log_m)
