@@ -92,8 +92,9 @@ def error_bounds(*arguments: Any, alpha: float = 1.6) -> ErrorBounds:
     """
     Return the error probability of a classifier on labelled data and every bound of Proposition 1 on it, in float64.
 
-    P_e is the error rate on these examples, and p_XY their empirical distribution: the bounds explain a known error,
-    and do not extend to other data.
+    Call it as ``error_bounds(logits, labels)`` or ``error_bounds(classifier, x, labels)``. P_e is the error rate on
+    these examples, and p_XY their empirical distribution: the bounds explain a known error, and do not extend to other
+    data.
 
     :param logits: Shape ``(n, M)``, finite, or -inf for a class that never occurs.
     :param classifier: A PyTorchClassifier that predicts logits.
@@ -101,7 +102,7 @@ def error_bounds(*arguments: Any, alpha: float = 1.6) -> ErrorBounds:
     :param labels: In any form of :func:`art_hrloss._labels.parse_labels`; the sum of a row is the example's weight, and
            may be 0.
     :param alpha: The order, above 1; the lower bound (2) is vacuous unless it is above 2.
-    :raises TypeError: If the arguments are neither (logits, labels) nor (classifier, x, labels).
+    :raises TypeError: If the arguments are neither of the two.
     :raises ValueError: If a shape or a value is out of its range, or the classifier predicts no logits (see
             :func:`art_hrloss._preconditions.checked_logits`).
 

@@ -102,8 +102,8 @@ def flags(measured: Measurements) -> tuple[Flag, ...]:
         accuracies = f"accuracy is {first.mean():.3f} under {weak}, but {second.mean():.3f} under {strong}"
         add(name, is_weaker(first, second, by), accuracies)
 
-    def count(name: str, flagged: Flags, limit: float, text: str) -> None:
-        # The exact binomial test: is the share above the limit by more than chance?
+    def check_share(name: str, flagged: Flags, limit: float, text: str) -> None:
+        # Above the limit by more than chance: the exact binomial test.
         above = binom.sf(flagged.sum() - 1, len(flagged), limit) < P_VALUE
         add(name, bool(above), text.format(flagged.mean()))
 
@@ -131,12 +131,12 @@ def flags(measured: Measurements) -> tuple[Flag, ...]:
     compare("noise beats gradients", "FGSM", fgsm, "random noise of the same size", measured.noise)
 
     text = "accuracy is {:.3f}, above chance, though every image can become any other"
-    count("unbounded attack fails", measured.unbounded, 1 / measured.classes, text)
+    check_share("unbounded attack fails", measured.unbounded, 1 / measured.classes, text)
     text = "{:.1%} of the margins are not described by their gradient within 1/255 of the pixel range"
-    count("unstable predictions", measured.unstable, UNSTABLE, text)
+    check_share("unstable predictions", measured.unstable, UNSTABLE, text)
     text = "of {:.1%} of the examples an iterate of PGD is misclassified, but not the last"
-    count("silent success", measured.silent, SILENT, text)
-    count("incomplete optimisation", measured.moving, MOVING, "{:.1%} of the margins still fall when PGD ends")
+    check_share("silent success", measured.silent, SILENT, text)
+    check_share("incomplete optimisation", measured.moving, MOVING, "{:.1%} of the margins still fall when PGD ends")
     return tuple(Flag(name, "; ".join(texts), REMEDIES[name]) for name, texts in evidence.items())
 
 

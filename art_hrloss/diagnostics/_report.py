@@ -106,7 +106,7 @@ def gradient_masking_report(
     backward passes over the examples, at most ``square_iter + noise_draws + 25`` more forward ones, and `max_iter` of
     both per classifier in `transfer_from`. A few hundred examples are enough: see `GradientMaskingReport.detectable`.
 
-    :param classifier: It predicts logits; its attack loss, per example, drives the attacks called "as given".
+    :param classifier: One that predicts logits. Its attack loss, per example, drives the attacks called "as given".
     :param x: Images, shape ``(n, *input_shape)``, finite and inside clip_values.
     :param y: True labels, in any form of :func:`art_hrloss._labels.parse_labels`.
     :param eps: The largest perturbation, in units of the images.
