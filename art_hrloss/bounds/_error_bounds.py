@@ -45,14 +45,16 @@ class ErrorBounds:
     log_relaxed_bound: float  #: (11): the upper bound on log P_e from the HR loss alone.
     log_markov_bound: float
     """CE / log 2, by Markov's inequality, since a label other than f(X) has at most 1/2; not in the paper."""
-    log_lower_bound: float
-    """(2) as derived: a lower bound on log P_e; vacuous at -inf, as for every alpha of at most 2."""
+    log_lower_bound: (
+        float  #: (2) as derived: a lower bound on log P_e; vacuous at -inf, as for every alpha of at most 2.
+    )
     log_printed_lower_bound: float  #: (2) as printed.
     tightest_alpha: float  #: The order in [1, inf] at which (1) is tightest; 1 where it is vacuous at every order.
     log_tightest_upper_bound: float  #: (1) at that order; 0 where that is 1.
-    tightest_lower_alpha: float
-    """The order in [2, inf] at which (2) as derived is tightest; NaN where it is vacuous at every order."""
-    log_tightest_lower_bound: float  #: (2) at that order.
+    tightest_lower_alpha: (
+        float  #: The order in [2, inf] at which (2) is tightest; NaN where it is vacuous at every order.
+    )
+    log_tightest_lower_bound: float  #: (2) as derived, at that order.
 
     def __str__(self) -> str:
         rows = [
@@ -63,16 +65,19 @@ class ErrorBounds:
             ("D_alpha(p_XY || p_XY^), in nats", _number(self.renyi_divergence)),
             ("D_(alpha - 1)(p_XY^ || p_XY), in nats", _number(self.reverse_divergence)),
             ("P_e is at most", ""),
-            ("  by P_u (5)", _upper(self.log_comparison_upper_bound)),
-            ("  by H(Y^|X) (1)", _upper(self.log_upper_bound)),
-            ("  by the HR loss (11)", _upper(self.log_relaxed_bound)),
-            ("  by (1) at its best alpha", _upper(self.log_tightest_upper_bound, self.tightest_alpha)),
-            ("  by CE / log 2 (Markov)", _upper(self.log_markov_bound)),
+            ("  by P_u (5)", _bound(self.log_comparison_upper_bound)),
+            ("  by H(Y^|X) (1)", _bound(self.log_upper_bound)),
+            ("  by the HR loss (11)", _bound(self.log_relaxed_bound)),
+            ("  by (1) at its best alpha", _bound(self.log_tightest_upper_bound, self.tightest_alpha)),
+            ("  by CE / log 2 (Markov)", _bound(self.log_markov_bound)),
             ("P_e is at least", ""),
-            ("  by P_u (5)", _lower(self.log_comparison_lower_bound)),
-            ("  by H(Y^|X) (2)", _lower(self.log_lower_bound)),
-            ("  by (2) as printed", _lower(self.log_printed_lower_bound)),
-            ("  by (2) at its best alpha", _lower(self.log_tightest_lower_bound, self.tightest_lower_alpha)),
+            ("  by P_u (5)", _bound(self.log_comparison_lower_bound, lower=True)),
+            ("  by H(Y^|X) (2)", _bound(self.log_lower_bound, lower=True)),
+            ("  by (2) as printed", _bound(self.log_printed_lower_bound, lower=True)),
+            (
+                "  by (2) at its best alpha",
+                _bound(self.log_tightest_lower_bound, self.tightest_lower_alpha, lower=True),
+            ),
         ]
         title = f"Proposition 1: {self.n} examples, {self.classes} classes, alpha = {self.alpha:g}"
         width = max(len(name) for name, _ in rows)
@@ -92,7 +97,7 @@ def error_bounds(*arguments: Any, alpha: float = 1.6) -> ErrorBounds:
     data.
 
     :param logits: Shape ``(n, M)``, finite, or -inf for a class that never occurs.
-    :param classifier: A PyTorchClassifier or HRClassifier that predicts logits.
+    :param classifier: A PyTorchClassifier that predicts logits.
     :param x: Images, shape ``(n, *input_shape)``, finite and inside clip_values.
     :param labels: In any form of :func:`art_hrloss._labels.parse_labels`; the sum of a row is the example's weight, and
            may be 0.
@@ -111,21 +116,21 @@ def error_bounds(*arguments: Any, alpha: float = 1.6) -> ErrorBounds:
         raise ValueError(f"expected alpha above 1, for which Proposition 1 holds, but got {alpha}")
     joint = _Joint(*_checked(arguments))
     divergence, reverse = joint.divergence(alpha), joint.reverse_divergence(alpha - 1)
+    log_u, log_gap, exponent = joint.log_uncertainty, joint.log_gap, beta(joint.classes)
     # (1) and (2) are (5) with a bound on P_u from H(Y^|X) in the place of P_u.
-    log_gap, exponent = joint.log_gap, beta(joint.classes)
     by_uncertainty, by_entropy, by_fano, as_printed = (
-        probability_comparison_bounds(log_u, divergence, reverse, alpha=alpha)
-        for log_u in (joint.log_uncertainty, log_gap, exponent * log_gap, exponent * log_gap * alpha / (alpha - 1))
+        probability_comparison_bounds(log_bound, divergence, reverse, alpha=alpha)
+        for log_bound in (log_u, log_gap, exponent * log_gap, exponent * log_gap * alpha / (alpha - 1))
     )
     hr_loss = joint.conditional_entropy + alpha * divergence
-    tightest_alpha, tightest_upper = _tightest_upper(joint, log_gap)
+    tightest_alpha, tightest_upper = _tightest_upper(joint)
     tightest_lower_alpha, tightest_lower = _tightest_lower(joint, exponent * log_gap)
     return ErrorBounds(
         n=len(joint.log_q),
         classes=joint.classes,
         alpha=float(alpha),
         error=joint.error,
-        uncertainty=math.exp(joint.log_uncertainty),
+        uncertainty=math.exp(log_u),
         conditional_entropy=joint.conditional_entropy,
         cross_entropy=joint.cross_entropy,
         renyi_divergence=divergence,
@@ -150,54 +155,41 @@ class _Joint:
     def __init__(self, logits: Tensor, labels: Tensor) -> None:
         """Take logits and the labels' weights, both of shape ``(n, M)``; every row has a weight."""
         mass = labels.sum(1, keepdim=True)
-        self.classes = logits.shape[1]
-        self._logits, self._labels = logits, labels
-        self.log_q, self._log_p, self._log_x = log_softmax(logits), (labels / mass).log(), (mass / mass.sum()).log()
-        self._labelled = labels > 0
+        share = (mass / mass.sum()).squeeze(1)
+        self.logits, self.labels, self.classes = logits, labels, logits.shape[1]
+        self.log_q, self.log_p, self.log_x = log_softmax(logits), (labels / mass).log(), share.log()
         self.error = float(labels.scatter(1, logits.argmax(1, keepdim=True), 0.0).sum() / mass.sum())
-        self.cross_entropy = -float((labels / mass.sum() * self.log_q)[self._labelled].sum())
-        self.log_uncertainty = self._log_mean(log_of_others(self.log_q))
-        self.conditional_entropy = float((mass / mass.sum()).squeeze(1) @ entropy(self.log_q))
-
-    @property
-    def log_gap(self) -> float:
-        """log[1 - exp(-H)]: for a small H, even for one that underflows, it is log H."""
-        h = self.conditional_entropy
-        return math.log(-math.expm1(-h)) if h > 1e-30 else self._log_mean(log_entropy(self.log_q))
+        self.cross_entropy = -float((labels / mass.sum() * self.log_q)[labels > 0].sum())
+        self.log_uncertainty = float((self.log_x + log_of_others(self.log_q)).logsumexp(0))
+        self.conditional_entropy = h = float(share @ entropy(self.log_q))
+        # log[1 - exp(-H)]: for a small H, even for one that underflows, it is log H.
+        log_h = float((self.log_x + log_entropy(self.log_q)).logsumexp(0))
+        self.log_gap = math.log(-math.expm1(-h)) if h > 1e-30 else log_h
 
     def divergence(self, order: float) -> float:
         """Return D_order(p_XY || p_XY^), as in the loss."""
-        return float(hr_loss_terms(self._logits, self._labels, alpha=order).renyi_divergence) / order
+        return float(hr_loss_terms(self.logits, self.labels, alpha=order).renyi_divergence) / order
 
     def reverse_divergence(self, order: float) -> float:
         """Return D_order(p_XY^ || p_XY)."""
-        log_mu, log_nu = ((self._log_x + log).flatten() for log in (self._log_p, self.log_q))
+        log_mu, log_nu = ((self.log_x[:, None] + log).flatten() for log in (self.log_p, self.log_q))
         return float(renyi_divergence(log_nu, log_mu, alpha=order))
 
-    def largest_log_ratio(self) -> float:
-        """Return the limit of alpha D_alpha(p_XY || p_XY^) for alpha to infinity."""
-        return float((self._log_p - self.log_q)[self._labelled].max())
 
-    def largest_reverse_log_ratio(self) -> float:
-        """Return the limit of alpha D_alpha(p_XY^ || p_XY) for alpha to infinity."""
-        return float((self.log_q - self._log_p)[~self.log_q.isneginf()].max())
-
-    def _log_mean(self, log_values: Tensor) -> float:
-        return float((self._log_x.squeeze(1) + log_values).logsumexp(0))
-
-
-def _tightest_upper(joint: _Joint, log_gap: float) -> tuple[float, float]:
+def _tightest_upper(joint: _Joint) -> tuple[float, float]:
     """
     Return the order that makes (1) tightest, and (1) at it.
 
     With t = (alpha - 1) / alpha, (1) is ``t log_gap + (1 - t) K(t / (1 - t))``, where K(s) = log E[(p / q)^s] is
     convex: so (1) is convex in t on [0, 1]. It is 0 at t = 0, and falls from 0 only if log_gap + D_1 is below 0.
     """
-    if not log_gap + joint.divergence(1.0) < 0:
+    if not joint.log_gap + joint.divergence(1.0) < 0:
         return 1.0, 0.0
+    # alpha D_alpha tends to the largest log(p / q).
+    at_infinity = joint.log_gap + float((joint.log_p - joint.log_q)[joint.labels > 0].max())
     return _minimum(
-        lambda alpha: float(probability_comparison_bounds(log_gap, joint.divergence(alpha), alpha=alpha).upper),
-        at_infinity=log_gap + joint.largest_log_ratio(),
+        lambda alpha: float(probability_comparison_bounds(joint.log_gap, joint.divergence(alpha), alpha=alpha).upper),
+        at_infinity,
     )
 
 
@@ -215,11 +207,12 @@ def _tightest_lower(joint: _Joint, log_fano: float) -> tuple[float, float]:
         reverse = joint.reverse_divergence(order)
         return -float(probability_comparison_bounds(log_fano, 0.0, reverse, alpha=order + 1).lower)
 
-    order, value = _minimum(bound, at_infinity=joint.largest_reverse_log_ratio() - log_fano)
+    largest = float((joint.log_q - joint.log_p)[~joint.log_q.isneginf()].max())
+    order, value = _minimum(bound, largest - log_fano)
     return order + 1, -value
 
 
-def _minimum(bound: Callable[[float], float], *, at_infinity: float) -> tuple[float, float]:
+def _minimum(bound: Callable[[float], float], at_infinity: float) -> tuple[float, float]:
     """Return the order in (1, inf] that minimises a bound of one valley in t = (order - 1) / order, and the minimum."""
     if at_infinity == -math.inf:
         return math.inf, at_infinity
@@ -254,15 +247,9 @@ def _number(value: float) -> str:
     return f"{value + 0.0:.4g}"  # a zero without its sign
 
 
-def _upper(log_bound: float, alpha: float | None = None) -> str:
+def _bound(log_bound: float, alpha: float | None = None, *, lower: bool = False) -> str:
     with np.errstate(over="ignore"):
-        return _bound(float(np.exp(log_bound)), alpha, vacuous=log_bound >= 0)
-
-
-def _lower(log_bound: float, alpha: float | None = None) -> str:
-    return _bound(math.exp(log_bound), alpha, vacuous=log_bound == -math.inf)
-
-
-def _bound(bound: float, alpha: float | None, *, vacuous: bool) -> str:
-    order = "" if alpha is None else f", alpha = {_number(alpha)}"
-    return f"{_number(bound)}{', vacuous' if vacuous else order}"
+        probability = _number(float(np.exp(log_bound)))
+    if log_bound == -math.inf if lower else log_bound >= 0:
+        return f"{probability}, vacuous"
+    return probability if alpha is None else f"{probability}, alpha = {_number(alpha)}"

@@ -29,6 +29,7 @@ from torch import Tensor
 from art_hrloss.losses._numerics import log_softmax
 from art_hrloss.losses._validation import check_alpha, classes_last
 
+Numbers = Tensor | float
 Reading = Literal["derived", "printed"]
 
 
@@ -54,11 +55,7 @@ def uncertainty(logits: Tensor) -> Tensor:
 
 
 def probability_comparison_bounds(
-    log_probability: Tensor | float,
-    divergence: Tensor | float,
-    reverse_divergence: Tensor | float = math.inf,
-    *,
-    alpha: float,
+    log_probability: Numbers, divergence: Numbers, reverse_divergence: Numbers = math.inf, *, alpha: float
 ) -> LogBounds:
     """
     Return bounds on the logarithm of mu(A) from nu(A), for any event A (eq. (5)).
@@ -69,11 +66,9 @@ def probability_comparison_bounds(
     For a classifier, mu = p_XY, nu = p_XY^, and A is the event that the class is not f(X): nu(A) = P_u and mu(A) = P_e.
 
     :param log_probability: log nu(A), in nats; -inf is probability 0.
-    :param divergence: D_alpha(mu || nu), nats.
-    :param reverse_divergence: D_(alpha - 1)(nu || mu), nats; by default infinite, so that the lower bound is vacuous.
-    :param alpha: The order, above 1.
-    :return: Nats. The upper bound is inf where the divergence is; the lower is -inf where the reverse divergence is
-             infinite, where nu(A) is 0, and for every alpha of at most 2.
+    :param divergence: D_alpha(mu || nu), nats; the upper bound is inf where it is.
+    :param reverse_divergence: D_(alpha - 1)(nu || mu), nats. The lower bound is -inf where it is infinite, where nu(A)
+           is 0, and for every alpha of at most 2.
     :raises ValueError: If alpha is not finite and above 1.
 
     >>> lower, upper = probability_comparison_bounds(math.log(0.1), 0.0, 0.0, alpha=3.0)
@@ -90,15 +85,14 @@ def probability_comparison_bounds(
     return LogBounds((alpha - 1) / (alpha - 2) * log_nu - (alpha - 1) * reverse, upper)
 
 
-def error_upper_bound(conditional_entropy: Tensor | float, divergence: Tensor | float, *, alpha: float) -> Tensor:
+def error_upper_bound(conditional_entropy: Numbers, divergence: Numbers, *, alpha: float) -> Tensor:
     """
     Return the upper bound of Proposition 1 (eq. (1)), from (5) and P_u <= 1 - exp(-H):
 
         ``log P_e <= (alpha - 1) / alpha log[1 - exp(-H(Y^|X))] + (alpha - 1) D_alpha(p_XY || p_XY^)``
 
-    :param conditional_entropy: H(Y^|X), nats, at least 0.
+    :param conditional_entropy: H(Y^|X), nats.
     :param divergence: D_alpha(p_XY || p_XY^), nats: HRLossTerms' renyi_divergence divided by alpha.
-    :param alpha: The order, above 1.
     :return: A bound on log P_e in nats, differentiable by both; inf where the divergence is, -inf at H = 0 elsewhere.
     :raises ValueError: If alpha is not finite and above 1, or the entropy below 0.
 
@@ -111,8 +105,8 @@ def error_upper_bound(conditional_entropy: Tensor | float, divergence: Tensor | 
 
 
 def error_lower_bound(
-    conditional_entropy: Tensor | float,
-    reverse_divergence: Tensor | float,
+    conditional_entropy: Numbers,
+    reverse_divergence: Numbers,
     *,
     alpha: float,
     classes: int,
@@ -125,14 +119,12 @@ def error_lower_bound(
         - (alpha - 1) D_(alpha - 1)(p_XY^ || p_XY)``
 
     :param conditional_entropy: H(Y^|X), nats, in [0, log M].
-    :param reverse_divergence: D_(alpha - 1)(p_XY^ || p_XY), nats: of order alpha - 1, and the labels second. It is
-           infinite for hard labels wherever a wrong class has any probability.
-    :param alpha: The order, above 2.
+    :param reverse_divergence: D_(alpha - 1)(p_XY^ || p_XY), nats: the order is alpha - 1, and the labels come second.
+           It is infinite for hard labels wherever a wrong class has any probability.
     :param classes: M, at least 2.
     :param reading: "derived" is the inequality above; "printed" has the factor alpha / (alpha - 2), and is weaker.
     :return: A bound on log P_e in nats, differentiable by both; -inf at H = 0 and where the divergence is infinite.
-    :raises ValueError: If alpha is not finite and above 2, the entropy below 0, the classes fewer than 2, or the
-            reading unknown.
+    :raises ValueError: If alpha is not finite and above 2, or another argument out of its range.
 
     >>> round(float(error_lower_bound(0.5, 0.01, alpha=3.0, classes=2).exp()), 4)
     0.0179
@@ -141,19 +133,17 @@ def error_lower_bound(
     if reading not in get_args(Reading):
         raise ValueError(f"expected reading to be one of {list(get_args(Reading))}, but got {reading!r}")
     factor = beta(classes) * (alpha / (alpha - 1) if reading == "printed" else 1.0)
-    log_gap = factor * _log_gap(conditional_entropy)
-    return probability_comparison_bounds(log_gap, 0.0, reverse_divergence, alpha=alpha).lower
+    log_u = factor * _log_gap(conditional_entropy)
+    return probability_comparison_bounds(log_u, 0.0, reverse_divergence, alpha=alpha).lower
 
 
-def relaxed_upper_bound(hr_loss: Tensor | float, *, alpha: float) -> Tensor:
+def relaxed_upper_bound(hr_loss: Numbers, *, alpha: float) -> Tensor:
     """
-    Return the upper bound from the HR loss alone, by (1) and the relaxation (11), ``log[1 - exp(-H)] <= H - 1``:
+    Return the upper bound on log P_e from the HR loss alone, ``(alpha - 1) / alpha (L_HR - 1)`` nats.
 
-        ``log P_e <= (alpha - 1) / alpha (L_HR - 1)``
+    It follows from (1) and the relaxation (11), ``log[1 - exp(-H)] <= H - 1``, and is never below -(alpha - 1) / alpha.
 
     :param hr_loss: The HR loss of the same alpha, eq. (3), in nats.
-    :param alpha: The order, above 1.
-    :return: A bound on log P_e in nats, never below -(alpha - 1) / alpha.
     :raises ValueError: If alpha is not finite and above 1.
 
     >>> relaxed_upper_bound(1.0, alpha=1.6)
@@ -163,52 +153,62 @@ def relaxed_upper_bound(hr_loss: Tensor | float, *, alpha: float) -> Tensor:
     return (alpha - 1) / alpha * (_as_tensor(hr_loss) - 1)
 
 
-def fano_bound(probability: Tensor | float, classes: int) -> Tensor:
+def fano_bound(probability: Numbers, classes: int) -> Tensor:
     """
-    Return the largest conditional entropy of one of M classes that is guessed wrong with probability P (Fano, eq. (9)):
+    Return the largest conditional entropy of one of M classes that is guessed wrong with probability P (Fano, eq. (9)).
 
-        ``q(P) = h(P) + P log M``,  with h the binary entropy
+    It is ``q(P) = h(P) + P log M`` nats, with h the binary entropy, and increases on [0, M / (M + 1)].
 
     :param probability: P, in [0, 1].
     :param classes: M, at least 2.
-    :return: Nats; increasing on [0, M / (M + 1)], and so on [0, 1 - 1/M].
     :raises ValueError: If an argument is out of its range.
 
     >>> round(float(fano_bound(0.1, 10)), 4)
     0.5553
     """
-    log_m, p = math.log(_check_classes(classes)), _as_tensor(probability)
+    log_m, p = _log_classes(classes), _as_tensor(probability)
     if not bool(((p >= 0) & (p <= 1)).all()):
         raise ValueError(f"expected probabilities in [0, 1], but got {p.detach().min()} to {p.detach().max()}")
-    return _fano(p, log_m)
+    return _fano(p, log_m)[0]
 
 
-def fano_inverse(entropy: Tensor | float, classes: int) -> Tensor:
+def fano_inverse(entropy: Numbers, classes: int) -> Tensor:
     """
     Return the inverse of :func:`fano_bound` on [0, 1 - 1/M]: the smallest P_u possible at an entropy (eq. (9)).
 
-    It is computed to full relative precision, by Newton's method, and differentiable twice.
+    It has full relative precision, but is 0 for a subnormal entropy, and is differentiable twice.
 
     :param entropy: Nats, in [0, q(1 - 1/M)], which contains [0, log M].
     :param classes: M, at least 2.
-    :return: In [0, 1 - 1/M]; 0 for a subnormal entropy.
     :raises ValueError: If an argument is out of its range.
 
     >>> round(float(fano_inverse(fano_bound(0.1, 10), 10)), 4)
     0.1
     """
-    log_m, h = math.log(_check_classes(classes)), _as_tensor(entropy)
-    largest = _fano(torch.tensor(1 - 1 / classes, dtype=h.dtype), log_m)
+    log_m, h = _log_classes(classes), _as_tensor(entropy)
+    largest, _ = _fano(torch.tensor(1 - 1 / classes, dtype=h.dtype), log_m)
     if not bool(((h >= 0) & (h <= largest)).all()):
         raise ValueError(
             f"expected entropies in [0, {largest:.6g}] for {classes} classes, "
             f"but got {h.detach().min()} to {h.detach().max()}"
         )
-    normal = h >= torch.finfo(h.dtype).tiny  # subnormal numbers have lost their precision, and the root underflows
+    limits = torch.finfo(h.dtype)
+    normal = h >= limits.tiny  # subnormal numbers have lost their precision, and the root underflows
     h = torch.where(normal, h, largest)
-    p = _fano_root(h.detach(), log_m).clamp(max=1 - 1 / classes)
+    target = h.detach()
+    # Newton's method on log q against log P, nearly a straight line. The start is below the root, because
+    # q(P) <= P (log M + 1 - log P), and so is every step: the curve is concave.
+    p = target / (2 * (log_m + 1 - target.log()))
+    for _ in range(100):
+        q, slope = _fano(p, log_m)
+        step = (target / q).log() * q / (p * slope)
+        p = p * step.exp()
+        if bool((step.abs() <= 4 * limits.eps).all()):
+            break
+    p = p.clamp(max=1 - 1 / classes)
     for _ in range(2):  # One step with a gradient makes the first derivative exact, another one the second.
-        p = p + (h - _fano(p, log_m)) / _fano_slope(p, log_m)
+        q, slope = _fano(p, log_m)
+        p = p + (h - q) / slope
     return torch.where(normal, p, 0.0)
 
 
@@ -219,13 +219,12 @@ def beta(classes: int) -> float:
     It is the greatest value of ``log P / log[1 - exp(-q(P))]`` for q(P) in (0, log M], which has one peak in P. It and
     the exponent of the lower bound grow like M / log M: 2.14 for 2 classes, 4.07 for 10, 16.3 for 100, 92.3 for 1000.
 
-    :param classes: M, at least 2.
-    :raises ValueError: If it is less.
+    :raises ValueError: If classes, M, is no whole number of at least 2.
 
     >>> round(beta(10), 2)
     4.07
     """
-    last = float(fano_inverse(math.log(_check_classes(classes)), classes))
+    last = float(fano_inverse(_log_classes(classes), classes))
 
     def ratio(p: float) -> float:
         return math.log(p) / float(_log_gap(fano_bound(p, classes)))
@@ -234,37 +233,15 @@ def beta(classes: int) -> float:
     return float(max(-peak.fun, ratio(last)))
 
 
-def _fano(p: Tensor, log_m: float) -> Tensor:
+def _fano(p: Tensor, log_m: float) -> tuple[Tensor, Tensor]:
+    """Return q(P) and its derivative."""
     # -(1 - p) log(1 - p): from p where it is small, else from 1 - p, which is then exact.
     small = torch.where(p > 0.5, 0.0, p)
     rest = torch.where(p > 0.5, torch.special.entr(1 - p), -torch.special.xlog1py(1 - small, -small))
-    q: Tensor = p * log_m + torch.special.entr(p) + rest
-    return q
+    return p * log_m + torch.special.entr(p) + rest, torch.log1p(-p) - torch.log(p) + log_m
 
 
-def _fano_slope(p: Tensor, log_m: float) -> Tensor:
-    """Return the derivative of q."""
-    return torch.log1p(-p) - torch.log(p) + log_m
-
-
-def _fano_root(h: Tensor, log_m: float) -> Tensor:
-    """
-    Return the P of q(P) = h, by Newton's method on log q against log P, in which q is nearly a straight line.
-
-    The curve is concave, so that every step from below the root stays below it. The start is below it because
-    q(P) <= P (log M + 1 - log P).
-    """
-    p = h / (2 * (log_m + 1 - h.log()))
-    for _ in range(100):
-        q = _fano(p, log_m)
-        step = (h / q).log() * q / (p * _fano_slope(p, log_m))
-        p = p * step.exp()
-        if bool((step.abs() <= 4 * torch.finfo(p.dtype).eps).all()):
-            break
-    return p
-
-
-def _log_gap(conditional_entropy: Tensor | float) -> Tensor:
+def _log_gap(conditional_entropy: Numbers) -> Tensor:
     """Return log[1 - exp(-H)]."""
     h = _as_tensor(conditional_entropy)
     if not bool((h >= 0).all()):
@@ -272,7 +249,7 @@ def _log_gap(conditional_entropy: Tensor | float) -> Tensor:
     return torch.log(-torch.expm1(-h))
 
 
-def _as_tensor(value: Tensor | float) -> Tensor:
+def _as_tensor(value: Numbers) -> Tensor:
     tensor = value if isinstance(value, Tensor) else torch.tensor(value, dtype=torch.float64)
     return tensor if tensor.is_floating_point() else tensor.double()
 
@@ -283,7 +260,7 @@ def _check_order(alpha: float, least: int) -> float:
     return float(alpha)
 
 
-def _check_classes(classes: int) -> int:
+def _log_classes(classes: int) -> float:
     if not isinstance(classes, int | np.integer) or classes < 2:
         raise ValueError(f"expected classes to be a whole number of at least 2, but got {classes!r}")
-    return classes
+    return math.log(classes)

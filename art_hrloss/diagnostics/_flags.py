@@ -1,6 +1,7 @@
 """Flags of the diagnostics, each with its evidence and its remedy, and the power of the tests behind them."""
 
-from collections.abc import Iterator, Mapping
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,7 +19,6 @@ MUCH_WEAKER, OTHER_LOSSES = 0.05, ("margin", "DLR")
 UNSTABLE, SILENT, MOVING = 0.1, 0.01, 0.1
 # The level of every test, and the power at which the smallest difference that it detects is reported.
 P_VALUE, POWER = 0.01, 0.8
-
 
 _EXACT = 'Attack along a loss that does not saturate: loss="margin"'
 _MORE_STEPS = "Double max_iter until the accuracy no longer changes"
@@ -66,15 +66,13 @@ class Measurements:
     gradients: Gradients
     margins: npt.NDArray[np.float64]  #: Shape ``(n,)``: the true class's logit less the largest other, without attack.
     unchanged: float  #: Share of the images that FGSM does not change.
-    single_step: Mapping[str, Flags]
-    """FGSM: "as given", along the classifier's own loss, and along other losses of the same network."""
+    single_step: Mapping[str, Flags]  #: FGSM: "as given", along the classifier's loss, and along other losses of it.
     iterative: Mapping[int, Flags]  #: PGD along the classifier's own loss, by the number of steps.
     auto_pgd: Flags  #: Auto-PGD on the margin.
     black_box: Mapping[str, Flags]  #: Attacks that do not use this classifier's gradients.
     unbounded: Flags  #: PGD with an eps within which every image can become any other.
     noise: Flags  #: Random noise: every pixel moves by as much, so that the image is eps away.
-    unstable: Flags
-    """Examples around which the gradient does not describe the margin, in noise of 1/255 of the pixel range."""
+    unstable: Flags  #: Examples whose gradient does not describe the margin, in noise of 1/255 of the pixel range.
     silent: Flags  #: Examples with a misclassified iterate of PGD whose last iterate is classified correctly.
     moving: Flags  #: Examples whose margin still falls when PGD ends.
     image_range: tuple[float, float]  #: The least and the greatest value of the images.
@@ -92,68 +90,54 @@ class Measurements:
         }
 
 
-# A flag's name, whether it is raised, and the evidence.
-Finding = tuple[str, bool, str]
-
-
 def flags(measured: Measurements) -> tuple[Flag, ...]:
     """Return all flags that the measurements raise, one of each name."""
     evidence: dict[str, list[str]] = {}
-    for name, raised, text in (*_inputs(measured), *_comparisons(measured), *_failures(measured)):
+
+    def add(name: str, raised: bool, text: str) -> None:
         if raised:
             evidence.setdefault(name, []).append(text)
-    return tuple(Flag(name, "; ".join(texts), REMEDIES[name]) for name, texts in evidence.items())
 
+    def compare(name: str, weak: str, first: Flags, strong: str, second: Flags, by: float = WEAKER) -> None:
+        accuracies = f"accuracy is {first.mean():.3f} under {weak}, but {second.mean():.3f} under {strong}"
+        add(name, is_weaker(first, second, by), accuracies)
 
-def _inputs(measured: Measurements) -> Iterator[Finding]:
+    def check_share(name: str, flagged: Flags, limit: float, text: str) -> None:
+        # Above the limit by more than chance: the exact binomial test.
+        above = binom.sf(flagged.sum() - 1, len(flagged), limit) < P_VALUE
+        add(name, bool(above), text.format(flagged.mean()))
+
     (low, high), clip, (zero, nan, subnormal) = measured.image_range, measured.clip_values, measured.gradients
     # Bytes from 0 to 1 are a mistake: no image would have a pixel brighter than 1 of 255.
     usual = clip == (0.0, 1.0) or (clip == (0.0, 255.0) and high > 1)
-    unchanged = measured.unchanged > USELESS and not zero > USELESS
-    yield "units of eps", not usual, f"the images lie in [{low:.3g}, {high:.3g}], clip_values are {clip}"
-    yield "zero gradients", zero > USELESS, f"{zero:.1%} of the input gradients are exactly 0"
-    yield (
-        "NaN gradients",
-        nan > USELESS,
-        f"{nan:.1%} of the input gradients contain NaN or inf; attacks replace NaN by 0",
-    )
-    yield "subnormal gradients", subnormal > USELESS, f"{subnormal:.1%} of the input gradients are below 1.2e-38"
-    yield "unchanged images", unchanged, f"FGSM does not change {measured.unchanged:.1%} of the images"
-
-
-def _comparisons(measured: Measurements) -> Iterator[Finding]:
-    def compare(flag: str, weak: str, first: Flags, strong: str, second: Flags, by: float = WEAKER) -> Finding:
-        accuracies = f"accuracy is {first.mean():.3f} under {weak}, but {second.mean():.3f} under {strong}"
-        return flag, is_weaker(first, second, by), accuracies
+    add("units of eps", not usual, f"the images lie in [{low:.3g}, {high:.3g}], clip_values are {clip}")
+    add("zero gradients", zero > USELESS, f"{zero:.1%} of the input gradients are exactly 0")
+    text = f"{nan:.1%} of the input gradients contain NaN or inf; attacks replace NaN by 0"
+    add("NaN gradients", nan > USELESS, text)
+    add("subnormal gradients", subnormal > USELESS, f"{subnormal:.1%} of the input gradients are below 1.2e-38")
+    text = f"FGSM does not change {measured.unchanged:.1%} of the images"
+    add("unchanged images", measured.unchanged > USELESS >= zero, text)
 
     fgsm, (single, double) = measured.single_step["as given"], measured.iterative.values()
     short, long = (f"PGD of {steps} steps" for steps in measured.iterative)
     for name, robust in measured.single_step.items():
         limit = MUCH_WEAKER if name in OTHER_LOSSES else WEAKER
-        yield compare("masked gradients", "FGSM", fgsm, f"FGSM along {name}", robust, limit)
-    yield compare("iterations do not help", short, single, "FGSM", fgsm)
-    yield compare("too few iterations", short, single, long, double)
-    yield compare("stronger attack succeeds", long, double, "Auto-PGD on the margin", measured.auto_pgd, MUCH_WEAKER)
+        compare("masked gradients", "FGSM", fgsm, f"FGSM along {name}", robust, limit)
+    compare("iterations do not help", short, single, "FGSM", fgsm)
+    compare("too few iterations", short, single, long, double)
+    compare("stronger attack succeeds", long, double, "Auto-PGD on the margin", measured.auto_pgd, MUCH_WEAKER)
     for name, robust in measured.black_box.items():
-        yield compare("black box beats white box", long, double, name, robust)
-    yield compare("noise beats gradients", "FGSM", fgsm, "random noise of the same size", measured.noise)
+        compare("black box beats white box", long, double, name, robust)
+    compare("noise beats gradients", "FGSM", fgsm, "random noise of the same size", measured.noise)
 
-
-def _failures(measured: Measurements) -> Iterator[Finding]:
-    unbounded, unstable, silent, moving = measured.unbounded, measured.unstable, measured.silent, measured.moving
-    text = f"accuracy is {unbounded.mean():.3f}, above chance, though every image can become any other"
-    yield "unbounded attack fails", _is_more(unbounded, 1 / measured.classes), text
-    text = f"{unstable.mean():.1%} of the margins are not described by their gradient within 1/255 of the pixel range"
-    yield "unstable predictions", _is_more(unstable, UNSTABLE), text
-    text = f"of {silent.mean():.1%} of the examples an iterate of PGD is misclassified, but not the last"
-    yield "silent success", _is_more(silent, SILENT), text
-    text = f"{moving.mean():.1%} of the margins still fall when PGD ends"
-    yield "incomplete optimisation", _is_more(moving, MOVING), text
-
-
-def _is_more(flagged: Flags, limit: float) -> bool:
-    """Return whether a share is above a limit by more than chance: the exact binomial test."""
-    return bool(binom.sf(flagged.sum() - 1, len(flagged), limit) < P_VALUE)
+    text = "accuracy is {:.3f}, above chance, though every image can become any other"
+    check_share("unbounded attack fails", measured.unbounded, 1 / measured.classes, text)
+    text = "{:.1%} of the margins are not described by their gradient within 1/255 of the pixel range"
+    check_share("unstable predictions", measured.unstable, UNSTABLE, text)
+    text = "of {:.1%} of the examples an iterate of PGD is misclassified, but not the last"
+    check_share("silent success", measured.silent, SILENT, text)
+    check_share("incomplete optimisation", measured.moving, MOVING, "{:.1%} of the margins still fall when PGD ends")
+    return tuple(Flag(name, "; ".join(texts), REMEDIES[name]) for name, texts in evidence.items())
 
 
 def is_weaker(first: Flags, second: Flags, by: float = WEAKER) -> bool:
@@ -171,15 +155,14 @@ def smallest_difference(n: int, by: float = WEAKER) -> float:
     """Return the smallest difference of accuracies of nested attacks that is detected with 80% power; NaN if none."""
     either = np.arange(int(by * n) + 1, n + 1)
     detected = either[((1 + by * n / either) / 2) ** either < P_VALUE]
-    return _with_power(int(detected[0]), n) if len(detected) else float("nan")
+    return _with_power(int(detected[0]) if len(detected) else n + 1, n)
 
 
 def smallest_share(n: int, limit: float) -> float:
     """Return the smallest share of n examples that is detected with 80% power to be above a limit; NaN if none is."""
-    needed = int(binom.isf(P_VALUE, n, limit)) + 1
-    return _with_power(needed, n) if needed <= n else float("nan")
+    return _with_power(int(binom.isf(P_VALUE, n, limit)) + 1, n)
 
 
 def _with_power(needed: int, n: int) -> float:
-    """Return the p for which a binomial of n trials is at least `needed` with 80% probability."""
-    return float(beta.ppf(POWER, needed, n - needed + 1))
+    """Return the p for which a binomial of n trials is at least `needed` with 80% probability; NaN for more than n."""
+    return float(beta.ppf(POWER, needed, n - needed + 1)) if needed <= n else math.nan

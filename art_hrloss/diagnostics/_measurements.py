@@ -2,7 +2,6 @@
 
 import copy
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -13,16 +12,19 @@ from art.attacks.attack import EvasionAttack
 from art.estimators.classification import PyTorchClassifier
 from torch import Tensor, nn
 
-from art_hrloss import attacks
 from art_hrloss._network import Point, as_array
 from art_hrloss._preconditions import Images, Labels
+from art_hrloss.attacks._auto_pgd import AutoProjectedGradientDescent
 from art_hrloss.attacks._constraints import feasible, margins
-from art_hrloss.attacks._losses import AttackLossName
+from art_hrloss.attacks._gradient import FastGradientMethod, ProjectedGradientDescent
+from art_hrloss.attacks._losses import AttackLossName, ExactCrossEntropy, MarginLoss
+from art_hrloss.attacks._square import SquareAttack
+from art_hrloss.attacks._worst_case import transfer
 from art_hrloss.classifier import HRClassifier
 
 Array = npt.NDArray[Any]
 Flags = npt.NDArray[np.bool_]
-_MARGIN = attacks.MarginLoss()
+_MARGIN = MarginLoss()
 
 
 class Gradients(NamedTuple):
@@ -60,13 +62,11 @@ class Target:
     def fgsm(self, loss: AttackLossName | nn.Module | None = None) -> tuple[Images, Gradients]:
         """Return the images of FGSM along a loss, by default the classifier's, and the gradients that drove it."""
         rows: list[Array] = []
-        attack = attacks.FastGradientMethod(self.classifier, loss=loss, **self._options())
+        attack = FastGradientMethod(self.classifier, loss=loss, **self._options)
         # In float32, the precision of the images that ART's attacks ask gradients of.
-        with self.classifier.observed_by(
-            lambda x, labels, point: rows.append(as_array(point.slope.flatten(1).float()))
-        ):
-            images = self._generate(attack)
-        gradients = np.concatenate(rows)
+        with self.classifier.observed_by(lambda x, labels, point: rows.append(as_array(point.slope.float()))):
+            images = attack.generate(self.images, self.labels)
+        gradients = np.concatenate(rows).reshape(len(images), -1)
         finite, zero = np.isfinite(gradients).all(1), (gradients == 0).all(1)
         tiny = finite & ~zero & (np.abs(gradients).max(1) < np.finfo(np.float32).tiny)
         return images, Gradients(float(zero.mean()), float((~finite).mean()), float(tiny.mean()))
@@ -77,24 +77,23 @@ class Target:
 
         :param margin: The median margin, by which the logits are divided for one of them if it is above 1.
         """
-        losses: dict[str, AttackLossName | nn.Module] = {"exact CE": "ce", "margin": "margin", "DLR": "dlr"}
-        if self.classifier.nb_classes < 3:
-            del losses["DLR"]
+        losses: dict[str, AttackLossName | nn.Module] = {"exact CE": "ce", "margin": "margin"}
+        if self.classifier.nb_classes > 2:
+            losses["DLR"] = "dlr"
         losses["CE of logits / T"] = _Tempered(margin if margin > 1 else 1.0)
         robust = {name: self.correct(self.fgsm(loss)[0]) for name, loss in losses.items()}
         try:
             double = copy.copy(self.classifier)
             double.set_params(model=copy.deepcopy(self.classifier.model).double())
-            attack = attacks.FastGradientMethod(double, loss="ce", **self._options())
-            robust["CE in float64"] = self.correct(self._generate(attack))
+            robust["CE in float64"] = self._robust(FastGradientMethod(double, loss="ce", **self._options))
         except (RuntimeError, TypeError):
             pass  # the network contains float32 tensors that are no parameters, or its device has no float64
         return robust
 
     def pgd(self, max_iter: int, eps: float) -> Trace:
         """Return the trace of projected gradient descent along the classifier's loss, from the clean images."""
-        options = self._options() | {"eps": eps, "eps_step": 2.5 * eps / max_iter, "max_iter": max_iter}
-        attack = attacks.ProjectedGradientDescent(self.classifier, verbose=False, **options)
+        options = self._options | {"eps": eps, "eps_step": 2.5 * eps / max_iter, "max_iter": max_iter}
+        attack = ProjectedGradientDescent(self.classifier, verbose=False, **options)
         path: list[tuple[Array, Array]] = []  # the margins at each evaluation, and which images are misclassified
 
         def observe(x: Tensor, labels: Tensor, point: Point) -> None:
@@ -102,7 +101,7 @@ class Target:
             path.append((margins(as_array(point.logits).astype(float), self.labels[part]), wrong))
 
         images, paths = [], []
-        for part in self._batches():
+        for part in self._batches:
             with self.classifier.observed_by(observe):
                 images.append(attack.generate(self.images[part], self.labels[part]))
             paths.append(np.stack(path, axis=1))
@@ -114,19 +113,18 @@ class Target:
 
     def auto_pgd(self, max_iter: int) -> Flags:
         """Return which examples Auto-PGD on the margin, which keeps the first adversarial iterate, leaves robust."""
-        options = self._options() | {"eps_step": 2 * self.eps, "loss": "margin", "keep_first": True, "restarts": 1}
-        attack = attacks.AutoProjectedGradientDescent(self.classifier, max_iter=max_iter, verbose=False, **options)
-        return self.correct(self._generate(attack))
+        options = self._options | {"eps_step": 2 * self.eps, "loss": "margin", "keep_first": True, "restarts": 1}
+        return self._robust(AutoProjectedGradientDescent(self.classifier, max_iter=max_iter, verbose=False, **options))
 
     def square(self, max_iter: int) -> Flags:
         """Return which examples the Square attack leaves robust."""
-        attack = attacks.SquareAttack(self.classifier, max_iter=max_iter, verbose=False, **self._options())
+        attack = SquareAttack(self.classifier, max_iter=max_iter, verbose=False, **self._options)
         with np.errstate(divide="ignore", invalid="ignore"):  # ART's, in norm 2, discards what it has divided by 0
-            return self._correct_if_feasible(self._generate(attack))
+            return self._robust(attack)
 
     def transfer(self, source: PyTorchClassifier, max_iter: int) -> Flags:
         """Return which examples the adversarial images of another classifier leave robust."""
-        return self._correct_if_feasible(self._generate(attacks.transfer(source, max_iter=max_iter, **self._options())))
+        return self._robust(transfer(source, max_iter=max_iter, **self._options))
 
     def noise(self, size: float, random: np.random.Generator) -> Flags:
         """Return which examples are classified correctly when every pixel moves by `size`, up or down at random."""
@@ -141,7 +139,7 @@ class Target:
         divide |L(x + d) - L(x)| by |L(x)|: that grows with the slope of L, and so flags steep networks, not only rough.
         """
         ratios = []
-        for part in self._batches():
+        for part in self._batches:
             x, labels = torch.from_numpy(self.images[part]), self.labels[part]
             target = self.classifier.attack_labels(labels, len(labels), _MARGIN)
             with self.classifier.attacking():
@@ -169,27 +167,26 @@ class Target:
         """The norm of an image of ones: how far apart images are of which every pixel differs by 1."""
         return 1.0 if self.norm == math.inf else float(self.images[0].size ** (1 / self.norm))
 
+    @property
     def _options(self) -> dict[str, Any]:
         return {"eps": self.eps, "norm": self.norm, "batch_size": self.batch_size}
 
-    def _batches(self) -> Iterator[slice]:
-        return (slice(start, start + self.batch_size) for start in range(0, len(self.images), self.batch_size))
+    @property
+    def _batches(self) -> list[slice]:
+        return [slice(start, start + self.batch_size) for start in range(0, len(self.images), self.batch_size)]
 
     def _clipped(self, images: Array) -> Images:
         clip = self.classifier.clip_values
         return (images if clip is None else images.clip(*clip)).astype(np.float32)
 
-    def _correct_if_feasible(self, images: Images) -> Flags:
-        """Return which are classified correctly; an image that is not feasible counts as its original."""
+    def _robust(self, attack: EvasionAttack) -> Flags:
+        """Return which examples an attack leaves robust; an image that is not feasible counts as its original."""
+        images = attack.generate(self.images, self.labels)
         allowed = feasible(images, self.images, self.eps, self.norm, self.classifier.clip_values)
         return self.correct(np.where(allowed.reshape(-1, *(1,) * (images.ndim - 1)), images, self.images))
 
-    def _generate(self, attack: EvasionAttack) -> Images:
-        images: Images = attack.generate(self.images, self.labels)
-        return images
 
-
-class _Tempered(attacks.ExactCrossEntropy):
+class _Tempered(ExactCrossEntropy):
     """Cross-entropy of the logits divided by a temperature."""
 
     def __init__(self, temperature: float) -> None:

@@ -76,14 +76,13 @@ class GradientMaskingReport(Measurements):
         return pd.DataFrame(self.rows(), columns=["part", "what", "value"])
 
     def __str__(self) -> str:
-        count = len(self.flags)
-        verdict = f"{count} flag{'s' * (count > 1)}" if count else "no flag"
+        flags, difference = self.flags, self.detectable["difference"]
+        verdict = f"{len(flags)} flag{'s' * (len(flags) > 1)}" if flags else "no flag"
         lines = [f"Gradient masking, {len(self.clean)} examples, eps {self.eps:g}, norm {self.norm}: {verdict}"]
-        difference = self.detectable["difference"]
         detected = "No difference" if math.isnan(difference) else f"A difference of at least {difference:.3f}"
         lines.append(f"{detected} between accuracies is flagged with 80% power at this number of examples")
         lines += [f"{part:10} {what:27} {value:9.3f}" for part, what, value in self.rows() if part != "detectable"]
-        return "\n".join([*lines, *(f"! {flag}" for flag in self.flags)])
+        return "\n".join([*lines, *(f"! {flag}" for flag in flags)])
 
 
 def gradient_masking_report(
@@ -107,18 +106,16 @@ def gradient_masking_report(
     backward passes over the examples, at most ``square_iter + noise_draws + 25`` more forward ones, and `max_iter` of
     both per classifier in `transfer_from`. A few hundred examples are enough: see `GradientMaskingReport.detectable`.
 
-    :param classifier: A PyTorchClassifier or HRClassifier that predicts logits; its attack loss, per example, drives
-           the attacks that are called "as given".
+    :param classifier: One that predicts logits. Its attack loss, per example, drives the attacks called "as given".
     :param x: Images, shape ``(n, *input_shape)``, finite and inside clip_values.
     :param y: True labels, in any form of :func:`art_hrloss._labels.parse_labels`.
     :param eps: The largest perturbation, in units of the images.
-    :param norm: numpy.inf or 2. In norm 1 ART's gradient attacks move a single pixel per step, which clip_values often
-           undo: they fail on honest networks as well.
+    :param norm: numpy.inf or 2. ART's gradient attacks in norm 1 fail on honest networks as well: they move a single
+           pixel per step, which clip_values often undo.
     :param max_iter: Steps of PGD, which runs with twice as many as well.
     :param square_iter: Steps of the Square attack; 0 leaves it out, as do images that it cannot attack.
     :param noise_draws: Draws of slight noise per example, for "unstable predictions"; 0 leaves it out.
     :param transfer_from: Classifiers by name, whose adversarial images are tried on this one.
-    :param batch_size: Images that are evaluated together.
     :param seed: Of Python's, NumPy's and torch's generators, which are restored.
     :raises ValueError: If a report would mean nothing (see :func:`art_hrloss._preconditions.checked_evaluation`), or an
             option is out of its range.
@@ -131,15 +128,19 @@ def gradient_masking_report(
     >>> [flag.name for flag in report.flags]
     []
     """
-    eps, sources = check_eps(eps, norm, classifier.clip_values), transfer_from or {}
-    _check_options(norm, max_iter=max_iter, square_iter=square_iter, noise_draws=noise_draws, batch_size=batch_size)
+    eps, order = check_eps(eps, norm, classifier.clip_values), norm_order(norm)
+    if order not in (np.inf, 2.0):
+        raise ValueError(f"expected norm to be numpy.inf or 2, but got {norm}")
+    numbers = {"max_iter": max_iter, "square_iter": square_iter, "noise_draws": noise_draws, "batch_size": batch_size}
+    for name, value in numbers.items():
+        least = int(name in ("max_iter", "batch_size"))
+        if value < least:
+            raise ValueError(f"expected {name} to be at least {least}, but got {value}")
+    sources = transfer_from or {}
     with modes_kept(classifier.model, *(source.model for source in sources.values())), seeded(seed):
         attacked = as_hr_classifier(classifier)
         images, labels, logits = checked_evaluation(attacked, x, y, batch_size=batch_size)
-        target, random = (
-            Target(attacked, images, labels, eps, norm_order(norm), batch_size),
-            np.random.default_rng(seed),
-        )
+        target, random = Target(attacked, images, labels, eps, order, batch_size), np.random.default_rng(seed)
         margin, clip, ones = margins(logits.astype(float), labels), attacked.clip_values, target.size_of_ones
         (stepped, gradients), short, long = target.fgsm(), target.pgd(max_iter, eps), target.pgd(2 * max_iter, eps)
         return GradientMaskingReport(
@@ -165,12 +166,3 @@ def gradient_masking_report(
             image_range=(float(images.min()), float(images.max())),
             clip_values=None if clip is None else (float(np.min(clip[0])), float(np.max(clip[1]))),
         )
-
-
-def _check_options(norm: float | str, **numbers: int) -> None:
-    if norm_order(norm) not in (np.inf, 2.0):
-        raise ValueError(f"expected norm to be numpy.inf or 2, but got {norm}")
-    for name, value in numbers.items():
-        least = int(name in ("max_iter", "batch_size"))
-        if value < least:
-            raise ValueError(f"expected {name} to be at least {least}, but got {value}")
