@@ -87,11 +87,12 @@ def check_no_image_ignored(loss: Module, rows: Tensor) -> None:
         weightless = (loss.weight == 0).nonzero().flatten().to(rows.device)
         ignored |= target.index_fill(1, weightless, 0).sum(1) == 0
     if bool(ignored.any()):
+        classes = target[ignored].argmax(1).unique().tolist()
         raise ValueError(
-            f"expected an attack loss that no image leaves at 0, but got {type(loss).__name__}, whose ignore_index or "
-            f"weight of 0 leaves out {int(ignored.sum())} of {len(rows)} images, of the classes "
-            f"{target[ignored].argmax(1).unique().tolist()}: they have no gradient, and would look robust. Give "
-            "attack_loss=, such as the same loss without ignore_index and weight"
+            f"expected an attack loss that depends on every image, but got {type(loss).__name__}, which ignores "
+            f"{int(ignored.sum())} of {len(rows)} images, those of classes {classes}, by its ignore_index or a class "
+            "weight of 0: they have no gradient, would never move, and would look robust. Give attack_loss=, such as "
+            "the same loss without ignore_index and weight"
         )
 
 

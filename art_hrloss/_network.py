@@ -88,8 +88,7 @@ class AnyInputClassifier(PyTorchClassifier):
 
     def set_params(self, **kwargs: Any) -> None:
         """Set parameters by name, any of `estimator_params`, as ART does; a new `loss` gets labels in its own form."""
-        if "loss" in kwargs:
-            check_loss("loss", kwargs["loss"])
+        check_losses(**{name: kwargs[name] for name in ("loss", "attack_loss") if name in kwargs})
         if "model" in kwargs:
             self._model = self._make_model_wrapper(kwargs.pop("model")).to(self.device)
         super().set_params(**kwargs)
@@ -225,10 +224,11 @@ def check_classifier(classifier: object) -> None:
         raise TypeError(f"expected classifier to be a PyTorchClassifier, but got {type(classifier).__name__}")
 
 
-def check_loss(name: str, loss: object) -> None:
-    """Raise unless a loss is a module."""
-    if not isinstance(loss, Module):
-        raise TypeError(f"expected {name} to be a torch.nn.Module, but got {type(loss).__name__}")
+def check_losses(**losses: object) -> None:
+    """Raise unless the losses of these names are modules; only `attack_loss` may be None, and then follows `loss`."""
+    for name, loss in losses.items():
+        if not isinstance(loss, Module) and (name, loss) != ("attack_loss", None):
+            raise TypeError(f"expected {name} to be a torch.nn.Module, but got {type(loss).__name__}")
 
 
 def check_differentiable(floating: bool, dtype: object) -> None:

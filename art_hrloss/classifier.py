@@ -2,7 +2,7 @@
 
 import copy
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import numpy as np
@@ -20,7 +20,7 @@ from art_hrloss._network import (
     as_array,
     check_classifier,
     check_differentiable,
-    check_loss,
+    check_losses,
     input_gradient,
 )
 
@@ -41,8 +41,7 @@ class HRClassifier(AnyInputClassifier):
     single files; :meth:`load` reads what `save` wrote.
 
     >>> from art_hrloss import HRClassifier, HRLoss
-    >>> network = torch.nn.Linear(4, 3)
-    >>> classifier = HRClassifier(network, HRLoss(), (4,), 3, clip_values=(0, 1), device_type="cpu")
+    >>> classifier = HRClassifier(torch.nn.Linear(4, 3), HRLoss(), (4,), 3, clip_values=(0, 1), device_type="cpu")
     >>> classifier.loss_gradient(np.zeros((2, 4), dtype=np.float32), [0, 2]).shape
     (2, 4)
     """
@@ -69,22 +68,19 @@ class HRClassifier(AnyInputClassifier):
         attack_loss: Module | None = None,
     ) -> None:
         """
-        All parameters but `attack_loss` are those of PyTorchClassifier.
+        All parameters but `attack_loss` are those of PyTorchClassifier; `device_type` is "gpu" or "cpu".
 
         :param model: The network, from images ``(n, *input_shape)`` to logits ``(n, nb_classes)``.
         :param loss: The training loss, a module such as :class:`~art_hrloss.HRLoss`.
         :param clip_values: The least and the greatest value of a pixel, for attacks.
         :param preprocessing: (mean, standard deviation), subtracted and divided by in front of the network. With None
                integer images, or tokens, reach the network in their own dtype.
-        :param device_type: "gpu" or "cpu".
         :param attack_loss: The loss whose gradients drive attacks: a loss with a `reduction`, which is set to "none" on
                a copy, or any module that maps (logits, labels) to one value per example, shape ``(n,)``. The default is
                the per-example form of `loss`.
         :raises TypeError: If a loss is not a module.
         """
-        check_loss("loss", loss)
-        if attack_loss is not None:
-            check_loss("attack_loss", attack_loss)
+        check_losses(loss=loss, attack_loss=attack_loss)
         self._observers: list[Observer] = []
         super().__init__(
             model=model,
@@ -114,12 +110,6 @@ class HRClassifier(AnyInputClassifier):
         """Return the parameters by name; attack_loss is None where it follows loss."""
         return {**super().get_params(), "attack_loss": self._attack_loss}
 
-    def set_params(self, **kwargs: Any) -> None:
-        """Set parameters by name, any of `estimator_params`; with `attack_loss` None it follows `loss`."""
-        if kwargs.get("attack_loss") is not None:
-            check_loss("attack_loss", kwargs["attack_loss"])
-        super().set_params(**kwargs)
-
     def evaluate(self, x: Tensor, labels: Tensor, *, loss: Module | None = None, gradient: bool = True) -> Point:
         """
         Return the attack loss, the logits and the loss's gradient from one forward and one backward pass.
@@ -147,11 +137,9 @@ class HRClassifier(AnyInputClassifier):
             observer(x, labels, point)
         return point
 
-    @contextmanager
-    def attacking(self) -> Iterator[None]:
+    def attacking(self) -> AbstractContextManager[None]:
         """Put the network in evaluation mode for an attack's calls of :meth:`evaluate`; restore its modes after."""
-        with in_mode(self.model, False, backward=True):
-            yield
+        return in_mode(self.model, False, backward=True)
 
     @contextmanager
     def observed_by(self, observer: Observer) -> Iterator[None]:
@@ -174,8 +162,7 @@ class HRClassifier(AnyInputClassifier):
         :param y: Class indices, one-hot labels or probabilities; see :func:`art_hrloss._labels.parse_labels`.
         :param loss: Another loss in place of `attack_loss`.
         :return: On the network's device: as the loss takes them, or rows if a preprocessing step may want them.
-        :raises ValueError: If they have neither form, or if `ignore_index` or a class weight of 0 makes the loss of an
-                image 0: attacks could not move it.
+        :raises ValueError: If they have no such form, or the loss ignores some (`ignore_index`, class weights of 0).
         """
         loss = self.attack_loss if loss is None else loss
         dtype = torch.float64 if self._model.dtype == torch.float64 else torch.float32  # that of the logits
@@ -203,9 +190,7 @@ class HRClassifier(AnyInputClassifier):
         gradient = as_array(slope)
         return gradient.astype(x.dtype, copy=False) if x.dtype.kind == "f" else gradient
 
-    def compute_loss(
-        self, x: Any, y: Any, reduction: str = "none", *, batch_size: int = 128, **kwargs: Any
-    ) -> np.ndarray | Tensor:
+    def compute_loss(self, x: Any, y: Any, reduction: str = "none", *, batch_size: int = 128, **kwargs: Any) -> Any:
         """
         Return the attack loss, in evaluation mode.
 
@@ -263,7 +248,7 @@ def attack_view(classifier: PyTorchClassifier, loss: Module) -> HRClassifier:
     True
     """
     _check_methods(classifier)
-    check_loss("loss", loss)
+    check_losses(loss=loss)
     if not isinstance(classifier, HRClassifier):
         return HRClassifier(classifier.model, attack_loss=loss, **shared_options(classifier))
     view = copy.copy(classifier)  # of whatever subclass
