@@ -8,7 +8,6 @@ The HR loss, conditional entropy plus a Renyi divergence, for the Adversarial Ro
 * :func:`error_bounds`: Proposition 1; more in :mod:`art_hrloss.bounds`
 """
 
-from art_hrloss._attack_view import attack_view
 from art_hrloss.attacks import (
     AutoProjectedGradientDescent,
     FastGradientMethod,
@@ -21,7 +20,7 @@ from art_hrloss.attacks import (
     worst_case,
 )
 from art_hrloss.bounds import ErrorBounds, error_bounds
-from art_hrloss.classifier import HRClassifier
+from art_hrloss.classifier import HRClassifier, attack_view
 from art_hrloss.diagnostics import GradientMaskingReport, gradient_masking_report
 from art_hrloss.losses import HRLoss, hr_loss
 

@@ -1,8 +1,8 @@
 """Context managers that restore global state: modules' training modes, and the seeds of random generators."""
 
 import random
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 
 import numpy as np
 import torch
@@ -10,15 +10,25 @@ from torch.nn import Module, RNNBase
 
 
 @contextmanager
-def modes_kept(*networks: Module) -> Iterator[None]:
-    """Restore each module's training or evaluation mode afterwards: ART's `predict` changes it."""
-    modes = [(module, module.training) for network in networks for module in network.modules()]
+def _restored(objects: Iterable[object], name: str) -> Iterator[None]:
+    """Restore an attribute of each object afterwards."""
+    before = [(one, getattr(one, name)) for one in objects]
     try:
         yield
     finally:
-        for module, training in modes:
-            if module.training != training:
-                module.training = training
+        for one, value in before:
+            if getattr(one, name) is not value:
+                setattr(one, name, value)
+
+
+def modes_kept(*networks: Module) -> AbstractContextManager[None]:
+    """Restore each module's training or evaluation mode afterwards: ART's `predict` changes it."""
+    return _restored((module for network in networks for module in network.modules()), "training")
+
+
+def gradients_kept(*networks: Module) -> AbstractContextManager[None]:
+    """Restore the gradients of all parameters afterwards: ART's `loss_gradient` overwrites them."""
+    return _restored((parameter for network in networks for parameter in network.parameters()), "grad")
 
 
 @contextmanager
@@ -28,31 +38,16 @@ def in_mode(network: Module, training_mode: bool, *, backward: bool) -> Iterator
 
     :param backward: Whether gradients are computed meanwhile.
     """
-    recurrent = [(module, module.dropout) for module in network.modules() if isinstance(module, RNNBase)]
-    with modes_kept(network):
-        try:
-            if any(module.training != training_mode for module in network.modules()):
-                network.train(training_mode)
-            if backward and not training_mode:
-                # cuDNN has no backward pass of recurrent layers in evaluation mode. Training mode changes their
-                # dropout alone, which is therefore 0 meanwhile.
-                for module, _ in recurrent:
-                    module.training, module.dropout = True, 0.0
-            yield
-        finally:
-            for module, dropout in recurrent:
-                module.dropout = dropout
-
-
-@contextmanager
-def gradients_kept(*networks: Module) -> Iterator[None]:
-    """Restore the gradients of all parameters afterwards: ART's `loss_gradient` overwrites them."""
-    gradients = [(parameter, parameter.grad) for network in networks for parameter in network.parameters()]
-    try:
+    recurrent = [module for module in network.modules() if isinstance(module, RNNBase)]
+    with modes_kept(network), _restored(recurrent, "dropout"):
+        if any(module.training != training_mode for module in network.modules()):
+            network.train(training_mode)
+        if backward and not training_mode:
+            # cuDNN has no backward pass of recurrent layers in evaluation mode. Training mode changes their dropout
+            # alone, which is therefore 0 meanwhile.
+            for module in recurrent:
+                module.training, module.dropout = True, 0.0
         yield
-    finally:
-        for parameter, gradient in gradients:
-            parameter.grad = gradient
 
 
 @contextmanager

@@ -20,8 +20,6 @@ def parse_labels(y: Any, *, n: int, classes: int, zero_rows: bool = False) -> Te
     :param y: Class indices, shape ``(n,)`` or ``(n, 1)``, of any integer dtype, byte order and stride, or whole numbers
            of another dtype; or one-hot labels or probabilities, shape ``(n, classes)``. An array, a tensor, a list or
            a pandas object.
-    :param n: The number of images that they belong to.
-    :param classes: The number of classes, M.
     :param zero_rows: Whether a row may be all 0: an example without weight.
     :return: A copy: int64 of shape ``(n,)``, or floating point of shape ``(n, classes)``.
     :raises ValueError: If they have neither form.
@@ -30,23 +28,23 @@ def parse_labels(y: Any, *, n: int, classes: int, zero_rows: bool = False) -> Te
     tensor([2, 0])
     """
     labels = _as_tensor(y)
-    if labels is None or labels.ndim == 0 or len(labels) != n:
-        came = type(y).__name__ if labels is None else f"shape {tuple(labels.shape)}"
-        raise ValueError(f"{_expected(n, classes)}, but got {came}")
-    if labels.ndim == 2 and labels.shape[1] == classes > 1:
+    if labels is None:
+        got = type(y).__name__
+    elif tuple(labels.shape) not in {(n,), (n, 1), (n, classes)}:
+        got = f"shape {tuple(labels.shape)}"
+    elif labels.ndim == 2 and labels.shape[1] > 1:
         labels = labels if labels.is_floating_point() else labels.float()
         # A row without weight, or with NaN, has no gradient: its image would not move and would look robust.
-        if not bool((labels.isfinite() & (labels >= 0)).all() and (zero_rows or (labels.sum(1) > 0).all())):
-            weightless = "" if zero_rows else ", or all 0"
-            raise ValueError(f"{_expected(n, classes)}, but got rows with NaN, infinity or numbers below 0{weightless}")
-        return labels
-    if labels.ndim == 1 or (labels.ndim == 2 and labels.shape[1] == 1):
+        if bool((labels.isfinite() & (labels >= 0)).all() and (zero_rows or (labels.sum(1) > 0).all())):
+            return labels
+        got = f"rows with NaN, infinity or numbers below 0{'' if zero_rows else ', or all 0'}"
+    else:
         labels = labels.reshape(-1)
         index = labels.long()
-        if bool(((index != labels) | (index < 0) | (index >= classes)).any()):
-            raise ValueError(f"{_expected(n, classes)}, but got values from {labels.min()} to {labels.max()}")
-        return index
-    raise ValueError(f"{_expected(n, classes)}, but got shape {tuple(labels.shape)}")
+        if bool(((index == labels) & (index >= 0) & (index < classes)).all()):
+            return index
+        got = f"values from {labels.min()} to {labels.max()}"
+    raise ValueError(f"{_expected(n, classes)}, but got {got}")
 
 
 def label_rows(y: Any, *, n: int, classes: int) -> Tensor:
@@ -66,11 +64,7 @@ def class_indices(y: Any, *, n: int, classes: int) -> Tensor:
 
 
 def target_for(loss: Module, labels: Tensor) -> Tensor:
-    """
-    Return rows of labels ``(n, M)`` in the form that ART gives to a loss of this kind; any other form unchanged.
-
-    :raises ValueError: If the loss takes classes, and a row has no single largest entry.
-    """
+    """Return rows of labels ``(n, M)`` in the form that ART gives to a loss of this kind; any other form unchanged."""
     if not labels.is_floating_point() or labels.ndim == 1 or labels.shape[1] == 1:
         return labels
     if isinstance(loss, BINARY_LOSSES):
@@ -80,24 +74,44 @@ def target_for(loss: Module, labels: Tensor) -> Tensor:
     return _largest(labels) if isinstance(loss, INDEX_LOSSES) and one_hot else labels
 
 
+def check_no_image_ignored(loss: Module, rows: Tensor) -> None:
+    """Raise if a loss ignores, by `ignore_index` or a class weight of 0, images with labels ``(n, M)``."""
+    if not isinstance(loss, INDEX_LOSSES):  # what other losses call weight is not of classes
+        return
+    target = target_for(loss, rows)
+    ignored = torch.zeros(len(rows), dtype=torch.bool, device=rows.device)
+    if not target.is_floating_point():
+        ignored = target == getattr(loss, "ignore_index", -100)  # which MultiMarginLoss lacks
+        target = torch.nn.functional.one_hot(target, rows.shape[1])
+    if loss.weight is not None and not getattr(loss, "label_smoothing", 0):  # a smoothed label is of every class
+        weightless = (loss.weight == 0).nonzero().flatten().to(rows.device)
+        ignored |= target.index_fill(1, weightless, 0).sum(1) == 0
+    if bool(ignored.any()):
+        classes = target[ignored].argmax(1).unique().tolist()
+        raise ValueError(
+            f"expected an attack loss that depends on every image, but got {type(loss).__name__}, which ignores "
+            f"{int(ignored.sum())} of {len(rows)} images, those of classes {classes}, by its ignore_index or a class "
+            "weight of 0: they have no gradient, would never move, and would look robust. Give attack_loss=, such as "
+            "the same loss without ignore_index and weight"
+        )
+
+
 def reduced(loss: Module, logits: Tensor, labels: Tensor, reduction: str) -> Tensor:
     """
-    Return the loss under a reduction; the module itself is not modified.
+    Return the loss under a reduction: shape ``(n,)`` for "none", else a scalar; the module itself is not modified.
 
     :param loss: A module with a `reduction`, or one that gives a value per example.
-    :param logits: Shape ``(n, M)``.
     :param labels: In any form that :func:`target_for` takes.
-    :param reduction: "none" gives shape ``(n,)``, any other a scalar.
     :raises ValueError: If the loss does not give one value per example, or does not know the reduction.
     """
     has_reduction = hasattr(loss, "reduction")
+    if not has_reduction and reduction not in ("none", "mean", "sum"):
+        raise ValueError(f"expected reduction to be one of ['none', 'mean', 'sum'], but got {reduction!r}")
     if has_reduction and loss.reduction != reduction:
         loss = copy.copy(loss)  # shares the weights; the caller's module keeps its own reduction
         setattr(loss, "reduction", reduction)  # noqa: B010  # to mypy, a module's attributes are tensors
-    elif not has_reduction and reduction not in ("none", "mean", "sum"):
-        raise ValueError(f"expected reduction to be one of ['none', 'mean', 'sum'], but got {reduction!r}")
-    target = target_for(loss, labels.to(logits.device, logits.dtype if labels.is_floating_point() else None))
-    values: Tensor = loss(logits, target)
+    labels = labels.to(logits.device, logits.dtype if labels.is_floating_point() else None)
+    values: Tensor = loss(logits, target_for(loss, labels))
     if has_reduction and reduction != "none":
         return values
     if values.ndim == 0 or len(values) != len(logits):
@@ -138,8 +152,8 @@ def _as_tensor(y: Any) -> Tensor | None:
         return None
     if array.dtype.kind not in "biuf":
         return None
+    # torch has few operations on unsigned integers; uint64 beyond int64 turns negative, and so is refused.
+    dtype: np.dtype[Any] = np.dtype(np.int64)
     if array.dtype.kind == "f":
         dtype = array.dtype.newbyteorder("=") if array.dtype.itemsize <= 8 else np.dtype(np.float64)
-        return torch.from_numpy(array.astype(dtype, order="C"))
-    # torch has few operations on unsigned integers; uint64 beyond int64 turns negative, and so is refused.
-    return torch.from_numpy(array.astype(np.int64, order="C"))
+    return torch.from_numpy(array.astype(dtype, order="C"))

@@ -1,4 +1,4 @@
-"""ART's PyTorchClassifier for networks and images of any floating dtype, checked outputs, and single-file pickles."""
+"""ART's PyTorchClassifier for networks, images and labels of any form, checked outputs, and single-file pickles."""
 
 import os
 from collections.abc import Callable
@@ -10,20 +10,22 @@ from art import config
 from art.estimators.classification import PyTorchClassifier
 from art.preprocessing.standardisation_mean_std.pytorch import StandardisationMeanStdPyTorch
 from torch import Tensor
-from torch.nn import Module, Sequential
+from torch.nn import CrossEntropyLoss, Module, Sequential
 
-_HALF = (torch.float16, torch.bfloat16)
+from art_hrloss._labels import BINARY_LOSSES, INDEX_LOSSES, label_rows, target_for
 
 
 class Point(NamedTuple):
-    """An evaluation of a network at the images of a batch; nothing in it requires gradients."""
+    """
+    An evaluation of a network at the images of a batch; nothing in it requires gradients.
+
+    Losses ``(n,)``, in nats for the HR loss and cross-entropy; logits ``(n, M)``, float32 or float64; and the gradient
+    of each image's own loss by the image, ``(n, *input_shape)``, in the network's dtype, or None.
+    """
 
     losses: Tensor
-    """Shape ``(n,)``; nats for the HR loss and cross-entropy."""
     logits: Tensor
-    """Shape ``(n, M)``, float32 or float64."""
     gradient: Tensor | None
-    """Of each image's own loss by the image, shape ``(n, *input_shape)``, in the network's dtype; or None."""
 
     @property
     def slope(self) -> Tensor:
@@ -32,16 +34,14 @@ class Point(NamedTuple):
         return self.gradient
 
 
-# Called after each evaluation with the images, their labels as the loss takes them, and the result.
-Observer = Callable[[Tensor, Tensor, Point], None]
+Observer = Callable[[Tensor, Tensor, Point], None]  # takes images, labels as the loss takes them, and the result
 
 
 class Network(Module):
     """
-    ART's wrapper of a network, through which everything that ART does with it passes.
+    ART's wrapper of a network: casts images to its dtype, half-precision logits to float32, checks the output's type.
 
-    ART's own is a local class, which cannot be pickled, and hands on whatever dtype and type comes. This one casts
-    images to the network's dtype, half-precision logits to float32, and names an output that is no tensor.
+    ART's own is a local class, which cannot be pickled, and hands on whatever dtype and type comes.
     """
 
     def __init__(self, model: Module) -> None:
@@ -65,7 +65,7 @@ class Network(Module):
                 f"expected the network to return a tensor of logits, but got a {type(x).__name__}: wrap it in a module "
                 "whose forward picks the logits out"
             )
-        x = x.float() if x.dtype in _HALF else x
+        x = x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
         outputs[-1] = x[:, None] if x.ndim == 1 else x  # one output per image is a column, as in ART's predict
         return outputs
 
@@ -81,14 +81,45 @@ class Network(Module):
         return [name for name, _ in self._model.named_children()]
 
 
-class AnyDtypeClassifier(PyTorchClassifier):
-    """
-    A PyTorchClassifier that takes images of any real dtype, in the network's precision.
-
-    Its pickle is a single file, and :meth:`load` reads what `save` wrote.
-    """
+class AnyInputClassifier(PyTorchClassifier):
+    """A PyTorchClassifier that takes images of any real dtype, in the network's precision, and labels in any form."""
 
     _model: Network
+
+    def set_params(self, **kwargs: Any) -> None:
+        """Set parameters by name, any of `estimator_params`, as ART does; a new `loss` gets labels in its own form."""
+        check_losses(**{name: kwargs[name] for name in ("loss", "attack_loss") if name in kwargs})
+        if "model" in kwargs:
+            self._model = self._make_model_wrapper(kwargs.pop("model")).to(self.device)
+        super().set_params(**kwargs)
+        if "loss" in kwargs:  # ART's adversarial trainers read these
+            self._int_labels = isinstance(self._loss, INDEX_LOSSES)
+            self._reduce_labels = self._int_labels or isinstance(self._loss, BINARY_LOSSES)
+            self._probability_labels = isinstance(self._loss, CrossEntropyLoss)
+
+    def fit(self, x: Any, y: Any, batch_size: int = 128, nb_epochs: int = 10, **kwargs: Any) -> None:
+        """
+        Train the network with `loss` and the optimizer.
+
+        ART shuffles by torch's global generator: train within :func:`art_hrloss.attacks.seeded` for the same weights.
+
+        :param x: Images, shape ``(n, *input_shape)``.
+        :param y: Class indices, one-hot labels or probabilities; see :func:`art_hrloss._labels.parse_labels`.
+        :param kwargs: ART's: `training_mode`, `drop_last`, `scheduler`, `verbose`.
+        :raises ValueError: If the labels fit no form (ART takes label -1 for the last class) or images are not finite.
+        """
+        if np.asarray(x).dtype.kind == "f" and not np.isfinite(x).all():
+            raise ValueError("expected images to be finite, but got NaN or infinity, which would spoil the weights")
+        rows = label_rows(y, n=len(x), classes=self.nb_classes)
+        super().fit(x, as_array(rows), batch_size=batch_size, nb_epochs=nb_epochs, **kwargs)
+
+    def reduce_labels(self, y: Any) -> Any:
+        """Return labels as the training loss takes them: ART's, where rows such as [1, 1, 0] are not class 0."""
+        rows = torch.as_tensor(y)
+        if rows.ndim != 2 or rows.shape[1] != self.nb_classes:
+            return super().reduce_labels(y)
+        target = target_for(self._loss, rows if rows.is_floating_point() else rows.float())
+        return target if isinstance(y, Tensor) else as_array(target)
 
     def predict(self, x: np.ndarray, batch_size: int = 128, training_mode: bool = False, **kwargs: Any) -> np.ndarray:
         """Return what the network outputs, float32 of shape ``(n, M)``; as ART's, which also leaves it in that mode."""
@@ -101,12 +132,15 @@ class AnyDtypeClassifier(PyTorchClassifier):
         predictions: np.ndarray = self._apply_postprocessing(preds=rows, fit=False)
         return predictions
 
+    def predicted_classes(self, logits: Tensor) -> Tensor:
+        """Return the classes that `predict` would decide for, int64 of shape ``(n,)``, given logits ``(n, M)``."""
+        if self.postprocessing_defences:
+            outputs = self._apply_postprocessing(preds=logits.float().cpu().numpy(), fit=False)
+            logits = torch.as_tensor(outputs, device=logits.device)
+        return logits.argmax(1)
+
     def class_gradient(
-        self,
-        x: np.ndarray,
-        label: int | list[int] | np.ndarray | None = None,
-        training_mode: bool = False,
-        **kwargs: Any,
+        self, x: np.ndarray, label: Any = None, training_mode: bool = False, **kwargs: Any
     ) -> np.ndarray:
         """Return the gradients of the logits by the images, as ART's, in the images' dtype if that is floating."""
         images = np.require(self._cast(x), requirements="W")  # ART makes a tensor of them that shares their memory
@@ -115,13 +149,7 @@ class AnyDtypeClassifier(PyTorchClassifier):
         return gradients.astype(x.dtype, copy=False) if x.dtype.kind == "f" else gradients
 
     def load(self, filename: str, path: str | None = None) -> None:
-        """
-        Load the weights, and the optimizer's state, that `save` wrote with the same arguments.
-
-        :param filename: As given to `save`.
-        :param path: The folder; ART's data folder by default.
-        :raises FileNotFoundError: If there is no such file.
-        """
+        """Load the weights, and the optimizer's state, that `save` wrote with the same arguments."""
         file = os.path.join(config.ART_DATA_PATH if path is None else path, filename)
         self.model.load_state_dict(torch.load(f"{file}.model", map_location=self._device))
         if self._optimizer is not None and os.path.exists(f"{file}.optimizer"):
@@ -139,6 +167,14 @@ class AnyDtypeClassifier(PyTorchClassifier):
             images = np.require(images, requirements="W")
         return images, labels
 
+    def _preprocessed(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the network's inputs, and labels, differentiable unless a step is written in NumPy."""
+        if self.all_framework_preprocessing:
+            inputs, targets = self._apply_preprocessing(images, labels, no_grad=not torch.is_grad_enabled())
+            return inputs, targets
+        inputs, rows = self._apply_preprocessing(as_array(images), as_array(labels))
+        return self._to_network(inputs), torch.as_tensor(rows)
+
     def _check_kind(self, x: Any) -> None:
         if isinstance(x, Tensor) and not self.all_framework_preprocessing:
             raise NotImplementedError(
@@ -146,18 +182,15 @@ class AnyDtypeClassifier(PyTorchClassifier):
             )
 
     def _preprocessing_is_identity(self) -> bool:
-        """Return whether there is no preprocessing but, perhaps, ART's default: subtract 0 and divide by 1."""
+        """Return whether preprocessing is none, or ART's default: subtract 0 and divide by 1."""
         return all(
             type(step) is StandardisationMeanStdPyTorch and not step.mean.any() and bool((step.std == 1).all())
             for step in self.preprocessing_operations
         )
 
     def _cast(self, x: Any) -> Any:
-        """
-        Return images of a real dtype in the network's dtype; NumPy's float32 where that is bfloat16.
-
-        Without any preprocessing integers are unchanged: the network may scale them itself, or look tokens up.
-        """
+        """Return images of a real dtype in the network's dtype; NumPy's float32 where that is bfloat16."""
+        # Without any preprocessing integers are unchanged: the network may scale them itself, or look tokens up.
         kind = "fiub" if self.preprocessing_operations else "f"
         if isinstance(x, Tensor):
             return x.to(self._model.dtype) if x.is_floating_point() or "i" in kind else x
@@ -170,10 +203,8 @@ class AnyDtypeClassifier(PyTorchClassifier):
 
     def _to_network(self, x: np.ndarray | Tensor) -> Tensor:
         """Return images as a tensor on the network's device, in its dtype; arrays are copied: they may be read-only."""
-        if isinstance(x, Tensor):
-            images: Tensor = self._cast(x).to(self._device)
-            return images
-        return self._cast(torch.tensor(self._cast(x), device=self._device))  # type: ignore[no-any-return]
+        images: Tensor = self._cast(x if isinstance(x, Tensor) else torch.tensor(self._cast(x)))
+        return images.to(self._device)
 
     def _make_model_wrapper(self, model: Module) -> Network:
         return Network(model)
@@ -193,10 +224,11 @@ def check_classifier(classifier: object) -> None:
         raise TypeError(f"expected classifier to be a PyTorchClassifier, but got {type(classifier).__name__}")
 
 
-def check_loss(name: str, loss: object) -> None:
-    """Raise unless a loss is a module."""
-    if not isinstance(loss, Module):
-        raise TypeError(f"expected {name} to be a torch.nn.Module, but got {type(loss).__name__}")
+def check_losses(**losses: object) -> None:
+    """Raise unless the losses of these names are modules; only `attack_loss` may be None, and then follows `loss`."""
+    for name, loss in losses.items():
+        if not isinstance(loss, Module) and (name, loss) != ("attack_loss", None):
+            raise TypeError(f"expected {name} to be a torch.nn.Module, but got {type(loss).__name__}")
 
 
 def check_differentiable(floating: bool, dtype: object) -> None:

@@ -15,36 +15,25 @@ from art_hrloss.losses._numerics import are_distributions
 Images = npt.NDArray[np.float32]
 Labels = npt.NDArray[np.int64]
 
-# Two predictions of the same images may differ by this share of the largest logit: the sums of a GPU, and those of
-# batches of other sizes, are not always in the same order.
-ROUNDING = 1e-4
-# An image may exceed the clip values by this share of the larger one, which float32 may add in scaling.
-SLACK = 1e-6
-
 
 class Evaluation(NamedTuple):
-    """Images that a verdict can be based on, their labels, and the classifier's logits at them."""
+    """Images ``(n, *input_shape)`` that a verdict can be based on, their classes ``(n,)``, and logits ``(n, M)``."""
 
     images: Images
-    """Shape ``(n, *input_shape)``."""
     labels: Labels
-    """Class indices, shape ``(n,)``."""
     logits: npt.NDArray[np.float32]
-    """Shape ``(n, M)``."""
 
 
 def checked_evaluation(classifier: PyTorchClassifier, x: Any, y: Any, *, batch_size: int = 128) -> Evaluation:
     """
     Return images, labels and logits; raise unless a verdict on them means something.
 
-    :param classifier: The classifier under evaluation; neither its weights nor its modes are changed.
+    :param classifier: A PyTorchClassifier; neither its weights nor its modes are changed.
     :param x: Images, shape ``(n, *input_shape)``.
     :param y: True labels; see :func:`art_hrloss._labels.parse_labels`.
-    :param batch_size: Images per prediction.
     :raises ValueError: If there is no image; if images are not finite or outside clip_values; if labels are no classes;
             if logits are not finite, not one per class, or probabilities; or if the network is random in evaluation
             mode, or its logits depend on the other images of a batch. The message names the remedy.
-    :raises TypeError: If the classifier is no PyTorchClassifier.
     """
     check_classifier(classifier)
     images = checked_images(classifier, x)
@@ -68,9 +57,7 @@ def checked_images(classifier: PyTorchClassifier, x: Any) -> Images:
         raise ValueError(
             "expected images to be finite, but got NaN or infinity: a network's answer to them means nothing"
         )
-    if classifier.clip_values is None:
-        return images
-    if not inside(images, classifier.clip_values).all():
+    if classifier.clip_values is not None and not inside(images, classifier.clip_values).all():
         low, high = np.min(classifier.clip_values[0]), np.max(classifier.clip_values[1])
         raise ValueError(
             f"expected images inside clip_values, from {low:g} to {high:g}, but got values from "
@@ -83,7 +70,7 @@ def checked_images(classifier: PyTorchClassifier, x: Any) -> Images:
 def inside(images: Images, clip_values: tuple[Any, Any]) -> npt.NDArray[np.bool_]:
     """Return which pixels lie in the range of clip_values, up to float32 rounding; of the shape of the images."""
     low, high = (np.asarray(value, dtype=np.float32) for value in clip_values)
-    slack = SLACK * np.maximum(np.abs(low), np.abs(high))
+    slack = 1e-6 * np.maximum(np.abs(low), np.abs(high))  # which scaling in float32 may add
     result: npt.NDArray[np.bool_] = (images >= low - slack) & (images <= high + slack)
     return result
 
@@ -112,7 +99,8 @@ def checked_logits(classifier: PyTorchClassifier, images: Images, *, batch_size:
             "expected a classifier that predicts logits, but each row of its output is a distribution, whose gradients "
             "vanish: take the softmax out of the network"
         )
-    if np.abs(again - logits).max() > ROUNDING * np.abs(logits).max():
+    # The sums of a GPU, and those of batches of other sizes, are not always in the same order.
+    if np.abs(again - logits).max() > 1e-4 * np.abs(logits).max():
         raise ValueError(
             "expected a network that is deterministic in evaluation mode, but two predictions of the same images "
             "differ. If it is random, one draw proves nothing: switch the randomness off, or attack in expectation, a "

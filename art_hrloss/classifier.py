@@ -1,38 +1,39 @@
 """ART's PyTorchClassifier with an attack loss of its own, and one door through which attacks evaluate the network."""
 
+import copy
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import numpy as np
 import torch
 from art.estimators.classification import PyTorchClassifier
 from torch import Tensor
-from torch.nn import CrossEntropyLoss, Module
+from torch.nn import Module
 
 from art_hrloss._context import in_mode
-from art_hrloss._labels import BINARY_LOSSES, INDEX_LOSSES, label_rows, reduced, target_for
+from art_hrloss._labels import check_no_image_ignored, label_rows, reduced, target_for
 from art_hrloss._network import (
-    AnyDtypeClassifier,
+    AnyInputClassifier,
     Observer,
     Point,
     as_array,
+    check_classifier,
     check_differentiable,
-    check_loss,
+    check_losses,
     input_gradient,
 )
 
 
-class HRClassifier(AnyDtypeClassifier):
+class HRClassifier(AnyInputClassifier):
     """
     A PyTorchClassifier whose attacks see a per-example loss, while training uses the loss unchanged.
 
-    The HR loss of a batch couples its examples, so its gradient at one image depends on the others. The paper attacks
-    with the loss "evaluated at (x, y)": the per-example loss. Therefore `loss_gradient` and `compute_loss`, which ART's
-    attacks call, use `attack_loss`, summed over the examples: an adversarial image is the same at every batch size and
-    in every order. `fit`, and with it every trainer of ART, uses `loss`.
+    The HR loss of a batch couples its examples, and the paper attacks with that of one example. Therefore
+    `loss_gradient` and `compute_loss`, which ART's attacks call, use `attack_loss`, summed over the examples: an
+    adversarial image is the same at every batch size and in every order. `fit`, and every trainer of ART, uses `loss`.
 
-    Both go through :meth:`evaluate`, the one door into the network, as do the attacks of :mod:`art_hrloss.attacks`. A
+    All attacks, also those of :mod:`art_hrloss.attacks`, go through :meth:`evaluate`, the one door into the network. A
     subclass that changes what attacks see overrides it; an observer is registered by :meth:`observed_by`.
 
     Beyond PyTorchClassifier: labels in every usual form, checked; images of any real dtype; networks in any floating
@@ -40,8 +41,7 @@ class HRClassifier(AnyDtypeClassifier):
     single files; :meth:`load` reads what `save` wrote.
 
     >>> from art_hrloss import HRClassifier, HRLoss
-    >>> network = torch.nn.Linear(4, 3)
-    >>> classifier = HRClassifier(network, HRLoss(), (4,), 3, clip_values=(0, 1), device_type="cpu")
+    >>> classifier = HRClassifier(torch.nn.Linear(4, 3), HRLoss(), (4,), 3, clip_values=(0, 1), device_type="cpu")
     >>> classifier.loss_gradient(np.zeros((2, 4), dtype=np.float32), [0, 2]).shape
     (2, 4)
     """
@@ -68,26 +68,19 @@ class HRClassifier(AnyDtypeClassifier):
         attack_loss: Module | None = None,
     ) -> None:
         """
+        All parameters but `attack_loss` are those of PyTorchClassifier; `device_type` is "gpu" or "cpu".
+
         :param model: The network, from images ``(n, *input_shape)`` to logits ``(n, nb_classes)``.
         :param loss: The training loss, a module such as :class:`~art_hrloss.HRLoss`.
-        :param input_shape: The shape of one image.
-        :param nb_classes: The number of classes, M.
-        :param optimizer: For `fit`.
-        :param use_amp: ART's mixed precision by NVIDIA apex, with `opt_level` and `loss_scale`.
-        :param channels_first: Whether images are ``(C, H, W)``.
         :param clip_values: The least and the greatest value of a pixel, for attacks.
-        :param preprocessing_defences: ART's, as are `postprocessing_defences`.
         :param preprocessing: (mean, standard deviation), subtracted and divided by in front of the network. With None
                integer images, or tokens, reach the network in their own dtype.
-        :param device_type: "gpu" or "cpu".
         :param attack_loss: The loss whose gradients drive attacks: a loss with a `reduction`, which is set to "none" on
                a copy, or any module that maps (logits, labels) to one value per example, shape ``(n,)``. The default is
                the per-example form of `loss`.
         :raises TypeError: If a loss is not a module.
         """
-        check_loss("loss", loss)
-        if attack_loss is not None:
-            check_loss("attack_loss", attack_loss)
+        check_losses(loss=loss, attack_loss=attack_loss)
         self._observers: list[Observer] = []
         super().__init__(
             model=model,
@@ -117,35 +110,13 @@ class HRClassifier(AnyDtypeClassifier):
         """Return the parameters by name; attack_loss is None where it follows loss."""
         return {**super().get_params(), "attack_loss": self._attack_loss}
 
-    def set_params(self, **kwargs: Any) -> None:
-        """
-        Set parameters by name, as ART does.
-
-        :param kwargs: Any of `estimator_params`. A new `loss` also decides anew which form of labels it gets.
-        """
-        for name in ("loss", "attack_loss"):
-            if name in kwargs and (name, kwargs[name]) != ("attack_loss", None):
-                check_loss(name, kwargs[name])
-        if "model" in kwargs:
-            self._model = self._make_model_wrapper(kwargs.pop("model")).to(self.device)
-        super().set_params(**kwargs)
-        if "loss" in kwargs:
-            self._int_labels = isinstance(self._loss, INDEX_LOSSES)
-            self._reduce_labels = self._int_labels or isinstance(self._loss, BINARY_LOSSES)
-            self._probability_labels = isinstance(self._loss, CrossEntropyLoss)
-
-    # The door into the network
-
     def evaluate(self, x: Tensor, labels: Tensor, *, loss: Module | None = None, gradient: bool = True) -> Point:
         """
         Return the attack loss, the logits and the loss's gradient from one forward and one backward pass.
 
-        An attack calls it once per step, within :meth:`attacking`; `loss_gradient` and `compute_loss` call it too.
-
         :param x: Images, shape ``(n, *input_shape)``; they are not modified.
         :param labels: The result of :meth:`attack_labels`, for the same loss.
         :param loss: Another loss in place of `attack_loss`.
-        :param gradient: Whether to compute the gradient.
         """
         images = self._to_network(x).detach()
         check_differentiable(images.is_floating_point() or not gradient, images.dtype)
@@ -166,11 +137,9 @@ class HRClassifier(AnyDtypeClassifier):
             observer(x, labels, point)
         return point
 
-    @contextmanager
-    def attacking(self) -> Iterator[None]:
-        """Put the network in evaluation mode for calls of :meth:`evaluate`; restore each module's mode afterwards."""
-        with in_mode(self.model, False, backward=True):
-            yield
+    def attacking(self) -> AbstractContextManager[None]:
+        """Put the network in evaluation mode for an attack's calls of :meth:`evaluate`; restore its modes after."""
+        return in_mode(self.model, False, backward=True)
 
     @contextmanager
     def observed_by(self, observer: Observer) -> Iterator[None]:
@@ -191,22 +160,15 @@ class HRClassifier(AnyDtypeClassifier):
         Return labels, checked, in the form that :meth:`evaluate` takes: once for all steps of an attack.
 
         :param y: Class indices, one-hot labels or probabilities; see :func:`art_hrloss._labels.parse_labels`.
-        :param n: How many images they belong to.
-        :param loss: The loss that :meth:`evaluate` is to compute, if not `attack_loss`.
+        :param loss: Another loss in place of `attack_loss`.
         :return: On the network's device: as the loss takes them, or rows if a preprocessing step may want them.
-        :raises ValueError: If they have neither form.
+        :raises ValueError: If they have no such form, or the loss ignores some (`ignore_index`, class weights of 0).
         """
-        rows = label_rows(y, n=n, classes=self.nb_classes).to(self._device, self._label_dtype())
-        return target_for(loss or self.attack_loss, rows) if self._preprocessing_is_identity() else rows
-
-    def predicted_classes(self, logits: Tensor) -> Tensor:
-        """Return the classes that `predict` would decide for, int64 of shape ``(n,)``, given logits ``(n, M)``."""
-        if self.postprocessing_defences:
-            outputs = self._apply_postprocessing(preds=logits.float().cpu().numpy(), fit=False)
-            logits = torch.as_tensor(outputs, device=logits.device)
-        return logits.argmax(1)
-
-    # ART's interface
+        loss = self.attack_loss if loss is None else loss
+        dtype = torch.float64 if self._model.dtype == torch.float64 else torch.float32  # that of the logits
+        rows = label_rows(y, n=n, classes=self.nb_classes).to(self._device, dtype)
+        check_no_image_ignored(loss, rows)
+        return target_for(loss, rows) if self._preprocessing_is_identity() else rows
 
     def loss_gradient(self, x: Any, y: Any, training_mode: bool = False, **kwargs: Any) -> Any:
         """
@@ -216,21 +178,19 @@ class HRClassifier(AnyDtypeClassifier):
         :param y: Labels; see :meth:`attack_labels`.
         :param training_mode: Whether the network runs in training mode, its dropout and batch statistics active.
         :return: An array or tensor, as `x` is, of the shape of `x`, and of its dtype if that is floating.
-        :raises ValueError: If the labels fit no form, or the attack loss does not give one value per example.
+        :raises ValueError: If :meth:`attack_labels` refuses, or the attack loss does not give one value per example.
         """
         self._check_kind(x)
         x = x if isinstance(x, Tensor) else np.asarray(x)
         labels = self.attack_labels(y, len(x))
         with in_mode(self.model, training_mode, backward=True):
-            slope = self.evaluate(x if isinstance(x, Tensor) else self._to_network(x), labels).slope
+            slope = self.evaluate(self._to_network(x), labels).slope
         if isinstance(x, Tensor):
             return slope.to(x.dtype) if x.is_floating_point() else slope
         gradient = as_array(slope)
         return gradient.astype(x.dtype, copy=False) if x.dtype.kind == "f" else gradient
 
-    def compute_loss(
-        self, x: Any, y: Any, reduction: str = "none", *, batch_size: int = 128, **kwargs: Any
-    ) -> np.ndarray | Tensor:
+    def compute_loss(self, x: Any, y: Any, reduction: str = "none", *, batch_size: int = 128, **kwargs: Any) -> Any:
         """
         Return the attack loss, in evaluation mode.
 
@@ -240,7 +200,6 @@ class HRClassifier(AnyDtypeClassifier):
         :param x: Images, shape ``(n, *input_shape)``, of any real dtype.
         :param y: Labels; see :meth:`attack_labels`.
         :param reduction: "none", "mean" or "sum"; also "batch" if the attack loss is an HRLoss.
-        :param batch_size: How many images go through the network at once.
         :return: An array or tensor, as `x` is: shape ``(n,)`` for "none", else a scalar. Nats for HRLoss.
         """
         self._check_kind(x)
@@ -252,56 +211,15 @@ class HRClassifier(AnyDtypeClassifier):
         points, rows = [], []
         with in_mode(self.model, False, backward=False), torch.no_grad():
             for part in (slice(i, i + batch_size) for i in range(0, max(1, len(x)), batch_size)):
-                images = x[part] if isinstance(x, Tensor) else self._to_network(x[part])
+                images = self._to_network(x[part])
                 points.append(self.evaluate(images, labels[part], gradient=False))
                 if reduction != "none":
                     rows.append(self._preprocessed(images, labels[part])[1])
-            if reduction == "none":
-                loss = torch.cat([point.losses for point in points])
-            else:  # over all examples together, from their logits
+            loss = torch.cat([point.losses for point in points])
+            if reduction != "none":  # over all examples together, from their logits
                 logits = torch.cat([point.logits for point in points])
                 loss = reduced(self.attack_loss, logits, torch.cat(rows), reduction)
         return loss if isinstance(x, Tensor) else as_array(loss)
-
-    def fit(self, x: Any, y: Any, batch_size: int = 128, nb_epochs: int = 10, **kwargs: Any) -> None:
-        """
-        Train the network with `loss` and the optimizer.
-
-        The images are shuffled by torch's global generator: seed it, or train within
-        :func:`art_hrloss.attacks.seeded`, for the same weights again.
-
-        :param x: Images, shape ``(n, *input_shape)``.
-        :param y: Labels; see :meth:`attack_labels`.
-        :param batch_size: Images per step.
-        :param nb_epochs: Passes over the images.
-        :param kwargs: ART's: `training_mode`, `drop_last`, `scheduler`, `verbose`.
-        :raises ValueError: If the labels fit no form, where ART's own would take label -1 for the last class; or if
-                images are not finite.
-        """
-        if np.asarray(x).dtype.kind == "f" and not np.isfinite(x).all():
-            raise ValueError("expected images to be finite, but got NaN or infinity, which would spoil the weights")
-        rows = label_rows(y, n=len(x), classes=self.nb_classes)
-        super().fit(x, as_array(rows), batch_size=batch_size, nb_epochs=nb_epochs, **kwargs)
-
-    def reduce_labels(self, y: Any) -> Any:
-        """Return labels as the training loss takes them: ART's, where rows such as [1, 1, 0] are not class 0."""
-        rows = torch.as_tensor(y)
-        if rows.ndim != 2 or rows.shape[1] != self.nb_classes:
-            return super().reduce_labels(y)
-        target = target_for(self._loss, rows if rows.is_floating_point() else rows.float())
-        return target if isinstance(y, Tensor) else as_array(target)
-
-    def _preprocessed(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the network's inputs, and labels, differentiable unless a step is written in NumPy."""
-        if self.all_framework_preprocessing:
-            inputs, targets = self._apply_preprocessing(images, labels, no_grad=not torch.is_grad_enabled())
-            return inputs, targets
-        inputs, rows = self._apply_preprocessing(as_array(images), as_array(labels))
-        return self._to_network(inputs), torch.as_tensor(rows)
-
-    def _label_dtype(self) -> torch.dtype:
-        """The dtype of rows of labels, which is that of the logits: float32 for a network in half precision."""
-        return torch.float64 if self._model.dtype == torch.float64 else torch.float32
 
     def __getstate__(self) -> dict[str, Any]:
         """Return the state without observers: they belong to whoever registered them."""
@@ -309,3 +227,54 @@ class HRClassifier(AnyDtypeClassifier):
 
     def __repr__(self) -> str:
         return f"{super().__repr__()[:-1]}, attack_loss={self._attack_loss})"
+
+
+def attack_view(classifier: PyTorchClassifier, loss: Module) -> HRClassifier:
+    """
+    Return a sibling of a classifier, on the same network, that is attacked through another loss.
+
+    It shares network, training loss, optimizer, clip values and preprocessing; whatever happens to the network is seen
+    by both. So one trained classifier can be attacked through cross-entropy, the HR loss, or any other.
+
+    :param classifier: A PyTorchClassifier or HRClassifier; it is not modified.
+    :param loss: The loss that drives attacks, as `attack_loss` of :class:`HRClassifier`.
+    :raises TypeError: If `classifier` is not a PyTorchClassifier, or computes gradients in a way of its own, such as
+            randomized smoothing, which an attack through this view would bypass; or if `loss` is not a module.
+
+    >>> from art_hrloss import HRLoss
+    >>> network = torch.nn.Linear(4, 3)
+    >>> trained = PyTorchClassifier(network, torch.nn.CrossEntropyLoss(), (4,), 3, device_type="cpu")
+    >>> attack_view(trained, HRLoss()).model is network
+    True
+    """
+    _check_methods(classifier)
+    check_losses(loss=loss)
+    if not isinstance(classifier, HRClassifier):
+        return HRClassifier(classifier.model, attack_loss=loss, **shared_options(classifier))
+    view = copy.copy(classifier)  # of whatever subclass
+    view.set_params(attack_loss=loss)
+    return view
+
+
+def as_hr_classifier(classifier: PyTorchClassifier) -> HRClassifier:
+    """Return the classifier itself if it is an HRClassifier, else its :func:`attack_view` along its own loss."""
+    _check_methods(classifier)
+    return classifier if isinstance(classifier, HRClassifier) else attack_view(classifier, classifier.loss)
+
+
+def shared_options(classifier: PyTorchClassifier) -> dict[str, Any]:
+    """Return the constructor's options that a sibling of `classifier` shares, without the network."""
+    apart = ("model", "use_amp", "opt_level", "loss_scale")  # apex has prepared the network already
+    return {name: getattr(classifier, name) for name in PyTorchClassifier.estimator_params if name not in apart}
+
+
+def _check_methods(classifier: PyTorchClassifier) -> None:
+    """Raise unless attacks may evaluate the network by HRClassifier.evaluate: they would bypass any other method."""
+    check_classifier(classifier)
+    for name in ("loss_gradient", "compute_loss"):
+        method = getattr(getattr(classifier, name), "__func__", None)
+        if method not in (getattr(PyTorchClassifier, name), getattr(HRClassifier, name)):
+            raise TypeError(
+                f"expected a classifier with ART's or HRClassifier's {name}, but {type(classifier).__name__} replaces "
+                "it, and an attack would bypass that: override HRClassifier.evaluate, through which every attack goes"
+            )

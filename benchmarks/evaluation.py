@@ -15,9 +15,9 @@ import torch
 from torch import Tensor, nn
 
 from art_hrloss import ErrorBounds, HRClassifier, attack_view, error_bounds, gradient_masking_report, seeded
-from art_hrloss._attack_view import shared_options
 from art_hrloss._network import Point
 from art_hrloss.attacks._constraints import margins
+from art_hrloss.classifier import shared_options
 from benchmarks import attacks, models
 from benchmarks.config import AttackLossName, AttackSpec, RunSpec
 from benchmarks.data import Dataset, Split

@@ -1,4 +1,4 @@
-"""art_hrloss._attack_view: siblings on one network, and the classifiers that have none."""
+"""art_hrloss.classifier.attack_view: siblings on one network, and the classifiers that have none."""
 
 import copy
 
@@ -11,7 +11,7 @@ from art.estimators.classification import PyTorchClassifier
 from torch import nn
 
 from art_hrloss import HRClassifier, HRLoss, ProjectedGradientDescent, attack_view
-from art_hrloss._attack_view import as_hr_classifier
+from art_hrloss.classifier import as_hr_classifier
 
 
 class Reversed(HRClassifier):

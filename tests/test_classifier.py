@@ -339,6 +339,58 @@ def test_a_loss_that_gives_one_value_for_the_batch_is_refused(hr_classifier, bat
         getattr(hr_classifier(attack_loss=Scalar()), method)(*batch)
 
 
+MASK = torch.ones(10).index_fill(0, torch.tensor(3), 0)  # a weight of 0 for class 3
+IGNORING = {
+    f"{kind.__name__}-{name}": kind(**{name: value})
+    for kind in (nn.CrossEntropyLoss, HRLoss)
+    for name, value in (("ignore_index", 3), ("weight", MASK))
+} | {"NLLLoss": nn.NLLLoss(ignore_index=3), "MultiMarginLoss": nn.MultiMarginLoss(weight=MASK)}
+IGNORED = r"expected an attack loss .*, but got \w+, which ignores .* classes \[3\], by its ignore_index .*attack_loss="
+
+
+@pytest.mark.parametrize("form", [lambda y: y, one_hot], ids=["indices", "one-hot"])
+@pytest.mark.parametrize("loss", IGNORING.values(), ids=IGNORING)
+def test_an_attack_loss_that_ignores_images_is_refused(hr_classifier, batch, loss, form):
+    """Their gradient is 0: no attack would move them, and they would read as robust."""
+    x, y = batch
+    assert 3 in y
+    pgd = art_hrloss.ProjectedGradientDescent
+    for refused in (
+        hr_classifier(loss).loss_gradient,
+        hr_classifier(loss, preprocessing=(0.3, 0.5)).loss_gradient,
+        hr_classifier(loss).compute_loss,
+        hr_classifier(attack_loss=loss).loss_gradient,
+        evasion.ProjectedGradientDescent(hr_classifier(loss), **LINF).generate,
+        pgd(hr_classifier(), loss=loss, **LINF).generate,
+    ):
+        with pytest.raises(ValueError, match=IGNORED):
+            refused(x, form(y))
+
+
+@pytest.mark.parametrize("loss", IGNORING.values(), ids=IGNORING)
+def test_a_loss_that_ignores_no_image_of_the_batch_is_accepted(hr_classifier, batch, loss):
+    """As is an ignoring training loss that attacks do not follow, and one whose smoothed labels are of every class."""
+    x, y = batch
+    plain, others = type(loss)(), y != 3
+    actual, expected = (hr_classifier(one).loss_gradient(x[others], y[others]) for one in (loss, plain))
+    assert relative_error(actual, expected) < 1e-5
+    followed = hr_classifier(loss, attack_loss=plain)
+    np.testing.assert_array_equal(followed.loss_gradient(x, y), hr_classifier(plain).loss_gradient(x, y))
+    smoothed = hr_classifier(nn.CrossEntropyLoss(weight=MASK, label_smoothing=0.1)).loss_gradient(x, y)
+    assert (smoothed != 0).any(axis=(1, 2, 3)).all()
+
+
+@pytest.mark.parametrize("kind", [nn.CrossEntropyLoss, HRLoss])
+def test_probabilities_are_ignored_only_where_every_class_of_theirs_has_weight_0(hr_classifier, batch, kind):
+    x, rows = batch[0], np.random.default_rng(0).dirichlet(np.ones(10), 40)
+    assert (hr_classifier(kind(weight=MASK)).loss_gradient(x, rows) != 0).any(axis=(1, 2, 3)).all()
+    rows[5] = one_hot(3)
+    if kind is HRLoss:  # to which ignore_index has no meaning for probabilities; CrossEntropyLoss refuses it
+        assert (hr_classifier(kind(ignore_index=3)).loss_gradient(x, rows) != 0).any(axis=(1, 2, 3)).all()
+    with pytest.raises(ValueError, match=r"1 of 40 images, those of classes \[3\]"):
+        hr_classifier(kind(weight=MASK)).loss_gradient(x, rows)
+
+
 def test_compute_loss_goes_through_the_network_in_batches_without_a_graph(hr_classifier, network, batch):
     runs = []
     network.register_forward_hook(lambda module, inputs, output: runs.append((len(output), output.requires_grad)))

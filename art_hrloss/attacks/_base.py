@@ -13,13 +13,13 @@ from art.estimators.classification import PyTorchClassifier
 from torch import Tensor
 from torch.nn import Module
 
-from art_hrloss._attack_view import as_hr_classifier
 from art_hrloss._context import modes_kept
 from art_hrloss._labels import class_indices, parse_labels
 from art_hrloss._network import as_array
 from art_hrloss._preconditions import checked_images
 from art_hrloss.attacks._constraints import Array, FeasibleSet, Images, at_least_one, check_units, rows_of
 from art_hrloss.attacks._losses import AttackLossName, MarginLoss, attack_loss
+from art_hrloss.classifier import as_hr_classifier
 
 logger = logging.getLogger(__name__)
 # The loss of an evaluation of which only the logits are wanted: the cheapest.

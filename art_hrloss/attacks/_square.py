@@ -12,12 +12,12 @@ from art.attacks.evasion import square_attack
 from art.estimators.classification import PyTorchClassifier
 from torch import Tensor
 
-from art_hrloss._attack_view import as_hr_classifier
 from art_hrloss._labels import class_indices
 from art_hrloss._preconditions import checked_images
 from art_hrloss.attacks._base import plain, predicted_classes
 from art_hrloss.attacks._constraints import Images, check_units
 from art_hrloss.attacks._losses import MarginLoss
+from art_hrloss.classifier import as_hr_classifier
 
 _MARGIN = MarginLoss()
 

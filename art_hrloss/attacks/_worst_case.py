@@ -10,7 +10,6 @@ from art.attacks.attack import EvasionAttack
 from art.attacks.evasion import AutoAttack, AutoConjugateGradient, HopSkipJump, RescalingAutoConjugateGradient
 from art.estimators.classification import PyTorchClassifier
 
-from art_hrloss._attack_view import as_hr_classifier
 from art_hrloss._context import modes_kept, seeded
 from art_hrloss._network import check_classifier
 from art_hrloss._preconditions import checked_evaluation
@@ -19,6 +18,7 @@ from art_hrloss.attacks._constraints import Images, Labels, check_eps, feasible,
 from art_hrloss.attacks._gradient import ProjectedGradientDescent
 from art_hrloss.attacks._losses import AttackLossName
 from art_hrloss.attacks._square import SquareAttack, is_for_square
+from art_hrloss.classifier import as_hr_classifier
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from art.estimators.classification import PyTorchClassifier
 
-from art_hrloss._attack_view import as_hr_classifier
 from art_hrloss._context import modes_kept, seeded
 from art_hrloss._preconditions import checked_evaluation
 from art_hrloss.attacks._constraints import check_eps, margins, norm_order
 from art_hrloss.attacks._square import is_for_square
+from art_hrloss.classifier import as_hr_classifier
 from art_hrloss.diagnostics._flags import Flag, Measurements, flags
 from art_hrloss.diagnostics._measurements import Flags, Target
 

@@ -11,8 +11,8 @@ from testing.networks import Counting, Decoy, Rounding, Scaled
 from torch import nn
 
 from art_hrloss import HRClassifier
-from art_hrloss._attack_view import as_hr_classifier
 from art_hrloss.attacks._constraints import margins
+from art_hrloss.classifier import as_hr_classifier
 from art_hrloss.diagnostics._measurements import Gradients, Target
 
 

@@ -10,7 +10,7 @@ from testing.networks import Counting, Decoy, NaNWhereBright, Noisy, Rounding, S
 from torch import nn
 
 from art_hrloss import GradientMaskingReport, HRClassifier, gradient_masking_report
-from art_hrloss._attack_view import as_hr_classifier
+from art_hrloss.classifier import as_hr_classifier
 from art_hrloss.diagnostics._measurements import Gradients, Target
 
 EPS = 0.1
