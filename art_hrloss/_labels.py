@@ -70,8 +70,9 @@ def target_for(loss: Module, labels: Tensor) -> Tensor:
     if isinstance(loss, BINARY_LOSSES):
         return _largest(labels)[:, None].to(labels.dtype)
     # Cross-entropy takes rows as weights of the classes; to ART, rows of whole numbers such as [1, 1, 0] are one-hot.
-    one_hot = not isinstance(loss, CrossEntropyLoss) or bool(((labels == 1).sum(1) + (labels != 0).sum(1) == 2).all())
-    return _largest(labels) if isinstance(loss, INDEX_LOSSES) and one_hot else labels
+    one_hot = bool((((labels != 0).sum(1) == 1) & (labels.amax(1) == 1)).all())
+    by_index = isinstance(loss, INDEX_LOSSES) and (one_hot or not isinstance(loss, CrossEntropyLoss))
+    return _largest(labels) if by_index else labels
 
 
 def check_no_image_ignored(loss: Module, rows: Tensor) -> None:

@@ -164,19 +164,19 @@ def test_ties_are_refused_where_a_class_is_needed(hr_classifier, network, digits
 
 
 def test_probabilities_are_not_reduced_to_a_class(classifier, digits):
-    """Rows of two 1s neither, which ART takes for one-hot labels of the first."""
-    x = digits.x_test[:6]
-    for rows in (np.random.default_rng(0).dirichlet(np.ones(10), 6), np.eye(6, 10) + np.eye(6, 10, 1)):
+    """Nor are rows of two 1s, which ART takes for one-hot labels of the first, and those of two images mixed."""
+    x, mixed = digits.x_test[:6], 0.7 * np.eye(6, 10) + 0.3 * np.eye(6, 10, 1)
+    for rows in (np.random.default_rng(0).dirichlet(np.ones(10), 6), np.eye(6, 10) + np.eye(6, 10, 1), mixed):
         logits, target = torch.tensor(classifier.predict(x)), torch.tensor(rows, dtype=torch.float32)
         expected = HRLoss(reduction="none")(logits, target)
         assert not np.allclose(expected, HRLoss(reduction="none")(logits, target.argmax(1)))
         np.testing.assert_allclose(classifier.compute_loss(x, rows), expected, rtol=1e-5)
 
 
-@pytest.mark.parametrize("rows", ["probabilities", "two-hot"])
-def test_fit_trains_on_rows_as_the_loss_takes_them(hr_classifier, network, digits, rows):
+@pytest.mark.parametrize(("first", "second"), [(1, 0.5), (1, 1), (0.7, 0.3)], ids=["weighted", "two-hot", "mixed"])
+def test_fit_trains_on_rows_as_the_loss_takes_them(hr_classifier, network, digits, first, second):
     x, trained = digits.x_test[:6], copy.deepcopy(network)
-    y = np.eye(6, 10, dtype=np.float32) + np.eye(6, 10, 1, dtype=np.float32) * (0.5 if rows == "probabilities" else 1)
+    y = (first * np.eye(6, 10) + second * np.eye(6, 10, 1)).astype(np.float32)
     HRLoss()(network(torch.tensor(x)), torch.tensor(y)).backward()
     optimizer = torch.optim.SGD(trained.parameters(), lr=0.1)
     hr_classifier(network=trained, optimizer=optimizer).fit(x, y, nb_epochs=1)

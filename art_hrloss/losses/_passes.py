@@ -172,14 +172,14 @@ class Batch:
         gradient: Tensor = (slope * w).add_(constant)
         gradient.mul_(q := w.exp_())
         if r is None:
-            own = of_label[0] * by_label + of_label[1] * by_entropy
+            at_label = of_label[0] * by_label + of_label[1] * by_entropy
             if torch.compiler.is_compiling():  # which fuses this, but not scatter
                 classes = torch.arange(w.shape[1], device=w.device).view(-1, *(1,) * (w.ndim - 2))
-                return torch.where(classes == labels, own, gradient)
-            return gradient.scatter_(1, labels, own)
+                return torch.where(classes == labels, at_label, gradient)
+            return gradient.scatter_(1, labels, at_label)
         gradient.addcmul_(r, by_label / of_label[0].clamp(min=_LEAST), value=-1)
-        # The entries of a row sum to 0. In a one-hot row, where q is near it, that of its class would cancel: it is minus
-        # the sum of the others.
+        # The entries of a row sum to 0. In a one-hot row, where q is near it, that of its class would cancel:
+        # it is minus the sum of the others.
         readable = scale.is_cpu and not torch.compiler.is_compiling()
         if self.soft and not self.options.label_smoothing and not (readable and scale.max().item() < 0.5):
             gradient.addcmul_(q.trunc_(), gradient.sum(1, keepdim=True), value=-1)
