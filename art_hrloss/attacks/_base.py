@@ -17,14 +17,11 @@ from art_hrloss._attack_view import as_hr_classifier
 from art_hrloss._context import modes_kept
 from art_hrloss._labels import class_indices, parse_labels
 from art_hrloss._network import as_array
-from art_hrloss._preconditions import checked_images
-from art_hrloss.attacks._constraints import Array, FeasibleSet, Images, at_least_one, check_units, rows_of
-from art_hrloss.attacks._losses import AttackLossName, MarginLoss, attack_loss
+from art_hrloss._preconditions import Images, checked_images
+from art_hrloss.attacks._constraints import Array, FeasibleSet, at_least_one, check_units, rows_of
+from art_hrloss.attacks._losses import MARGIN, AttackLossName, attack_loss
 
 logger = logging.getLogger(__name__)
-# The loss of an evaluation of which only the logits are wanted: the cheapest.
-_MARGIN = MarginLoss()
-_BY_POSITION, _BY_KEYWORD = inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY
 
 
 class Batch(NamedTuple):
@@ -51,8 +48,7 @@ class Unfinished:
     def __init__(self, images: Tensor, classes: Tensor, *, targeted: bool) -> None:
         """
         :param images: Shape ``(n, *input_shape)``.
-        :param classes: The true classes, or the targets, shape ``(n,)``.
-        :param targeted: Whether an image is adversarial if it is taken for the class, rather than if it is not.
+        :param classes: Shape ``(n,)``: the true classes or, if `targeted`, the classes to reach.
         """
         self.images, self.classes, self.targeted = images.clone(), classes, targeted
         self.rows = torch.arange(len(images), device=images.device)
@@ -69,22 +65,19 @@ class Unfinished:
         hit = (predicted == self.classes) == self.targeted
         if not bool(hit.any()):
             return None
-        self.images[self.rows[hit]] = points[hit]
-        self.adversarial[self.rows[hit]] = True
+        self.images[self.rows[hit]], self.adversarial[self.rows[hit]] = points[hit], True
         self.rows, self.classes = self.rows[~hit], self.classes[~hit]
         return ~hit
 
 
 class LossAttack(EvasionAttack):
-    """
-    The parameters that the attacks of this package add to those of ART's: `loss`, `restarts` and `keep_first`.
-
-    ART's own return the last iterate, even where an earlier one was adversarial, and follow the loss of the estimator.
-    """
+    """Base of the gradient attacks: what they add to ART's, the parameters `loss`, `restarts` and `keep_first`."""
 
     extra_params = ("loss", "restarts", "keep_first")
     # ART's number of random starts, and its default, which `restarts` replaces.
     starts_param: tuple[str, int]
+    # ART's name of the length of a step.
+    step_param = "eps_step"
 
     def __init__(
         self,
@@ -117,13 +110,15 @@ class LossAttack(EvasionAttack):
     def __init_subclass__(cls) -> None:
         """Show ART's parameters by name in the signature of an attack, and after them those of this package."""
         super().__init_subclass__()
-        constructors = [base for base in cls.__mro__ if "__init__" in vars(base)]
-        of_art = next(base for base in constructors if base.__module__.startswith("art."))
-        own = constructors[: constructors.index(of_art)]
-        added = {p.name: p for base in own for p in inspect.signature(vars(base)["__init__"]).parameters.values()}
-        parameters = [p for p in inspect.signature(of_art).parameters.values() if p.kind is _BY_POSITION]
-        parameters += [p for p in added.values() if p.kind is _BY_KEYWORD]
-        cls.__signature__ = inspect.Signature(parameters)
+        arts: list[inspect.Parameter] = []
+        added: dict[str, inspect.Parameter] = {}
+        for base in (base for base in cls.__mro__ if "__init__" in vars(base)):
+            parameters = list(inspect.signature(vars(base)["__init__"]).parameters.values())
+            if base.__module__.startswith("art."):
+                arts = [p for p in parameters[1:] if p.kind is p.POSITIONAL_OR_KEYWORD]  # without self
+                break
+            added |= {p.name: p for p in parameters if p.kind is p.KEYWORD_ONLY}
+        cls.__signature__ = inspect.Signature([*arts, *added.values()])
 
     def set_params(self, **kwargs: Any) -> None:
         """Set parameters by name, as ART does; if one is refused, with the reason, none is changed."""
@@ -153,7 +148,7 @@ class LossAttack(EvasionAttack):
                 f"expected either restarts or {name}, but got {self.restarts} and {getattr(self, name)}: restarts "
                 "attack again only the images that no earlier one has made adversarial"
             )
-        if self._stops_early and getattr(self, "summary_writer", None) is not None:
+        if self._stops_early and self.summary_writer is not None:
             raise ValueError(
                 "expected no summary_writer with restarts or keep_first, but got one: ART's has no such rows"
             )
@@ -165,7 +160,7 @@ class LossAttack(EvasionAttack):
 
     @property
     def _attempts(self) -> int:
-        """The number of attempts at an image that stays unfinished."""
+        """The greatest number of attempts at an image."""
         return int(self.restarts or max(1, getattr(self, self.starts_param[0])))
 
     def _checked(self, x: Any, y: Any, options: dict[str, Any]) -> tuple[Array, Tensor]:
@@ -192,22 +187,21 @@ class LossAttack(EvasionAttack):
         """Return the logits at images, by the door into the network."""
         if not len(points):
             return points.new_zeros(0, self.estimator.nb_classes)
-        labels = self._classifier.attack_labels(classes, len(points), _MARGIN)
+        labels = self._classifier.attack_labels(classes, len(points), MARGIN)
         with self._classifier.attacking():
-            return self._classifier.evaluate(points, labels, loss=_MARGIN, gradient=False).logits
+            return self._classifier.evaluate(points, labels, loss=MARGIN, gradient=False).logits
 
     def _batch(self, images: Array, labels: Tensor, mask: Array | None, rows: Any) -> Batch:
         """Return some of all the images, given by a slice or indices, with their part of each parameter."""
-        n, ndim = len(images), images.ndim
         x = torch.from_numpy(images[rows]).to(self._classifier.device)
-        region = FeasibleSet(
-            x, rows_of(self.eps, rows, n, ndim), norm=self.norm, clip_values=self.estimator.clip_values
+        eps, eps_step, part = (
+            rows_of(values, rows, len(images), images.ndim)
+            for values in (self.eps, getattr(self, self.step_param), mask)
         )
-        free = None
-        if mask is not None:
-            part = np.asarray(rows_of(mask, rows, n, ndim), dtype=np.float32)
-            free = torch.tensor(np.broadcast_to(part, x.shape), device=x.device)
-        return Batch(region, labels[rows], free, rows_of(self.eps_step, rows, n, ndim))
+        if part is not None:
+            part = torch.tensor(np.broadcast_to(np.asarray(part, dtype=np.float32), x.shape), device=x.device)
+        region = FeasibleSet(x, eps, norm=self.norm, clip_values=self.estimator.clip_values)
+        return Batch(region, labels[rows], part, eps_step)
 
     def _attack_unfinished(self, x: Array, labels: Tensor, mask: Array | None) -> Images:
         """Attack, attempt by attempt, the images that no earlier one has made adversarial; return an image for each."""
@@ -231,9 +225,8 @@ class LossAttack(EvasionAttack):
         """
         Attack a batch; return the last iterates, and the logits at them, of the images that are still unfinished.
 
-        :param batch: The images.
         :param unfinished: To be updated at each iterate if `keep_first`.
-        :param attempt: The number of the attempt, from 0.
+        :param attempt: Its number, from 0.
         """
         raise NotImplementedError
 
