@@ -18,7 +18,7 @@ from torch import Tensor
 
 from art_hrloss._labels import class_indices
 from art_hrloss._preconditions import Images
-from art_hrloss.attacks._base import Batch, LossAttack, Unfinished, warn_of_nan
+from art_hrloss.attacks._base import Batch, LossAttack, warn_of_nan
 from art_hrloss.attacks._constraints import Array, like, over_largest
 from art_hrloss.attacks._losses import TargetedDLRLoss, TargetedMarginLoss
 
@@ -137,46 +137,42 @@ class AutoProjectedGradientDescent(LossAttack, evasion.AutoProjectedGradientDesc
     def _attempts(self) -> int:
         return self.target_classes or super()._attempts
 
-    def _attempt(self, batch: Batch, unfinished: Unfinished, attempt: int) -> tuple[Tensor, Tensor]:
+    def _attempt(self, batch: Batch, attempt: int) -> tuple[Tensor, Tensor]:
         if self.target_classes:
-            logits = self._logits(batch.region.images, unfinished.classes)
-            others = logits.scatter(1, unfinished.classes.unsqueeze(1), -torch.inf).argsort(1, descending=True)
-            batch = batch._replace(labels=torch.stack((unfinished.classes, others[:, attempt]), dim=1))
-        last = self._ascend(batch, batch.region.random_start(batch.mask), unfinished if self.keep_first else None)
+            logits = self._logits(batch.region.images, batch.classes)
+            others = logits.scatter(1, batch.classes.unsqueeze(1), -torch.inf).argsort(1, descending=True)
+            batch.labels = torch.stack((batch.classes, others[:, attempt]), dim=1)
+        last = self._ascend(batch, batch.region.random_start(batch.mask))
         return last.points, last.logits
 
-    def _ascend(self, batch: Batch, start: Tensor, unfinished: Unfinished | None = None) -> Iterate:
+    def _ascend(self, batch: Batch, start: Tensor) -> Iterate:
         """
         Return the last iterates of Auto-PGD on a batch: momentum, the best iterate so far, and a step that is halved.
 
-        Operation by operation this is ART's. If `unfinished` is not None, images leave the batch with their first
-        adversarial iterate.
+        Operation by operation this is ART's.
         """
-        classifier, sign = self._classifier, -1.0 if self.targeted else 1.0
+        classifier, sign, labels = self._classifier, -1.0 if self.targeted else 1.0, batch.labels
         if not self.target_classes:
-            batch = batch._replace(labels=classifier.attack_labels(batch.labels, len(start), self._loss))
+            labels = classifier.attack_labels(labels, len(start), self._loss)
         intervals = checkpoints(self.max_iter)
         with classifier.attacking():
-            point = classifier.evaluate(start, batch.labels, loss=self._loss)
+            point = classifier.evaluate(start, labels, loss=self._loss)
             here = newest = Iterate(start, start, point.losses, point.logits, point.slope)
             best, best_before = here._replace(previous=batch.region.images), here.losses
             step = torch.full_like(like(here.losses, start), self.eps_step, dtype=torch.float32)
             count = torch.zeros_like(here.losses)
             for k in range(self.max_iter):
-                if unfinished is not None:
-                    # The newest iterate may be adversarial where the best, to which it returned, is not.
-                    stay = unfinished.update(newest.points, classifier.predicted_classes(newest.logits))
-                    if stay is not None:
-                        here, newest, best = (iterate.select(stay) for iterate in (here, newest, best))
-                        batch = batch.select(stay)
-                        best_before, step, count = best_before[stay], step[stay], count[stay]
-                    if not len(here.points):
+                # The newest iterate may be adversarial where the best, to which it returned, is not.
+                if self.keep_first and (stay := self._remove(batch, newest.points, newest.logits)) is not None:
+                    here, newest, best = (iterate.select(stay) for iterate in (here, newest, best))
+                    labels, best_before, step, count = labels[stay], best_before[stay], step[stay], count[stay]
+                    if not len(labels):
                         return newest
                 points = self._next(here, batch, step, first=k == 0)
-                point = classifier.evaluate(points, batch.labels, loss=self._loss, gradient=k + 1 < self.max_iter)
+                point = classifier.evaluate(points, labels, loss=self._loss, gradient=k + 1 < self.max_iter)
                 slope = here.gradient if point.gradient is None else point.gradient  # the last one is not used
                 newest = Iterate(points, here.points, point.losses, point.logits, slope)
-                if unfinished is None and k > 0 and bool((newest.losses == 0).all()):
+                if not self.keep_first and k > 0 and bool((newest.losses == 0).all()):
                     return newest  # as ART, to which this is the end of a cross-entropy
                 # As in ART, the first step may be no better than the start, and for a targeted attack must not be.
                 better = newest.losses >= best.losses if k == 0 else sign * newest.losses > sign * best.losses
@@ -188,7 +184,7 @@ class AutoProjectedGradientDescent(LossAttack, evasion.AutoProjectedGradientDesc
                     halve = (count < 0.75 * intervals[k]) | (best.losses == best_before)
                     here, step = best.where(halve, here), torch.where(like(halve, step), step / 2, step)
                     count, best_before = torch.zeros_like(count), best.losses
-        return here if unfinished is None else newest
+        return newest if self.keep_first else here
 
     def _next(self, here: Iterate, batch: Batch, step: Tensor, *, first: bool) -> Tensor:
         """Return the points after a step: along the gradient and, but for the first, in part along the step before."""

@@ -3,7 +3,7 @@
 import inspect
 import logging
 from collections.abc import Iterable
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -24,50 +24,21 @@ from art_hrloss.attacks._losses import MARGIN, AttackLossName, attack_loss
 logger = logging.getLogger(__name__)
 
 
-class Batch(NamedTuple):
-    """Some of the images under attack, on the network's device."""
+class Batch:
+    """Images under attack, on the network's device; those that an iterate misclassifies may leave it."""
 
-    region: FeasibleSet
-    labels: Tensor
-    mask: Tensor | None
-    """Where images may change, of their shape; None is everywhere."""
-    eps_step: Any
-    """The length of a step, a number or an array that broadcasts with the images."""
-
-    def select(self, rows: Tensor) -> "Batch":
-        """Return the images whose flag, shape ``(n,)``, is set."""
-        images = self.region.images
-        eps_step = rows_of(self.eps_step, rows.cpu().numpy(), len(images), images.ndim)
-        mask = None if self.mask is None else self.mask[rows]
-        return Batch(self.region.select(rows), self.labels[rows], mask, eps_step)
-
-
-class Unfinished:
-    """The images of a batch that no iterate has misclassified yet, and the first adversarial iterate of the others."""
-
-    def __init__(self, images: Tensor, classes: Tensor, *, targeted: bool) -> None:
+    def __init__(self, region: FeasibleSet, labels: Tensor, mask: Tensor | None, eps_step: Any) -> None:
         """
-        :param images: Shape ``(n, *input_shape)``.
-        :param classes: Shape ``(n,)``: the true classes or, if `targeted`, the classes to reach.
+        :param labels: The labels, or targets, as :func:`~art_hrloss._labels.parse_labels` returns them.
+        :param mask: Where images may change, of their shape; None is everywhere.
+        :param eps_step: The length of a step, a number or an array that broadcasts with the images.
         """
-        self.images, self.classes, self.targeted = images.clone(), classes, targeted
-        self.rows = torch.arange(len(images), device=images.device)
-        self.adversarial = torch.zeros(len(images), dtype=torch.bool, device=images.device)
-
-    def update(self, points: Tensor, predicted: Tensor) -> Tensor | None:
-        """
-        Store the iterates that are adversarial, whose images leave the batch.
-
-        :param points: The iterates of the unfinished images.
-        :param predicted: Their predicted classes.
-        :return: Which of them stay, shape ``(len(points),)``; None if all do.
-        """
-        hit = (predicted == self.classes) == self.targeted
-        if not bool(hit.any()):
-            return None
-        self.images[self.rows[hit]], self.adversarial[self.rows[hit]] = points[hit], True
-        self.rows, self.classes = self.rows[~hit], self.classes[~hit]
-        return ~hit
+        self.region, self.labels, self.mask, self.eps_step = region, labels, mask, eps_step
+        # Of the images that have not left: their classes, and their positions in the batch at first.
+        self.classes = (labels if labels.ndim == 1 else labels.argmax(1)).to(region.images.device)
+        self.rows = torch.arange(len(labels), device=region.images.device)
+        # Of those that have: their positions, and their first adversarial iterates.
+        self.adversarial: list[tuple[Tensor, Tensor]] = []
 
 
 class LossAttack(EvasionAttack):
@@ -180,7 +151,6 @@ class LossAttack(EvasionAttack):
         return images, torch.from_numpy(self._predict(images))
 
     def _predict(self, images: Array) -> Array:
-        """Return the predicted classes, int64 of shape ``(n,)``."""
         return predicted_classes(self.estimator, images, self.batch_size)
 
     def _logits(self, points: Tensor, classes: Tensor) -> Tensor:
@@ -206,29 +176,39 @@ class LossAttack(EvasionAttack):
     def _attack_unfinished(self, x: Array, labels: Tensor, mask: Array | None) -> Images:
         """Attack, attempt by attempt, the images that no earlier one has made adversarial; return an image for each."""
         images = x.astype(np.float32)
-        classes, adversarial = class_indices(labels, n=len(x), classes=self.estimator.nb_classes), images.copy()
-        left = (self._predict(images) == classes.numpy()) != self.targeted
+        classes = class_indices(labels, n=len(x), classes=self.estimator.nb_classes).numpy()
+        adversarial, robust = images.copy(), (self._predict(images) == classes) != self.targeted
         for attempt in self._bar(range(self._attempts), "restart"):
-            rows = np.flatnonzero(left)
+            rows = np.flatnonzero(robust)
             for start in self._bar(range(0, len(rows), self.batch_size), "batch"):
                 part = rows[start : start + self.batch_size]
                 batch = self._batch(images, labels, mask, part)
-                clean = batch.region.images
-                unfinished = Unfinished(clean, classes[part].to(clean.device), targeted=self.targeted)
-                points, logits = self._attempt(batch, unfinished, attempt)
-                unfinished.images[unfinished.rows] = points
-                unfinished.update(points, self._classifier.predicted_classes(logits))
-                adversarial[part], left[part] = unfinished.images.cpu(), ~unfinished.adversarial.cpu().numpy()
+                points, logits = self._attempt(batch, attempt)
+                adversarial[part[batch.rows.cpu()]] = points.cpu()
+                self._remove(batch, points, logits)
+                for gone, iterates in batch.adversarial:
+                    adversarial[part[gone.cpu()]], robust[part[gone.cpu()]] = iterates.cpu(), False
         return adversarial
 
-    def _attempt(self, batch: Batch, unfinished: Unfinished, attempt: int) -> tuple[Tensor, Tensor]:
-        """
-        Attack a batch; return the last iterates, and the logits at them, of the images that are still unfinished.
-
-        :param unfinished: To be updated at each iterate if `keep_first`.
-        :param attempt: Its number, from 0.
-        """
+    def _attempt(self, batch: Batch, attempt: int) -> tuple[Tensor, Tensor]:
+        """Attack a batch, the attempts counted from 0; return the last iterates of those that stay, and the logits."""
         raise NotImplementedError
+
+    def _remove(self, batch: Batch, points: Tensor, logits: Tensor) -> Tensor | None:
+        """
+        Store the iterates that are adversarial, and let their images leave the batch.
+
+        :return: Which images stay, shape ``(len(points),)``; None if all do.
+        """
+        hit = (self._classifier.predicted_classes(logits) == batch.classes) == self.targeted
+        if not bool(hit.any()):
+            return None
+        batch.adversarial.append((batch.rows[hit], points[hit]))
+        stay: Tensor = ~hit
+        batch.eps_step = rows_of(batch.eps_step, stay.cpu().numpy(), len(points), points.ndim)
+        batch.mask = None if batch.mask is None else batch.mask[stay]
+        batch.region, batch.classes, batch.rows = batch.region.select(stay), batch.classes[stay], batch.rows[stay]
+        return stay
 
     def _bar(self, values: Iterable[int], name: str) -> Any:
         """Return ART's progress bar around values."""
@@ -246,8 +226,7 @@ def predicted_classes(estimator: Any, images: Array, batch_size: int) -> Array:
             f"expected predictions of shape (n, {estimator.nb_classes}), one logit per class, but got {outputs.shape}: "
             "its largest entry is always class 0. Give the network a second output of constant 0"
         )
-    classes: Array = outputs.argmax(1)
-    return classes
+    return np.asarray(outputs.argmax(1))
 
 
 def plain(value: Any) -> Any:

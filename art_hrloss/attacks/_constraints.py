@@ -100,9 +100,8 @@ def steepest_ascent(gradient: Tensor, norm: float | str) -> Tensor:
 
 def over_norm(gradient: Tensor, order: float) -> Tensor:
     """Return each example's gradient over its norm; 0 stays 0."""
-    rows = gradient.flatten(1)
-    size = torch.linalg.vector_norm(rows, ord=order, dim=1, keepdim=True)
-    return (rows * torch.where(size == 0, size, 1 / size)).view_as(gradient)
+    size = like(torch.linalg.vector_norm(gradient.flatten(1), ord=order, dim=1), gradient)
+    return gradient * torch.where(size == 0, size, 1 / size)
 
 
 def over_largest(gradient: Tensor) -> Tensor:
@@ -134,8 +133,7 @@ def margins(logits: npt.NDArray[np.float64], labels: Labels) -> npt.NDArray[np.f
     true = np.take_along_axis(logits, labels[:, None], axis=1)[:, 0]
     others = logits.copy()
     np.put_along_axis(others, labels[:, None], -np.inf, axis=1)
-    margin: npt.NDArray[np.float64] = true - others.max(1)
-    return margin
+    return np.asarray(true - others.max(1))
 
 
 def check_eps(eps: Any, norm: float | str, clip_values: Any) -> float:
@@ -179,7 +177,7 @@ def feasible(
     change = (adversarial.astype(np.float64) - images).reshape(len(images), -1)
     distance = np.linalg.norm(change, ord=norm_order(norm), axis=1)
     rounding = 1e-6 * np.abs(images).reshape(len(images), -1).max(1)
-    near: npt.NDArray[np.bool_] = distance <= eps * (1 + 1e-5) + rounding
+    near = distance <= eps * (1 + 1e-5) + rounding
     if clip_values is not None:
         near &= inside(adversarial, clip_values).reshape(len(images), -1).all(1)
-    return near
+    return np.asarray(near)

@@ -17,54 +17,47 @@ from torch import Tensor
 from art_hrloss._context import gradients_kept, modes_kept
 from art_hrloss._labels import label_rows
 from art_hrloss._preconditions import Images
-from art_hrloss.attacks._base import Batch, LossAttack, Unfinished, warn_of_nan
+from art_hrloss.attacks._base import Batch, LossAttack, warn_of_nan
 from art_hrloss.attacks._constraints import Array, beside, over_largest, over_norm, steepest_ascent
 
 
 class _GradientAscent(LossAttack):
-    """Steps of projected gradient ascent: one of FGSM, many of PGD."""
+    """Projected gradient ascent: one step of FGSM, many of PGD."""
 
     starts_param = ("num_random_init", 0)
     max_iter = 1
     decay: float | None = None
 
-    def _attempt(self, batch: Batch, unfinished: Unfinished, attempt: int) -> tuple[Tensor, Tensor]:
-        points = self._ascend(batch, self._start(batch), unfinished if self.keep_first else None)
-        return points, self._logits(points, unfinished.classes)
+    def _attempt(self, batch: Batch, attempt: int) -> tuple[Tensor, Tensor]:
+        points = self._ascend(batch, self._start(batch))
+        return points, self._logits(points, batch.classes)
 
     def _start(self, batch: Batch) -> Tensor:
         """Return the points where an attempt starts: random ones, or the images."""
         random = (self.restarts is not None or self.num_random_init > 0) and self.max_iter > 0
         return batch.region.random_start(batch.mask) if random else batch.region.images.clone()
 
-    def _ascend(self, batch: Batch, points: Tensor, unfinished: Unfinished | None = None) -> Tensor:
-        """
-        Return the last iterates of projected gradient ascent on the attack loss.
-
-        :param points: Where it starts, on the network's device; may be overwritten.
-        :param unfinished: If not None, images leave the batch with their first adversarial iterate.
-        """
+    def _ascend(self, batch: Batch, points: Tensor) -> Tensor:
+        """Return the last iterates of projected gradient ascent from some points, which may be overwritten."""
         classifier = self._classifier
-        batch = batch._replace(labels=classifier.attack_labels(batch.labels, len(points), self._loss))
+        labels = classifier.attack_labels(batch.labels, len(points), self._loss)
         momentum = None if self.decay is None else torch.zeros_like(points)
         # The norm of a gradient below 1e-19 underflows in float32.
         rescales = self._loss is not None and (batch.region.norm != math.inf or momentum is not None)
-        # One number for all steps: a GPU waits for it only once, and what each step left behind would shift the next
-        # one's memory, so that malloc gives activations back to the system and fetches them anew, at up to a tenth of
-        # the time.
+        # One number for all steps: a GPU waits for it only once, and what each step left behind would shift the memory
+        # of the next one, so that malloc returns it to the system and fetches it anew: up to a tenth of the time.
         largest = points.new_zeros(())
         with classifier.attacking():
             for step in range(self.max_iter):
-                point = classifier.evaluate(points, batch.labels, loss=self._loss)
+                point = classifier.evaluate(points, labels, loss=self._loss)
                 gradient = -point.slope if self.targeted else point.slope
-                if unfinished is not None:
-                    stay = unfinished.update(points, classifier.predicted_classes(point.logits))
-                    if stay is not None:
-                        batch, points, gradient = batch.select(stay), points[stay], gradient[stay]
-                        momentum = None if momentum is None else momentum[stay]
+                if self.keep_first and (stay := self._remove(batch, points, point.logits)) is not None:
+                    points, labels, gradient = points[stay], labels[stay], gradient[stay]
+                    momentum = None if momentum is None else momentum[stay]
                     if not len(points):
                         break
-                self._summarise(step, points, batch.labels, gradient)
+                if self.summary_writer is not None:
+                    self._summarise(step, points, labels, gradient)
                 torch.maximum(largest, gradient.amax(), out=largest)
                 gradient = gradient.nan_to_num(0.0, math.inf, -math.inf)  # a copy: an observer may hold the gradient
                 gradient = gradient if batch.mask is None else torch.where(batch.mask == 0, 0.0, gradient)
@@ -78,9 +71,7 @@ class _GradientAscent(LossAttack):
         return points
 
     def _summarise(self, step: int, points: Tensor, labels: Tensor, gradient: Tensor) -> None:
-        """Write a step to ART's summary writer, if there is one, as ART does: the gradient is negated if targeted."""
-        if self.summary_writer is None:
-            return
+        """Write a step to ART's summary writer as ART does: the gradient is negated if targeted."""
         rows = label_rows(labels, n=len(points), classes=self.estimator.nb_classes)
         x, y, grad = (values.cpu().numpy() for values in (points, rows, gradient))
         options = {"patch": None, "estimator": self.estimator, "targeted": self.targeted}
@@ -119,8 +110,7 @@ class FastGradientMethod(_GradientAscent, evasion.FastGradientMethod):
         rows = label_rows(labels, n=len(images), classes=self.estimator.nb_classes).cpu().numpy()
         network = self.estimator.model
         with modes_kept(network), gradients_kept(network):  # ART's search for the smallest perturbation changes both
-            adversarial: Images = super().generate(images, rows, **kwargs)
-        return adversarial
+            return np.asarray(super().generate(images, rows, **kwargs))
 
     def _check_params(self) -> None:
         super()._check_params()
@@ -200,10 +190,9 @@ class ProjectedGradientDescent(_GradientAscent, _AnyPreprocessing):
             rows, self._batch_id = slice(first, first + self.batch_size), first // self.batch_size
             batch = self._batch(images, labels, mask, rows)
             adversarial[rows] = self._ascend(batch, self._start(batch)).cpu().numpy()
-            for attempt in range(1, self.num_random_init):
-                if attempt == 1:  # ART compares with the prediction, not with the label
-                    targets = label_rows(batch.labels, n=len(batch.labels), classes=self.estimator.nb_classes).argmax(1)
-                    reference = targets.cpu().numpy() if self.targeted else self._predict(images[rows])
+            if self.num_random_init > 1:  # ART compares with the prediction, not with the label
+                reference = batch.classes.cpu().numpy() if self.targeted else self._predict(images[rows])
+            for _ in range(1, self.num_random_init):
                 points = self._ascend(batch, self._start(batch)).cpu().numpy()
                 success = (self._predict(points) == reference) == self.targeted
                 adversarial[rows][success] = points[success]  # as in ART, a later success replaces an earlier one

@@ -84,8 +84,7 @@ class SquareAttack(evasion.SquareAttack):
         predictions = torch.from_numpy(predicted_classes(self.estimator, x, self.batch_size))
         labels = predictions if y is None else class_indices(y, n=len(x), classes=self.estimator.nb_classes).cpu()
         if self._runs_arts():
-            inherited: Images = super().generate(x, labels.numpy(), **kwargs)
-            return inherited
+            return np.asarray(super().generate(x, labels.numpy(), **kwargs))
         images, robust = torch.from_numpy(x), predictions == labels
         adversarial, device = images.clone(), getattr(self.estimator, "device", "cpu")
         for _ in range(self.nb_restarts):
@@ -94,8 +93,7 @@ class SquareAttack(evasion.SquareAttack):
                     iterates, misclassified = self._attempt(images[robust].to(device), labels[robust].to(device))
                 adversarial[robust] = iterates.cpu()
                 robust[robust.clone()] = ~misclassified.cpu()
-        result: Images = adversarial.numpy()
-        return result
+        return np.asarray(adversarial)
 
     def _attempt(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """Return the iterates at which a random search ends, and whether they are misclassified."""
@@ -105,7 +103,7 @@ class SquareAttack(evasion.SquareAttack):
         # It begins at vertical stripes at the bounds, one draw per column and channel.
         rows = 2 if self.estimator.channels_first else 1
         shape = [1 if axis == rows else size for axis, size in enumerate(images.shape)]
-        up = torch.from_numpy(np.random.random_sample(shape) < 0.5)  # noqa: NPY002  # ART's attacks draw from this generator
+        up = torch.from_numpy(np.random.random_sample(shape) < 0.5)  # noqa: NPY002  # ART's generator
         best = torch.where(up.to(images.device).expand_as(images).flatten(1), high, low)
         margins, wrong = self._margins(best.view_as(images), labels)
         result, misclassified = torch.empty_like(best), wrong.clone()

@@ -27,17 +27,13 @@ if TYPE_CHECKING:
 class WorstCase:
     """The result of an ensemble of attacks, example by example."""
 
-    names: tuple[str, ...]
-    """The attacks in their order; the first is "no attack"."""
+    names: tuple[str, ...]  #: The attacks in their order; the first is "no attack".
     found_by: Labels
     """Shape ``(n,)``: for each example the index in `names` of the first attack that found an adversarial example; -1
     where none did."""
-    adversarial: Images
-    """Shape ``(n, *input_shape)``: the adversarial example, or the original image."""
-    attacked: tuple[int, ...]
-    """How many examples each attack was tried on: those not yet misclassified."""
-    seconds: tuple[float, ...]
-    """How long each attack took."""
+    adversarial: Images  #: Shape ``(n, *input_shape)``: the adversarial example, or the original image.
+    attacked: tuple[int, ...]  #: How many examples each attack was tried on: those not yet misclassified.
+    seconds: tuple[float, ...]  #: How long each attack took.
     eps: float
     norm: float | str
 
@@ -85,17 +81,16 @@ def worst_case(
     Run one attack after another, each on the examples that none before it has misclassified.
 
     An image is an adversarial example if it lies within eps of the original, in the range of the pixels, and is
-    misclassified; an attack that looks for the nearest adversarial image, as HopSkipJump, so counts only within eps.
+    misclassified.
 
-    :param classifier: The classifier under attack.
     :param x: Images, shape ``(n, *input_shape)``, finite and inside clip_values; attacked as float32.
     :param y: True labels, in any form of :func:`art_hrloss._labels.parse_labels`.
     :param eps: The largest perturbation, in units of the images.
     :param norm: numpy.inf or 2; 1 as well, with attacks of that norm.
     :param attacks: ART's attacks by name, each constructed for this eps, on the classifier or on others; of one of
-           another norm, or for the nearest adversarial image, only what lies within eps counts; {} measures clean
-           accuracy. By default :func:`ensemble`.
-    :param batch_size: Of the predictions.
+           another norm, or for the nearest adversarial image, as HopSkipJump, only what lies within eps counts; {}
+           measures clean accuracy. By default :func:`ensemble`.
+    :param batch_size: Images per prediction.
     :param seed: Of Python's, NumPy's and torch's global generators, which are restored. ART's attacks draw from them,
            but for its own HopSkipJump and BoundaryAttack, which start at images that no seed decides.
     :raises ValueError: If robust accuracy would mean nothing: see
@@ -160,7 +155,6 @@ def ensemble(
     The order and the numbers are those that were never weaker than AutoAttack's standard set on honest and on masked
     networks, at a fraction of its time.
 
-    :param classifier: The classifier under attack.
     :param eps: The largest perturbation, in units of the images.
     :param norm: numpy.inf or 2.
     :param max_iter: Steps of each white-box attack; a fifth of them for the one that goes to all classes.
@@ -209,9 +203,8 @@ def ensemble(
         patience = max(1, 2 * square_iter // 5) if norm_order(norm) == np.inf else None  # which ART's of norm 2 has not
         attacks["Square"] = SquareAttack(classifier, max_iter=square_iter, nb_restarts=1, patience=patience, **options)
     if hop_skip_jump_iter:
-        attacks["HopSkipJump"] = HopSkipJumpAttack(
-            as_hr_classifier(classifier), norm=norm, max_iter=hop_skip_jump_iter, batch_size=batch_size, verbose=False
-        )
+        queried = {"norm": norm, "max_iter": hop_skip_jump_iter, "batch_size": batch_size, "verbose": False}
+        attacks["HopSkipJump"] = HopSkipJumpAttack(as_hr_classifier(classifier), **queried)
     return attacks
 
 
@@ -233,19 +226,10 @@ def transfer(
     :param eps: The largest perturbation, in units of the images.
     :param norm: numpy.inf, 1 or 2.
     :param max_iter: Steps, of 2.5 eps / max_iter, from a random start.
-    :param batch_size: Images that are attacked together.
     """
-    return ProjectedGradientDescent(
-        source,
-        norm=norm,
-        eps=check_eps(eps, norm, source.clip_values),
-        eps_step=2.5 * eps / max_iter,
-        max_iter=max_iter,
-        num_random_init=1,
-        batch_size=batch_size,
-        verbose=verbose,
-        loss="ce",
-    )
+    eps = check_eps(eps, norm, source.clip_values)
+    sizes: dict[str, Any] = {"eps": eps, "eps_step": 2.5 * eps / max_iter, "max_iter": max_iter, "num_random_init": 1}
+    return ProjectedGradientDescent(source, norm, loss="ce", batch_size=batch_size, verbose=verbose, **sizes)
 
 
 class HopSkipJumpAttack(HopSkipJump):
