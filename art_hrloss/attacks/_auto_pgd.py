@@ -64,7 +64,6 @@ class AutoProjectedGradientDescent(LossAttack, evasion.AutoProjectedGradientDesc
 
     def __init__(self, estimator: Any, *args: Any, target_classes: int = 0, **kwargs: Any) -> None:
         """
-        :param estimator: A PyTorchClassifier or HRClassifier.
         :param args: As in :class:`~art_hrloss.attacks.FastGradientMethod`: ART's, `loss`, `restarts`, `keep_first`.
         :param target_classes: The number of target classes, one targeted attempt each, the most likely class first; 0
                for an untargeted attack. `y` is still the true labels. Requires `keep_first`, and loss="margin"
@@ -132,10 +131,6 @@ class AutoProjectedGradientDescent(LossAttack, evasion.AutoProjectedGradientDesc
                 "with target_classes, but got others: each attempt has a target of its own"
             )
         self._loss = TargetedMarginLoss() if self.loss == "margin" else TargetedDLRLoss()
-
-    @property
-    def _attempts(self) -> int:
-        return self.target_classes or super()._attempts
 
     def _attempt(self, batch: Batch, attempt: int) -> tuple[Tensor, Tensor]:
         if self.target_classes:

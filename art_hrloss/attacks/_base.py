@@ -49,6 +49,7 @@ class LossAttack(EvasionAttack):
     starts_param: tuple[str, int]
     # ART's name of the length of a step.
     step_param = "eps_step"
+    target_classes = 0
 
     def __init__(
         self,
@@ -129,11 +130,6 @@ class LossAttack(EvasionAttack):
         """True if an image is not attacked again once it is adversarial."""
         return bool(self.restarts is not None or self.keep_first)
 
-    @property
-    def _attempts(self) -> int:
-        """The greatest number of attempts at an image."""
-        return int(self.restarts or max(1, getattr(self, self.starts_param[0])))
-
     def _checked(self, x: Any, y: Any, options: dict[str, Any]) -> tuple[Array, Tensor]:
         """Return images as an array of numbers, and labels, by default the predictions; check the other arguments."""
         if options.keys() - {"mask"}:
@@ -178,7 +174,8 @@ class LossAttack(EvasionAttack):
         images = x.astype(np.float32)
         classes = class_indices(labels, n=len(x), classes=self.estimator.nb_classes).numpy()
         adversarial, robust = images.copy(), (self._predict(images) == classes) != self.targeted
-        for attempt in self._bar(range(self._attempts), "restart"):
+        attempts = self.target_classes or self.restarts or max(1, getattr(self, self.starts_param[0]))
+        for attempt in self._bar(range(int(attempts)), "restart"):
             rows = np.flatnonzero(robust)
             for start in self._bar(range(0, len(rows), self.batch_size), "batch"):
                 part = rows[start : start + self.batch_size]

@@ -170,9 +170,7 @@ def at_least_one(name: str, value: Any) -> int:
     return int(value)
 
 
-def feasible(
-    adversarial: Images, images: Images, eps: float, norm: float | str, clip_values: tuple[Any, Any] | None
-) -> npt.NDArray[np.bool_]:
+def feasible(adversarial: Images, images: Images, eps: float, norm: float | str, clip_values: Any) -> Array:
     """Return which images lie within eps of the originals and in the pixels' range, up to float32 rounding."""
     change = (adversarial.astype(np.float64) - images).reshape(len(images), -1)
     distance = np.linalg.norm(change, ord=norm_order(norm), axis=1)
