@@ -1,10 +1,9 @@
 """
-Auto-PGD (Croce and Hein, 2020) along any loss: ART's attack, with each point evaluated once.
+Auto-PGD (Croce and Hein, 2020) along any loss: ART's attack, with each point evaluated once where ART needs two passes.
 
-ART asks for the gradient at a point and for the loss at the next, and so passes every point through the network twice;
-here both come from one evaluation, and with them the prediction. By default the images are ART's bit for bit, at the
-same seeds, but for rounding in two cases: finite norms, which NumPy sums in another order, and batches of more than
-128, which ART cuts up for the losses. Of a random network ART sees two draws at each point, this attack one.
+By default the images are ART's bit for bit, at the same seeds, but for rounding in two cases: finite norms, which NumPy
+sums in another order, and batches of more than 128, which ART cuts up for the losses. Of a random network ART sees two
+draws at each point, this attack one.
 """
 
 import itertools
@@ -18,8 +17,9 @@ from art.utils import projection, random_sphere
 from torch import Tensor
 
 from art_hrloss._labels import class_indices
-from art_hrloss.attacks._base import Batch, LossAttack, Unfinished, warn_of_nan
-from art_hrloss.attacks._constraints import Array, Images, like, over_largest
+from art_hrloss._preconditions import Images
+from art_hrloss.attacks._base import Batch, LossAttack, warn_of_nan
+from art_hrloss.attacks._constraints import Array, like, over_largest
 from art_hrloss.attacks._losses import TargetedDLRLoss, TargetedMarginLoss
 
 
@@ -48,9 +48,8 @@ class AutoProjectedGradientDescent(LossAttack, evasion.AutoProjectedGradientDesc
     `eps_step` is the length of the first step; Croce and Hein take 2 eps, the default is ART's 0.1. ART's `loss_type`
     is refused: `loss` has more.
 
-    >>> import art_hrloss
-    >>> options = {"input_shape": (4,), "nb_classes": 3, "clip_values": (0, 1), "device_type": "cpu"}
-    >>> classifier = art_hrloss.HRClassifier(torch.nn.Linear(4, 3), art_hrloss.HRLoss(), **options)
+    >>> from art_hrloss import HRClassifier, HRLoss
+    >>> classifier = HRClassifier(torch.nn.Linear(4, 3), HRLoss(), (4,), 3, clip_values=(0, 1), device_type="cpu")
     >>> attack = AutoProjectedGradientDescent(classifier, eps=0.1, loss="dlr", keep_first=True, verbose=False)
     >>> attack.generate(np.full((2, 4), 0.5, dtype=np.float32), [0, 1]).shape
     (2, 4)
@@ -62,11 +61,9 @@ class AutoProjectedGradientDescent(LossAttack, evasion.AutoProjectedGradientDesc
         "target_classes",
     ]
     starts_param = ("nb_random_init", 5)
-    summary_writer = None  # ART's has none
 
     def __init__(self, estimator: Any, *args: Any, target_classes: int = 0, **kwargs: Any) -> None:
         """
-        :param estimator: A PyTorchClassifier or HRClassifier.
         :param args: As in :class:`~art_hrloss.attacks.FastGradientMethod`: ART's, `loss`, `restarts`, `keep_first`.
         :param target_classes: The number of target classes, one targeted attempt each, the most likely class first; 0
                for an untargeted attack. `y` is still the true labels. Requires `keep_first`, and loss="margin"
@@ -96,11 +93,16 @@ class AutoProjectedGradientDescent(LossAttack, evasion.AutoProjectedGradientDesc
             rows = np.flatnonzero((self._predict(adversarial) == classes) != self.targeted)
             if not len(rows):
                 break
-            starts = self._start(adversarial[rows], x[rows])
+            # As in ART, the start is a random point around the iterate so far, projected into the ball.
+            noise = random_sphere(len(rows), math.prod(x.shape[1:]), self.eps, self.norm)
+            starts = adversarial[rows] + noise.reshape(len(rows), *x.shape[1:]).astype(np.float32)
+            if self.estimator.clip_values is not None:
+                starts = np.clip(starts, *self.estimator.clip_values)
+            starts = (x[rows] + projection(starts - x[rows], self.eps, self.norm)).astype(np.float32)
             for first in self._bar(range(0, len(rows), self.batch_size), "batch"):
                 part = slice(first, first + self.batch_size)
                 batch = self._batch(images, labels, kwargs.get("mask"), rows[part])
-                last = self._ascend(torch.tensor(starts[part], device=batch.region.images.device), batch)
+                last = self._ascend(batch, torch.tensor(starts[part], device=batch.region.images.device))
                 predicted = self._classifier.predicted_classes(last.logits).cpu().numpy()
                 success = (predicted == classes[rows[part]]) == self.targeted
                 # As in ART, an image that is not adversarial is where it started.
@@ -130,49 +132,42 @@ class AutoProjectedGradientDescent(LossAttack, evasion.AutoProjectedGradientDesc
             )
         self._loss = TargetedMarginLoss() if self.loss == "margin" else TargetedDLRLoss()
 
-    @property
-    def _attempts(self) -> int:
-        return self.target_classes or super()._attempts
-
-    def _attempt(self, batch: Batch, unfinished: Unfinished, attempt: int) -> tuple[Tensor, Tensor]:
+    def _attempt(self, batch: Batch, attempt: int) -> tuple[Tensor, Tensor]:
         if self.target_classes:
-            logits = self._logits(batch.region.images, unfinished.classes)
-            others = logits.scatter(1, unfinished.classes.unsqueeze(1), -torch.inf).argsort(1, descending=True)
-            batch = batch._replace(labels=torch.stack((unfinished.classes, others[:, attempt]), dim=1))
-        last = self._ascend(batch.region.random_start(batch.mask), batch, unfinished if self.keep_first else None)
+            logits = self._logits(batch.region.images, batch.classes)
+            others = logits.scatter(1, batch.classes.unsqueeze(1), -torch.inf).argsort(1, descending=True)
+            batch.labels = torch.stack((batch.classes, others[:, attempt]), dim=1)
+        last = self._ascend(batch, batch.region.random_start(batch.mask))
         return last.points, last.logits
 
-    def _ascend(self, start: Tensor, batch: Batch, unfinished: Unfinished | None = None) -> Iterate:
+    def _ascend(self, batch: Batch, start: Tensor) -> Iterate:
         """
         Return the last iterates of Auto-PGD on a batch: momentum, the best iterate so far, and a step that is halved.
 
-        The parameters are those of FastGradientMethod's. Operation by operation this is ART's.
+        Operation by operation this is ART's.
         """
-        classifier, sign = self._classifier, -1.0 if self.targeted else 1.0
+        classifier, sign, labels = self._classifier, -1.0 if self.targeted else 1.0, batch.labels
         if not self.target_classes:
-            batch = batch._replace(labels=classifier.attack_labels(batch.labels, len(start), self._loss))
+            labels = classifier.attack_labels(labels, len(start), self._loss)
         intervals = checkpoints(self.max_iter)
         with classifier.attacking():
-            point = classifier.evaluate(start, batch.labels, loss=self._loss)
+            point = classifier.evaluate(start, labels, loss=self._loss)
             here = newest = Iterate(start, start, point.losses, point.logits, point.slope)
             best, best_before = here._replace(previous=batch.region.images), here.losses
             step = torch.full_like(like(here.losses, start), self.eps_step, dtype=torch.float32)
             count = torch.zeros_like(here.losses)
             for k in range(self.max_iter):
-                if unfinished is not None:
-                    # The newest iterate may be adversarial where the best, to which it returned, is not.
-                    stay = unfinished.update(newest.points, classifier.predicted_classes(newest.logits))
-                    if stay is not None:
-                        here, newest, best = (iterate.select(stay) for iterate in (here, newest, best))
-                        batch = batch.select(stay)
-                        best_before, step, count = best_before[stay], step[stay], count[stay]
-                    if not len(here.points):
+                # The newest iterate may be adversarial where the best, to which it returned, is not.
+                if self.keep_first and (stay := self._remove(batch, newest.points, newest.logits)) is not None:
+                    here, newest, best = (iterate.select(stay) for iterate in (here, newest, best))
+                    labels, best_before, step, count = labels[stay], best_before[stay], step[stay], count[stay]
+                    if not len(labels):
                         return newest
                 points = self._next(here, batch, step, first=k == 0)
-                point = classifier.evaluate(points, batch.labels, loss=self._loss, gradient=k + 1 < self.max_iter)
+                point = classifier.evaluate(points, labels, loss=self._loss, gradient=k + 1 < self.max_iter)
                 slope = here.gradient if point.gradient is None else point.gradient  # the last one is not used
                 newest = Iterate(points, here.points, point.losses, point.logits, slope)
-                if unfinished is None and k > 0 and bool((newest.losses == 0).all()):
+                if not self.keep_first and k > 0 and bool((newest.losses == 0).all()):
                     return newest  # as ART, to which this is the end of a cross-entropy
                 # As in ART, the first step may be no better than the start, and for a targeted attack must not be.
                 better = newest.losses >= best.losses if k == 0 else sign * newest.losses > sign * best.losses
@@ -184,7 +179,7 @@ class AutoProjectedGradientDescent(LossAttack, evasion.AutoProjectedGradientDesc
                     halve = (count < 0.75 * intervals[k]) | (best.losses == best_before)
                     here, step = best.where(halve, here), torch.where(like(halve, step), step / 2, step)
                     count, best_before = torch.zeros_like(count), best.losses
-        return here if unfinished is None else newest
+        return newest if self.keep_first else here
 
     def _next(self, here: Iterate, batch: Batch, step: Tensor, *, first: bool) -> Tensor:
         """Return the points after a step: along the gradient and, but for the first, in part along the step before."""
@@ -204,15 +199,6 @@ class AutoProjectedGradientDescent(LossAttack, evasion.AutoProjectedGradientDesc
             return ahead
         drift = (here.points - here.previous).mul_(0.25)
         return region.project(ahead.sub_(here.points).mul_(0.75).add_(here.points).add_(drift))
-
-    def _start(self, points: Images, images: Array) -> Images:
-        """Return a random point around each of `points`, within the ball around the image, as ART does."""
-        noise = random_sphere(len(points), math.prod(points.shape[1:]), self.eps, self.norm)
-        points = points + noise.reshape(points.shape).astype(np.float32)
-        if self.estimator.clip_values is not None:
-            points = np.clip(points, *self.estimator.clip_values)
-        inside: Array = images + projection(points - images, self.eps, self.norm)
-        return inside.astype(np.float32)
 
 
 def checkpoints(max_iter: int) -> dict[int, int]:

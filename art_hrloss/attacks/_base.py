@@ -3,7 +3,7 @@
 import inspect
 import logging
 from collections.abc import Iterable
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,75 +16,40 @@ from torch.nn import Module
 from art_hrloss._context import modes_kept
 from art_hrloss._labels import class_indices, parse_labels
 from art_hrloss._network import as_array
-from art_hrloss._preconditions import checked_images
-from art_hrloss.attacks._constraints import Array, FeasibleSet, Images, at_least_one, check_units, rows_of
-from art_hrloss.attacks._losses import AttackLossName, MarginLoss, attack_loss
+from art_hrloss._preconditions import Images, checked_images
+from art_hrloss.attacks._constraints import Array, FeasibleSet, at_least_one, check_units, rows_of
+from art_hrloss.attacks._losses import MARGIN, AttackLossName, attack_loss
 from art_hrloss.classifier import as_hr_classifier
 
 logger = logging.getLogger(__name__)
-# The loss of an evaluation of which only the logits are wanted: the cheapest.
-_MARGIN = MarginLoss()
-_BY_POSITION, _BY_KEYWORD = inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY
 
 
-class Batch(NamedTuple):
-    """Some of the images under attack, on the network's device."""
+class Batch:
+    """Images under attack, on the network's device; those that an iterate misclassifies may leave it."""
 
-    region: FeasibleSet
-    labels: Tensor
-    mask: Tensor | None
-    """Where images may change, of their shape; None is everywhere."""
-    eps_step: Any
-    """The length of a step, a number or an array that broadcasts with the images."""
-
-    def select(self, rows: Tensor) -> "Batch":
-        """Return the images whose flag, shape ``(n,)``, is set."""
-        images = self.region.images
-        eps_step = rows_of(self.eps_step, rows.cpu().numpy(), len(images), images.ndim)
-        mask = None if self.mask is None else self.mask[rows]
-        return Batch(self.region.select(rows), self.labels[rows], mask, eps_step)
-
-
-class Unfinished:
-    """The images of a batch that no iterate has misclassified yet, and the first adversarial iterate of the others."""
-
-    def __init__(self, images: Tensor, classes: Tensor, *, targeted: bool) -> None:
+    def __init__(self, region: FeasibleSet, labels: Tensor, mask: Tensor | None, eps_step: Any) -> None:
         """
-        :param images: Shape ``(n, *input_shape)``.
-        :param classes: The true classes, or the targets, shape ``(n,)``.
-        :param targeted: Whether an image is adversarial if it is taken for the class, rather than if it is not.
+        :param labels: The labels, or targets, as :func:`~art_hrloss._labels.parse_labels` returns them.
+        :param mask: Where images may change, of their shape; None is everywhere.
+        :param eps_step: The length of a step, a number or an array that broadcasts with the images.
         """
-        self.images, self.classes, self.targeted = images.clone(), classes, targeted
-        self.rows = torch.arange(len(images), device=images.device)
-        self.adversarial = torch.zeros(len(images), dtype=torch.bool, device=images.device)
-
-    def update(self, points: Tensor, predicted: Tensor) -> Tensor | None:
-        """
-        Store the iterates that are adversarial, whose images leave the batch.
-
-        :param points: The iterates of the unfinished images.
-        :param predicted: Their predicted classes.
-        :return: Which of them stay, shape ``(len(points),)``; None if all do.
-        """
-        hit = (predicted == self.classes) == self.targeted
-        if not bool(hit.any()):
-            return None
-        self.images[self.rows[hit]] = points[hit]
-        self.adversarial[self.rows[hit]] = True
-        self.rows, self.classes = self.rows[~hit], self.classes[~hit]
-        return ~hit
+        self.region, self.labels, self.mask, self.eps_step = region, labels, mask, eps_step
+        # Of the images that have not left: their classes, and their positions in the batch at first.
+        self.classes = (labels if labels.ndim == 1 else labels.argmax(1)).to(region.images.device)
+        self.rows = torch.arange(len(labels), device=region.images.device)
+        # Of those that have: their positions, and their first adversarial iterates.
+        self.adversarial: list[tuple[Tensor, Tensor]] = []
 
 
 class LossAttack(EvasionAttack):
-    """
-    The parameters that the attacks of this package add to those of ART's: `loss`, `restarts` and `keep_first`.
-
-    ART's own return the last iterate, even where an earlier one was adversarial, and follow the loss of the estimator.
-    """
+    """Base of the gradient attacks: what they add to ART's, the parameters `loss`, `restarts` and `keep_first`."""
 
     extra_params = ("loss", "restarts", "keep_first")
     # ART's number of random starts, and its default, which `restarts` replaces.
     starts_param: tuple[str, int]
+    # ART's name of the length of a step.
+    step_param = "eps_step"
+    target_classes = 0
 
     def __init__(
         self,
@@ -117,13 +82,15 @@ class LossAttack(EvasionAttack):
     def __init_subclass__(cls) -> None:
         """Show ART's parameters by name in the signature of an attack, and after them those of this package."""
         super().__init_subclass__()
-        constructors = [base for base in cls.__mro__ if "__init__" in vars(base)]
-        of_art = next(base for base in constructors if base.__module__.startswith("art."))
-        own = constructors[: constructors.index(of_art)]
-        added = {p.name: p for base in own for p in inspect.signature(vars(base)["__init__"]).parameters.values()}
-        parameters = [p for p in inspect.signature(of_art).parameters.values() if p.kind is _BY_POSITION]
-        parameters += [p for p in added.values() if p.kind is _BY_KEYWORD]
-        cls.__signature__ = inspect.Signature(parameters)
+        arts: list[inspect.Parameter] = []
+        added: dict[str, inspect.Parameter] = {}
+        for base in (base for base in cls.__mro__ if "__init__" in vars(base)):
+            parameters = list(inspect.signature(vars(base)["__init__"]).parameters.values())
+            if base.__module__.startswith("art."):
+                arts = [p for p in parameters[1:] if p.kind is p.POSITIONAL_OR_KEYWORD]  # without self
+                break
+            added |= {p.name: p for p in parameters if p.kind is p.KEYWORD_ONLY}
+        cls.__signature__ = inspect.Signature([*arts, *added.values()])
 
     def set_params(self, **kwargs: Any) -> None:
         """Set parameters by name, as ART does; if one is refused, with the reason, none is changed."""
@@ -153,7 +120,7 @@ class LossAttack(EvasionAttack):
                 f"expected either restarts or {name}, but got {self.restarts} and {getattr(self, name)}: restarts "
                 "attack again only the images that no earlier one has made adversarial"
             )
-        if self._stops_early and getattr(self, "summary_writer", None) is not None:
+        if self._stops_early and self.summary_writer is not None:
             raise ValueError(
                 "expected no summary_writer with restarts or keep_first, but got one: ART's has no such rows"
             )
@@ -162,11 +129,6 @@ class LossAttack(EvasionAttack):
     def _stops_early(self) -> bool:
         """True if an image is not attacked again once it is adversarial."""
         return bool(self.restarts is not None or self.keep_first)
-
-    @property
-    def _attempts(self) -> int:
-        """The number of attempts at an image that stays unfinished."""
-        return int(self.restarts or max(1, getattr(self, self.starts_param[0])))
 
     def _checked(self, x: Any, y: Any, options: dict[str, Any]) -> tuple[Array, Tensor]:
         """Return images as an array of numbers, and labels, by default the predictions; check the other arguments."""
@@ -185,57 +147,65 @@ class LossAttack(EvasionAttack):
         return images, torch.from_numpy(self._predict(images))
 
     def _predict(self, images: Array) -> Array:
-        """Return the predicted classes, int64 of shape ``(n,)``."""
         return predicted_classes(self.estimator, images, self.batch_size)
 
     def _logits(self, points: Tensor, classes: Tensor) -> Tensor:
         """Return the logits at images, by the door into the network."""
         if not len(points):
             return points.new_zeros(0, self.estimator.nb_classes)
-        labels = self._classifier.attack_labels(classes, len(points), _MARGIN)
+        labels = self._classifier.attack_labels(classes, len(points), MARGIN)
         with self._classifier.attacking():
-            return self._classifier.evaluate(points, labels, loss=_MARGIN, gradient=False).logits
+            return self._classifier.evaluate(points, labels, loss=MARGIN, gradient=False).logits
 
     def _batch(self, images: Array, labels: Tensor, mask: Array | None, rows: Any) -> Batch:
         """Return some of all the images, given by a slice or indices, with their part of each parameter."""
-        n, ndim = len(images), images.ndim
         x = torch.from_numpy(images[rows]).to(self._classifier.device)
-        region = FeasibleSet(
-            x, rows_of(self.eps, rows, n, ndim), norm=self.norm, clip_values=self.estimator.clip_values
+        eps, eps_step, part = (
+            rows_of(values, rows, len(images), images.ndim)
+            for values in (self.eps, getattr(self, self.step_param), mask)
         )
-        free = None
-        if mask is not None:
-            part = np.asarray(rows_of(mask, rows, n, ndim), dtype=np.float32)
-            free = torch.tensor(np.broadcast_to(part, x.shape), device=x.device)
-        return Batch(region, labels[rows], free, rows_of(self.eps_step, rows, n, ndim))
+        if part is not None:
+            part = torch.tensor(np.broadcast_to(np.asarray(part, dtype=np.float32), x.shape), device=x.device)
+        region = FeasibleSet(x, eps, norm=self.norm, clip_values=self.estimator.clip_values)
+        return Batch(region, labels[rows], part, eps_step)
 
     def _attack_unfinished(self, x: Array, labels: Tensor, mask: Array | None) -> Images:
         """Attack, attempt by attempt, the images that no earlier one has made adversarial; return an image for each."""
         images = x.astype(np.float32)
-        classes, adversarial = class_indices(labels, n=len(x), classes=self.estimator.nb_classes), images.copy()
-        left = (self._predict(images) == classes.numpy()) != self.targeted
-        for attempt in self._bar(range(self._attempts), "restart"):
-            rows = np.flatnonzero(left)
+        classes = class_indices(labels, n=len(x), classes=self.estimator.nb_classes).numpy()
+        adversarial, robust = images.copy(), (self._predict(images) == classes) != self.targeted
+        attempts = self.target_classes or self.restarts or max(1, getattr(self, self.starts_param[0]))
+        for attempt in self._bar(range(int(attempts)), "restart"):
+            rows = np.flatnonzero(robust)
             for start in self._bar(range(0, len(rows), self.batch_size), "batch"):
                 part = rows[start : start + self.batch_size]
                 batch = self._batch(images, labels, mask, part)
-                clean = batch.region.images
-                unfinished = Unfinished(clean, classes[part].to(clean.device), targeted=self.targeted)
-                points, logits = self._attempt(batch, unfinished, attempt)
-                unfinished.images[unfinished.rows] = points
-                unfinished.update(points, self._classifier.predicted_classes(logits))
-                adversarial[part], left[part] = unfinished.images.cpu(), ~unfinished.adversarial.cpu().numpy()
+                points, logits = self._attempt(batch, attempt)
+                adversarial[part[batch.rows.cpu()]] = points.cpu()
+                self._remove(batch, points, logits)
+                for gone, iterates in batch.adversarial:
+                    adversarial[part[gone.cpu()]], robust[part[gone.cpu()]] = iterates.cpu(), False
         return adversarial
 
-    def _attempt(self, batch: Batch, unfinished: Unfinished, attempt: int) -> tuple[Tensor, Tensor]:
-        """
-        Attack a batch; return the last iterates, and the logits at them, of the images that are still unfinished.
-
-        :param batch: The images.
-        :param unfinished: To be updated at each iterate if `keep_first`.
-        :param attempt: The number of the attempt, from 0.
-        """
+    def _attempt(self, batch: Batch, attempt: int) -> tuple[Tensor, Tensor]:
+        """Attack a batch, the attempts counted from 0; return the last iterates of those that stay, and the logits."""
         raise NotImplementedError
+
+    def _remove(self, batch: Batch, points: Tensor, logits: Tensor) -> Tensor | None:
+        """
+        Store the iterates that are adversarial, and let their images leave the batch.
+
+        :return: Which images stay, shape ``(len(points),)``; None if all do.
+        """
+        hit = (self._classifier.predicted_classes(logits) == batch.classes) == self.targeted
+        if not bool(hit.any()):
+            return None
+        batch.adversarial.append((batch.rows[hit], points[hit]))
+        stay: Tensor = ~hit
+        batch.eps_step = rows_of(batch.eps_step, stay.cpu().numpy(), len(points), points.ndim)
+        batch.mask = None if batch.mask is None else batch.mask[stay]
+        batch.region, batch.classes, batch.rows = batch.region.select(stay), batch.classes[stay], batch.rows[stay]
+        return stay
 
     def _bar(self, values: Iterable[int], name: str) -> Any:
         """Return ART's progress bar around values."""
@@ -253,8 +223,7 @@ def predicted_classes(estimator: Any, images: Array, batch_size: int) -> Array:
             f"expected predictions of shape (n, {estimator.nb_classes}), one logit per class, but got {outputs.shape}: "
             "its largest entry is always class 0. Give the network a second output of constant 0"
         )
-    classes: Array = outputs.argmax(1)
-    return classes
+    return np.asarray(outputs.argmax(1))
 
 
 def plain(value: Any) -> Any:

@@ -14,11 +14,9 @@ from art.attacks.evasion import ProjectedGradientDescentPyTorch
 from art.utils import random_sphere
 from torch import Tensor
 
-from art_hrloss._preconditions import inside
+from art_hrloss._preconditions import Images, Labels, inside
 
 Array = npt.NDArray[Any]
-Images = npt.NDArray[np.float32]
-Labels = npt.NDArray[np.int64]
 Size = float | Array  # of a ball or a step: one number, or an array that broadcasts with the images
 
 
@@ -33,7 +31,7 @@ class FeasibleSet:
         :param clip_values: The least and the greatest value, numbers or arrays that broadcast with the images, or None.
         """
         self.images, self.eps, self.norm = images, eps, norm_order(norm)
-        self.clip_values = None if clip_values is None else [_beside(images, value) for value in clip_values]
+        self.clip_values = None if clip_values is None else [beside(images, value) for value in clip_values]
 
     def project(self, points: Tensor) -> Tensor:
         """
@@ -41,10 +39,24 @@ class FeasibleSet:
 
         :param points: Shape ``(n, *input_shape)``; they may be overwritten, which spares fresh memory at each step.
         """
+        change: Tensor
         if points.dtype != self.images.dtype:
-            return self._projected(self._clipped(points) - self.images).add_(self.images)
-        clipped = points if self.clip_values is None else points.clamp_(*self.clip_values)
-        return self._projected(clipped.sub_(self.images)).add_(self.images)
+            change = self._clipped(points) - self.images
+        else:
+            change = (points if self.clip_values is None else points.clamp_(*self.clip_values)).sub_(self.images)
+        if self.norm == math.inf:
+            bound = beside(change, self.eps)
+            change.clamp_(-bound, bound)
+        elif isinstance(self.eps, np.ndarray):
+            change = ProjectedGradientDescentPyTorch._projection(change, self.eps, self.norm)
+        else:
+            rows = change.flatten(1)
+            size = torch.linalg.vector_norm(rows, ord=self.norm, dim=1, keepdim=True)
+            if isinstance(self.eps, float):  # ART divides an array of float64 by it, which is one of int64 for an int
+                size = size.double()
+            rows = rows * torch.where(size == 0, size, (self.eps / size).clamp(max=1))
+            change = rows.view_as(change).to(change.dtype)
+        return change.add_(self.images)
 
     def random_start(self, mask: Tensor | None = None) -> Tensor:
         """Return a random point of each ball, clipped, from NumPy's global generator, as ART's PGD starts."""
@@ -65,20 +77,6 @@ class FeasibleSet:
 
     def _clipped(self, points: Tensor) -> Tensor:
         return points if self.clip_values is None else points.clamp(*self.clip_values)
-
-    def _projected(self, change: Tensor) -> Tensor:
-        """Return changes scaled into the ball around 0; for L-infinity clipped, in place."""
-        if self.norm == math.inf:
-            bound = _beside(change, self.eps)
-            return change.clamp_(-bound, bound)
-        if isinstance(self.eps, np.ndarray):
-            projected: Tensor = ProjectedGradientDescentPyTorch._projection(change, self.eps, self.norm)
-            return projected
-        rows = change.flatten(1)
-        size = torch.linalg.vector_norm(rows, ord=self.norm, dim=1, keepdim=True)
-        if isinstance(self.eps, float):  # ART divides an array of float64 by it, which is one of int64 for an int
-            size = size.double()
-        return (rows * torch.where(size == 0, size, (self.eps / size).clamp(max=1))).view_as(change).to(change.dtype)
 
 
 def norm_order(norm: float | str) -> float:
@@ -102,9 +100,8 @@ def steepest_ascent(gradient: Tensor, norm: float | str) -> Tensor:
 
 def over_norm(gradient: Tensor, order: float) -> Tensor:
     """Return each example's gradient over its norm; 0 stays 0."""
-    rows = gradient.flatten(1)
-    size = torch.linalg.vector_norm(rows, ord=order, dim=1, keepdim=True)
-    return (rows * torch.where(size == 0, size, 1 / size)).view_as(gradient)
+    size = like(torch.linalg.vector_norm(gradient.flatten(1), ord=order, dim=1), gradient)
+    return gradient * torch.where(size == 0, size, 1 / size)
 
 
 def over_largest(gradient: Tensor) -> Tensor:
@@ -118,9 +115,11 @@ def like(values: Tensor, images: Tensor) -> Tensor:
     return values.view(-1, *(1,) * (images.ndim - 1))
 
 
-def scaled(direction: Tensor, size: Size) -> Tensor:
-    """Return a step of that size along a direction, in place and in its precision, whatever that of the size."""
-    return direction.mul_(_beside(direction, size))
+def beside(images: Tensor, value: Any) -> Any:
+    """Return a number as Python's, an array as a tensor beside the images: either is then in their precision."""
+    if np.ndim(value) == 0:
+        return float(value)
+    return torch.as_tensor(value, dtype=images.dtype, device=images.device)
 
 
 def rows_of(values: Any, rows: Any, n: int, ndim: int) -> Any:
@@ -134,16 +133,11 @@ def margins(logits: npt.NDArray[np.float64], labels: Labels) -> npt.NDArray[np.f
     true = np.take_along_axis(logits, labels[:, None], axis=1)[:, 0]
     others = logits.copy()
     np.put_along_axis(others, labels[:, None], -np.inf, axis=1)
-    margin: npt.NDArray[np.float64] = true - others.max(1)
-    return margin
+    return np.asarray(true - others.max(1))
 
 
 def check_eps(eps: Any, norm: float | str, clip_values: Any) -> float:
-    """
-    Return eps as Python's float, for ART refuses NumPy's.
-
-    :raises ValueError: See :func:`check_units`.
-    """
+    """Return eps as Python's float, for ART refuses NumPy's; raise as :func:`check_units` does."""
     value = float(eps)
     check_units(value, norm, clip_values)
     return value
@@ -151,10 +145,9 @@ def check_eps(eps: Any, norm: float | str, clip_values: Any) -> float:
 
 def check_units(eps: Any, norm: float | str, clip_values: Any) -> None:
     """
-    Check eps, a number, or an array of which some entries may be 0.
+    Raise unless eps is finite, above 0 and, in L-infinity, at most the range of the pixels.
 
-    :raises ValueError: Unless it is finite, above 0 and, in L-infinity, at most the range of the pixels: a larger one
-            is nearly always in other units.
+    A larger one is nearly always in other units. Some entries of an array may be 0.
     """
     if not (np.isfinite(eps).all() and np.min(eps) >= 0 and np.max(eps) > 0):
         raise ValueError(f"expected eps to be finite and above 0, but got {eps}")
@@ -177,22 +170,12 @@ def at_least_one(name: str, value: Any) -> int:
     return int(value)
 
 
-def feasible(
-    adversarial: Images, images: Images, eps: float, norm: float | str, clip_values: tuple[Any, Any] | None
-) -> npt.NDArray[np.bool_]:
+def feasible(adversarial: Images, images: Images, eps: float, norm: float | str, clip_values: Any) -> Array:
     """Return which images lie within eps of the originals and in the pixels' range, up to float32 rounding."""
     change = (adversarial.astype(np.float64) - images).reshape(len(images), -1)
     distance = np.linalg.norm(change, ord=norm_order(norm), axis=1)
     rounding = 1e-6 * np.abs(images).reshape(len(images), -1).max(1)
-    near: npt.NDArray[np.bool_] = distance <= eps * (1 + 1e-5) + rounding
-    if clip_values is None:
-        return near
-    near &= inside(adversarial, clip_values).reshape(len(images), -1).all(1)
-    return near
-
-
-def _beside(images: Tensor, value: Any) -> Any:
-    """Return a number as Python's, an array as a tensor beside the images: either is then in their precision."""
-    if np.ndim(value) == 0:
-        return float(value)
-    return torch.as_tensor(value, dtype=images.dtype, device=images.device)
+    near = distance <= eps * (1 + 1e-5) + rounding
+    if clip_values is not None:
+        near &= inside(adversarial, clip_values).reshape(len(images), -1).all(1)
+    return np.asarray(near)

@@ -16,46 +16,48 @@ from torch import Tensor
 
 from art_hrloss._context import gradients_kept, modes_kept
 from art_hrloss._labels import label_rows
-from art_hrloss.attacks._base import Batch, LossAttack, Unfinished, warn_of_nan
-from art_hrloss.attacks._constraints import Array, Images, over_largest, over_norm, scaled, steepest_ascent
+from art_hrloss._preconditions import Images
+from art_hrloss.attacks._base import Batch, LossAttack, warn_of_nan
+from art_hrloss.attacks._constraints import Array, beside, over_largest, over_norm, steepest_ascent
 
 
 class _GradientAscent(LossAttack):
-    """Steps of projected gradient ascent: one of FGSM, many of PGD."""
+    """Projected gradient ascent: one step of FGSM, many of PGD."""
 
     starts_param = ("num_random_init", 0)
+    max_iter = 1
     decay: float | None = None
 
-    def _ascend(self, points: Tensor, batch: Batch, *, steps: int, unfinished: Unfinished | None = None) -> Tensor:
-        """
-        Return the last iterates of projected gradient ascent on the attack loss.
+    def _attempt(self, batch: Batch, attempt: int) -> tuple[Tensor, Tensor]:
+        points = self._ascend(batch, self._start(batch))
+        return points, self._logits(points, batch.classes)
 
-        :param points: Where it starts, on the network's device; may be overwritten.
-        :param batch: The images.
-        :param steps: How many.
-        :param unfinished: If not None, images leave the batch with their first adversarial iterate.
-        """
+    def _start(self, batch: Batch) -> Tensor:
+        """Return the points where an attempt starts: random ones, or the images."""
+        random = (self.restarts is not None or self.num_random_init > 0) and self.max_iter > 0
+        return batch.region.random_start(batch.mask) if random else batch.region.images.clone()
+
+    def _ascend(self, batch: Batch, points: Tensor) -> Tensor:
+        """Return the last iterates of projected gradient ascent from some points, which may be overwritten."""
         classifier = self._classifier
-        batch = batch._replace(labels=classifier.attack_labels(batch.labels, len(points), self._loss))
+        labels = classifier.attack_labels(batch.labels, len(points), self._loss)
         momentum = None if self.decay is None else torch.zeros_like(points)
         # The norm of a gradient below 1e-19 underflows in float32.
         rescales = self._loss is not None and (batch.region.norm != math.inf or momentum is not None)
-        # One number for all steps: a GPU waits for it only once, and what each step left behind would shift the next
-        # one's memory, so that malloc gives activations back to the system and fetches them anew, at up to a tenth of
-        # the time.
+        # One number for all steps: a GPU waits for it only once, and what each step left behind would shift the memory
+        # of the next one, so that malloc returns it to the system and fetches it anew: up to a tenth of the time.
         largest = points.new_zeros(())
         with classifier.attacking():
-            for step in range(steps):
-                point = classifier.evaluate(points, batch.labels, loss=self._loss)
+            for step in range(self.max_iter):
+                point = classifier.evaluate(points, labels, loss=self._loss)
                 gradient = -point.slope if self.targeted else point.slope
-                if unfinished is not None:
-                    stay = unfinished.update(points, classifier.predicted_classes(point.logits))
-                    if stay is not None:
-                        batch, points, gradient = batch.select(stay), points[stay], gradient[stay]
-                        momentum = None if momentum is None else momentum[stay]
+                if self.keep_first and (stay := self._remove(batch, points, point.logits)) is not None:
+                    points, labels, gradient = points[stay], labels[stay], gradient[stay]
+                    momentum = None if momentum is None else momentum[stay]
                     if not len(points):
                         break
-                self._summarise(step, points, batch.labels, gradient)
+                if self.summary_writer is not None:
+                    self._summarise(step, points, labels, gradient)
                 torch.maximum(largest, gradient.amax(), out=largest)
                 gradient = gradient.nan_to_num(0.0, math.inf, -math.inf)  # a copy: an observer may hold the gradient
                 gradient = gradient if batch.mask is None else torch.where(batch.mask == 0, 0.0, gradient)
@@ -64,14 +66,12 @@ class _GradientAscent(LossAttack):
                     momentum = self.decay * momentum + over_norm(gradient, 1)
                     gradient = momentum.clone()
                 direction = steepest_ascent(gradient, self.norm).to(points.dtype)
-                points = batch.region.project(scaled(direction, batch.eps_step).add_(points))
+                points = batch.region.project(direction.mul_(beside(direction, batch.eps_step)).add_(points))
         warn_of_nan(largest)
         return points
 
     def _summarise(self, step: int, points: Tensor, labels: Tensor, gradient: Tensor) -> None:
-        """Write a step to ART's summary writer, if there is one, as ART does: the gradient is negated if targeted."""
-        if self.summary_writer is None:
-            return
+        """Write a step to ART's summary writer as ART does: the gradient is negated if targeted."""
         rows = label_rows(labels, n=len(points), classes=self.estimator.nb_classes)
         x, y, grad = (values.cpu().numpy() for values in (points, rows, gradient))
         options = {"patch": None, "estimator": self.estimator, "targeted": self.targeted}
@@ -85,9 +85,8 @@ class FastGradientMethod(_GradientAscent, evasion.FastGradientMethod):
     Its step is `eps`. With `minimal` ART searches for the smallest multiple of `eps_step` that succeeds, along the loss
     of the estimator, which excludes `loss`, `restarts` and `keep_first`.
 
-    >>> import art_hrloss
-    >>> options = {"input_shape": (4,), "nb_classes": 3, "clip_values": (0, 1), "device_type": "cpu"}
-    >>> classifier = art_hrloss.HRClassifier(torch.nn.Linear(4, 3), art_hrloss.HRLoss(), **options)
+    >>> from art_hrloss import HRClassifier, HRLoss
+    >>> classifier = HRClassifier(torch.nn.Linear(4, 3), HRLoss(), (4,), 3, clip_values=(0, 1), device_type="cpu")
     >>> images = np.full((2, 4), 0.5, dtype=np.float32)
     >>> adversarial = FastGradientMethod(classifier, eps=0.1, loss="margin").generate(images, [0, 1])
     >>> bool(np.allclose(np.abs(adversarial - images), 0.1))
@@ -95,6 +94,7 @@ class FastGradientMethod(_GradientAscent, evasion.FastGradientMethod):
     """
 
     attack_params = [*evasion.FastGradientMethod.attack_params, *LossAttack.extra_params]  # noqa: RUF012  # ART's own
+    step_param = "eps"
 
     def generate(self, x: Array, y: Any = None, **kwargs: Any) -> Images:
         """
@@ -110,8 +110,7 @@ class FastGradientMethod(_GradientAscent, evasion.FastGradientMethod):
         rows = label_rows(labels, n=len(images), classes=self.estimator.nb_classes).cpu().numpy()
         network = self.estimator.model
         with modes_kept(network), gradients_kept(network):  # ART's search for the smallest perturbation changes both
-            adversarial: Images = super().generate(images, rows, **kwargs)
-        return adversarial
+            return np.asarray(super().generate(images, rows, **kwargs))
 
     def _check_params(self) -> None:
         super()._check_params()
@@ -125,24 +124,15 @@ class FastGradientMethod(_GradientAscent, evasion.FastGradientMethod):
         """Make one attempt at all images; the choice among attempts is ART's."""
         labels, adversarial = torch.from_numpy(y), x.astype(np.float32)
         if self.num_random_init:  # one draw for all images
-            whole = self._batch(adversarial, labels, mask, slice(None))
-            adversarial = whole.region.random_start(whole.mask).cpu().numpy()
+            adversarial = self._start(self._batch(adversarial, labels, mask, slice(None))).cpu().numpy()
         # NumPy computes the difference of an image and its original, and projects it, in their common precision.
         origin = x_init.astype(np.result_type(np.float32, x_init.dtype))
         for start in range(0, len(x), self.batch_size):
             rows, self._batch_id = slice(start, start + self.batch_size), start // self.batch_size
             batch = self._batch(origin, labels, mask, rows)
             points = torch.tensor(adversarial[rows], device=batch.region.images.device)
-            points = self._ascend(points, batch._replace(eps_step=batch.region.eps), steps=1)
-            adversarial[rows] = points.cpu().numpy()
+            adversarial[rows] = self._ascend(batch, points).cpu().numpy()
         return adversarial
-
-    def _attempt(self, batch: Batch, unfinished: Unfinished, attempt: int) -> tuple[Tensor, Tensor]:
-        random = self.restarts is not None or self.num_random_init > 0
-        start = batch.region.random_start(batch.mask) if random else batch.region.images.clone()
-        stops = unfinished if self.keep_first else None
-        points = self._ascend(start, batch._replace(eps_step=batch.region.eps), steps=1, unfinished=stops)
-        return points, self._logits(points, unfinished.classes)
 
 
 class _AnyPreprocessing(evasion.ProjectedGradientDescentPyTorch):
@@ -150,7 +140,6 @@ class _AnyPreprocessing(evasion.ProjectedGradientDescentPyTorch):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super(evasion.ProjectedGradientDescentPyTorch, self).__init__(*args, **kwargs)
-        self._batch_id, self._i_max_iter = 0, 0
 
     def _check_params(self) -> None:
         super()._check_params()
@@ -164,9 +153,8 @@ class ProjectedGradientDescent(_GradientAscent, _AnyPreprocessing):
 
     `decay` is that of the momentum (MI-FGSM; Dong et al., 2018).
 
-    >>> import art_hrloss
-    >>> options = {"input_shape": (4,), "nb_classes": 3, "clip_values": (0, 1), "device_type": "cpu"}
-    >>> classifier = art_hrloss.HRClassifier(torch.nn.Linear(4, 3), art_hrloss.HRLoss(), **options)
+    >>> from art_hrloss import HRClassifier, HRLoss
+    >>> classifier = HRClassifier(torch.nn.Linear(4, 3), HRLoss(), (4,), 3, clip_values=(0, 1), device_type="cpu")
     >>> options = {"max_iter": 10, "restarts": 2, "keep_first": True, "verbose": False}
     >>> attack = ProjectedGradientDescent(classifier, eps=0.1, eps_step=0.02, **options)
     >>> attack.generate(np.full((2, 4), 0.5, dtype=np.float32), [0, 1]).shape
@@ -196,33 +184,18 @@ class ProjectedGradientDescent(_GradientAscent, _AnyPreprocessing):
         self._random_eps()
         if self._stops_early:
             return self._attack_unfinished(images, labels, mask)
-        adversarial = images.astype(np.float32)
-        for start in self._bar(range(0, len(images), self.batch_size), "batch"):
-            rows, self._batch_id = slice(start, start + self.batch_size), start // self.batch_size
-            adversarial[rows] = self._choose(self._batch(adversarial, labels, mask, rows))
+        images = images.astype(np.float32)
+        adversarial = images.copy()
+        for first in self._bar(range(0, len(images), self.batch_size), "batch"):
+            rows, self._batch_id = slice(first, first + self.batch_size), first // self.batch_size
+            batch = self._batch(images, labels, mask, rows)
+            adversarial[rows] = self._ascend(batch, self._start(batch)).cpu().numpy()
+            if self.num_random_init > 1:  # ART compares with the prediction, not with the label
+                reference = batch.classes.cpu().numpy() if self.targeted else self._predict(images[rows])
+            for _ in range(1, self.num_random_init):
+                points = self._ascend(batch, self._start(batch)).cpu().numpy()
+                success = (self._predict(points) == reference) == self.targeted
+                adversarial[rows][success] = points[success]  # as in ART, a later success replaces an earlier one
         if self.summary_writer is not None:
             self.summary_writer.reset()
         return adversarial
-
-    def _choose(self, batch: Batch) -> Images:
-        """Return the first attempt at a batch or, image by image, the last of the others that succeeded, as ART."""
-        images: Images = batch.region.images.cpu().numpy()
-        adversarial: Images = self._run(batch).cpu().numpy()
-        for attempt in range(1, self.num_random_init):
-            if attempt == 1:  # ART compares with the prediction, not with the label
-                rows = label_rows(batch.labels, n=len(images), classes=self.estimator.nb_classes)
-                reference = rows.argmax(1).cpu().numpy() if self.targeted else self._predict(images)
-            points = self._run(batch).cpu().numpy()
-            success = (self._predict(points) == reference) == self.targeted
-            adversarial[success] = points[success]
-        return adversarial
-
-    def _run(self, batch: Batch, unfinished: Unfinished | None = None) -> Tensor:
-        """Return the last iterates from a random start, or from the images."""
-        random = (self.restarts is not None or self.num_random_init > 0) and self.max_iter > 0
-        start = batch.region.random_start(batch.mask) if random else batch.region.images.clone()
-        return self._ascend(start, batch, steps=self.max_iter, unfinished=unfinished)
-
-    def _attempt(self, batch: Batch, unfinished: Unfinished, attempt: int) -> tuple[Tensor, Tensor]:
-        points = self._run(batch, unfinished if self.keep_first else None)
-        return points, self._logits(points, unfinished.classes)

@@ -5,13 +5,14 @@ Each is a module from logits ``(n, M)`` and class indices ``(n,)`` to ``(n,)``, 
 what :class:`~art_hrloss.HRClassifier` takes as its `attack_loss`.
 """
 
-from typing import Literal, get_args
+from typing import Literal
 
 import torch
 from torch import Tensor
 from torch.nn import CrossEntropyLoss, Module
 
-from art_hrloss.losses import HRLoss, hr_loss_terms
+from art_hrloss.losses._functional import hr_loss_terms
+from art_hrloss.losses._module import HRLoss
 
 AttackLossName = Literal["ce", "hr", "margin", "dlr"]
 
@@ -29,13 +30,15 @@ def attack_loss(name: AttackLossName | Module) -> Module:
     """
     if isinstance(name, Module):
         return name
-    if name not in get_args(AttackLossName):
-        raise ValueError(
-            f"expected the attack's loss to be one of {list(get_args(AttackLossName))} or a module, but got {name!r}"
-        )
-    if name == "hr":
-        return HRLoss(reduction="none")
-    return {"ce": ExactCrossEntropy, "margin": MarginLoss, "dlr": DLRLoss}[name]()
+    losses: dict[str, Module] = {
+        "ce": ExactCrossEntropy(),
+        "hr": HRLoss(reduction="none"),
+        "margin": MarginLoss(),
+        "dlr": DLRLoss(),
+    }
+    if name not in list(losses):
+        raise ValueError(f"expected the attack's loss to be one of {list(losses)} or a module, but got {name!r}")
+    return losses[name]
 
 
 class _AttackLoss(CrossEntropyLoss):
@@ -79,6 +82,10 @@ class MarginLoss(_AttackLoss):
 
     def per_example(self, logits: Tensor, index: Tensor) -> Tensor:
         return logits.scatter(1, index, -torch.inf).amax(1) - logits.gather(1, index).squeeze(1)
+
+
+# The cheapest loss, for an evaluation of which only the logits or the margins are wanted.
+MARGIN = MarginLoss()
 
 
 class DLRLoss(MarginLoss):

@@ -13,13 +13,11 @@ from art.estimators.classification import PyTorchClassifier
 from torch import Tensor
 
 from art_hrloss._labels import class_indices
-from art_hrloss._preconditions import checked_images
+from art_hrloss._preconditions import Images, checked_images
 from art_hrloss.attacks._base import plain, predicted_classes
-from art_hrloss.attacks._constraints import Images, check_units
-from art_hrloss.attacks._losses import MarginLoss
+from art_hrloss.attacks._constraints import check_units
+from art_hrloss.attacks._losses import MARGIN
 from art_hrloss.classifier import as_hr_classifier
-
-_MARGIN = MarginLoss()
 
 
 def is_for_square(classifier: PyTorchClassifier, norm: float | str) -> bool:
@@ -46,6 +44,13 @@ class SquareAttack(evasion.SquareAttack):
     schedule. An image is queried until it is misclassified, `max_iter` times at most after its initial vertical
     stripes. The random numbers come from NumPy's global generator; what one image draws depends neither on `batch_size`
     nor on the success on others. For norm 2, or with an `adv_criterion` or a `loss`, ART's own implementation runs.
+
+    >>> from art_hrloss import HRClassifier, HRLoss
+    >>> network = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 3))
+    >>> classifier = HRClassifier(network, HRLoss(), (1, 8, 8), 3, clip_values=(0, 1), device_type="cpu")
+    >>> attack = SquareAttack(classifier, eps=0.1, max_iter=20, verbose=False)
+    >>> attack.generate(np.full((2, 1, 8, 8), 0.5, dtype=np.float32), [0, 1]).shape
+    (2, 1, 8, 8)
     """
 
     attack_params = [*evasion.SquareAttack.attack_params, "patience"]  # noqa: RUF012  # ART's own declaration
@@ -79,8 +84,7 @@ class SquareAttack(evasion.SquareAttack):
         predictions = torch.from_numpy(predicted_classes(self.estimator, x, self.batch_size))
         labels = predictions if y is None else class_indices(y, n=len(x), classes=self.estimator.nb_classes).cpu()
         if self._runs_arts():
-            inherited: Images = super().generate(x, labels.numpy(), **kwargs)
-            return inherited
+            return np.asarray(super().generate(x, labels.numpy(), **kwargs))
         images, robust = torch.from_numpy(x), predictions == labels
         adversarial, device = images.clone(), getattr(self.estimator, "device", "cpu")
         for _ in range(self.nb_restarts):
@@ -89,15 +93,18 @@ class SquareAttack(evasion.SquareAttack):
                     iterates, misclassified = self._attempt(images[robust].to(device), labels[robust].to(device))
                 adversarial[robust] = iterates.cpu()
                 robust[robust.clone()] = ~misclassified.cpu()
-        result: Images = adversarial.numpy()
-        return result
+        return np.asarray(adversarial)
 
     def _attempt(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """Return the iterates at which a random search ends, and whether they are misclassified."""
         clip_values = [torch.as_tensor(value, device=images.device).float() for value in self.estimator.clip_values]
         low = torch.maximum(images - self.eps, clip_values[0]).flatten(1)
         high = torch.minimum(images + self.eps, clip_values[1]).flatten(1)
-        best = torch.where(self._stripes(images), high, low)
+        # It begins at vertical stripes at the bounds, one draw per column and channel.
+        rows = 2 if self.estimator.channels_first else 1
+        shape = [1 if axis == rows else size for axis, size in enumerate(images.shape)]
+        up = torch.from_numpy(np.random.random_sample(shape) < 0.5)  # noqa: NPY002  # ART's generator
+        best = torch.where(up.to(images.device).expand_as(images).flatten(1), high, low)
         margins, wrong = self._margins(best.view_as(images), labels)
         result, misclassified = torch.empty_like(best), wrong.clone()
         active, fruitless = torch.arange(len(images), device=images.device), 0
@@ -122,13 +129,6 @@ class SquareAttack(evasion.SquareAttack):
         result[active] = best
         return result.view_as(images), misclassified
 
-    def _stripes(self, images: Tensor) -> Tensor:
-        """Return which pixels of flattened images start at their upper bound: one draw per column and channel."""
-        rows = 2 if self.estimator.channels_first else 1
-        shape = [1 if axis == rows else size for axis, size in enumerate(images.shape)]
-        up = np.random.random_sample(shape) < 0.5  # noqa: NPY002  # ART's attacks draw from the global generator
-        return torch.from_numpy(up).to(images.device).expand_as(images).flatten(1)
-
     def _squares(self, images: Tensor, active: Tensor, share: float) -> tuple[Tensor, Tensor]:
         """Return a square of `share` of the pixels per active image: its flat positions, and which of them go up."""
         grid = torch.arange(images[0].numel(), device=images.device).view(images.shape[1:])
@@ -146,9 +146,9 @@ class SquareAttack(evasion.SquareAttack):
         """Return the margins and whether the images are misclassified, both ``(n,)``."""
         if self._classifier is None:
             logits = torch.from_numpy(self.estimator.predict(images.numpy(), batch_size=self.batch_size))
-            return -_MARGIN(logits, labels), logits.argmax(1) != labels
+            return -MARGIN(logits, labels), logits.argmax(1) != labels
         parts = zip(images.split(self.batch_size), labels.split(self.batch_size), strict=True)
-        points = [self._classifier.evaluate(*part, loss=_MARGIN, gradient=False) for part in parts]
+        points = [self._classifier.evaluate(*part, loss=MARGIN, gradient=False) for part in parts]
         losses, logits = (torch.cat(values) for values in zip(*((p.losses, p.logits) for p in points), strict=True))
         return -losses, self._classifier.predicted_classes(logits) != labels
 

@@ -12,11 +12,10 @@ from art.estimators.classification import PyTorchClassifier
 
 from art_hrloss._context import modes_kept, seeded
 from art_hrloss._network import check_classifier
-from art_hrloss._preconditions import checked_evaluation
+from art_hrloss._preconditions import Images, Labels, checked_evaluation
 from art_hrloss.attacks._auto_pgd import AutoProjectedGradientDescent
-from art_hrloss.attacks._constraints import Images, Labels, check_eps, feasible, norm_order
+from art_hrloss.attacks._constraints import check_eps, feasible, norm_order
 from art_hrloss.attacks._gradient import ProjectedGradientDescent
-from art_hrloss.attacks._losses import AttackLossName
 from art_hrloss.attacks._square import SquareAttack, is_for_square
 from art_hrloss.classifier import as_hr_classifier
 
@@ -28,17 +27,13 @@ if TYPE_CHECKING:
 class WorstCase:
     """The result of an ensemble of attacks, example by example."""
 
-    names: tuple[str, ...]
-    """The attacks in their order; the first is "no attack"."""
+    names: tuple[str, ...]  #: The attacks in their order; the first is "no attack".
     found_by: Labels
     """Shape ``(n,)``: for each example the index in `names` of the first attack that found an adversarial example; -1
     where none did."""
-    adversarial: Images
-    """Shape ``(n, *input_shape)``: the adversarial example, or the original image."""
-    attacked: tuple[int, ...]
-    """How many examples each attack was tried on: those not yet misclassified."""
-    seconds: tuple[float, ...]
-    """How long each attack took."""
+    adversarial: Images  #: Shape ``(n, *input_shape)``: the adversarial example, or the original image.
+    attacked: tuple[int, ...]  #: How many examples each attack was tried on: those not yet misclassified.
+    seconds: tuple[float, ...]  #: How long each attack took.
     eps: float
     norm: float | str
 
@@ -56,18 +51,19 @@ class WorstCase:
         """Return a row per attack as a DataFrame: attack, attacked, found, accuracy, seconds; needs pandas."""
         import pandas as pd
 
-        found = [int((self.found_by == i).sum()) for i in range(len(self.names))]
-        columns = (self.names, self.attacked, found, self.accuracy_after.values(), self.seconds)
-        return pd.DataFrame(zip(*columns, strict=True), columns=["attack", "attacked", "found", "accuracy", "seconds"])
+        return pd.DataFrame(self._rows(), columns=["attack", "attacked", "found", "accuracy", "seconds"])
 
     def __str__(self) -> str:
         width = max(len(name) for name in self.names)
         lines = [f"Worst case of {len(self.found_by)} examples, eps {self.eps:g}, norm {self.norm}"]
         lines.append(f"{'attack':{width}}  {'attacked':>8}  {'found':>6}  {'accuracy':>8}  {'seconds':>7}")
-        for i, (name, accuracy) in enumerate(self.accuracy_after.items()):
-            found = int((self.found_by == i).sum())
-            lines.append(f"{name:{width}}  {self.attacked[i]:8}  {found:6}  {accuracy:8.3f}  {self.seconds[i]:7.1f}")
+        for name, attacked, found, accuracy, seconds in self._rows():
+            lines.append(f"{name:{width}}  {attacked:8}  {found:6}  {accuracy:8.3f}  {seconds:7.1f}")
         return "\n".join(lines)
+
+    def _rows(self) -> list[tuple[str, int, int, float, float]]:
+        found = [int((self.found_by == i).sum()) for i in range(len(self.names))]
+        return list(zip(self.names, self.attacked, found, self.accuracy_after.values(), self.seconds, strict=True))
 
 
 def worst_case(
@@ -85,27 +81,25 @@ def worst_case(
     Run one attack after another, each on the examples that none before it has misclassified.
 
     An image is an adversarial example if it lies within eps of the original, in the range of the pixels, and is
-    misclassified; an attack that looks for the nearest adversarial image, as HopSkipJump, so counts only within eps.
+    misclassified.
 
-    :param classifier: The classifier under attack.
     :param x: Images, shape ``(n, *input_shape)``, finite and inside clip_values; attacked as float32.
     :param y: True labels, in any form of :func:`art_hrloss._labels.parse_labels`.
     :param eps: The largest perturbation, in units of the images.
     :param norm: numpy.inf or 2; 1 as well, with attacks of that norm.
     :param attacks: ART's attacks by name, each constructed for this eps, on the classifier or on others; of one of
-           another norm, or for the nearest adversarial image, only what lies within eps counts; {} measures clean
-           accuracy. By default
-           :func:`ensemble`.
-    :param batch_size: Of the predictions.
+           another norm, or for the nearest adversarial image, as HopSkipJump, only what lies within eps counts; {}
+           measures clean accuracy. By default :func:`ensemble`.
+    :param batch_size: Images per prediction.
     :param seed: Of Python's, NumPy's and torch's global generators, which are restored. ART's attacks draw from them,
            but for its own HopSkipJump and BoundaryAttack, which start at images that no seed decides.
     :raises ValueError: If robust accuracy would mean nothing: see
             :func:`art_hrloss._preconditions.checked_evaluation`; or if an attack is targeted, constructed for more than
             eps, or known not to work in ART; or if all are constructed for less.
 
-    >>> import torch, art_hrloss
-    >>> options = {"input_shape": (4,), "nb_classes": 3, "clip_values": (0, 1), "device_type": "cpu"}
-    >>> classifier = art_hrloss.HRClassifier(torch.nn.Linear(4, 3), art_hrloss.HRLoss(), **options)
+    >>> import torch
+    >>> from art_hrloss import HRClassifier, HRLoss
+    >>> classifier = HRClassifier(torch.nn.Linear(4, 3), HRLoss(), (4,), 3, clip_values=(0, 1), device_type="cpu")
     >>> images = np.random.default_rng(0).random((20, 4), dtype=np.float32)
     >>> attacks = ensemble(classifier, eps=0.1, square_iter=0)
     >>> result = worst_case(classifier, images, classifier.predict(images).argmax(1), eps=0.1, attacks=attacks)
@@ -119,9 +113,8 @@ def worst_case(
     attacks = ensemble(classifier, eps=eps, norm=norm, batch_size=batch_size) if attacks is None else attacks
     if not isinstance(attacks, Mapping):
         raise TypeError(f"expected attacks by name, a dict as ensemble returns, but got a {type(attacks).__name__}")
-    for name, attack in attacks.items():
-        _check_attack(name, attack, eps, norm)
-    if attacks and all(_radius(attack, norm) < eps * (1 - 1e-5) for attack in attacks.values()):
+    radii = [_checked_radius(name, attack, eps, norm) for name, attack in attacks.items()]
+    if radii and all(radius < eps * (1 - 1e-5) for radius in radii):
         raise ValueError(f"expected an attack constructed for eps {eps:g}, but got attacks of smaller ones alone")
     begin = time.perf_counter()
     estimators = [getattr(attack, "estimator", None) for attack in attacks.values()]
@@ -162,7 +155,6 @@ def ensemble(
     The order and the numbers are those that were never weaker than AutoAttack's standard set on honest and on masked
     networks, at a fraction of its time.
 
-    :param classifier: The classifier under attack.
     :param eps: The largest perturbation, in units of the images.
     :param norm: numpy.inf or 2.
     :param max_iter: Steps of each white-box attack; a fifth of them for the one that goes to all classes.
@@ -176,9 +168,9 @@ def ensemble(
     :param batch_size: Images that are attacked together.
     :raises ValueError: If the Square attack cannot be used and is not left out, or an argument is out of its range.
 
-    >>> import torch, art_hrloss
-    >>> options = {"input_shape": (4,), "nb_classes": 3, "clip_values": (0, 1), "device_type": "cpu"}
-    >>> classifier = art_hrloss.HRClassifier(torch.nn.Linear(4, 3), art_hrloss.HRLoss(), **options)
+    >>> import torch
+    >>> from art_hrloss import HRClassifier, HRLoss
+    >>> classifier = HRClassifier(torch.nn.Linear(4, 3), HRLoss(), (4,), 3, clip_values=(0, 1), device_type="cpu")
     >>> list(ensemble(classifier, eps=0.1, square_iter=0))[:2]
     ['AutoPGD on CE', 'AutoPGD on HR']
     """
@@ -187,17 +179,18 @@ def ensemble(
         raise ValueError(f"expected norm to be numpy.inf or 2, but got {norm}")
     options: dict[str, Any] = {"eps": eps, "norm": norm, "batch_size": batch_size, "verbose": False}
     auto = options | {"eps_step": 2 * eps, "max_iter": max_iter, "keep_first": True}
-    losses: dict[AttackLossName, str] = {"ce": "CE", "hr": "HR"}
-    attacks: dict[str, EvasionAttack] = {
-        f"AutoPGD on {name}": AutoProjectedGradientDescent(classifier, loss=loss, restarts=restarts, **auto)
-        for loss, name in losses.items()
+    parameters: dict[str, dict[str, Any]] = {
+        "AutoPGD on CE": {"loss": "ce", "restarts": restarts},
+        "AutoPGD on HR": {"loss": "hr", "restarts": restarts},
     }
     if target_classes:
-        likeliest, others = (min(count, target_classes, classifier.nb_classes - 1) for count in (5, target_classes))
-        brief = auto | {"max_iter": max(1, max_iter // 5), "loss": "margin"}
-        targeted = {"likeliest": auto | {"target_classes": likeliest}, "other": brief | {"target_classes": others}}
-        for name, parameters in targeted.items():
-            attacks[f"AutoPGD to {name} classes"] = AutoProjectedGradientDescent(classifier, **parameters)
+        count = min(target_classes, classifier.nb_classes - 1)
+        brief = {"target_classes": count, "loss": "margin", "max_iter": max(1, max_iter // 5)}
+        parameters["AutoPGD to likeliest classes"] = {"target_classes": min(5, count)}
+        parameters["AutoPGD to other classes"] = brief
+    attacks: dict[str, EvasionAttack] = {
+        name: AutoProjectedGradientDescent(classifier, **auto | values) for name, values in parameters.items()
+    }
     for name, other in (transfer_from or {}).items():
         attacks[f"transfer from {name}"] = transfer(other, max_iter=max_iter, **options)
     if square_iter:
@@ -210,9 +203,8 @@ def ensemble(
         patience = max(1, 2 * square_iter // 5) if norm_order(norm) == np.inf else None  # which ART's of norm 2 has not
         attacks["Square"] = SquareAttack(classifier, max_iter=square_iter, nb_restarts=1, patience=patience, **options)
     if hop_skip_jump_iter:
-        attacks["HopSkipJump"] = HopSkipJumpAttack(
-            as_hr_classifier(classifier), norm=norm, max_iter=hop_skip_jump_iter, batch_size=batch_size, verbose=False
-        )
+        queried = {"norm": norm, "max_iter": hop_skip_jump_iter, "batch_size": batch_size, "verbose": False}
+        attacks["HopSkipJump"] = HopSkipJumpAttack(as_hr_classifier(classifier), **queried)
     return attacks
 
 
@@ -234,19 +226,10 @@ def transfer(
     :param eps: The largest perturbation, in units of the images.
     :param norm: numpy.inf, 1 or 2.
     :param max_iter: Steps, of 2.5 eps / max_iter, from a random start.
-    :param batch_size: Images that are attacked together.
     """
-    return ProjectedGradientDescent(
-        source,
-        norm=norm,
-        eps=check_eps(eps, norm, source.clip_values),
-        eps_step=2.5 * eps / max_iter,
-        max_iter=max_iter,
-        num_random_init=1,
-        batch_size=batch_size,
-        verbose=verbose,
-        loss="ce",
-    )
+    eps = check_eps(eps, norm, source.clip_values)
+    sizes: dict[str, Any] = {"eps": eps, "eps_step": 2.5 * eps / max_iter, "max_iter": max_iter, "num_random_init": 1}
+    return ProjectedGradientDescent(source, norm, loss="ce", batch_size=batch_size, verbose=verbose, **sizes)
 
 
 class HopSkipJumpAttack(HopSkipJump):
@@ -262,11 +245,11 @@ class HopSkipJumpAttack(HopSkipJump):
         return None
 
 
-def _check_attack(name: str, attack: EvasionAttack, eps: float, norm: float | str) -> None:
+def _checked_radius(name: str, attack: EvasionAttack, eps: float, norm: float | str) -> float:
+    """Return the largest eps of an attack of this norm, NaN for any other; raise if it has no place in a worst case."""
     if isinstance(attack, type) or not hasattr(attack, "generate"):
         raise TypeError(f"expected attacks, objects with a method generate, but {name} is {attack!r:.60}")
     kind, norm_of_attack = type(attack).__name__, getattr(attack, "norm", None)
-    eps_of_attack = np.max(getattr(attack, "eps", 0.0))
     conjugate = (AutoConjugateGradient, RescalingAutoConjugateGradient)
     if isinstance(attack, conjugate) and norm_of_attack in (np.inf, "inf"):
         raise ValueError(
@@ -276,15 +259,10 @@ def _check_attack(name: str, attack: EvasionAttack, eps: float, norm: float | st
     # AutoAttack means by it that targeted attacks come on top.
     if getattr(attack, "targeted", False) and not isinstance(attack, AutoAttack):
         raise ValueError(f"expected attacks that are not targeted, but {name} is {kind} with targeted=True")
-    if _radius(attack, norm) > eps * (1 + 1e-5):
-        raise ValueError(
-            f"expected attacks constructed for eps {eps:g}, but {name} is {kind} with eps {np.max(eps_of_attack):g}"
-        )
-
-
-def _radius(attack: EvasionAttack, norm: float | str) -> float:
-    """Return the eps that an attack of this norm was constructed for, its largest; NaN for any other."""
-    norm_of_attack = getattr(attack, "norm", None)
     same_norm = norm_of_attack is not None and norm_order(norm_of_attack) == norm_order(norm)
-    known = same_norm and hasattr(attack, "eps") and not getattr(attack, "minimal", False)
-    return float(np.max(attack.eps)) if known else np.nan
+    if not same_norm or not hasattr(attack, "eps") or getattr(attack, "minimal", False):
+        return np.nan
+    radius = float(np.max(attack.eps))
+    if radius > eps * (1 + 1e-5):
+        raise ValueError(f"expected attacks constructed for eps {eps:g}, but {name} is {kind} with eps {radius:g}")
+    return radius
