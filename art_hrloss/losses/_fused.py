@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 from torch.autograd.forward_ad import unpack_dual
 
-from art_hrloss.losses._passes import IN_ADVANCE, Stored, batch_of
+from art_hrloss.losses._passes import IN_ADVANCE, Batch, Stored
+from art_hrloss.losses._two_classes import Pairs
 from art_hrloss.losses._validation import LossOptions
 
 # Orders alpha - 1 nearer to 0, but not 0, magnify the rounding of log(sum_k exp(x_k)); the reference does not.
@@ -55,6 +56,13 @@ def fused_loss(logits: Tensor, target: Tensor, weight: Tensor | None, options: L
     return (_Compiled if compiling else _Fused).apply(logits, target, weight, plan)[0]  # type: ignore[no-any-return]
 
 
+def _batch(logits: Tensor, target: Tensor, weight: Tensor | None, options: LossOptions) -> Batch:
+    """Return the batch whose two passes compute the loss and its gradient."""
+    by_index = target.ndim < logits.ndim and options.label_smoothing == 0
+    pairs = by_index and logits.shape[min(1, logits.ndim - 1)] == 2
+    return (Pairs if pairs else Batch)(logits, target, weight, options)
+
+
 class _Plan(NamedTuple):
     options: LossOptions
     reference: Loss
@@ -67,14 +75,14 @@ class _Compiled(torch.autograd.Function):
 
     @staticmethod
     def forward(logits: Tensor, target: Tensor, weight: Tensor | None, plan: _Plan) -> tuple[Any, ...]:
-        batch = batch_of(logits, target, weight, plan.options)
+        batch = _batch(logits, target, weight, plan.options)
         loss, stored = batch.loss(with_gradient=plan.with_gradient, in_advance=plan.in_advance)
         return loss, *stored
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Any, ...]) -> None:
         *tensors, ctx.plan = inputs
-        _, columns, powers, ctx.plain = output
+        _, columns, powers, *ctx.known = output
         ctx.mark_non_differentiable(columns, powers)
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(*tensors, columns, powers)
@@ -92,27 +100,27 @@ class _Compiled(torch.autograd.Function):
         if plan.in_advance:
             each = by_loss.unsqueeze(1) if by_loss.ndim else by_loss  # with reduction "none", a number per example
             return columns.reshape(logits.shape) * each, None, None, None
-        gradient = batch_of(logits, target, weight, plan.options).gradient(Stored(columns, powers, ctx.plain), by_loss)
+        gradient = _batch(logits, target, weight, plan.options).gradient(Stored(columns, powers, *ctx.known), by_loss)
         return gradient.reshape(logits.shape), None, None, None
 
 
 class _Fused(_Compiled):
     @staticmethod
-    def jvp(ctx: Any, tangent: Tensor, *_: Any) -> tuple[Tensor, None, None, None]:
+    def jvp(ctx: Any, tangent: Tensor, *_: Any) -> tuple[Tensor, None, None, None, None]:
         logits, target, weight = ctx.saved_tensors[:3]
         plan: _Plan = ctx.plan
         loss, pull = torch.func.vjp(  # type: ignore[misc]
             lambda z: plan.reference(z, target, weight, plan.options), logits
         )
         product = pull(torch.ones_like(loss))[0] * tangent  # an example's loss depends on its own logits only
-        return product.sum(1) if loss.ndim else product.sum(), None, None, None
+        return product.sum(1) if loss.ndim else product.sum(), None, None, None, None
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple[Any, ...], *inputs: Any) -> tuple[Any, Any]:
         *tensors, plan = inputs
         each = torch.func.vmap(lambda *one: plan.reference(*one, plan.options), in_dims[:3], randomness=info.randomness)
         nothing = tensors[0].new_empty(0)
-        return (each(*tensors), nothing, nothing.clone(), False), (0, None, None, None)
+        return (each(*tensors), nothing, nothing.clone(), False, False), (0, None, None, None, None)
 
 
 # torch binds the arguments of `forward` at each call; with its signature at hand that takes a tenth of the time.

@@ -24,10 +24,10 @@ from art_hrloss.losses._validation import LossOptions
 
 # Elements up to which the gradient is computed together with the loss.
 IN_ADVANCE = BLOCK
-# Stands for w = -inf: exp(w) is 0 as well, but 0 times w is no NaN. A divergence as large as this makes it is infinite.
-_FAR, _IMPOSSIBLE, _LEAST = -1e30, 1e20, 1e-30
-# Where log1p(exp(m)) is m to the last digit of every dtype.
-_EXACT = 40.0
+# Stands for w = -inf: exp(w) is 0 as well, but 0 times w is no NaN. A sum of powers below _LEAST has lost digits.
+FAR, _LEAST = -1e30, 1e-30
+# Where exp(w) is 0 in every dtype.
+_ZERO = -1e4
 
 
 class Stored(NamedTuple):
@@ -38,14 +38,9 @@ class Stored(NamedTuple):
     powers: Tensor
     """For labels of a distribution: r up to a factor for each example; else empty."""
     plain: bool
-    """Whether no logit is infinite and every example has a weight, as far as that is known."""
-
-
-def batch_of(logits: Tensor, target: Tensor, weight: Tensor | None, options: LossOptions) -> "Batch":
-    """Return the batch whose two passes compute the loss and its gradient."""
-    by_index = target.ndim < logits.ndim and options.label_smoothing == 0
-    pairs = by_index and logits.shape[min(1, logits.ndim - 1)] == 2
-    return (Pairs if pairs else Batch)(logits, target, weight, options)
+    """Whether it is known that no logit is infinite, no power overflows and no distribution is without weight."""
+    valid: bool
+    """Whether it is known that every class index is one of a class, none the index to be ignored."""
 
 
 class Batch:
@@ -98,23 +93,24 @@ class Batch:
             for column, values in zip(columns, part if block else (), strict=False):
                 column[block] = values
         *kept, divergence, entropy = columns
-        mass = kept[-1] if self.soft else mass
+        valid, mass = mass is None, kept[-1] if self.soft else mass
         loss, *shares = self._reduced(divergence, entropy, mass, plain)
         check = loss.sum() if loss.ndim else loss
         if mass is not None:  # a weight of 0 keeps what is not finite out of the loss, but not out of this
             check = check + (divergence + entropy).sum()
         if in_advance:
-            return loss, Stored(self._gradient_of(work, self.labels, kept, *shares), powers, plain), check
+            del part, columns, divergence, entropy
+            return loss, Stored(self._gradient_of(work, self.labels, kept, *shares), powers, plain, valid), check
         if isinstance(columns, Tensor):
             columns[-2], columns[-1] = shares
         else:
             columns = torch.stack([*kept, *(torch.ones_like(kept[0]) * share for share in shares)])
-        return loss, Stored(columns, powers, plain), check
+        return loss, Stored(columns, powers, plain, valid), check
 
     def gradient(self, stored: Stored, by_loss: Tensor) -> Tensor:
         """Return the gradient of the loss times a number or, with reduction "none", times one for each example."""
         by_loss = by_loss.reshape(self.column_shape) if by_loss.ndim else by_loss
-        if not (stored.plain or self.soft):
+        if not (stored.valid or self.soft):
             self.labels = self.labels.masked_fill(self.labels == self.options.ignore_index, 0)
         whole: Tensor | None = None
         for block in cache_blocks(self.rows):
@@ -143,26 +139,29 @@ class Batch:
         peak = rows.amax(1, keepdim=True)
         w, r = rows - peak, None
         of_label = w.gather(1, labels) if self.by_index else None
+        absent = None if plain or self.by_index else w.isneginf()
         if not plain:
-            w.clamp_(min=_FAR)
+            w.clamp_(min=_ZERO if self.by_index else FAR)
         memory = w.exp()
         scale, others, excess = softmax_sums(w, memory)
         excess, log1p = excess.mul_(scale), others.log1p_()  # -t, log1p(s)
         kept = [peak, scale, excess]
         if of_label is None:
-            r, surprise, *of_distribution = self._powers(w, labels, mass, plain, memory if powers is None else powers)
+            memory = memory if powers is None else powers
+            r, surprise, *of_distribution = self._powers(w, labels, mass, absent, memory)
+            w = w if plain else w.clamp_(min=_ZERO)
             kept, divergence = [*kept, *of_distribution], surprise.add_(log1p)
             return (*kept, divergence, log1p.sub_(excess)), (w, r)
         divergence = log1p - of_label
         # The label's entries of the two gradients, q_y - 1 and - q_y (w_y + t), which would cancel as those of others.
         log_q = -divergence
-        by_entropy = log_q.exp().mul_(excess - (of_label if plain else of_label.clamp(min=_FAR)))
+        by_entropy = log_q.exp().mul_(excess - (of_label if plain else of_label.clamp(min=FAR)))
         return (*kept, log_q.expm1_(), by_entropy, divergence, log1p.sub_(excess)), (w, r)
 
     def _work(self, rows: Tensor, kept: list[Tensor], plain: bool, powers: Tensor | None) -> Any:
-        """Return w, and r up to a factor."""
+        """Return w, as far as exp(w) is not 0, and r up to a factor."""
         w = rows - kept[0]
-        return w if plain else w.clamp_(min=_FAR), powers
+        return w if plain else w.clamp_(min=_ZERO), powers
 
     def _gradient_of(self, work: Any, labels: Tensor, kept: list[Tensor], by_label: Any, by_entropy: Any) -> Tensor:
         """Return the gradient of a block, given the derivatives by its divergences and entropies."""
@@ -177,11 +176,11 @@ class Batch:
                 classes = torch.arange(w.shape[1], device=w.device).view(-1, *(1,) * (w.ndim - 2))
                 return torch.where(classes == labels, at_label, gradient)
             return gradient.scatter_(1, labels, at_label)
-        gradient.addcmul_(r, by_label / of_label[0].clamp(min=_LEAST), value=-1)
-        # The entries of a row sum to 0. In a one-hot row, where q is near it, that of its class would cancel:
+        gradient.addcmul_(r, by_label / of_label[0].masked_fill(of_label[0] == 0, 1.0), value=-1)
+        # The entries of a row sum to 0. Where q and r are near the same class, its entry would cancel:
         # it is minus the sum of the others.
         readable = scale.is_cpu and not torch.compiler.is_compiling()
-        if self.soft and not self.options.label_smoothing and not (readable and scale.max().item() < 0.5):
+        if not (readable and scale.max().item() < 0.5):
             gradient.addcmul_(q.trunc_(), gradient.sum(1, keepdim=True), value=-1)
         return gradient
 
@@ -197,43 +196,58 @@ class Batch:
         mass = self.weight[self.labels] * (1 - smoothing) + self.weight.mean() * smoothing
         return mass.masked_fill_(ignored, 0.0)
 
-    def _powers(self, w: Tensor, labels: Tensor, mass: Tensor | None, plain: bool, out: Tensor) -> tuple[Tensor, ...]:
+    def _powers(
+        self, w: Tensor, labels: Tensor, mass: Tensor | None, absent: Tensor | None, out: Tensor
+    ) -> tuple[Tensor, ...]:
         """
         Return r up to a factor, the divergence less log1p(s), the sum of r, and of soft labels their sum.
 
         Labels need not sum to 1.
 
+        :param absent: Which classes never occur, for their logit is -inf; None if that is to be assumed of none.
         :param out: Memory for r.
         """
         alpha, smoothing, classes = self.options.alpha, self.options.label_smoothing, w.shape[1]
-        column = (-1, *(1,) * (w.ndim - 2))
+        column, sums = (-1, *(1,) * (w.ndim - 2)), []
         if self.soft:
             joint = labels.to(w.dtype)
             if smoothing:
                 joint = joint * (1 - smoothing) + joint.sum(1, keepdim=True) * (smoothing / classes)
             if self.weight is not None:
                 joint = joint * self.weight.view(column)
-            x, mass = torch.log(joint, out=out).mul_(alpha).sub_(w, alpha=self.order), joint.sum(1, keepdim=True)
+            sums = [joint.sum(1, keepdim=True)]
+            mass = sums[0]
+            if absent is not None or mass.sub(1).abs_().max().item() > 1e-5:
+                joint, mass = joint / mass.masked_fill(mass == 0, 1.0), None
+            x = torch.log(joint, out=out).mul_(alpha)
         else:
             weight = w.new_ones(classes) if self.weight is None else self.weight
             off = weight * (smoothing / classes)
             on = (off + weight * (1 - smoothing)).log_().mul_(alpha)
-            x = torch.sub(off.log_().mul_(alpha).view(column), w, alpha=self.order, out=out)
-            x.scatter_(1, labels, on[labels].sub_(w.gather(1, labels), alpha=self.order))
+            x = out.copy_(off.log_().mul_(alpha).view(column).expand_as(w)).scatter_(1, labels, on[labels])
+        given = None if absent is None else ~x.isneginf()
+        x.sub_(w, alpha=self.order)
         if self.order == 0:
             p = x.exp()
-            surprise = x.clamp(min=_FAR).sub_(w).mul_(p).sum(1, keepdim=True)
+            surprise = x.clamp(min=FAR).sub_(w).mul_(p).sum(1, keepdim=True)
             total = x.copy_(p).sum(1, keepdim=True)
             surprise = surprise if mass is None else surprise / mass - mass.log()
         else:
-            # Above order 0 no power is below that of the largest logit, and their sum no less than that of p^alpha.
-            top = 0.0 if plain and self.order > 0 else x.amax(1, keepdim=True).clamp_(min=_FAR)  # of no mass: -inf
-            total = (x if isinstance(top, float) else x.sub_(top)).exp_().sum(1, keepdim=True)
-            surprise = total.log().add_(top)
+            if absent is None and self.order > 0:  # no power is below p^alpha; but those of a large alpha may vanish
+                total = x.exp_().sum(1, keepdim=True)
+                surprise = torch.where(total > _LEAST, total.log(), math.nan)
+            else:
+                top = x.amax(1, keepdim=True).clamp_(min=FAR)  # of no mass: -inf
+                total = x.sub_(top).exp_().sum(1, keepdim=True)
+                surprise = total.log().add_(top)
             surprise = (surprise if mass is None else surprise.sub_(mass.log(), alpha=alpha)).div_(self.order)
-        if not plain:
-            surprise.masked_fill_(surprise > _IMPOSSIBLE, math.inf)
-        return (x, surprise, total, mass) if self.soft and mass is not None else (x, surprise, total)
+        if absent is not None and given is not None:
+            # At alpha >= 1 no class of the label may be absent; below, not all of them.
+            excluded = (
+                (given & absent).any(1, keepdim=True) if self.order >= 0 else ~(given & ~absent).any(1, keepdim=True)
+            )
+            surprise.masked_fill_(excluded, math.inf)
+        return x, surprise, total, *sums
 
     def _reduced(
         self, divergence: Tensor, entropy: Tensor, mass: Tensor | None, plain: bool
@@ -251,39 +265,3 @@ class Batch:
         shares = (by.reshape(self.column_shape) if isinstance(by, Tensor) else by for by in (by_d, by_h))
         by_label, by_entropy = (by if mass is None else torch.where(mass == 0, 0.0, by) for by in shares)
         return h.add_(d).squeeze(0), by_label, by_entropy
-
-
-class Pairs(Batch):
-    """
-    Logits of two classes, with class indices: everything is a function of one number m of each example.
-
-    With m the other class's logit less the label's and g its sigmoid, the divergence is ``softplus(m)``, the entropy
-    ``softplus(m) - m g``, and their derivatives by m are ``g`` and ``- m g (1 - g)``.
-    """
-
-    def _terms(
-        self, rows: Tensor, labels: Tensor, mass: Tensor | None, plain: bool, powers: Tensor | None
-    ) -> tuple[Any, Any]:
-        margin = (rows[:, 1:] - rows[:, :1]).mul_(self._signs(labels))
-        if not plain:  # an overflow is no number, and not a certainty
-            peak = rows.amax(1, keepdim=True)
-            margin.add_(peak - peak)
-        divergence = torch.nn.functional.softplus(margin, threshold=_EXACT)
-        if not plain:
-            margin.clamp_(_FAR, -_FAR)
-        (share,) = work = (margin.sigmoid(),)
-        return (margin, divergence, torch.addcmul(divergence, margin, share, value=-1)), work
-
-    def _work(self, rows: Tensor, kept: list[Tensor], plain: bool, powers: Tensor | None) -> Any:
-        """Return the sigmoid of m."""
-        return (kept[0].sigmoid(),)
-
-    def _gradient_of(self, work: Any, labels: Tensor, kept: list[Tensor], by_label: Any, by_entropy: Any) -> Tensor:
-        (margin,), (share,) = kept, work
-        by_margin = share * (by_label - margin.neg().sigmoid_().mul_(margin) * by_entropy)
-        by_margin = by_margin * self._signs(labels)
-        return torch.cat([-by_margin, by_margin], 1)
-
-    def _signs(self, labels: Tensor) -> Tensor:
-        """Return 1 for the first class and -1 for the second."""
-        return labels.to(self.rows.dtype).mul_(-2).add_(1)

@@ -195,9 +195,10 @@ def test_losses_of_any_size_are_as_plain(way: str, alpha: float) -> None:
     compare(logits, labels, alpha=alpha)
 
 
-def test_an_index_out_of_range_is_an_error(way: str) -> None:
-    logits, labels = batch()
-    for bad in (5, -1):
+@pytest.mark.parametrize("classes", [2, 5])
+def test_an_index_out_of_range_is_an_error(way: str, classes: int) -> None:
+    logits, labels = batch(classes=classes)
+    for bad in (classes, -1, 255):
         labels[3] = bad
         with pytest.raises(RuntimeError):
             hr_loss(logits, labels)
@@ -329,3 +330,73 @@ def test_distributions_of_any_logits_are_those_of_the_equations(way: str, kind: 
         for dtype in (torch.float64, torch.float32):
             value = hr_loss(logits.to(dtype), target.to(dtype) if kind == "soft" else target, alpha=alpha, **options)
             close(value, oracle.hr_loss(logits, target, alpha, **options))
+
+
+@pytest.mark.parametrize("classes", [2, 5])
+def test_examples_to_be_ignored_have_no_gradient(way: str, classes: int) -> None:
+    logits, labels = batch(9, classes)
+    kept, labels[[1, 4]] = labels != labels[0], -100
+    for reduction in ("batch", "mean", "sum", "none"):
+        compare(logits, labels, reduction=reduction)
+    assert not value_and_gradient(hr_loss, logits, labels)[1][[1, 4]].any()
+    assert kept.any()
+
+
+@pytest.mark.parametrize("alpha", [0.5, 1.0, 1.6, 50.0])
+@pytest.mark.parametrize("mass", [1e-10, 1e-3, 3.0])
+def test_distributions_of_any_mass_have_the_gradient_of_the_reference(way: str, mass: float, alpha: float) -> None:
+    logits, labels = batch(6)
+    compare(logits, as_target("probabilities", labels) * mass, alpha=alpha)
+    compare(logits, labels, alpha=alpha, label_smoothing=0.1, weight=WEIGHT * mass)
+
+
+def test_powers_that_vanish_in_float32_leave_the_loss_exact(way: str) -> None:
+    logits = batch(2, 10, scale=0.1)[0]
+    compare(logits, torch.full((2, 10), 0.1, dtype=torch.float64), alpha=50.0)
+    compare(logits, torch.full((2, 10), 1e-25, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("alpha", [1.1, 1.6])
+def test_a_one_hot_row_of_any_mass_is_its_index_times_the_mass(way: str, alpha: float) -> None:
+    logits = torch.tensor([[30.0, 0.0, 1.0]])
+    for mass in (0.3, 1.0, 3.0):
+        value = hr_loss(logits, torch.tensor([[mass, 0.0, 0.0]]), alpha=alpha, reduction="none")
+        close(value, mass * oracle.hr_loss(logits, [0], alpha, "none"))
+
+
+def test_one_absent_class_of_two_leaves_a_finite_batch_below_alpha_1(way: str) -> None:
+    logits, labels = torch.tensor([[0.0, -INF], [1.0, 0.0]]), torch.tensor([1, 0])
+    close(
+        hr_loss(logits, labels, alpha=0.3),
+        hr_loss(torch.nn.functional.pad(logits, (0, 1), value=-INF), labels, alpha=0.3),
+    )
+
+
+@pytest.mark.parametrize("kind", ["indices", "smoothing"])
+def test_an_absent_class_has_no_gradient_whatever_the_weights(way: str, kind: str) -> None:
+    logits, labels = torch.tensor([[0.0, 1.0, -INF], [0.0, 1.0, 2.0]]), torch.tensor([0, 1])
+    weight = torch.tensor([1e9, 1e9, 0.0])
+    gradient = value_and_gradient(hr_loss, logits, labels, weight=weight, reduction="sum", **KINDS[kind][1])[1]
+    assert gradient.isfinite().all()
+    assert gradient[0, 2] == 0
+
+
+def test_a_label_on_an_absent_class_is_infinite_and_one_on_a_far_class_is_not(way: str) -> None:
+    soft = torch.tensor([[0.5, 0.5, 1e-12], [0.2, 0.3, 0.5]], dtype=torch.float64)
+    for alpha in (1.0, 1.6):
+        absent = torch.tensor([[0.0, 1.0, -INF], [0.0, 1.0, 2.0]], dtype=torch.float64)
+        assert hr_loss(absent, soft, alpha=alpha) == INF
+    far = torch.tensor([[0.0, 0.0, 1e25]], dtype=torch.float64)
+    close(hr_loss(far, torch.tensor([[0.5, 0.5, 0.0]], dtype=torch.float64)), 1e25)
+
+
+@pytest.mark.parametrize("kind", ["smoothing", "soft"])
+def test_the_entries_of_a_confident_row_cancel_nowhere(way: str, kind: str) -> None:
+    target = torch.tensor([1]) if kind == "smoothing" else torch.tensor([[0.05, 0.95]])
+    for dtype in (torch.float32, torch.float64):
+        labels = target if kind == "smoothing" else target.to(dtype)
+        logits = torch.tensor([[0.0, 40.0]], dtype=dtype)
+        options = {"alpha": 0.5, **(KINDS[kind][1] if kind == "smoothing" else {})}
+        (gradient,) = value_and_gradient(hr_loss, logits, labels, **options)[1]
+        close(gradient[0], -gradient[1])
+        assert gradient[1] > 4e-10
