@@ -157,7 +157,7 @@ def test_peak_of_cross_entropy_is_its_three_tensors() -> None:
 
 
 def test_loss_of_a_large_batch_takes_hardly_more_than_the_gradient() -> None:
-    assert 1 <= peak_of(HRLoss(), (4096, 500)) <= 1.2
+    assert 1 <= peak_of(HRLoss(), (4096, 4000)) <= 1.2
 
 
 @pytest.mark.parametrize("size", [(4096, 10), (256, 400)])
