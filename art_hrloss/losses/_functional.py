@@ -10,6 +10,7 @@ Shapes follow :class:`torch.nn.CrossEntropyLoss`: logits are ``(C,)``, ``(N, C)`
 ``d1, ...`` counts as an example of its own. float16 and bfloat16 are computed in, and returned as, float32.
 """
 
+import math
 from typing import Any, NamedTuple
 
 import torch
@@ -30,6 +31,9 @@ from art_hrloss.losses._validation import (
     check_weight_for,
     classes_last,
 )
+
+# A ratio whose power is 0 at orders below 0.
+_FAR = 1e30
 
 
 class HRLossTerms(NamedTuple):
@@ -257,5 +261,10 @@ def _joint(log_q: Tensor, labels: Tensor, weight: Tensor | None, options: LossOp
 def _log_ratio_mean(log_p: Tensor, log_q: Tensor, order: float) -> Tensor:
     """Return ``1 / order log E_p[(p / q)^order]`` over the last dimension: alpha D_alpha for order alpha - 1."""
     possible = ~log_p.isneginf()
-    ratio = torch.where(possible, log_p, 0.0) - torch.where(possible, log_q, 0.0)
-    return exponential_mean(ratio, log_p, order)
+    absent = possible & log_q.isneginf()
+    # Infinite ratios would make gradients of NaN out of shares of 0.
+    infinite = absent.any(-1) if order >= 0 else (absent == possible).all(-1)
+    finite = possible & ~absent
+    ratio = torch.where(finite, log_p, 0.0) - torch.where(finite, log_q, 0.0)
+    ratio = torch.where(absent & ~infinite.unsqueeze(-1), _FAR, ratio)
+    return torch.where(infinite, math.inf, exponential_mean(ratio, log_p, order))
