@@ -122,7 +122,8 @@ def gradient_masking_report(
 
     >>> import torch, art_hrloss
     >>> options = {"input_shape": (4,), "nb_classes": 3, "clip_values": (0, 1), "device_type": "cpu"}
-    >>> classifier = art_hrloss.HRClassifier(torch.nn.Linear(4, 3), art_hrloss.HRLoss(), **options)
+    >>> with art_hrloss.seeded(0):
+    ...     classifier = art_hrloss.HRClassifier(torch.nn.Linear(4, 3), art_hrloss.HRLoss(), **options)
     >>> images = np.random.default_rng(0).random((20, 4), dtype=np.float32)
     >>> report = gradient_masking_report(classifier, images, classifier.predict(images).argmax(1), eps=0.1, max_iter=5)
     >>> [flag.name for flag in report.flags]

@@ -15,28 +15,26 @@ def speed_rows() -> list[str]:
     def shown(readings: pd.DataFrame, case: str, contender: str, quantity: str, against: str | None) -> str:
         rows = readings[(readings.case == case) & (readings.contender == contender) & (readings.quantity == quantity)]
         found = rows[rows.against.isna() if against is None else rows.against == against]
+        if not len(found):
+            return "-"
         values = found[["median", "lower", "upper"]].to_numpy()[0]
         return f"{values[0]:.2f}" if found.n.item() == 1 else "{:.2f} [{:.2f}, {:.2f}]".format(*values)
 
     rows = []
-    for size in ("(128, 10)", "(4096, 10)", "(4096, 1000)", "(256, 50000)"):
+    for case in (case.removesuffix(", 1 thread") for case in loss.case.unique() if case.endswith(", 1 thread")):
         entries = [
-            shown(loss, f"{size}, {place}", f"HR, {how}", "ratio", f"CE, {how}")
-            for how in ("eager", "compiled")
-            for place in ("1 thread", "2 threads")
+            shown(loss, f"{case}, {place}", f"HR, {how}", "ratio", f"CE, {how}")
+            for how, place in (("eager", "1 thread"), ("eager", "2 threads"), ("compiled", "1 thread"))
         ]
         memory = (
-            shown(loss, f"{size}, 1 thread", name, "peak memory / logits", None) for name in ("HR, eager", "CE, eager")
+            shown(loss, f"{case}, 1 thread", name, "peak memory / logits", None) for name in ("HR, eager", "CE, eager")
         )
-        rows.append(f"| {size} | " + " | ".join([*entries, *memory]) + " |")
+        rows.append(f"| {case} | " + " | ".join([*entries, *memory]) + " |")
     for case in attacks.case.unique():
         hand = "loop by hand, {}"
         pairs = [("art_hrloss, HR", "HR"), ("art_hrloss, CE", "CE"), ("ART, PyTorchClassifier, CE", "CE")]
         pairs += [("Foolbox, CE", "CE"), ("torchattacks, CE", "CE")]
-        entries = [
-            shown(attacks, case, name, "ratio", hand.format(which)) if has(attacks, case, name) else "-"
-            for name, which in pairs
-        ]
+        entries = [shown(attacks, case, name, "ratio", hand.format(which)) for name, which in pairs]
         rows.append(f"| {case} | " + " | ".join(entries) + " |")
     return rows
 
@@ -67,26 +65,19 @@ def test_readme_takes_what_training_costs_from_the_published_readings() -> None:
     assert f"Two workers do the runs of one in {pools[2] / pools[1]:.2f} of its time" in text
 
 
-def has(attacks: pd.DataFrame, case: str, contender: str) -> bool:
-    """Whether a contender was timed in that case: Foolbox has no Auto-PGD."""
-    return bool(((attacks.case == case) & (attacks.contender == contender) & (attacks.quantity == "ratio")).any())
-
-
 def test_readme_takes_what_is_fast_from_the_published_readings() -> None:
     rows = speed_rows()
-    assert len(rows) == 4 + 8
+    assert len(rows) == 14 + 8
     for row in rows:
         assert row in README
-    for part in ("loss", "attacks", "growth"):
+    for part, seconds in (("loss", 5.0), ("attacks", 200.0), ("growth", 5.0)):
         text = (ROOT / f"benchmarks/results/speed/{part}.md").read_text()
-        command = f"python -m benchmarks speed --output benchmarks/results/speed --seconds 200.0 --part {part}"
+        command = f"python -m benchmarks speed --output benchmarks/results/speed --seconds {seconds} --part {part}"
         assert f"Made by `{command}`" in text
         assert "WARNING" not in text
     text = " ".join(README.split())
     growth = pd.read_csv(ROOT / "benchmarks/results/speed/growth.csv")
     ratios = growth[growth.quantity == "ratio"].set_index(["case", "x"])["median"]
     by_batch, by_classes = ratios["batch (10 classes)"], ratios["classes (batch 128)"]
-    assert by_batch[256] > 1 > by_batch[1024]
-    assert f"takes {by_batch[8192]:.2f} of CE's time for 8192" in text
-    assert by_classes.loc[:10_000].between(1.7, 3.0).all()
-    assert by_classes[50_000] < 1
+    assert f"takes {by_batch[1024]:.2f} of the time for 1024 examples and {by_batch[8192]:.2f} for 8192" in text
+    assert f"10,000 classes {by_classes[10_000]:.2f}, and {by_classes[50_000]:.2f} with 50,000" in text
