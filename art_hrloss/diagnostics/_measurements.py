@@ -17,14 +17,13 @@ from art_hrloss._preconditions import Images, Labels
 from art_hrloss.attacks._auto_pgd import AutoProjectedGradientDescent
 from art_hrloss.attacks._constraints import feasible, margins
 from art_hrloss.attacks._gradient import FastGradientMethod, ProjectedGradientDescent
-from art_hrloss.attacks._losses import AttackLossName, ExactCrossEntropy, MarginLoss
+from art_hrloss.attacks._losses import MARGIN, AttackLossName, ExactCrossEntropy
 from art_hrloss.attacks._square import SquareAttack
 from art_hrloss.attacks._worst_case import transfer
 from art_hrloss.classifier import HRClassifier
 
 Array = npt.NDArray[Any]
 Flags = npt.NDArray[np.bool_]
-_MARGIN = MarginLoss()
 
 
 class Gradients(NamedTuple):
@@ -141,13 +140,13 @@ class Target:
         ratios = []
         for part in self._batches:
             x, labels = torch.from_numpy(self.images[part]), self.labels[part]
-            target = self.classifier.attack_labels(labels, len(labels), _MARGIN)
+            target = self.classifier.attack_labels(labels, len(labels), MARGIN)
             with self.classifier.attacking():
-                point = self.classifier.evaluate(x, target, loss=_MARGIN)
+                point = self.classifier.evaluate(x, target, loss=MARGIN)
                 error, total = np.zeros(len(x)), np.full(len(x), 1e-300)
                 for _ in range(draws):
                     noisy = torch.from_numpy(self._clipped(x.numpy() + random.uniform(-size, size, x.shape)))
-                    losses = self.classifier.evaluate(noisy, target, loss=_MARGIN, gradient=False).losses
+                    losses = self.classifier.evaluate(noisy, target, loss=MARGIN, gradient=False).losses
                     change = as_array(losses.double() - point.losses.double())
                     slope = as_array(point.slope.double() * (noisy - x).to(point.slope.device))
                     predicted = slope.reshape(len(x), -1).sum(1)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.autograd.forward_ad import unpack_dual
 
-from art_hrloss.losses._passes import IN_ADVANCE, Batch, Stored
+from art_hrloss.losses._passes import IN_ADVANCE, Batch, Stored, is_by_index
 from art_hrloss.losses._two_classes import Pairs
 from art_hrloss.losses._validation import LossOptions
 
@@ -23,9 +23,8 @@ def can_fuse(logits: Tensor, target: Tensor, weight: Tensor | None, options: Los
     """Return whether :func:`fused_loss` computes the loss of these arguments; the reference computes every loss."""
     if options.process_group is not None or _is_differentiated(weight) or _is_differentiated(target):
         return False
-    by_index = target.ndim < logits.ndim and options.label_smoothing == 0
-    near_limit = 0 < abs(options.alpha - 1) < _NEAR_LIMIT
-    return logits.numel() > 0 and (by_index or not near_limit) and not _is_recorded()
+    exact = is_by_index(logits, target, options) or not 0 < abs(options.alpha - 1) < _NEAR_LIMIT
+    return logits.numel() > 0 and exact and not _is_recorded()
 
 
 def _is_differentiated(values: Tensor | None) -> bool:
@@ -58,8 +57,7 @@ def fused_loss(logits: Tensor, target: Tensor, weight: Tensor | None, options: L
 
 def _batch(logits: Tensor, target: Tensor, weight: Tensor | None, options: LossOptions) -> Batch:
     """Return the batch whose two passes compute the loss and its gradient."""
-    by_index = target.ndim < logits.ndim and options.label_smoothing == 0
-    pairs = by_index and logits.shape[min(1, logits.ndim - 1)] == 2
+    pairs = is_by_index(logits, target, options) and logits.shape[min(1, logits.ndim - 1)] == 2
     return (Pairs if pairs else Batch)(logits, target, weight, options)
 
 

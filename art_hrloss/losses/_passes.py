@@ -31,7 +31,7 @@ _ZERO = -1e4
 
 
 class Stored(NamedTuple):
-    """What the loss leaves for its gradient."""
+    """Intermediate values that the loss stores for its gradient."""
 
     columns: Tensor
     """What the gradient is computed from, stacked; or the gradient itself, if it was computed in advance."""
@@ -43,13 +43,18 @@ class Stored(NamedTuple):
     """Whether it is known that every class index is one of a class, none the index to be ignored."""
 
 
+def is_by_index(logits: Tensor, target: Tensor, options: LossOptions) -> bool:
+    """Return whether labels are class indices without smoothing: of a distribution only one class has a weight."""
+    return target.ndim < logits.ndim and options.label_smoothing == 0
+
+
 class Batch:
     """Logits as rows ``(N, C)`` or ``(N, C, D)``, views of what was given, with their labels."""
 
     def __init__(self, logits: Tensor, target: Tensor, weight: Tensor | None, options: LossOptions) -> None:
         self.weight, self.options, self.order = weight, options, options.alpha - 1
         self.soft = target.ndim == logits.ndim
-        self.by_index = not self.soft and options.label_smoothing == 0
+        self.by_index = is_by_index(logits, target, options)
         self.example_shape = logits.shape[:1] + logits.shape[2:] if logits.ndim > 1 else logits.shape[:0]
         rows, labels = (logits.unsqueeze(0), target.unsqueeze(0)) if logits.ndim == 1 else (logits, target)
         labels = labels if self.soft else labels.unsqueeze(1)

@@ -35,8 +35,10 @@ class Pairs(Batch):
     def _valid_labels(self, known: bool) -> Tensor | None:
         """Make every index valid, as for more classes; raise where one is out of range, for no gather does."""
         mass = super()._valid_labels(known)
-        if known and (self.labels.max().item() > 1 or self.labels.min().item() < 0):
-            raise RuntimeError(f"expected class indices of 0 or 1, but got {self.labels.min()} to {self.labels.max()}")
+        if known:
+            least, greatest = (bound.item() for bound in self.labels.aminmax())
+            if least < 0 or greatest > 1:
+                raise RuntimeError(f"expected class indices of 0 or 1, but got {least} to {greatest}")
         return mass
 
     def _work(self, rows: Tensor, kept: list[Tensor], plain: bool, powers: Tensor | None) -> Any:
