@@ -19,17 +19,15 @@ import torch
 import tyro
 from rich.console import Console
 
-from benchmarks import estimate, executors, grids, runner, status
-from benchmarks.cluster import Cluster, ClusterError
+from benchmarks import execution, grids
 from benchmarks.config import ConfigError, Grid, Recipe, RunSpec
 from benchmarks.data import DataError
-from benchmarks.progress import following
-from benchmarks.reporting import report
-from benchmarks.reporting.cells import Results, load
-from benchmarks.reporting.table_1 import table_1
-from benchmarks.reporting.tables import alpha_table
+from benchmarks.execution import Cluster, ClusterError, Cost, following
+from benchmarks.report import export
+from benchmarks.report.cells import Results, load
+from benchmarks.report.table_1 import table_1
+from benchmarks.report.tables import alpha_table
 from benchmarks.speed.command import Speed
-from benchmarks.status import Cost
 from benchmarks.store import Store, StoreError
 
 
@@ -141,13 +139,13 @@ class Run(GridOptions):
             raise ConfigError("expected a GPU that torch can use for --device gpu, but there is none")
         grid, store = self.resolve(), Store(self.store.expanduser().resolve())
         data_dir = self.data_dir.expanduser().resolve()
-        runner.prepare(grid, store, data_dir=data_dir, download=self.download)
-        missing, planned = runner.missing_runs(grid, store), len(grid.runs())
+        execution.prepare(grid, store, data_dir=data_dir, download=self.download)
+        missing, planned = execution.missing_runs(grid, store), len(grid.runs())
         done = planned - len(missing)
         console.print(f"Grid {grid.name}: {planned} runs, {done} of them already in {self.store}.", soft_wrap=True)
         failures = 0
         if missing:
-            jobs = [runner.Job(run, grid.attacks, store.root, data_dir) for run in missing]
+            jobs = [execution.Job(run, grid.attacks, store.root, data_dir) for run in missing]
             failures = self._do(grid, store, jobs, cluster, console)
         make_report(load(grid, store), store, console, self.command)
         if failures:
@@ -155,47 +153,49 @@ class Run(GridOptions):
             console.print(f"{failures} of {len(missing)} runs failed: `{why}` says why.", soft_wrap=True)
         return 1 if failures else 0
 
-    def _do(self, grid: Grid, store: Store, jobs: list[runner.Job], cluster: Cluster | None, console: Console) -> int:
+    def _do(
+        self, grid: Grid, store: Store, jobs: list[execution.Job], cluster: Cluster | None, console: Console
+    ) -> int:
         """Do the jobs; returns how many failed."""
         together = self.together or (10 if self.device == "gpu" else 1)
-        fit = 1 if self.device == "gpu" else executors.available_cpus() // (self.threads or 1)
-        workers = max(1, min(self.workers or fit, len(runner.grouped(jobs, together))))
+        fit = 1 if self.device == "gpu" else execution.available_cpus() // (self.threads or 1)
+        workers = max(1, min(self.workers or fit, len(execution.grouped(jobs, together))))
         where = f"on the cluster at {cluster.address}, as it has workers" if cluster else f"{workers} at once"
         console.print(f"{len(jobs)} to do, {where}{f', each of {together} runs' if together > 1 else ''}.")
         costs = self._estimated(grid, store, jobs, cluster, console, workers)
         # Runs that are trained at once are timed as a whole, so each of them seems to run.
         at_once = None if cluster or together > 1 else workers
         with following(grid, store, console, at_once=at_once, costs=costs) as ended:
-            return runner.run_all(jobs, lambda: self._executor(cluster, jobs, workers), ended, together=together)
+            return execution.run_all(jobs, lambda: self._executor(cluster, jobs, workers), ended, together=together)
 
     @staticmethod
-    def _executor(cluster: Cluster | None, jobs: list[runner.Job], workers: int) -> AbstractContextManager[Executor]:
-        return cluster.executor(job.resources for job in jobs) if cluster else executors.local(workers)
+    def _executor(cluster: Cluster | None, jobs: list[execution.Job], workers: int) -> AbstractContextManager[Executor]:
+        return cluster.executor(job.resources for job in jobs) if cluster else execution.local(workers)
 
     def _estimated(
         self,
         grid: Grid,
         store: Store,
-        jobs: list[runner.Job],
+        jobs: list[execution.Job],
         cluster: Cluster | None,
         console: Console,
         workers: int,
     ) -> dict[RunSpec, Cost]:
         """Say how long the jobs will take; returns what is expected of those of which nothing has been timed."""
-        states, by_run = status.status(grid, store), {job.run: job for job in jobs}
+        states, by_run = execution.status(grid, store), {job.run: job for job in jobs}
         how = "from the runs that were timed"
         costs: dict[RunSpec, Cost] = {}
-        if estimate.to_probe(states):
+        if execution.to_probe(states):
             how = "from a few batches of training and a few images of each attack"
             try:
                 with self._executor(cluster, jobs, 1) as one:
-                    costs = estimate.costs(states, by_run.__getitem__, one)
+                    costs = execution.costs(states, by_run.__getitem__, one)
             except ClusterError:
                 raise
             except Exception as error:  # whatever it is, the run itself will meet it and tell
                 how = f"the estimate failed: {error}"
-            states = status.status(grid, store, before=states, costs=costs)
-        left = status.duration(status.seconds_left(states, at_once=1 if cluster else workers))
+            states = execution.status(grid, store, before=states, costs=costs)
+        left = execution.duration(execution.seconds_left(states, at_once=1 if cluster else workers))
         console.print(f"Estimated: {left}{' of one worker' if cluster else ''} ({how}).", soft_wrap=True)
         return costs
 
@@ -227,12 +227,12 @@ class Status(GridOptions):
     def __call__(self, console: Console) -> int:
         """Show it; returns the exit status."""
         grid, store = self.resolve(), Store(self.store.expanduser())
-        states = status.status(grid, store)
-        console.print(status.table(grid, states))
-        counts = {name: sum(state.state == name for state in states) for name in status.STATES}
+        states = execution.status(grid, store)
+        console.print(execution.table(grid, states))
+        counts = {name: sum(state.state == name for state in states) for name in execution.STATES}
         console.print(", ".join(f"{count} {name}" for name, count in counts.items() if count))
         if counts["done"] < len(states):
-            left = status.duration(status.seconds_left(states))
+            left = execution.duration(execution.seconds_left(states))
             console.print(f"Time left at this pace: {left}. `{self.resuming}` goes on.", soft_wrap=True)
         return 0
 
@@ -247,7 +247,7 @@ class Report(GridOptions):
         results = load(grid, store)
         if not results.records:
             raise StoreError(f"{store.root} holds no results of the grid {grid.name}: `{self.resuming}` makes them")
-        if missing := runner.missing_runs(grid, store):
+        if missing := execution.missing_runs(grid, store):
             console.print(
                 f"{len(missing)} of {len(grid.runs())} runs are not complete: `{self.resuming}` goes on with them.",
                 soft_wrap=True,
@@ -275,7 +275,7 @@ def make_report(results: Results, store: Store, console: Console, command: str) 
     for problem in results.problems:
         console.print(f"Counted as missing: {problem}", soft_wrap=True)
     folder = store.report_folder(results.grid.name)
-    page = report.write(results, folder, command=command)
+    page = export.write(results, folder, command=command)
     for dataset in results.datasets:
         for table in (table_1(results, dataset), alpha_table(results, dataset)):
             if table is not None:

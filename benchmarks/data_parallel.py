@@ -24,7 +24,7 @@ from torch.nn.parallel import DistributedDataParallel
 from art_hrloss import HRLoss
 from benchmarks import models, recipes
 from benchmarks.data import Dataset, load
-from benchmarks.files import write_bytes
+from benchmarks.store._atomic import write_bytes
 from benchmarks.training import accuracy, build_optimizer, train_epoch
 
 RECIPES = {"digits": recipes.DIGITS, "mnist": recipes.MNIST_SHORT, "cifar10": recipes.CIFAR10_SHORT}

@@ -16,7 +16,7 @@ from benchmarks.compatibility.loss_attacks import LOSS_ATTACKS
 from benchmarks.compatibility.measuring import NOT_APPLICABLE, VERDICTS, Finding
 from benchmarks.compatibility.other_attacks import OTHER_ATTACKS
 from benchmarks.compatibility.trainers import TRAINERS
-from benchmarks.reporting.markup import Table
+from benchmarks.report.markup import Table
 
 PUBLISHED = Path(__file__).parents[1] / "results" / "compatibility.md"
 COMMAND = "python -m benchmarks.compatibility --write"

@@ -14,8 +14,8 @@ from torch import nn
 
 import art_hrloss.attacks
 from art_hrloss import HRClassifier, HRLoss
-from benchmarks.reporting.markup import Table
-from benchmarks.runner import threads
+from benchmarks.execution import threads
+from benchmarks.report.markup import Table
 from benchmarks.speed import plain_loops
 from benchmarks.speed.cases import (
     APART,

@@ -7,8 +7,8 @@ from pathlib import Path
 import pandas as pd
 import torch
 
-from benchmarks.reporting.drawing import Picture
-from benchmarks.reporting.markup import Table
+from benchmarks.report.drawing import Picture
+from benchmarks.report.markup import Table
 from benchmarks.speed.timing import Spread, ratio, spread
 
 SECONDS, RATIO, MEMORY, BANDWIDTH = "seconds", "ratio", "peak memory / logits", "share of bandwidth"

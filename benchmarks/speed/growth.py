@@ -7,8 +7,8 @@ import torch
 
 import art_hrloss.attacks
 from art_hrloss import HRClassifier, HRLoss, seeded
-from benchmarks.reporting.markup import Table
-from benchmarks.runner import threads
+from benchmarks.execution import threads
+from benchmarks.report.markup import Table
 from benchmarks.speed import attacks, losses
 from benchmarks.speed.cases import (
     HOW,

@@ -7,7 +7,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
-from benchmarks.reporting.drawing import (
+from benchmarks.report.drawing import (
     BLACK,
     BLUE,
     GREY,

@@ -11,9 +11,8 @@ from torch import Tensor, nn
 
 from art_hrloss import HRLoss
 from benchmarks import models
-from benchmarks.executors import available_cpus
-from benchmarks.reporting.markup import Table
-from benchmarks.runner import threads
+from benchmarks.execution import available_cpus, threads
+from benchmarks.report.markup import Table
 from benchmarks.speed.cases import (
     BANDWIDTH,
     HOW,

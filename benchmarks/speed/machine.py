@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.executors import available_cpus
+from benchmarks.execution import available_cpus
 
 # As pip calls them, and as they are shown.
 PACKAGES = (

@@ -8,14 +8,14 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from benchmarks.config import ConfigError
-from benchmarks.files import write_bytes
-from benchmarks.reporting.drawing import save
+from benchmarks.report.drawing import save
 from benchmarks.speed.attacks import ATTACKS
 from benchmarks.speed.cases import Part, Reading, Settings, frame
 from benchmarks.speed.growth import GROWTH
 from benchmarks.speed.losses import LOSS
 from benchmarks.speed.machine import Machine, this_machine
 from benchmarks.speed.training import TRAINING
+from benchmarks.store._atomic import write_bytes
 
 PARTS: tuple[Part, ...] = (LOSS, ATTACKS, GROWTH, TRAINING)
 

@@ -8,9 +8,9 @@ from pathlib import Path
 import torch
 
 from art_hrloss import seeded
+from benchmarks.execution import threads
 from benchmarks.protocols import CE, HR
-from benchmarks.reporting.markup import Table
-from benchmarks.runner import threads
+from benchmarks.report.markup import Table
 from benchmarks.speed import training_growth, training_share
 from benchmarks.speed.cases import HOW, SECONDS, Case, Findings, Part, Reading, Settings, find, remarks, shown
 from benchmarks.speed.timing import interleaved, ratio, spread

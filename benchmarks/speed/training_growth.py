@@ -12,19 +12,17 @@ import torch
 from art_hrloss import seeded
 from benchmarks.config import AttackSpec, Recipe, RunSpec
 from benchmarks.data import Dataset
-from benchmarks.executors import available_cpus, local
+from benchmarks.execution import Job, available_cpus, load_data, local, run_all, threads
 from benchmarks.protocols import CE, HR
 from benchmarks.recipes import DIGITS
-from benchmarks.reporting.drawing import Picture
-from benchmarks.reporting.markup import Table
-from benchmarks.runner import Job, load_data, run_all, threads
+from benchmarks.report.drawing import Picture
+from benchmarks.report.markup import Table
 from benchmarks.speed.cases import HOW, RATIO, SECONDS, Case, Reading, Settings, find, shown, timed_readings
 from benchmarks.speed.growth_figure import growth_figure
 from benchmarks.speed.timing import Call, interleaved
 from benchmarks.speed.training_loops import Start, TrainingSubject, bare_loop, whole_run
 from benchmarks.store import Store
-from benchmarks.together import train_together
-from benchmarks.training import train
+from benchmarks.training import train, train_together
 
 RUNS, BATCHES, EPOCHS = (1, 2, 5, 10), (16, 32, 64, 128, 256, 512), (1, 2, 5, 10, 20)
 QUICK_RUNS, QUICK_BATCHES, QUICK_EPOCHS = (1, 2), (64, 256), (1, 2)

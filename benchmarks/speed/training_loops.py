@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from benchmarks.config import Grid, LossSpec, Recipe, RunSpec
 from benchmarks.data import DataError, Dataset, Split, load
-from benchmarks.progress import following
+from benchmarks.execution import following
 from benchmarks.protocols import CE, HR, TABLE_1_ATTACKS
 from benchmarks.recipes import CIFAR10_SHORT, DIGITS, MNIST_SHORT
 from benchmarks.speed.cases import Settings

@@ -11,9 +11,9 @@ from art_hrloss import seeded
 from benchmarks import grids
 from benchmarks.config import Recipe
 from benchmarks.evaluation import measure_all
+from benchmarks.execution import threads
 from benchmarks.protocols import FIGURE_1_ATTACKS, HR
-from benchmarks.reporting.markup import Table
-from benchmarks.runner import threads
+from benchmarks.report.markup import Table
 from benchmarks.speed.cases import HOW, SECONDS, Case, Reading, Settings, find, shown
 from benchmarks.speed.timing import interleaved, spread
 from benchmarks.speed.training_loops import TrainingSubject, training_subjects, whole_run

@@ -22,12 +22,13 @@ from art_hrloss import (
     seeded,
 )
 from art_hrloss.attacks import transfer
-from benchmarks import attacks, data, evaluation, models, training
+from benchmarks import attacks, data, evaluation, models
 from benchmarks.config import AttackSpec, LossSpec, Recipe, RunSpec
 from benchmarks.data import Dataset, Split
-from benchmarks.formats import RECORD_VERSION
 from benchmarks.losses import attack_loss
 from benchmarks.store import Store
+from benchmarks.store._schema import RECORD_VERSION
+from benchmarks.training import _loop as training
 
 CPU = torch.device("cpu")
 RUN = RunSpec(

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 from benchmarks.config import AttackSpec, Grid, RunSpec
-from benchmarks.reporting.cells import Results
+from benchmarks.report.cells import Results
 
 N = 100_000
 

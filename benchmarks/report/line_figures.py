@@ -1,0 +1,171 @@
+"""The figures that are lines with their intervals: against the epoch, eps and alpha."""
+
+from collections.abc import Sequence
+
+from benchmarks.config import AttackSpec, LossSpec, SplitName
+from benchmarks.evaluation import UPPER_ALPHA
+from benchmarks.report.drawing import Panel, Picture, line_figure, line_for, seeds_note, values_in_words
+from benchmarks.report.selection import PROTOCOLS, SOUND, Selection
+from benchmarks.report.strong import has_hardening, strong_attacks
+from benchmarks.report.tables import has_alphas
+
+TEST_ACCURACY = "test accuracy (share of images)"
+# What is drawn of Proposition 1, and the fields of ErrorBounds behind it.
+BOUNDS = {
+    "P_e": "error",
+    f"(1) at alpha {UPPER_ALPHA:g}": "log_upper_bound",
+    "(1) at its best alpha": "log_tightest_upper_bound",
+    "CE / log 2": "log_markov_bound",
+}
+
+
+def figure_1(selection: Selection) -> Picture | None:
+    """The paper's Fig. 1: accuracy against epoch under the CE attack, a panel per protocol."""
+    panels = []
+    for protocol in PROTOCOLS:
+        attacks = protocol.attacks(selection.recipe.curve_attacks, protocol.losses[0][1])
+        lines = [
+            (line_for(loss, f"{loss} trained, eps {attack.eps:g}", position), points)
+            for loss in selection.losses
+            for position, attack in enumerate(attacks)
+            if (points := selection.by_epoch(loss, "attacks", attack.key()))
+        ]
+        if lines and len(attacks) > 1:
+            panels.append(Panel(protocol.title, "epoch", TEST_ACCURACY, lines))
+    caption = (
+        f"Accuracy on {selection.curve_images} under FGSM with CE gradients as training goes on; eps 0 is no attack."
+    )
+    return _picture(selection, "figure_1", "accuracy during training (the paper's Fig. 1)", caption, panels)
+
+
+def bounds(selection: Selection) -> Picture | None:
+    """The error probability and its upper bounds against epoch, a panel per strength of the sound CE attack."""
+    panels = []
+    for attack in SOUND.attacks(selection.recipe.curve_attacks, "ce"):
+        lines = [
+            (line_for(loss, f"{loss} trained, {label}", position), points)
+            for loss in selection.losses
+            for position, (label, field) in enumerate(BOUNDS.items())
+            if (points := selection.by_epoch(loss, "bounds", attack.key(), field, log_probability=field != "error"))
+        ]
+        if lines:
+            title = f"FGSM, eps {attack.eps:g}" if attack.eps else "No attack"
+            panels.append(Panel(title, "epoch", "P_e and bounds on it", lines, log=True, level=1.0))
+    caption = (
+        f"The error probability P_e on {selection.curve_images}, without attack and under FGSM with CE gradients "
+        "(sound protocol), as training goes on, and three upper bounds on it: (1) of Proposition 1 at "
+        f"alpha = {UPPER_ALPHA:g} and at its best alpha, and CE / log 2. A bound of more than 1 says no more than 1 "
+        "does, and is drawn as 1. Where an interval reaches 0, its shading goes down to the lower edge."
+    )
+    return _picture(selection, "bounds", "Proposition 1 during training", caption, panels)
+
+
+def learning_curves(selection: Selection) -> Picture | None:
+    """Training loss and validation accuracy against epoch."""
+    panels = []
+    for title, y_label, field in (
+        ("Training", "training loss (nats)", "train_loss"),
+        ("Validation", "validation accuracy (share of images)", "validation_accuracy"),
+    ):
+        lines = [
+            (line_for(loss, f"{loss} trained", position), points)
+            for position, loss in enumerate(selection.losses)
+            if (points := selection.by_epoch(loss, field))
+        ]
+        if lines:
+            panels.append(Panel(title, "epoch", y_label, lines, log=field == "train_loss"))
+    caption = (
+        "Training loss, of each network its own (CE and HR are different quantities: compare their course, not their "
+        f"height), and accuracy on {selection.recipe.validation_size} validation images. Where an interval of the loss "
+        "reaches 0, its shading goes down to the lower edge."
+    )
+    return _picture(selection, "learning_curves", "learning curves", caption, panels)
+
+
+def accuracy_vs_eps(selection: Selection) -> Picture | None:
+    """Accuracy against eps for each training loss and each attack's loss, a panel per protocol."""
+    panels = []
+    for protocol in PROTOCOLS:
+        lines = []
+        for loss in selection.losses:
+            for position, (name, attack_loss) in enumerate(protocol.losses):
+                attacks = protocol.attacks(selection.results.grid.attacks, attack_loss)
+                points = selection.by_eps(loss, attacks)
+                if max(points, default=0) > 0:
+                    lines.append((line_for(loss, f"{loss} trained, {name} attack", position), points))
+        if lines:
+            ticks = sorted({eps for _, points in lines for eps in points})
+            label = protocol.eps_label(selection.recipe)
+            panels.append(Panel(protocol.title, label, TEST_ACCURACY, lines, x_ticks=ticks))
+    caption = (
+        f"Accuracy on {selection.images} under FGSM (L-infinity) with the gradients of CE or HR; eps 0 is no attack."
+    )
+    return _picture(selection, "accuracy_vs_eps", "accuracy against the strength of the attack", caption, panels)
+
+
+def strong(selection: Selection) -> Picture | None:
+    """Accuracy against eps from the paper's attack to the worst case; None without one, or with hardened networks."""
+    by_eps = {} if has_hardening(selection.results.grid) else strong_attacks(selection.results.grid)
+    images = max((row["worst case"].images for row in by_eps.values()), default=0)
+    unattacked = [a for a in selection.results.grid.attacks if a == AttackSpec("none", images=images)]
+    lines = []
+    for loss in selection.losses:
+        for position, name in enumerate(("FGSM, paper", "FGSM, sound", "worst case")):
+            points = selection.by_eps(loss, [*unattacked, *(row[name] for row in by_eps.values() if name in row)])
+            if max(points, default=0) > 0:
+                lines.append((line_for(loss, f"{loss} trained, {name}", position), points))
+    if not lines:
+        return None
+    ticks = sorted({eps for _, points in lines for eps in points})
+    shown = f"the first {images} test images" if images else selection.images
+    caption = (
+        f"Accuracy on {shown} (L-infinity): under FGSM in the paper protocol, which clips probabilities, and in the "
+        "sound one, and in the worst case over an ensemble of strong attacks; eps 0 is no attack."
+    )
+    title = "From the paper's attack to the worst case"
+    panel = Panel(title, SOUND.eps_label(selection.recipe), TEST_ACCURACY, lines, x_ticks=ticks)
+    return _picture(selection, "strong", "accuracy under ever stronger attacks", caption, [panel])
+
+
+def alpha(selection: Selection) -> Picture | None:
+    """Accuracy against the HR loss's alpha, validation and test; None where a grid has no alphas to choose from."""
+    if not has_alphas(selection.results.grid):
+        return None
+    tried = sorted(loss.alpha for loss in selection.results.grid.losses if loss.plain and loss.alpha is not None)
+    panels = [panel for split in ("validation", "test") if (panel := _alpha_panel(selection, split, tried)).lines]
+    caption = (
+        f"Accuracy on {selection.recipe.validation_size} validation images, on which alpha is chosen, and on "
+        f"{selection.images}, under FGSM with CE gradients (sound protocol); eps 0 is no attack. CE has no alpha: its "
+        "lines are level."
+    )
+    return _picture(selection, "alpha", "the choice of alpha", caption, panels, left_out="")
+
+
+def _alpha_panel(selection: Selection, split: SplitName, tried: Sequence[float]) -> Panel:
+    ce, hr = LossSpec("ce"), LossSpec("hr", tried[0])
+    ce_lines, hr_lines = [], []
+    for position, attack in enumerate(SOUND.attacks(selection.results.grid.attacks, "ce", split=split)):
+        cells = {a: selection.by_eps(LossSpec("hr", a), [attack]).get(attack.eps) for a in tried}
+        if points := {a: accuracy for a, accuracy in cells.items() if accuracy is not None}:
+            hr_lines.append((line_for(hr, f"HR trained, eps {attack.eps:g}", position), points))
+        if level := selection.by_eps(ce, [attack]):
+            points = {tried[0]: level[attack.eps], tried[-1]: level[attack.eps]}
+            ce_lines.append((line_for(ce, f"CE trained, eps {attack.eps:g}", position), points))
+    title = f"{split.capitalize()} images"
+    return Panel(title, "alpha of the HR loss", "accuracy (share of images)", ce_lines + hr_lines, x_ticks=tried)
+
+
+def _picture(
+    selection: Selection, name: str, title: str, caption: str, panels: Sequence[Panel], *, left_out: str | None = None
+) -> Picture | None:
+    if not panels:
+        return None
+    seeds = [point.n for panel in panels for _, points in panel.lines for point in points.values()]
+    note = f"{seeds_note(seeds, intervals='shaded')}{selection.left_out if left_out is None else left_out}"
+    return Picture(
+        f"{name}-{selection.dataset}",
+        f"{selection.dataset}: {title}",
+        f"Data: {selection.dataset}. {caption} {note}",
+        f"Lines, in {len(panels)} panel{'s' * (len(panels) > 1)}. {values_in_words(panels)}",
+        line_figure(panels),
+    )

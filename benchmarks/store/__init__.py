@@ -1,0 +1,16 @@
+"""Results on disk: one folder per run, and nothing in it that is half written."""
+
+from benchmarks.store._atomic import DamagedError, StoreError, UnreadableError, write_bytes, write_json
+from benchmarks.store._schema import RECORD_VERSION
+from benchmarks.store._store import Store, versions
+
+__all__ = [
+    "RECORD_VERSION",
+    "DamagedError",
+    "Store",
+    "StoreError",
+    "UnreadableError",
+    "versions",
+    "write_bytes",
+    "write_json",
+]

@@ -1,0 +1,201 @@
+"""What the files of a run hold: to bytes, and back again with every damage named."""
+
+import hashlib
+import io
+import json
+import math
+import zipfile
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+
+from benchmarks.config import AttackSpec
+from benchmarks.store._atomic import DamagedError, read_bytes, read_json
+
+# Raise these when what a file holds changes its meaning: older files are then set aside and made again.
+STATE_VERSION = 1
+RECORD_VERSION = 2
+
+# What the place of a checksum holds while it is computed.
+_NO_CHECKSUM = "0" * 64
+_OF_STATE = {"model": dict, "optimizer": dict, "order": torch.Tensor, "curve": list}
+_OF_RECORD = {
+    "n": int,
+    "correct": int,
+    "confusion": list,
+    "margins": list,
+    "margin_percentiles": list,
+    "bounds": dict,
+    "samples": list,
+}
+_OF_REPORT = {"n": int, "correct": int, "flags": dict}
+_NUMBERS_OF_EVENT = {"epoch": ("epoch", "training", "seconds"), "record": ("seconds",)}
+
+
+def read_spec(path: Path) -> dict[str, Any] | None:
+    """
+    What a run is, and the fingerprint of its data; None if the file is not there.
+
+    :raises DamagedError: If it cannot be used.
+    """
+    spec: dict[str, Any] | None = read_json(path, dict)
+    if spec is not None and not (isinstance(spec.get("run"), dict) and isinstance(spec.get("data"), str)):
+        raise DamagedError(path, f"should hold run and data, but holds {sorted(spec)}")
+    return spec
+
+
+def state_bytes(state: dict[str, Any]) -> bytes:
+    """Training's state: model, optimizer, order and curve, as a file of torch's."""
+    buffer = io.BytesIO()
+    torch.save({"version": STATE_VERSION, **state}, buffer)
+    return buffer.getvalue()
+
+
+def read_state(path: Path) -> dict[str, Any] | None:
+    """
+    Training's state; None if the file is not there.
+
+    Only tensors and plain containers are read: a file from elsewhere cannot run code.
+
+    :raises DamagedError: If it cannot be used, or is of another version.
+    """
+    data = read_bytes(path)
+    if data is None:
+        return None
+    try:
+        state = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+        # torch writes a checksum of each part, and does not look at it.
+        changed = zipfile.ZipFile(io.BytesIO(data)).testzip()
+    except Exception as error:  # a damaged file can make the unpickler raise nearly anything
+        raise DamagedError(path, f"cannot be read ({_first_line(error)})") from error
+    if changed is not None:
+        raise DamagedError(path, f"was changed after it was written (the checksum of {changed} is another)")
+    if not isinstance(state, dict):
+        raise DamagedError(path, f"should hold a dict, but holds a {type(state).__name__}")
+    _expect_version(path, state.get("version"), STATE_VERSION)
+    for name, kind in _OF_STATE.items():
+        if not isinstance(state.get(name), kind):
+            raise DamagedError(path, f"should hold {name}, a {kind.__name__}, but holds {sorted(map(str, state))}")
+    _expect_rows(path, state["curve"])
+    return state
+
+
+def weights_bytes(weights: dict[str, torch.Tensor]) -> bytes:
+    """Trained weights as a file of safetensors's, with a checksum of the whole of it but for the checksum's place."""
+    tensors = {name: tensor.contiguous() for name, tensor in weights.items()}
+    data: bytes = safetensors.torch.save(tensors, {"sha256": _NO_CHECKSUM})
+    return data.replace(_NO_CHECKSUM.encode(), hashlib.sha256(data).hexdigest().encode(), 1)
+
+
+def read_weights(path: Path) -> dict[str, torch.Tensor]:
+    """
+    Trained weights.
+
+    :raises DamagedError: If they are not there, cannot be read, or are not as they were written.
+    """
+    data = read_bytes(path)
+    if data is None:
+        raise DamagedError(path, "is not there")
+    try:
+        weights: dict[str, torch.Tensor] = safetensors.torch.load(data)
+        header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
+        # Weights from elsewhere may come without a checksum.
+        kept = str(header["__metadata__"]["sha256"]) if "__metadata__" in header else None
+    except Exception as error:  # a damaged header can make the readers raise nearly anything
+        raise DamagedError(path, f"cannot be read ({_first_line(error)})") from error
+    if kept is not None:
+        checked = data.replace(kept.encode(), _NO_CHECKSUM.encode(), 1)
+        if hashlib.sha256(checked).hexdigest() != kept:
+            raise DamagedError(path, "was changed after it was written (its checksum is another)")
+    return weights
+
+
+def check_length(path: Path) -> None:
+    """
+    Make sure that a file of weights, if it is there, has a header, and is as long as that says.
+
+    :raises DamagedError: If not.
+    """
+    if path.exists():
+        try:
+            with safetensors.safe_open(path, framework="pt"):
+                pass
+        except (safetensors.SafetensorError, OSError) as error:
+            raise DamagedError(path, f"cannot be read ({_first_line(error)})") from error
+
+
+def read_curve(path: Path) -> list[dict[str, Any]]:
+    """
+    The rows of a learning curve, one per epoch from the first; none if the file is not there.
+
+    :raises DamagedError: If it cannot be used.
+    """
+    rows: list[dict[str, Any]] = read_json(path, list) or []
+    _expect_rows(path, rows)
+    return rows
+
+
+def read_record(path: Path, attack: AttackSpec) -> dict[str, Any] | None:
+    """
+    One evaluation; None if the file is not there.
+
+    :param path: The file.
+    :param attack: What it is of: one along a loss says how many gradients were 0, a report which flags were raised.
+    :raises DamagedError: If it cannot be used, or is of another version.
+    """
+    fields = _OF_REPORT if attack.name == "diagnostics" else _OF_RECORD
+    if attack.loss is not None and attack.name != "diagnostics":
+        fields = fields | {"zero_gradient": int}
+    record: dict[str, Any] | None = read_json(path, dict)
+    if record is None:
+        return None
+    _expect_version(path, record.get("version"), RECORD_VERSION)
+    for name, kind in fields.items():
+        if not isinstance(record.get(name), kind):
+            raise DamagedError(path, f"should hold {name}, a {kind.__name__}, but holds {sorted(record)}")
+    n, correct = record["n"], record["correct"]
+    if not 0 <= correct <= n != 0:
+        raise DamagedError(path, f"should say how many of n images are correct, but says {correct} of {n}")
+    return record
+
+
+def read_log(path: Path) -> Iterator[dict[str, Any]]:
+    """
+    The entries of a log, oldest first; none if the file is not there, or cannot be read.
+
+    Each has an event; an epoch has its number, and its seconds of training and in all, a record its seconds. Lines
+    that a killed process left unfinished, or that say less, are skipped.
+    """
+    data = None
+    with suppress(DamagedError):
+        data = read_bytes(path)
+    for line in (data or b"").decode(errors="replace").splitlines():
+        try:
+            entry = json.loads(line)
+        except (ValueError, RecursionError):
+            continue
+        if isinstance(entry, dict) and isinstance(event := entry.get("event"), str):
+            numbers = [entry.get(name) for name in _NUMBERS_OF_EVENT.get(event, ())]
+            if all(isinstance(number, int | float) and math.isfinite(number) for number in numbers):
+                yield entry
+
+
+def _expect_rows(path: Path, rows: list[Any]) -> None:
+    for epoch, row in enumerate(rows, start=1):
+        if not isinstance(row, dict) or row.get("epoch") != epoch:
+            raise DamagedError(path, f"should have the row of epoch {epoch} in place {epoch}, but has {row!s:.60}")
+        if not isinstance(row.get("validation_accuracy"), float):
+            raise DamagedError(path, f"should have a validation_accuracy for epoch {epoch}, but has none")
+
+
+def _expect_version(path: Path, came: object, expected: int) -> None:
+    if came != expected:
+        raise DamagedError(path, f"is of version {came}, where this program writes version {expected}")
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

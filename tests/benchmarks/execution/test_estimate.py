@@ -1,0 +1,139 @@
+"""What runs will take is told before any was timed, from a moment of the real thing."""
+
+import random
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from benchmarks import grids, protocols
+from benchmarks.__main__ import main
+from benchmarks.config import AttackSpec, Hardening, LossSpec, RunSpec
+from benchmarks.evaluation import measure_all
+from benchmarks.execution import Cost, InProcess, Job, costs, seconds_left, status, to_probe
+from benchmarks.execution import _estimate as estimate
+from benchmarks.execution._estimate import extrapolated, probe
+from benchmarks.store import Store
+
+GRID = replace(grids.digits(), seeds=(0, 1))
+CE_0, HR_0, CE_1, HR_1 = GRID.runs()
+
+
+def job_of(run: RunSpec, folder: Path, attacks: tuple[AttackSpec, ...] = GRID.attacks) -> Job:
+    return Job(run, attacks, folder / "store", folder)
+
+
+def test_a_line_through_two_sizes_is_followed() -> None:
+    assert extrapolated(1.0, 2.0, 50, 250, 250) == 2.0
+    assert extrapolated(1.0, 2.0, 50, 250, 10_250) == pytest.approx(2 + 10_000 / 200)
+    assert extrapolated(2.0, 1.0, 50, 250, 10_250) == 1.0, "noise gives no time back"
+    assert extrapolated(1.0, 2.0, 40, 40, 40) == 2.0, "no two sizes"
+
+
+def test_a_probe_counts_what_a_run_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a clock that ticks once a call, so that the sums are known."""
+    ticks = iter(range(10_000))
+    monkeypatch.setattr(estimate.time, "perf_counter", lambda: float(next(ticks)))
+    attacks = (AttackSpec("none"), AttackSpec("fgm", "ce", 0.1), AttackSpec("fgm", "ce", 0.25))
+    cost = probe(job_of(CE_0, tmp_path, attacks))
+    # 1257 images where 400 were tried, all 180 of validation, keeping, and 5 curve attacks of a tick, every 10th epoch.
+    assert cost == Cost(pytest.approx(1257 / 400 + 1 + 1 + 5 / 10), 1.0)
+    # Each part is tried once; each kind of attack, whatever its eps, with few images and with more: none, ce, clipped.
+    assert next(ticks) == 2 * (1 + 1 + 1 + 3 * 2)
+
+
+def test_a_probe_leaves_nothing_and_moves_nothing(tmp_path: Path) -> None:
+    states = random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist()  # noqa: NPY002
+    run = replace(HR_0, recipe=replace(HR_0.recipe, threads=2, curve_every=0, curve_attacks=()))
+    threads = torch.get_num_threads()
+    cost = probe(job_of(run, tmp_path, (AttackSpec("pgd", "ce", 0.1, steps=2),)))
+    assert cost.epoch > 0
+    assert cost.record > 0
+    assert not (tmp_path / "store").exists()
+    assert torch.get_num_threads() == threads
+    assert states == (random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist())  # noqa: NPY002
+
+
+def test_images_that_are_attacked_are_right_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else strong attacks would have nothing to do, on a network that has hardly learned."""
+    records: list[dict] = []
+
+    def noting(specs, *args):
+        found = list(measure_all(specs, *args))
+        records.extend(record for _, record in found)
+        return found
+
+    monkeypatch.setattr(estimate, "measure_all", noting)
+    probe(job_of(CE_0, tmp_path, (AttackSpec("none"), AttackSpec("none", split="validation"))))
+    unattacked = [record for record in records if "zero_gradient" not in record]
+    assert [(record["correct"], record["n"]) for record in unattacked] == [(n, n) for n in (50, 250, 50, 180)]
+
+
+@pytest.mark.parametrize(
+    "attack",
+    [
+        AttackSpec("transfer", eps=0.1, steps=2, source=protocols.SOURCE),
+        AttackSpec("diagnostics", "ce", 0.1, steps=2, images=20),
+    ],
+)
+def test_hardened_runs_and_long_attacks_can_be_probed(tmp_path: Path, attack: AttackSpec) -> None:
+    loss = LossSpec("hr", 1.6, hardening=Hardening("madry", 0.1, 1))
+    recipe = replace(CE_0.recipe, batch_size=10, curve_every=0, curve_attacks=())
+    plain = probe(job_of(RunSpec("digits", recipe, LossSpec("hr", 1.6), 0), tmp_path, (attack,)))
+    hardened = probe(job_of(RunSpec("digits", recipe, loss, 0), tmp_path, (attack,)))
+    assert plain.record > 0
+    assert hardened.epoch > plain.epoch
+
+
+def test_one_run_of_a_kind_is_probed_and_stands_for_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = Store(tmp_path)
+    states = status(GRID, store)
+    assert {run.loss for run in to_probe(states).values()} == set(GRID.losses)
+    asked: list[Job] = []
+
+    def answer(job: Job) -> Cost:
+        asked.append(job)
+        return Cost(2.0 if job.run.loss.name == "ce" else 3.0, 0.5)
+
+    monkeypatch.setattr(estimate, "probe", answer)
+    expected = costs(states, lambda run: job_of(run, tmp_path), InProcess())
+    assert len(asked) == 2
+    assert expected.keys() == {CE_0, HR_0, CE_1, HR_1}
+    states = status(GRID, store, costs=expected)
+    epochs, records = CE_0.recipe.epochs, len(GRID.attacks)
+    assert [state.seconds_left for state in states] == [epochs * n + records * 0.5 for n in (2, 3, 2, 3)]
+    assert seconds_left(states, at_once=2) == (epochs * 10 + records * 2) / 2
+
+
+def test_what_was_timed_counts_before_what_is_expected(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    with store.lock(CE_0):
+        store.log(CE_0, "epoch", epoch=1, training=7.0, seconds=7.0)
+    found = status(GRID, store, costs=dict.fromkeys(GRID.runs(), Cost(1.0, 0.0)))
+    assert [state.seconds_left for state in found] == [CE_0.recipe.epochs * 7.0] * 4
+
+
+def test_the_command_tells_before_it_starts_and_after_each_run(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    command = ["run", "--seeds", "1", "--epochs", "1", "--workers", "1", "--store", str(tmp_path)]
+    assert main(command) == 0
+    lines = [line for line in capsys.readouterr().out.splitlines() if "Estimated" in line or "accuracy 0" in line]
+    assert lines[0].startswith("Estimated: ")
+    assert "unknown" not in lines[0]
+    assert lines[0].endswith("(from a few batches of training and a few images of each attack).")
+    assert ["; left: " in line for line in lines[1:3]] == [True, True]
+    assert lines[2].endswith("left: 0 s")
+    assert main([*command[:2], "2", *command[3:]]) == 0
+    assert "(from the runs that were timed)." in capsys.readouterr().out
+
+
+def test_a_probe_that_fails_stops_no_run(
+    tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_memory(job: Job) -> Cost:
+        raise MemoryError("no memory")
+
+    monkeypatch.setattr(estimate, "probe", no_memory)
+    assert main(["run", "--seeds", "1", "--epochs", "1", "--workers", "1", "--store", str(tmp_path)]) == 0
+    assert "Estimated: unknown (the estimate failed: no memory)." in capsys.readouterr().out

@@ -1,0 +1,540 @@
+"""Runs give the same files wherever they are done, in real processes and on real Dask clusters, and whoever dies."""
+
+import json
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from concurrent.futures import BrokenExecutor, Executor, Future
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import psutil
+import pytest
+from distributed import Client, LocalCluster, Nanny, Scheduler, Security, SpecCluster
+
+from benchmarks import grids, protocols
+from benchmarks.__main__ import main
+from benchmarks.config import Recipe, RunSpec
+from benchmarks.execution import Cluster, ClusterError, Job, Outcome, WorkerDiedError
+from benchmarks.execution import _dask as cluster
+from benchmarks.execution import _local as executors
+from benchmarks.execution import _runner as runner
+from benchmarks.execution import _shared_data as shared_data
+from benchmarks.store import Store, StoreError
+
+ROOT = Path(__file__).parents[3]
+PATIENCE = 120.0
+((DATASET, RECIPE),) = grids.get("digits").recipes
+ATTACKS = (protocols.sound("ce", 0.0), protocols.sound("hr", 0.1))
+RUNS = [
+    RunSpec(DATASET, replace(RECIPE, epochs=2, curve_every=1), loss, seed)
+    for seed in (0, 1)
+    for loss in (protocols.CE, protocols.HR)
+]
+# Long enough to be caught at work.
+LONG = replace(RUNS[0], recipe=replace(RUNS[0].recipe, epochs=40, curve_every=40))
+
+
+class Deadly(RunSpec):
+    """A run that ends every process but this one."""
+
+    def key(self) -> str:
+        if multiprocessing.parent_process() is not None:
+            os._exit(1)
+        return super().key()
+
+
+def jobs(runs: list[RunSpec], store: Path) -> list[Job]:
+    return [Job(run, ATTACKS, store, store) for run in runs]
+
+
+def do(runs: list[RunSpec], store: Path, executor) -> dict[RunSpec, Outcome]:
+    """Do the runs, and return how each ended."""
+    ended: dict[RunSpec, Outcome] = {}
+
+    def on_end(run: RunSpec, outcome: Outcome) -> None:
+        assert run not in ended, "each is told once"
+        ended[run] = outcome
+
+    failures = runner.run_all(jobs(runs, store), executor, on_end)
+    assert set(ended) == set(runs)
+    assert failures == sum(outcome.error is not None for outcome in ended.values())
+    return ended
+
+
+def files(store: Path, runs: list[RunSpec]) -> dict[str, bytes]:
+    """What the store holds of the runs, but for logs, which tell the time, and locks."""
+    folders = [Store(store).folder(run) for run in runs]
+    paths = (path for folder in folders for path in folder.rglob("*") if path.is_file())
+    return {str(p.relative_to(store)): p.read_bytes() for p in paths if p.name not in ("log.jsonl", ".lock")}
+
+
+def eventually(condition: Callable[[], object], what: str) -> None:
+    deadline = time.monotonic() + PATIENCE
+    while not condition():
+        assert time.monotonic() < deadline, f"expected within {PATIENCE:g} s: {what}"
+        time.sleep(0.01)
+
+
+def caught_at_work(store: Path, run: RunSpec) -> psutil.Process:
+    """The process that trains the run, stopped after its first epoch and before its last."""
+    folder, found = Store(store).folder(run), []
+
+    def holders() -> list[psutil.Process]:
+        for process in psutil.Process().children(recursive=True):
+            try:
+                if any(file.path == str(folder / ".lock") for file in process.open_files()):
+                    found.append(process)
+            except psutil.Error:  # it has just ended
+                continue
+        return found
+
+    eventually((folder / "state.pt").exists, f"an epoch of {run}")
+    eventually(holders, f"a process that holds the lock of {run}")
+    found[0].suspend()
+    assert not Store(store).is_trained(run), "it was too fast to be caught"
+    return found[0]
+
+
+@contextmanager
+def meanwhile(act: Callable[[], None]) -> Iterator[None]:
+    """Do something in a thread while the body runs; what it raises is raised after the body."""
+    errors: list[BaseException] = []
+
+    def guarded() -> None:
+        try:
+            act()
+        except BaseException as error:
+            errors.append(error)
+
+    thread = threading.Thread(target=guarded)
+    thread.start()
+    yield
+    thread.join(PATIENCE)
+    assert not thread.is_alive()
+    if errors:
+        raise errors[0]
+
+
+def listening(process: psutil.Process) -> set[str]:
+    """Addresses at which a process, or one of its children, can be reached."""
+    family = [process, *process.children(recursive=True)]
+    return {c.laddr.ip for p in family for c in p.net_connections("inet") if c.status == psutil.CONN_LISTEN}
+
+
+def in_process() -> AbstractContextManager[Executor]:
+    return executors.local(1)
+
+
+def pool() -> AbstractContextManager[Executor]:
+    return executors.local(2)
+
+
+@pytest.fixture(scope="module")
+def reference(tmp_path_factory) -> Path:
+    """The runs, done one after the other in this process."""
+    store = tmp_path_factory.mktemp("in-process")
+    do([*RUNS, LONG], store, in_process)
+    return store
+
+
+def in_this_process(protocol: str, security: Security | None = None, **options: object) -> LocalCluster:
+    """A cluster of one worker with two threads, all in this process; it saves the time to start one."""
+    return LocalCluster(
+        **{"n_workers": 1, **options},
+        threads_per_worker=2,
+        processes=False,
+        host="127.0.0.1",
+        protocol=protocol,
+        security=security,
+        dashboard_address="127.0.0.1:0",
+        worker_dashboard_address="127.0.0.1:0",
+    )
+
+
+@pytest.fixture(scope="module")
+def dask() -> Iterator[SpecCluster]:
+    """Two worker processes of one thread each, over TCP: "two" declares CPU=2, and "one" CPU=1."""
+    local = {"host": "127.0.0.1", "protocol": "tcp", "dashboard_address": "127.0.0.1:0"}
+    # Two threads of torch on a busy machine stall where each keeps its core while it waits for the other.
+    options = {**local, "nthreads": 1, "env": {"OMP_WAIT_POLICY": "passive"}}
+    workers = {
+        name: {"cls": Nanny, "options": {**options, "resources": {"CPU": cpus}}}
+        for name, cpus in (("two", 2), ("one", 1))
+    }
+    with SpecCluster(workers, {"cls": Scheduler, "options": local}) as cluster:
+        yield cluster
+
+
+def test_a_dask_cluster_gives_the_same_files_as_this_process(
+    reference: Path, dask: SpecCluster, tmp_path: Path
+) -> None:
+    do(RUNS, tmp_path, Cluster(dask.scheduler_address).executor)
+    assert files(tmp_path, RUNS) == files(reference, RUNS)
+    assert len(files(tmp_path, RUNS)) == len(RUNS) * (3 + len(ATTACKS))
+    assert listening(psutil.Process()) == {"127.0.0.1"}, "what is started here can be reached from here alone"
+
+
+def test_threads_of_one_worker_take_turns(reference: Path, tmp_path: Path, monkeypatch) -> None:
+    at_work, most, work = [], [], runner._work
+
+    def watched(job: Job, store: Store) -> list[str]:
+        at_work.append(job)
+        most.append(len(at_work))
+        messages = work(job, store)
+        at_work.remove(job)
+        return messages
+
+    monkeypatch.setattr(runner, "_work", watched)
+    with in_this_process("tcp") as threads:
+        assert threads.scheduler.total_nthreads == 2
+        do(RUNS, tmp_path, Cluster(threads.scheduler_address).executor)
+    assert most == [1] * len(RUNS)
+    assert files(tmp_path, RUNS) == files(reference, RUNS)
+
+
+@pytest.mark.parametrize("where", ["pool", "dask"])
+def test_a_worker_that_dies_takes_no_run_with_it_but_one_that_ends_every_worker(
+    where: str, reference: Path, dask: SpecCluster, tmp_path: Path, monkeypatch
+) -> None:
+    # Dask would begin each four times over, which takes four workers the time to start.
+    monkeypatch.setattr(dask.scheduler, "allowed_failures", 0)
+    executor = pool if where == "pool" else Cluster(dask.scheduler_address).executor
+    deadly, store = Deadly(DATASET, RECIPE, protocols.CE, 2), Store(tmp_path)
+    with meanwhile(lambda: caught_at_work(tmp_path, LONG).kill()):
+        ended = do([LONG, deadly, *RUNS], tmp_path, executor)
+
+    error = ended.pop(deadly).error
+    assert isinstance(error, WorkerDiedError)
+    assert "the worker that did digits, CE, seed 2 died" in str(error)
+    assert f"WorkerDiedError: {error}" in store.error(deadly)
+
+    assert {outcome.error for outcome in ended.values()} == {None}
+    assert files(tmp_path, [LONG, *RUNS]) == files(reference, [LONG, *RUNS])
+    begun = [entry["from_epoch"] for entry in store.log_entries(LONG) if entry["event"] == "training"]
+    assert len(begun) == 2, "the one that was killed is gone on with"
+    assert begun[0] == 1 < begun[1]
+
+
+def test_a_pool_outlives_a_death_and_ends_with_an_interrupt() -> None:
+    def use(pool: Executor) -> None:
+        long = pool.submit(time.sleep, 10 * PATIENCE)
+        with pytest.raises(BrokenExecutor):
+            pool.submit(os._exit, 1).result(PATIENCE)
+        assert signal.SIGINT in pool.submit(signal.pthread_sigmask, signal.SIG_BLOCK, ()).result(PATIENCE)
+        assert not long.done(), "it is in the other process"
+        left.extend([long, *(pool.submit(time.sleep, 10 * PATIENCE) for _ in range(2))])
+        raise KeyboardInterrupt
+
+    left: list[Future[None]] = []
+    before = set(multiprocessing.active_children())
+    begun = time.monotonic()
+    with pytest.raises(KeyboardInterrupt), executors.local(2) as pool:
+        use(pool)
+    assert time.monotonic() - begun < PATIENCE
+    assert set(multiprocessing.active_children()) <= before
+    assert isinstance(left[0].exception(), BrokenExecutor)
+    assert left[-1].cancelled(), "nobody had begun it"
+
+
+def test_processes_end_with_a_parent_that_is_killed(tmp_path: Path) -> None:
+    program = (
+        "import sys; from benchmarks import executors\n"
+        "if __name__ == '__main__':\n"
+        "    with executors.local(2) as pool:\n"
+        "        print(pool.submit(__import__('os').getpid).result(), flush=True)\n"
+        "        sys.stdin.read()\n"
+    )
+    (tmp_path / "program.py").write_text(program)
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, str(tmp_path / "program.py")]
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=environment
+    ) as parent:
+        child = psutil.Process(int(parent.stdout.readline()))
+        parent.kill()
+    eventually(lambda: not child.is_running() or child.status() == psutil.STATUS_ZOMBIE, "the end of the child")
+
+
+def test_leaving_a_cluster_by_an_interrupt_takes_back_what_is_not_begun(dask: SpecCluster, tmp_path: Path) -> None:
+    runs = [replace(LONG, seed=seed) for seed in range(8)]
+
+    def interrupt(run: RunSpec, outcome: Outcome) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        runner.run_all(jobs(runs, tmp_path), Cluster(dask.scheduler_address).executor, interrupt)
+    eventually(lambda: not dask.scheduler.tasks, "a scheduler without tasks")
+    store = Store(tmp_path)
+    eventually(lambda: not any(store.is_locked(run) for run in runs), "the end of what was in progress")
+    assert 1 <= sum(store.is_trained(run) for run in runs) <= 5
+
+
+def test_a_call_made_twice_is_done_twice(dask: SpecCluster) -> None:
+    cluster = Cluster(dask.scheduler_address)
+    with cluster.executor() as one, cluster.executor() as other:
+        answers = {executor.submit(uuid.uuid4).result(PATIENCE) for executor in (one, one, other)}
+    assert len(answers) == 3
+
+
+def test_a_worker_that_does_not_see_the_store_says_so(tmp_path: Path) -> None:
+    (job,) = jobs(RUNS[:1], tmp_path / "elsewhere")
+    with pytest.raises(StoreError, match=r"expected the store .*elsewhere on .*, but it is not there"):
+        runner.execute(job)
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_error_in_a_job_comes_back_as_it_is(dask: SpecCluster) -> None:
+    with Cluster(dask.scheduler_address).executor() as executor, pytest.raises(ValueError, match="invalid literal"):
+        executor.submit(int, "x").result(PATIENCE)
+
+
+@pytest.mark.parametrize("address", ["", "nonsense", "foo://127.0.0.1:1", "tcp://127.0.0.1:1", "tls://127.0.0.1:1"])
+def test_an_address_without_a_scheduler_is_refused(address: str) -> None:
+    with (
+        pytest.raises(ClusterError, match=f"expected a Dask scheduler at '{address}', but got: "),
+        Cluster(address, timeout=0.5).executor(),
+    ):
+        pass
+
+
+@pytest.fixture(scope="module")
+def certificates(tmp_path_factory) -> dict[str, list[Path]]:
+    """Files of authority, certificate and key, of two authorities."""
+    folder = tmp_path_factory.mktemp("tls")
+    files: dict[str, list[Path]] = {}
+    for name in ("ours", "theirs"):
+        made = Security.temporary()
+        for part, text in (("ca", made.tls_ca_file), ("cert", made.tls_client_cert), ("key", made.tls_client_key)):
+            (folder / f"{name}-{part}.pem").write_text(text)
+            files.setdefault(name, []).append(folder / f"{name}-{part}.pem")
+    return files
+
+
+@pytest.fixture(scope="module")
+def tls(certificates: dict[str, list[Path]]) -> Iterator[str]:
+    """The address of a cluster that speaks with those who have our certificate."""
+    ca, cert, key = map(str, certificates["ours"])
+    parts = {
+        f"tls_{part}_{what}": path
+        for part in ("scheduler", "worker", "client")
+        for what, path in (("cert", cert), ("key", key))
+    }
+    with in_this_process("tls", Security(tls_ca_file=ca, require_encryption=True, **parts)) as cluster:
+        assert cluster.scheduler_address.startswith("tls://127.0.0.1:")
+        yield cluster.scheduler_address
+
+
+def test_tls_lets_in_who_has_the_certificate(
+    tls: str, certificates: dict[str, list[Path]], reference: Path, tmp_path: Path
+) -> None:
+    do(RUNS[:1], tmp_path, Cluster(tls, *certificates["ours"]).executor)
+    assert files(tmp_path, RUNS[:1]) == files(reference, RUNS[:1])
+
+
+@pytest.mark.parametrize("given", ["none", "authority", "theirs", "theirs under our authority", "unencrypted"])
+def test_tls_keeps_out_who_has_not(given: str, tls: str, certificates: dict[str, list[Path]]) -> None:
+    address = tls.replace("tls:", "tcp:") if given == "unencrypted" else tls
+    parts = {
+        "authority": certificates["ours"][:1],
+        "theirs": certificates["theirs"],
+        "theirs under our authority": certificates["ours"][:1] + certificates["theirs"][1:],
+    }
+    with (
+        pytest.raises(ClusterError, match=f"expected a Dask scheduler at '{address}'"),
+        Cluster(address, *parts.get(given, []), timeout=1).executor(),
+    ):
+        pass
+
+
+def test_the_command_line_reaches_a_cluster_with_its_certificates(
+    tls: str, certificates: dict[str, list[Path]], tmp_path: Path, capsys
+) -> None:
+    command = ["run", "--seeds", "1", "--epochs", "1", "--store", str(tmp_path), "--scheduler", tls]
+    assert main(command) == 2
+    assert f"expected a Dask scheduler at '{tls}', but got: TLS expects" in capsys.readouterr().err
+    ca, cert, key = map(str, certificates["ours"])
+    assert main([*command, "--tls-ca", ca, "--tls-cert", cert, "--tls-key", key]) == 0
+    assert f"2 to do, on the cluster at {tls}, as it has workers." in capsys.readouterr().out
+    assert len(list(tmp_path.glob("runs/*/model.safetensors"))) == 2
+
+
+def test_a_certificate_that_is_none_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "ca.pem"
+    for message in (r"expected a PEM file for the cluster's TLS, but .*ca\.pem is none", "expected .* but got: .*SSL"):
+        with pytest.raises(ClusterError, match=message), Cluster("tls://127.0.0.1:1", path, timeout=1).executor():
+            pass
+        path.write_text("no certificate")
+
+
+def test_workers_of_other_versions_are_refused(dask: SpecCluster, monkeypatch) -> None:
+    def sham() -> dict[str, str]:
+        return {"torch": "0"} if multiprocessing.parent_process() is None else {"torch": "1"}
+
+    monkeypatch.setattr(cluster, "versions", sham)
+    with (
+        pytest.raises(
+            ClusterError, match=r"expected \{'torch': '0'\} on every worker, but tcp://.* has \{'torch': '1'\}"
+        ),
+        Cluster(dask.scheduler_address).executor(),
+    ):
+        pass
+
+
+def test_workers_without_this_program_are_refused(dask: SpecCluster, monkeypatch) -> None:
+    def fails() -> None:
+        import benchmarks_of_another_folder  # noqa: F401
+
+    monkeypatch.setattr(cluster, "versions", lambda: {} if multiprocessing.parent_process() is None else fails())
+    with (
+        pytest.raises(ClusterError, match=r"workers .* that can import benchmarks, but tcp://.*ModuleNotFoundError"),
+        Cluster(dask.scheduler_address).executor(),
+    ):
+        pass
+
+
+def with_threads(threads: int, runs: list[RunSpec]) -> list[RunSpec]:
+    return [replace(run, recipe=replace(run.recipe, threads=threads)) for run in runs]
+
+
+def reads(cluster: SpecCluster) -> dict[str, tuple[int, int]]:
+    """By worker, how often it has read a data set from its files, and how often it had it already."""
+    with Client(cluster.scheduler_address, set_as_default=False) as client:
+        infos = client.run(shared_data._load.cache_info)
+    workers = cluster.scheduler.workers
+    return {workers[address].name: (info.misses, info.hits) for address, info in infos.items()}
+
+
+def since(before: dict[str, tuple[int, int]], cluster: SpecCluster) -> dict[str, tuple[int, int]]:
+    """What it has read since, as `reads` says."""
+    return {name: (read - before[name][0], again - before[name][1]) for name, (read, again) in reads(cluster).items()}
+
+
+def test_runs_go_where_their_threads_are_and_come_back_one_by_one(
+    reference: Path, dask: SpecCluster, tmp_path: Path
+) -> None:
+    before = reads(dask)
+    short = [replace(run, recipe=replace(run.recipe, epochs=1)) for run in RUNS[:3]]
+    *_, last = runs = with_threads(2, [*short, RUNS[3]])
+    store, done = Store(tmp_path), []
+
+    def on_end(run: RunSpec, outcome: Outcome) -> None:
+        assert outcome == Outcome()
+        assert store.is_done(run, ATTACKS), "its records are there when its end is told"
+        done.append([run for run in runs if store.is_done(run, ATTACKS)])
+
+    assert runner.run_all(jobs(runs, tmp_path), Cluster(dask.scheduler_address).executor, on_end) == 0
+    assert last not in done[0], "it was not waited for"
+    assert len(done) == len(runs)
+    assert since(before, dask) == {"two": (1, len(runs) - 1), "one": (0, 0)}
+
+    do(RUNS, tmp_path, Cluster(dask.scheduler_address).executor)
+    assert files(tmp_path, RUNS) == files(reference, RUNS)
+    (read, again), (read_by_one, again_by_one) = (since(before, dask)[name] for name in ("two", "one"))
+    assert read == read_by_one == 1, "once by each"
+    assert again + again_by_one + 2 == len(runs) + len(RUNS)
+
+
+@pytest.mark.parametrize(
+    ("recipe", "asked"),
+    [(replace(RECIPE, threads=3), "CPU=3"), (replace(RECIPE, device="gpu"), "GPU=1")],
+    ids=["threads", "gpu"],
+)
+def test_a_run_that_no_worker_has_room_for_is_refused_before_any_work(
+    recipe: Recipe, asked: str, dask: SpecCluster, tmp_path: Path
+) -> None:
+    address = dask.scheduler_address
+    too_large = replace(RUNS[0], recipe=recipe)
+    message = f"expected a worker with {asked} at {address}, .* but got 1 with CPU=[12], 1 with CPU=[12]; see"
+    with pytest.raises(ClusterError, match=message):
+        do([too_large], tmp_path, Cluster(address).executor)
+    asks = [job.resources for job in jobs([*RUNS, too_large], tmp_path)]
+    with pytest.raises(ClusterError, match=message), Cluster(address).executor(asks):
+        pytest.fail("it could have begun the others")
+    assert not list(tmp_path.rglob("*.json"))
+    assert not dask.scheduler.tasks
+
+
+def test_a_worker_that_would_begin_two_runs_at_once_is_refused(tmp_path: Path) -> None:
+    one, two = (jobs(with_threads(threads, RUNS[:1]), tmp_path)[0] for threads in (1, 2))
+    gpu = Job(replace(RUNS[0], recipe=replace(RECIPE, device="gpu")), ATTACKS, tmp_path, tmp_path)
+    with in_this_process("tcp", resources={"CPU": 2, "GPU": 1, "MEMORY": 10}) as both:
+        executor = Cluster(both.scheduler_address).executor
+        with executor([two.resources]) as opened:
+            assert opened.submit(type, two).result(PATIENCE) is Job
+            assert opened.submit(type, gpu).result(PATIENCE) is Job
+            with pytest.raises(ClusterError, match=r"has 2 threads and CPU=2, GPU=1, .* for CPU=1 and one for CPU=1 "):
+                opened.submit(type, one)
+        with (
+            pytest.raises(ClusterError, match="for one that asks for CPU=2 and one for GPU=1 at once"),
+            executor([two.resources, gpu.resources]),
+        ):
+            pytest.fail("they could begin at once")
+
+
+def test_where_workers_declare_nothing_or_are_still_to_come_runs_go_anywhere(tmp_path: Path) -> None:
+    gpu = Job(replace(RUNS[0], recipe=replace(RECIPE, device="gpu")), ATTACKS, tmp_path, tmp_path)
+    with in_this_process("tcp", n_workers=0, resources={"MEMORY": 10}) as empty:
+        executor = Cluster(empty.scheduler_address).executor
+        with executor([gpu.resources]) as opened:
+            early = opened.submit(type, gpu)
+            assert not early.done()
+            empty.scale(1)
+            assert early.result(PATIENCE) is Job
+        with executor([gpu.resources]) as opened:
+            assert opened.submit(type, gpu).result(PATIENCE) is Job
+
+
+@contextmanager
+def started(*arguments: str) -> Iterator[psutil.Process]:
+    """A command of Dask's, as README has it, in the project's folder."""
+    environment = {**os.environ, "PYTHONWARNINGS": "default"}
+    process = psutil.Popen([sys.executable, "-m", "dask", *arguments], cwd=ROOT, env=environment)
+    try:
+        yield process
+    finally:
+        family = [process, *process.children(recursive=True)] if process.is_running() else []
+        for member in family:
+            member.kill()
+        process.wait(PATIENCE)
+
+
+def test_a_cluster_started_by_hand_and_its_scheduler_lost(reference: Path, tmp_path: Path) -> None:
+    found = tmp_path / "scheduler.json"
+    local = ("--host", "127.0.0.1", "--dashboard-address", "127.0.0.1:0", "--scheduler-file", str(found))
+    with (
+        started("scheduler", "--port", "0", *local) as scheduler,
+        started("worker", *local, "--nworkers", "1", "--nthreads", "1") as workers,
+    ):
+        eventually(found.exists, "the scheduler's address")
+        eventually(lambda: found.read_text().endswith("}"), "the whole of it")
+        cluster = Cluster(json.loads(found.read_text())["address"])
+        do(RUNS[:2], tmp_path, cluster.executor)
+        assert listening(scheduler) == listening(workers) == {"127.0.0.1"}
+        assert files(tmp_path, RUNS[:2]) == files(reference, RUNS[:2])
+
+        def kill() -> None:
+            trainer = caught_at_work(tmp_path, LONG)
+            scheduler.kill()
+            trainer.resume()
+
+        with meanwhile(kill), pytest.raises(ClusterError, match=r"scheduler at tcp://127\.0\.0\.1:\d+ was lost"):
+            do([LONG], tmp_path, cluster.executor)
+    assert Store(tmp_path).error(LONG) is None, "the run is not to blame"
+
+
+def test_dask_is_loaded_only_for_a_scheduler() -> None:
+    program = (
+        "import sys; from benchmarks import __main__, cluster, executors\n"
+        "with executors.local(1), executors.local(2): pass\n"
+        "print([name for name in sys.modules if name.split('.')[0] in ('dask', 'distributed')])"
+    )
+    shown = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert shown.stdout.strip() == "[]"

@@ -1,0 +1,106 @@
+"""A data set is read once per process, cannot be spoilt for the next run, and is read again when its files change."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from benchmarks import data, grids, protocols
+from benchmarks.config import RunSpec
+from benchmarks.data import DataError, Dataset
+from benchmarks.execution import Job
+from benchmarks.execution import _runner as runner
+from benchmarks.execution import _shared_data as shared_data
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(autouse=True)
+def nothing_read() -> None:
+    shared_data._load.cache_clear()
+
+
+def write(path: Path, seed: int) -> None:
+    """A data set of 30 noise images, of the same size in bytes for every seed."""
+    random = np.random.default_rng(seed)
+    images, labels = random.integers(256, size=(30, 4, 4), dtype=np.uint8), np.arange(30) % 3
+    np.savez(path, x_train=images[:24], y_train=labels[:24], x_test=images[24:], y_test=labels[24:])
+
+
+def load(folder: Path, **options: int) -> Dataset:
+    return shared_data.load("noise", data_dir=folder, **{"validation_size": 6, **options})
+
+
+def read_apart(folder: Path) -> Dataset:
+    return data.load("noise", data_dir=folder, validation_size=6)
+
+
+def test_it_is_read_again_only_when_asked_for_otherwise(tmp_path: Path) -> None:
+    write(tmp_path / "noise.npz", 0)
+    first = load(tmp_path)
+    assert load(tmp_path) is first
+    assert first.fingerprint == read_apart(tmp_path).fingerprint
+    other = load(tmp_path, validation_size=7)
+    assert (len(first.validation), len(other.validation)) == (6, 7)
+    assert load(tmp_path, split_seed=3).fingerprint != first.fingerprint
+
+
+@pytest.mark.parametrize("how", ["overwritten", "replaced", "removed"])
+def test_a_file_that_changes_is_read_again(how: str, tmp_path: Path) -> None:
+    path, other = tmp_path / "noise.npz", tmp_path / "other.npz"
+    write(path, 0)
+    first, size = load(tmp_path), path.stat().st_size
+    if how == "overwritten":
+        write(path, 1)
+    else:
+        write(other, 1)
+        other.replace(path)
+    assert path.stat().st_size == size
+    second = load(tmp_path)
+    assert second.fingerprint == read_apart(tmp_path).fingerprint != first.fingerprint
+    if how == "removed":
+        path.unlink()
+        with pytest.raises(DataError, match=r"or a file .*noise\.npz"):
+            load(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["mnist", "cifar10", "svhn", "noise"])
+def test_every_file_that_a_data_set_is_read_from_is_watched(name: str, tmp_path: Path) -> None:
+    watched = data.files(name, tmp_path)
+    assert tmp_path / f"{name}.npz" in watched
+    assert all(path.is_relative_to(tmp_path) for path in watched)
+    named = {"mnist": 4, "cifar10": 7, "svhn": 2, "noise": 0}  # of which torchvision's: images, labels, batches, meta
+    assert len(set(watched)) == named[name] + 1
+
+
+def test_a_name_that_is_none_is_refused_as_ever(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="expected a plain data set name"):
+        shared_data.load("a\0b", data_dir=tmp_path, validation_size=6)
+
+
+def test_nobody_spoils_it_for_the_next(tmp_path: Path) -> None:
+    write(tmp_path / "noise.npz", 0)
+    before = load(tmp_path)
+    for split in (before.train, before.validation, before.test):
+        for array in (split.images, split.labels):
+            with pytest.raises(ValueError, match="read-only"):
+                array[0] = 1
+        images, labels = split.tensors(CPU)
+        expected = split.images.astype(np.float32) / np.float32(255)
+        np.testing.assert_array_equal(images.numpy(), expected)
+        np.testing.assert_array_equal(labels.numpy(), split.labels)
+        images.zero_()
+        labels.zero_()
+    assert data.digest(before.train, before.validation, before.test) == read_apart(tmp_path).fingerprint
+
+
+def test_runs_of_one_process_read_their_data_once(tmp_path: Path, recwarn: pytest.WarningsRecorder) -> None:
+    ((name, recipe),) = grids.get("digits").recipes
+    recipe = replace(recipe, epochs=1, curve_every=1)
+    attacks = (protocols.sound("ce", 0.0), protocols.sound("hr", 0.1))
+    for seed in range(3):
+        runner.execute(Job(RunSpec(name, recipe, protocols.HR, seed), attacks, tmp_path, tmp_path))
+    assert shared_data._load.cache_info()[:2] == (2, 1), "hits and misses"
+    assert not recwarn.list

@@ -1,0 +1,110 @@
+"""The tables of Proposition 1 hold the means of what the records say, against values made by hand."""
+
+import math
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+import scipy.stats
+from testing import made_up
+
+from benchmarks import grids, protocols
+from benchmarks.config import AttackSpec, RunSpec
+from benchmarks.report import export
+from benchmarks.report.bounds import bounds_frame, bounds_tables
+from benchmarks.report.cells import Results
+
+GRID = replace(grids.digits(), seeds=(0, 1, 2))
+# As fields of ErrorBounds, in the order of the columns.
+UPPER = ["log_markov_bound", "log_comparison_upper_bound", "log_upper_bound", "log_relaxed_bound"]
+LOWER = ["log_comparison_lower_bound", "log_lower_bound", "log_printed_lower_bound", "log_tightest_lower_bound"]
+
+
+def made(run: RunSpec, attack: AttackSpec) -> dict[str, dict[str, Any]]:
+    """Bounds that differ between entries, seeds and fields; at eps 0.25 none of the upper ones says anything."""
+    own = 0.01 * (1 + run.seed) + (run.loss == protocols.HR) * 0.1 + attack.eps * 0.8
+    upper = {name: math.log(own * (2 + i) if attack.eps < 0.2 else 10.0**i + run.seed) for i, name in enumerate(UPPER)}
+    lower = {name: math.log(own) * (2 + i) for i, name in enumerate(LOWER)}
+    best = {"log_tightest_upper_bound": 0.0 if attack.eps else math.log(own * 1.5)}
+    alpha = 1.0 if attack.eps else (None if run.loss == protocols.HR and run.seed == 2 else 2.0 + run.seed)
+    return {
+        "labels": {"error": own, "tightest_alpha": alpha, **upper, **best},
+        "noisy_labels": {"error": own / 2, "tightest_alpha": 1.0, **lower},
+    }
+
+
+def results(grid: Any = GRID) -> Results:
+    empty = made_up.results(grid)
+    return replace(empty, records={key: {**record, "bounds": made(*key)} for key, record in empty.records.items()})
+
+
+def mean(values: list[float]) -> str:
+    half_width = scipy.stats.t.ppf(0.975, len(values) - 1) * scipy.stats.sem(values)
+    return f"{sum(values) / len(values):.3g} ± {half_width:.3g}"
+
+
+def test_entries_are_means_over_the_seeds_of_what_the_records_say() -> None:
+    found = results()
+    for table, labels, fields in zip(
+        bounds_tables(found, "digits"),
+        ("labels", "noisy_labels"),
+        (["error", *UPPER], ["error", *LOWER]),
+        strict=True,
+    ):
+        for place, row in enumerate(table.rows):
+            eps, loss = (0.0, 0.1, 0.25)[place // 2], (protocols.CE, protocols.HR)[place % 2]
+            assert row[:2] == ("" if place % 2 else f"{eps:g}", str(loss))
+            bounds = [made(run, protocols.sound("ce", eps))[labels] for run in found.runs("digits", loss)]
+            for entry, field in zip(row[2:], fields, strict=False):
+                values = [b[field] if field == "error" else math.exp(b[field]) for b in bounds]
+                if len(set(values)) > 1:
+                    assert entry == mean(values)
+                else:
+                    assert entry == f"{values[0]:.3g}"
+        assert "Mean and 95% t interval over 3 seeds." in table.notes[0]
+        assert f"Data: digits, {made_up.N} test images" in table.notes[0]
+
+
+def test_the_best_alphas_are_shown_from_the_least_to_the_greatest_and_a_bound_of_1_without_an_interval() -> None:
+    rows = bounds_tables(results(), "digits")[0].rows
+    assert [row[-1] for row in rows] == ["2 to 4", "2 to inf", "1", "1", "1", "1"]
+    assert [row[-2] for row in rows[2:]] == ["1"] * 4
+    assert rows[0][-2] == mean([0.015, 0.03, 0.045])
+
+
+def test_a_lower_bound_that_says_nothing_counts_as_0() -> None:
+    found = results()
+    run, attack = GRID.runs()[0], AttackSpec("none")
+    found.records[run, attack]["bounds"]["noisy_labels"]["log_lower_bound"] = None
+    entry = bounds_tables(found, "digits")[1].rows[0][4]
+    assert entry == mean([0.0, *(math.exp(3 * math.log(0.01 * (1 + seed))) for seed in (1, 2))])
+
+
+def test_what_is_missing_is_said_and_what_a_grid_has_not_is_left_out() -> None:
+    complete = results()
+    assert bounds_tables(made_up.results(GRID), "digits") == []
+    of_seed_0 = {key: record for key, record in complete.records.items() if key[0].seed == 0}
+    rows = bounds_tables(replace(complete, records=of_seed_0), "digits")[0].rows
+    assert (rows[0][2], rows[0][-1]) == ("0.01 (n = 1)", "2")
+    of_ce = {key: record for key, record in complete.records.items() if key[0].loss == protocols.CE}
+    rows = bounds_tables(replace(complete, records=of_ce), "digits")[0].rows
+    assert rows[1][2:] == ("not yet",) * 6 + ("",)
+    unattacked = replace(GRID, attacks=(AttackSpec("none"), protocols.paper("ce", 0.1)))
+    assert [row[0] for row in bounds_tables(results(unattacked), "digits")[0].rows] == ["0", ""]
+
+
+def test_files_hold_every_field_of_every_network(tmp_path: Path) -> None:
+    found = results()
+    export.write_tables(found, [], tmp_path, command="make it")
+    assert "upper bounds on P_e" in (tmp_path / "bounds.md").read_text()
+    assert "lower bounds on P\\_e" in (tmp_path / "bounds.tex").read_text()
+    rows = pd.read_csv(tmp_path / "bounds.csv")
+    assert len(rows) == len(bounds_frame(found)) == 6 * 3 * 2
+    for row in rows.to_dict("records"):
+        (run,) = (r for r in GRID.runs() if (str(r.loss), r.seed) == (row["trained"], row["seed"]))
+        expected = made(run, protocols.sound("ce", row["eps"]))[row["labels"]]
+        for field in {*UPPER, *LOWER, "error", "tightest_alpha"}:
+            value = expected.get(field)
+            assert pd.isna(row[field]) if value is None else row[field] == pytest.approx(value, rel=1e-5)

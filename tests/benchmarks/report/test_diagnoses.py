@@ -1,0 +1,105 @@
+"""What the reports on masked gradients say is counted, seed by seed."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from testing import made_up
+
+from benchmarks import grids, protocols
+from benchmarks.config import AttackSpec, RunSpec
+from benchmarks.report import export, figures
+from benchmarks.report.diagnoses import diagnoses_frame, diagnoses_table
+from benchmarks.report.selection import Selection
+
+ATTACKS = (AttackSpec("none", images=200), *protocols.diagnostics(0.2), *protocols.diagnostics(0.1))
+GRID = replace(grids.strong_digits(), seeds=(0, 1, 2), attacks=ATTACKS)
+
+
+def flags(run: RunSpec, attack: AttackSpec) -> dict[str, str]:
+    """The paper's attacker is flagged on HR by every seed, at eps 0.2 on CE by one; the sound one by none."""
+    if attack.loss != "clipped-ce":
+        return {}
+    if run.loss == protocols.CE:
+        return {"silent success": "PGD came by one"} if (attack.eps, run.seed) == (0.2, 1) else {}
+    zero = {"zero gradients": f"{run.seed}% at eps {attack.eps}"}
+    return zero | ({"masked gradients": "less", "NaN gradients": "some"} if run.seed else {})
+
+
+def test_the_verdict_counts_the_seeds_that_raise_each_flag() -> None:
+    table = diagnoses_table(made_up.results(GRID, flags=flags), "digits")
+    assert table.header == ("eps", "trained", "attacker", "verdict", "flags (seeds)")
+    of_hr = ("flagged in 3 of 3 seeds", "zero gradients (3), NaN gradients (2), masked gradients (2)")
+    assert table.rows == (
+        ("0.1", "CE", "paper", "no flag", ""),
+        ("", "CE", "sound", "no flag", ""),
+        ("", "HR(1.6)", "paper", *of_hr),
+        ("", "HR(1.6)", "sound", "no flag", ""),
+        ("0.2", "CE", "paper", "flagged in 1 of 3 seeds", "silent success (1)"),
+        ("", "CE", "sound", "no flag", ""),
+        ("", "HR(1.6)", "paper", *of_hr),
+        ("", "HR(1.6)", "sound", "no flag", ""),
+    )
+    assert f"the first {made_up.N} test images" in table.notes[0]
+    assert "25 steps" in table.notes[1]
+    assert "No flag is no proof of robustness." in table.notes[2]
+
+
+def test_what_is_missing_is_said() -> None:
+    made = made_up.results(GRID, flags=flags, made=lambda run, attack: run.seed < 2 and attack.eps != 0.2)
+    rows = diagnoses_table(made, "digits").rows
+    assert rows[0][3:] == ("no flag (n = 2)", "")
+    assert rows[2][3:] == ("flagged in 2 of 2 seeds", "zero gradients (2), NaN gradients (1), masked gradients (1)")
+    assert {row[3:] for row in rows[4:]} == {("not yet", "")}
+
+
+def test_data_sets_are_kept_apart() -> None:
+    grid = replace(GRID, recipes=(*GRID.recipes, ("mnist", GRID.recipes[0][1])))
+    made = made_up.results(grid, flags=lambda run, attack: {"units of eps": "x"} if run.dataset == "mnist" else {})
+    assert {row[4] for row in diagnoses_table(made, "digits").rows} == {""}
+    assert {row[4] for row in diagnoses_table(made, "mnist").rows} == {"units of eps (3)"}
+    fewer = {key: {**record, "n": 5} if key[0].dataset == "digits" else record for key, record in made.records.items()}
+    assert "the first 5 test images" in diagnoses_table(replace(made, records=fewer), "digits").notes[0]
+
+
+@pytest.mark.parametrize("name", ["digits", "alpha-digits", "hardening-digits"])
+def test_a_grid_without_reports_has_no_such_table(name: str) -> None:
+    grid = grids.get(name)
+    assert diagnoses_table(made_up.results(grid), grid.recipes[0][0]) is None
+
+
+def test_files_hold_the_evidence_of_every_flag(tmp_path: Path) -> None:
+    made = made_up.results(GRID, flags=flags)
+    export.write_tables(made, [], tmp_path, command="make it")
+    assert {path.name for path in tmp_path.iterdir()} == {
+        "records.csv",
+        "diagnostics.md",
+        "diagnostics.tex",
+        "diagnostics.csv",
+    }
+    rows = pd.read_csv(tmp_path / "diagnostics.csv", keep_default_na=False)
+    assert len(rows) == len(diagnoses_frame(made))
+    found = rows.groupby(["trained", "seed", "eps", "attacker"]).apply(
+        lambda part: dict(zip(part.flag, part.evidence, strict=True)), include_groups=False
+    )
+    assert len(found) == 2 * 3 * 2 * 2
+    for (trained, seed, eps, attacker), evidence in found.items():
+        (run,) = (run for run in GRID.runs() if (str(run.loss), run.seed) == (trained, seed))
+        loss = {"paper": "clipped-ce", "sound": "ce"}[attacker]
+        (attack,) = (attack for attack in ATTACKS if (attack.loss, attack.eps) == (loss, eps))
+        assert evidence == (flags(run, attack) or {"": ""})
+    records = pd.read_csv(tmp_path / "records.csv")
+    assert len(records) == 6 * len(ATTACKS)
+    assert records[records.attack == "diagnostics"].zero_gradient.isna().all()
+
+
+def test_reports_are_drawn_nowhere_and_their_images_are_not_those_of_the_attacks() -> None:
+    made = made_up.results(GRID, flags=flags)
+    assert figures.pictures(made) == []
+    records = {
+        key: {**record, "n": 7} if key[1].name == "diagnostics" else record for key, record in made.records.items()
+    }
+    assert Selection(replace(made, records=records), "digits").images == f"{made_up.N} test images"
+    alone = {key: record for key, record in records.items() if key[1].name == "diagnostics"}
+    assert Selection(replace(made, records=alone), "digits").images == "the test images"

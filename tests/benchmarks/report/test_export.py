@@ -1,0 +1,167 @@
+"""Files hold the same numbers as the tables, and the command that makes them."""
+
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import scipy.stats
+from testing import made_up
+
+from benchmarks import grids
+from benchmarks.report import export
+from benchmarks.report.cells import Results
+from benchmarks.report.claims import claims
+from benchmarks.store import StoreError
+
+GRID = grids.mnist_short()
+DIGITS = grids.digits()
+ALPHA = grids.alpha_digits()
+
+
+def write_tables(results: Results, folder: Path, *, command: str) -> list[Path]:
+    return export.write_tables(results, claims(results), folder, command=command)
+
+
+def files(folder: Path, *names: str) -> list[Path]:
+    endings = ("md", "tex", "csv")
+    return sorted([folder / "records.csv", *(folder / f"{name}.{ending}" for name in names for ending in endings)])
+
+
+def test_table_1_holds_the_same_numbers_in_every_file(tmp_path: Path) -> None:
+    written = write_tables(made_up.results(GRID, zero=lambda run, attack: 50), tmp_path / "new", command="make it")
+    assert sorted(written) == files(tmp_path / "new", "table_1", "confusion", "claims") == sorted(tmp_path.rglob("*.*"))
+    text = (tmp_path / "new/table_1.md").read_text()
+    assert text.endswith("\nMade by `make it`\n")
+    lines = [line for line in text.splitlines() if line.startswith("|")]
+    assert len({line.count("|") for line in lines}) == 1
+    records = pd.read_csv(tmp_path / "new/records.csv", keep_default_na=False)
+    assert len(records) == len(GRID.runs()) * len(GRID.attacks)
+    cells = pd.read_csv(tmp_path / "new/table_1.csv", keep_default_na=False)
+    assert len(cells) == 2 * len(GRID.attacks)
+    latex = (tmp_path / "new/table_1.tex").read_text()
+    for cell in cells.itertuples():
+        same = (records.trained == cell.trained) & (records.attack_loss == cell.attack_loss) & (records.eps == cell.eps)
+        seeds = records[same]
+        assert sorted(seeds.seed) == [0, 1, 2, 3, 4]
+        share = seeds.correct / seeds.n
+        half_width = scipy.stats.t.ppf(0.975, 4) * scipy.stats.sem(share)
+        assert (cell.accuracy, cell.half_width_95) == pytest.approx((share.mean(), half_width), rel=1e-5)
+        assert (cell.seeds, cell.n) == (5, made_up.N)
+        assert f"| {share.mean():.3f} ± {half_width:.3f}" in text
+        assert rf"& {share.mean():.3f} $\pm$ {half_width:.3f}" in latex
+        assert cell.zero_gradient == ("" if cell.attack == "none" else "0.0005")
+
+
+def test_every_record_stands_under_its_own_seed(tmp_path: Path) -> None:
+    write_tables(made_up.results(GRID), tmp_path, command="make it")
+    rows = pd.read_csv(tmp_path / "records.csv", keep_default_na=False)
+    found = rows.set_index(["trained", "seed", "attack_loss", "eps"]).correct
+    for run in GRID.runs():
+        for attack in GRID.attacks:
+            assert found[str(run.loss), run.seed, attack.loss or "", attack.eps] == made_up.distinct(GRID, run, attack)
+
+
+def test_data_sets_stand_one_after_another(tmp_path: Path) -> None:
+    grid = replace(GRID, recipes=GRID.recipes + DIGITS.recipes)
+    write_tables(made_up.results(grid), tmp_path, command="make them")
+    for name, title in (("table_1", "Table 1 on {}: test accuracy"), ("confusion", "Confusion on {}: the Frobenius")):
+        text, latex = ((tmp_path / f"{name}.{ending}").read_text() for ending in ("md", "tex"))
+        places = [text.index(title.format(dataset)) for dataset in ("mnist", "digits")]
+        assert places == sorted(places)
+        assert text.count("Made by `make them`") == 1
+        assert latex.startswith("% Made by `make them`.")
+        assert latex.count(r"\begin{table}") == latex.count(r"\end{table}") == 2
+    cells = pd.read_csv(tmp_path / "table_1.csv")
+    assert cells.groupby(["dataset", "trained"]).size().to_dict() == {
+        (dataset, trained): len(grid.attacks) for dataset in ("mnist", "digits") for trained in ("CE", "HR(1.6)")
+    }
+    assert cells.accuracy.nunique() == len(cells), "no entry is another's"
+    assert set(pd.read_csv(tmp_path / "claims.csv").dataset) == {"mnist", "digits"}
+
+
+def test_the_norms_are_given_seed_by_seed(tmp_path: Path) -> None:
+    def uncertainty(run: object, attack: object) -> float:
+        return 0.01 * (1 + run.seed) + attack.eps + (0.3 if attack.units == "data" else 0)
+
+    write_tables(made_up.results(GRID, uncertainty=uncertainty), tmp_path, command="make it")
+    norms = pd.read_csv(tmp_path / "confusion.csv")
+    assert len(norms) == 2 * 3 * 5
+    expected = 2 * (0.01 * (1 + norms.seed) + norms.eps + np.where(norms.units == "data", 0.3, 0))
+    assert norms.norm.to_numpy() == pytest.approx(expected.to_numpy())
+    assert set(norms.eps) == {0, 0.1}
+
+
+def test_the_chosen_alpha_is_told_beside_every_entry_of_its_eps(tmp_path: Path) -> None:
+    best = {0.0: 2.5, 0.1: 1.0, 0.25: 1.6}
+
+    def correct(run: object, attack: object) -> int:
+        return 60_000 if run.loss.alpha == best[attack.eps] and attack.split == "validation" else 50_000
+
+    written = write_tables(made_up.results(ALPHA, correct), tmp_path, command="make it")
+    assert sorted(written) == files(tmp_path, "alpha", "claims", "confusion", "table_1")
+    entries = pd.read_csv(tmp_path / "alpha.csv")
+    assert len(entries) == 10 * 8
+    assert entries[entries.chosen & (entries.units == "data")].trained.tolist() == ["HR(1)", "HR(1.6)"]
+    chosen = entries[entries.chosen & (entries.units == "range")]
+    assert sorted(zip(chosen.eps, chosen.trained, chosen.split, strict=True)) == sorted(
+        (eps, f"HR({alpha:g})", split) for eps, alpha in best.items() for split in ("validation", "test")
+    )
+
+
+def test_claims_are_written_with_their_effects_and_verdicts(tmp_path: Path) -> None:
+    results = made_up.results(GRID)
+    write_tables(results, tmp_path, command="make it")
+    written = pd.read_csv(tmp_path / "claims.csv")
+    found = claims(results)
+    assert list(zip(written.claim, written["where"], written.verdict, strict=True)) == [
+        (claim.name, claim.where, claim.verdict) for claim in found
+    ]
+    clean = written.iloc[0]
+    seeds = range(5)
+    first, second = ([r for r in GRID.runs() if r.loss == loss] for loss in reversed(GRID.losses))
+    hr, ce = ([made_up.distinct(GRID, r, GRID.attacks[0]) / made_up.N for r in runs] for runs in (first, second))
+    test = scipy.stats.ttest_rel(hr, ce).confidence_interval(0.95)
+    assert clean.effect == pytest.approx(np.mean(hr) - np.mean(ce), rel=1e-5)
+    assert clean.half_width_95 == pytest.approx((test.high - test.low) / 2, rel=1e-5)
+    assert (clean.pairs, clean.seeds) == (5, " ".join(map(str, seeds)))
+    assert re.search(r"^\| C1 \| .* \| supported \|$", (tmp_path / "claims.md").read_text(), re.MULTILINE)
+
+
+@pytest.mark.parametrize("name", grids.GRIDS)
+def test_a_single_record_is_enough_for_a_report(tmp_path: Path, name: str) -> None:
+    grid = grids.get(name)
+    first = (grid.runs()[0], grid.attacks[0])
+    results = made_up.results(grid, made=lambda run, attack: (run, attack) == first, seconds=lambda run: 0)
+    written = write_tables(results, tmp_path, command="make it")
+    assert len(pd.read_csv(tmp_path / "records.csv")) == 1
+    assert all(path.read_text() for path in written)
+
+
+def test_a_report_again_is_the_same_to_the_byte(tmp_path: Path) -> None:
+    first = [path.read_bytes() for path in write_tables(made_up.results(GRID), tmp_path, command="make it")]
+    again = [path.read_bytes() for path in write_tables(made_up.results(GRID), tmp_path, command="make it")]
+    assert first == again
+
+
+def test_a_folder_that_cannot_be_written_is_told(tmp_path: Path) -> None:
+    (tmp_path / "taken").write_text("a file")
+    with pytest.raises(StoreError, match="taken"):
+        write_tables(made_up.results(GRID), tmp_path / "taken", command="make it")
+
+
+def test_the_page_says_what_is_missing(tmp_path: Path) -> None:
+    results = made_up.results(DIGITS, made=lambda run, attack: run.seed < 4)
+    results = replace(results, problems=("x.json is not valid JSON",))
+    page = export.write(results, tmp_path, command="make it")
+    assert page == tmp_path / "index.html"
+    shown = page.read_text()
+    assert "88 of 110 evaluations are there so far." in shown
+    assert "Counted as missing: x.json is not valid JSON." in shown
+    for name in ("table_1", "confusion", "claims"):
+        assert (tmp_path / f"{name}.tex").exists()
+    figures = {path.stem for path in tmp_path.glob("*.svg")}
+    assert figures == {path.stem for path in tmp_path.glob("*.png")}
+    assert shown.count("<figure>") == len(figures) > 0

@@ -1,0 +1,440 @@
+"""Figures draw what the records hold: values are read back from the axes and compared with hand-made ones."""
+
+import base64
+import io
+import math
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import numpy as np
+import pytest
+from matplotlib.axes import Axes
+from matplotlib.colors import to_hex
+from matplotlib.figure import Figure
+from PIL import Image
+
+from benchmarks import grids, protocols
+from benchmarks.config import AttackSpec, Grid, LossSpec, RunSpec
+from benchmarks.data import DIGITS_TEST_SIZE
+from benchmarks.execution import _runner as runner
+from benchmarks.report import drawing, figures
+from benchmarks.report.cells import Results, load
+from benchmarks.report.drawing import Picture
+from benchmarks.report.image_figures import pixels
+from benchmarks.store import Store
+
+CE, HR = protocols.CE, protocols.HR
+OKABE_ITO = {"#000000", "#e69f00", "#56b4e9", "#009e73", "#f0e442", "#0072b2", "#d55e00", "#cc79a7"}
+GREY = "#767676"
+# The 97.5% quantile of Student's t with one degree of freedom, tan(0.475 pi). Of two values the standard error is half
+# their distance.
+T_1 = math.tan(0.475 * math.pi)
+NAMES = ["figure_1", "learning_curves", "accuracy_vs_eps", "bounds", "confusion", "margins", "strip"]
+
+
+def small(grid: Grid, *, epochs: int, seeds: tuple[int, ...] = (0, 1)) -> Grid:
+    """A grid of fewer seeds and epochs, measured after every epoch where it has a curve."""
+    recipes = tuple(
+        (name, replace(recipe, epochs=epochs, curve_every=int(bool(recipe.curve_every))))
+        for name, recipe in grid.recipes
+    )
+    return replace(grid, seeds=seeds, recipes=recipes)
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory: pytest.TempPathFactory) -> Results:
+    """Two seeds and two epochs of the digits, by real trainings and attacks."""
+    store = Store(tmp_path_factory.mktemp("store"))
+    grid = small(grids.digits(), epochs=2)
+    for run in grid.runs():
+        runner.execute(runner.Job(run, grid.attacks, store.root, store.root))
+    return load(grid, store)
+
+
+@pytest.fixture(scope="module")
+def pictures(results: Results) -> dict[str, Picture]:
+    return {picture.name.removesuffix("-digits"): picture for picture in figures.pictures(results)}
+
+
+def hand_made(grid: Grid, record: Callable[[RunSpec, AttackSpec], Mapping[str, Any]]) -> Results:
+    return Results(grid, {(run, a): record(run, a) for run in grid.runs() for a in grid.attacks}, {}, {})
+
+
+def lines(axes: Axes) -> dict[str, tuple[list[float], list[float]]]:
+    drawn = {str(line.get_label()): (list(line.get_xdata()), list(line.get_ydata())) for line in axes.get_lines()}
+    return {label: line for label, line in drawn.items() if not label.startswith("_")}  # not what the legend leaves out
+
+
+def shadings(axes: Axes) -> list[tuple[list[float], list[float], list[float]]]:
+    """For each shaded interval its x, its lower and its upper ends."""
+    found = []
+    for collection in axes.collections:
+        (path,) = collection.get_paths()
+        by_x: dict[float, list[float]] = {}
+        for x, y in path.vertices:
+            by_x.setdefault(float(x), []).append(float(y))
+        found.append((list(by_x), [min(ys) for ys in by_x.values()], [max(ys) for ys in by_x.values()]))
+    return found
+
+
+def check(axes: Axes, expected: Mapping[str, Mapping[float, list[float]]]) -> None:
+    """Lines and shadings are the means and t intervals of pairs of values, by label and x, in that order."""
+    drawn = lines(axes)
+    assert list(drawn) == list(expected)
+    for (label, values), (x, low, high) in zip(expected.items(), shadings(axes), strict=True):
+        means = [(a + b) / 2 for a, b in values.values()]
+        halves = [T_1 * abs(a - b) / 2 for a, b in values.values()]
+        assert drawn[label][0] == list(values)
+        assert drawn[label][1] == pytest.approx(means, abs=1e-12)
+        assert x == list(values)
+        assert low == pytest.approx([m - h for m, h in zip(means, halves, strict=True)], abs=1e-9)
+        assert high == pytest.approx([m + h for m, h in zip(means, halves, strict=True)], abs=1e-9)
+
+
+def curve(results: Results, loss: LossSpec, value: Callable[[Mapping[str, Any]], float]) -> dict[float, list[float]]:
+    rows = zip(*(results.curves[run] for run in results.runs("digits", loss)), strict=True)
+    return {row[0]["epoch"]: [value(one) for one in row] for row in rows}
+
+
+def accuracies(results: Results, loss: LossSpec, attacks: Mapping[float, AttackSpec]) -> dict[float, list[float]]:
+    records = results.records
+    runs = results.runs("digits", loss)
+    return {x: [records[run, a]["correct"] / DIGITS_TEST_SIZE for run in runs] for x, a in attacks.items()}
+
+
+def test_a_grid_has_all_its_figures_and_each_says_of_what(pictures: dict[str, Picture]) -> None:
+    assert list(pictures) == NAMES
+    for picture in pictures.values():
+        assert "digits" in picture.title
+        assert "Data: digits." in picture.caption
+        assert f"{DIGITS_TEST_SIZE} test images" in picture.caption or "180 validation images" in picture.caption
+        assert len(picture.alt) > 100
+    for name in ("figure_1", "learning_curves", "accuracy_vs_eps", "bounds"):
+        assert "Mean over 2 seeds; shaded: 95% Student t interval over the seeds." in pictures[name].caption
+    assert "Mean over 2 seeds." in pictures["confusion"].caption
+    assert "Sum over 2 seeds." in pictures["margins"].caption
+    assert "by the networks of seed 0" in pictures["strip"].caption
+
+
+def test_figure_1_draws_the_curves_attacks(results: Results, pictures: dict[str, Picture]) -> None:
+    sound = {0: "none", 0.1: "fgm-ce-0.1", 0.25: "fgm-ce-0.25"}
+    paper = {0: "none", 0.1: "fgm-clipped-ce-0.1-data", 0.25: "fgm-clipped-ce-0.25-data"}
+    assert {*sound.values(), *paper.values()} == {attack.key() for attack in protocols.FIGURE_1_ATTACKS}
+    axes = pictures["figure_1"].figure.axes
+    assert [a.get_title() for a in axes] == ["Sound protocol", "Paper protocol"]
+    for panel, keys in zip(axes, (sound, paper), strict=True):
+        expected = {
+            f"{loss} trained, eps {eps:g}": curve(results, loss, lambda row, key=key: row["attacks"][key])
+            for loss in (CE, HR)
+            for eps, key in keys.items()
+        }
+        check(panel, expected)
+
+
+def test_learning_curves_draw_loss_and_validation_accuracy(results: Results, pictures: dict[str, Picture]) -> None:
+    for panel, key in zip(pictures["learning_curves"].figure.axes, ("train_loss", "validation_accuracy"), strict=True):
+        check(panel, {f"{loss} trained": curve(results, loss, lambda row, key=key: row[key]) for loss in (CE, HR)})
+
+
+def test_accuracy_vs_eps_draws_the_records(results: Results, pictures: dict[str, Picture]) -> None:
+    for panel, protocol in zip(
+        pictures["accuracy_vs_eps"].figure.axes, (protocols.sound, protocols.paper), strict=True
+    ):
+        expected = {}
+        for loss in (CE, HR):
+            for name in ("ce", "hr"):
+                attacks = {0: AttackSpec("none"), 0.1: protocol(name, 0.1), 0.25: protocol(name, 0.25)}
+                expected[f"{loss} trained, {name.upper()} attack"] = accuracies(results, loss, attacks)
+        check(panel, expected)
+
+
+def test_bounds_draw_the_error_and_no_bound_above_1(results: Results, pictures: dict[str, Picture]) -> None:
+    names = {
+        "P_e": "error",
+        "(1) at alpha 1.6": "log_upper_bound",
+        "(1) at its best alpha": "log_tightest_upper_bound",
+        "CE / log 2": "log_markov_bound",
+    }
+    axes = pictures["bounds"].figure.axes
+    assert [panel.get_title() for panel in axes] == ["No attack", "FGSM, eps 0.1", "FGSM, eps 0.25"]
+    capped = 0
+    for panel, key in zip(axes, ("none", "fgm-ce-0.1", "fgm-ce-0.25"), strict=True):
+        expected = {}
+        for loss in (CE, HR):
+            for name, field in names.items():
+                values = curve(results, loss, lambda row, key=key, field=field: row["bounds"][key][field])
+                if field != "error":
+                    capped += sum(value > 0 for pair in values.values() for value in pair)
+                    values = {x: [min(1.0, math.exp(value)) for value in pair] for x, pair in values.items()}
+                expected[f"{loss} trained, {name}"] = values
+        check(panel, expected)
+        assert panel.get_ylim() == axes[0].get_ylim()
+        (level,) = (line for line in panel.get_lines() if str(line.get_label()).startswith("_"))
+        assert set(level.get_ydata()) == {1.0}
+    assert capped
+
+
+def test_eps_of_the_paper_protocol_has_the_units_of_the_networks_input() -> None:
+    grid = small(grids.svhn(), epochs=1)
+    (picture,) = figures.pictures(hand_made(grid, lambda run, attack: {"n": 10, "correct": 5 + run.seed}))
+    assert [axes.get_xlabel() for axes in picture.figure.axes] == [
+        "eps (share of the pixel range)",
+        "eps (units of the network's input, 0 to 255)",
+    ]
+
+
+def test_alpha_draws_both_splits_and_cross_entropy_as_a_level(tmp_path: Path) -> None:
+    grid = small(grids.alpha_digits(), epochs=1)
+
+    def correct(loss: LossSpec, seed: int, attack: AttackSpec) -> int:
+        return round(100 * (loss.alpha or 9) + 1000 * attack.eps + 7 * seed + 3 * (attack.split == "test"))
+
+    made = hand_made(grid, lambda run, a: {"n": 2000, "correct": correct(run.loss, run.seed, a)})
+    picture = {p.name: p for p in figures.pictures(made)}["alpha-digits"]
+    for panel, split in zip(picture.figure.axes, ("validation", "test"), strict=True):
+        expected: dict[str, dict[float, list[float]]] = {}
+        for loss in (CE, HR):
+            for eps in (0, 0.1, 0.25):
+                attack = protocols.sound("ce", eps, split)
+                trained = {a: LossSpec("hr", a) for a in protocols.ALPHAS} if loss == HR else {1.0: CE, 4.0: CE}
+                expected[f"{loss.name.upper()} trained, eps {eps:g}"] = {
+                    x: [correct(of, seed, attack) / 2000 for seed in (0, 1)] for x, of in trained.items()
+                }
+        check(panel, expected)
+    assert "Not drawn" not in picture.caption
+    others = [p for p in figures.pictures(made) if p.name != "alpha-digits"]
+    assert [p.name for p in others] == ["accuracy_vs_eps-digits"]
+    assert "Not drawn: the grid's 8 other values of alpha." in others[0].caption
+    assert "HR(1.6) trained" in others[0].alt
+
+
+def test_strong_draws_the_paper_the_sound_and_the_worst_attack_on_the_same_images() -> None:
+    grid = small(grids.strong_digits(), epochs=1)
+    others = {"clipped-ce": 30, "ce": 20, None: 10}
+
+    def correct(run: RunSpec, attack: AttackSpec) -> int:
+        if attack.name in ("pgd", "apgd", "square", "transfer", "diagnostics") or attack.images != 360:
+            return 1
+        left = 90 if attack.name == "none" else others[attack.loss] + round(10 * attack.eps)
+        return left + run.seed + 3 * (run.loss == HR)
+
+    made = hand_made(grid, lambda run, attack: {"n": 100, "correct": correct(run, attack)})
+    picture = {p.name: p for p in figures.pictures(made)}["strong-digits"]
+    (panel,) = picture.figure.axes
+    expected = {}
+    for loss in (CE, HR):
+        for name, attack_loss in (("FGSM, paper", "clipped-ce"), ("FGSM, sound", "ce"), ("worst case", None)):
+            base = {0: 90, **{eps: others[attack_loss] + round(10 * eps) for eps in protocols.STRONG_EPS}}
+            more = 3 * (loss == HR)
+            expected[f"{loss} trained, {name}"] = {x: [(b + more) / 100, (b + more + 1) / 100] for x, b in base.items()}
+    check(panel, expected)
+    assert "the first 360 test images" in picture.caption
+    attacks = [replace(a, units="data") if (a.name, a.loss) == ("fgm", "clipped-ce") else a for a in grid.attacks]
+    older = replace(grid, attacks=tuple(attacks))
+    again = hand_made(older, lambda run, attack: {"n": 100, "correct": correct(run, attack)})
+    check({p.name: p for p in figures.pictures(again)}["strong-digits"].figure.axes[0], expected)
+
+
+def test_labels_of_eps_that_would_run_into_each_other_are_turned() -> None:
+    far = small(grids.strong_cifar10(), epochs=1)
+    more = dict.fromkeys((*far.attacks, *protocols.strong(0.1, 100, 50)))  # beside 0.004 and 0.008
+    near = replace(far, attacks=tuple(more))
+    for grid, turned in ((far, 0), (near, 60)):
+        made = hand_made(grid, lambda run, attack: {"n": 100, "correct": 50 + run.seed})
+        (picture,) = [p for p in figures.pictures(made) if p.name.startswith("strong")]
+        assert {label.get_rotation() for label in picture.figure.axes[0].get_xticklabels()} == {turned}
+
+
+def test_confusion_draws_the_mean_and_names_the_mean_norm(results: Results, pictures: dict[str, Picture]) -> None:
+    axes = [a for a in pictures["confusion"].figure.axes if a.get_images()]
+    attacks = (
+        protocols.sound("ce", 0.1),
+        protocols.sound("ce", 0.1),
+        protocols.paper("ce", 0.1),
+        protocols.paper("ce", 0.1),
+    )
+    for panel, loss, attack, protocol in zip(
+        axes, (CE, HR, CE, HR), attacks, ("sound", "sound", "paper", "paper"), strict=True
+    ):
+        matrices = [np.array(results.records[run, attack]["confusion"]) for run in results.runs("digits", loss)]
+        (image,) = panel.get_images()
+        np.testing.assert_allclose(image.get_array(), sum(matrices) / 2, rtol=0, atol=1e-15)
+        a, b = (np.linalg.norm(np.eye(10) - matrix) for matrix in matrices)
+        title = (
+            f"{loss} trained, {protocol} protocol\neps 0.1: ||I - C|| = {(a + b) / 2:.3f} ± {T_1 * abs(a - b) / 2:.3f}"
+        )
+        assert panel.get_title() == title
+        assert image.get_cmap().name == "cividis"
+        assert (panel.get_xlabel(), panel.get_ylabel()) == ("true class y", "predicted class ŷ")
+        assert panel.yaxis_inverted()  # row 0 on top
+
+
+def test_confusion_leaves_out_a_class_without_images() -> None:
+    grid = replace(small(grids.digits(), epochs=1, seeds=(0,)), attacks=(protocols.sound("ce", 0.1),))
+    made = hand_made(grid, lambda run, a: {"n": 4, "correct": 3, "confusion": [[0.5, None], [0.5, None]]})
+    picture = {p.name: p for p in figures.pictures(made)}["confusion-digits"]
+    panel = picture.figure.axes[0]
+    assert panel.get_title().endswith(f"||I - C|| = {math.sqrt(0.5):.3f}")
+    drawn = np.ma.filled(panel.get_images()[0].get_array(), np.nan)
+    np.testing.assert_array_equal(drawn, [[0.5, np.nan], [0.5, np.nan]])
+
+
+def test_margins_are_the_seeds_counts_as_shares(results: Results, pictures: dict[str, Picture]) -> None:
+    attacks = (AttackSpec("none"), protocols.sound("ce", 0.1), protocols.sound("ce", 0.25))
+    for panel, attack in zip(pictures["margins"].figure.axes, attacks, strict=True):
+        steps = {str(patch.get_label()): patch.get_data() for patch in panel.patches}
+        for loss in (CE, HR):
+            counts = [results.records[run, attack]["margins"] for run in results.runs("digits", loss)]
+            expected = [(a + b) / (2 * DIGITS_TEST_SIZE) for a, b in zip(*counts, strict=True)]
+            values, edges, _ = steps[f"{loss} trained"]
+            np.testing.assert_allclose(values, expected, atol=1e-15)
+            assert values.sum() == pytest.approx(1)
+            assert list(edges) == list(range(-40, 41))
+            negative = sum(expected[:40])
+            name = f"CE attack, eps {attack.eps:g}" if attack.eps else "no attack"
+            assert f"{loss} trained, {name}: {negative:.1%} of margins are below 0" in pictures["margins"].alt
+        marks = [line.get_xdata()[0] for line in panel.get_lines()]
+        assert marks == [0, pytest.approx(16.118, abs=1e-3)]
+
+
+def strip_axes(figure: Figure) -> Iterator[tuple[Axes, np.ndarray]]:
+    for axes in figure.axes:
+        (image,) = axes.get_images()
+        yield axes, np.asarray(image.get_array())
+
+
+def test_strip_shows_the_records_pixels_and_marks_what_is_wrong(results: Results, pictures: dict[str, Picture]) -> None:
+    attacks = (AttackSpec("none"), protocols.sound("ce", 0.1), protocols.sound("ce", 0.25))
+    samples = [
+        sample
+        for loss in (CE, HR)
+        for attack in attacks
+        for sample in results.records[results.runs("digits", loss)[0], attack]["samples"]
+    ]
+    assert len(samples) == 60
+    right = 0
+    for (axes, image), sample in zip(strip_axes(pictures["strip"].figure), samples, strict=True):
+        np.testing.assert_array_equal(image.ravel(), list(base64.b64decode(sample["pixels"])))
+        words = f"{sample['label']} → {sample['prediction']}\n{sample['confidence']:.0%}"
+        wrong = sample["label"] != sample["prediction"]
+        right += not wrong
+        assert axes.get_xlabel() == ("✗ " if wrong else "") + words
+        assert (axes.spines["left"].get_linestyle() == "-") == (not wrong)
+    assert 0 < right < 60
+
+
+def test_samples_decode_channels_first() -> None:
+    image = np.arange(2 * 4 * 3, dtype=np.uint8).reshape(2, 4, 3)
+    grey, colour = image[None, ..., 0], image.transpose(2, 0, 1)
+    for raw, expected in ((grey, image[..., 0]), (colour, image)):
+        sample = {"pixels": base64.b64encode(raw.tobytes()).decode(), "shape": list(raw.shape)}
+        np.testing.assert_array_equal(pixels(sample), expected)
+
+
+def test_lines_are_told_apart_with_and_without_colour(pictures: dict[str, Picture]) -> None:
+    for name in ("figure_1", "learning_curves", "accuracy_vs_eps"):
+        for axes in pictures[name].figure.axes:
+            looks = [
+                (line.get_linestyle(), line.get_marker(), line.get_markerfacecolor() == "none")
+                for line in axes.get_lines()
+            ]
+            assert len(set(looks)) == len(looks)
+            assert {to_hex(line.get_color()) for line in axes.get_lines()} <= OKABE_ITO
+    for axes in pictures["margins"].figure.axes:
+        outlines = [patch for patch in axes.patches if not patch.get_fill()]
+        assert len({patch.get_linestyle() for patch in outlines}) == len(outlines) == 2
+        assert {to_hex(patch.get_edgecolor()) for patch in outlines} <= OKABE_ITO
+        assert {to_hex(line.get_color()) for line in axes.get_lines()} <= {*OKABE_ITO, GREY}
+
+
+def test_every_axis_has_its_label_and_nothing_is_cut_off(pictures: dict[str, Picture]) -> None:
+    for name, picture in pictures.items():
+        figure = picture.figure
+        if name != "strip":
+            assert all(axes.get_ylabel() for axes in figure.axes if not shared_y(axes))
+            assert all(axes.get_xlabel() for axes in figure.axes if axes.get_subplotspec() and is_lowest(axes))
+        box = figure.get_tightbbox()
+        assert box.x0 >= -0.02
+        assert box.y0 >= -0.02
+        assert box.x1 <= figure.get_figwidth() + 0.02
+        assert box.y1 <= figure.get_figheight() + 0.02
+
+
+def shared_y(axes: Axes) -> bool:
+    return any(other is not axes for other in axes.get_shared_y_axes().get_siblings(axes)) and not axes.get_ylabel()
+
+
+def is_lowest(axes: Axes) -> bool:
+    return bool(axes.get_subplotspec().is_last_row())
+
+
+def test_the_same_results_give_the_same_bytes_whatever_the_users_style(
+    results: Results, pictures: dict[str, Picture]
+) -> None:
+    before = dict(matplotlib.rcParams)
+    files = {name: picture.svg for name, picture in pictures.items()}
+    assert dict(matplotlib.rcParams) == before
+    with matplotlib.rc_context({"font.size": 20, "svg.fonttype": "none", "axes.facecolor": "red", "savefig.dpi": 30}):
+        again = figures.pictures(results)
+        assert files == {p.name.removesuffix("-digits"): p.svg for p in again}
+        assert again[0].png == pictures["figure_1"].png
+    # Drawn once more: the first drawing leaves nothing behind that moves the second.
+    assert drawing.Picture(**vars_of(again[0])).svg == files["figure_1"]
+
+
+def vars_of(picture: Picture) -> dict:
+    return {field.name: getattr(picture, field.name) for field in fields(picture)}
+
+
+def test_save_writes_files_without_dates_or_software(pictures: dict[str, Picture], tmp_path: Path) -> None:
+    picture = pictures["accuracy_vs_eps"]
+    figures.save(picture, tmp_path / "new")
+    png, svg = sorted((tmp_path / "new").iterdir())
+    assert [png.name, svg.name] == ["accuracy_vs_eps-digits.png", "accuracy_vs_eps-digits.svg"]
+    with Image.open(io.BytesIO(png.read_bytes())) as image:
+        assert set(image.info) == {"dpi"}
+        assert image.info["dpi"] == pytest.approx((150, 150), abs=0.02)  # it is kept in whole dots per metre
+        assert image.size == tuple(round(150 * side) for side in picture.figure.get_size_inches())
+    text = svg.read_text()
+    assert "<svg" in text
+    assert "dc:date" not in text
+    assert "Matplotlib" not in text
+
+
+@pytest.mark.parametrize("name", grids.GRIDS)
+def test_a_grid_without_results_has_no_figures(name: str) -> None:
+    grid = grids.get(name)
+    assert figures.pictures(Results(grid, {}, {run: [] for run in grid.runs()}, {})) == []
+
+
+def test_partial_results_give_what_they_can(results: Results) -> None:
+    runs, grid = results.grid.runs(), results.grid
+    only_curves = replace(results, records={})
+    assert [p.name for p in figures.pictures(only_curves)] == [
+        "figure_1-digits",
+        "learning_curves-digits",
+        "bounds-digits",
+    ]
+    plain = {k: v for k, v in results.curves[runs[0]][0].items() if k not in ("attacks", "bounds")}
+    begun = replace(only_curves, curves={runs[0]: [plain]})
+    (one,) = figures.pictures(begun)
+    assert one.name == "learning_curves-digits"
+    assert "One seed, so there is no interval." in one.caption
+    assert shadings(one.figure.axes[0]) == []
+    uneven = replace(results, curves={run: rows[: 2 - run.seed] for run, rows in results.curves.items()})
+    first = figures.pictures(uneven)[0]
+    assert "Mean over the seeds there are so far, 1 to 2; shaded" in first.caption
+    for run, kept in zip(
+        runs, (grid.attacks[:1], grid.attacks[1:2], grid.attacks[2:5], grid.attacks[-1:]), strict=True
+    ):
+        records = {(run, attack): results.records[run, attack] for attack in kept}
+        some = figures.pictures(Results(grid, records, {}, {}))
+        assert some
+        assert some[0].svg.startswith(b"<?xml")
+    clean = {key: r for key, r in results.records.items() if key[1] == AttackSpec("none")}
+    assert [p.name for p in figures.pictures(Results(grid, clean, {}, {}))] == ["margins-digits", "strip-digits"]
+    later = {key: r for key, r in results.records.items() if key[0].seed == 1}
+    assert "by the networks of seed 1" in figures.pictures(Results(grid, later, {}, {}))[-1].caption

@@ -1,0 +1,146 @@
+"""The table of strong attacks holds the records' accuracies and paired differences, by hand."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from testing import made_up
+
+from benchmarks import grids, protocols
+from benchmarks.config import AttackSpec, Hardening, RunSpec
+from benchmarks.report import export
+from benchmarks.report.strong import COLUMNS, broken_frame, strong_attacks, strong_table
+
+GRID = replace(grids.strong_digits(), seeds=(0, 1))
+
+
+# What HR keeps more than CE, of N images: a number of its own for each column, in the table's order.
+GAINS = {
+    ("fgm", "clipped-ce"): 10_000,
+    ("fgm", "ce"): 3_000,
+    ("pgd", "ce"): 4_000,
+    ("apgd", "ce"): 5_000,
+    ("apgd", "hr"): 6_000,
+    ("apgd", "margin"): 7_000,
+    ("apgd", "dlr"): 8_000,
+    ("square", None): 9_000,
+    ("transfer", None): 2_000,
+    ("worst-case", None): 1_000,
+}
+
+
+def correct(run: RunSpec, attack: AttackSpec) -> int:
+    """Of N images: less as eps grows, more with the seed, and with HR."""
+    gain = GAINS.get((attack.name, attack.loss), 0) if run.loss == protocols.HR else 0
+    return 40_000 - round(40_000 * attack.eps) + 2_000 * run.seed + gain
+
+
+def test_rows_are_the_accuracies_and_what_hr_gains() -> None:
+    made = made_up.results(GRID, correct, zero=lambda run, attack: 200 * (attack.loss == "clipped-ce"))
+    table = strong_table(made, "digits")
+    assert table.header == (
+        "eps",
+        "trained",
+        "FGSM, paper",
+        "FGSM, sound",
+        "PGD, CE",
+        "Auto-PGD, CE",
+        "Auto-PGD, HR",
+        "Auto-PGD, margin",
+        "Auto-PGD, DLR",
+        "Square",
+        "transfer",
+        "worst case",
+    )
+    assert [row[:2] for row in table.rows[:4]] == [("0.1", "CE"), ("", "HR(1.6)"), ("", "HR(1.6) - CE"), ("0.2", "CE")]
+    # The quantile of Student's t with one degree of freedom, times half the seeds' distance.
+    half_width = 12.7062 * 0.01
+    for place, eps in enumerate(protocols.STRONG_EPS):
+        ce, hr, gain = (row[2:] for row in table.rows[3 * place : 3 * place + 3])
+        base = 0.41 - 0.4 * eps
+        for i, more in enumerate(GAINS.values()):
+            mark = "†" if i == 0 else ""
+            assert ce[i] == f"{base:.3f} ± {half_width:.3f}{mark}"
+            assert hr[i] == f"{base + more / made_up.N:.3f} ± {half_width:.3f}{mark}"
+            assert gain[i] == f"{more / made_up.N:.3f} ± 0.000"
+    assert f"the first {made_up.N} test images" in table.notes[0]
+    assert [note.startswith("†") for note in table.notes] == [False, False, False, True]
+    assert not any("†" in note for note in strong_table(made_up.results(GRID, correct), "digits").notes)
+
+
+def renamed(attack: AttackSpec) -> AttackSpec:
+    """As older grids had it: the paper's eps in units of the network's input, a worst case without another network."""
+    if attack.loss == "clipped-ce":
+        return replace(attack, units="data")
+    return replace(attack, source=None) if attack.name == "worst-case" else attack
+
+
+def test_notes_tell_what_was_done_and_no_more() -> None:
+    attacks = tuple(replace(a, steps=77) if a.name == "square" else a for a in GRID.attacks)
+    note = strong_table(made_up.results(replace(GRID, attacks=attacks)), "digits").notes[1]
+    assert "; Auto-PGD: 50 steps from a random start; Square: 77 queries per image; transfer: PGD of 50 steps" in note
+    assert note.startswith("PGD: 50 steps")
+    assert "images made on another network, the Square attack and HopSkipJump. The last two see no gradients" in note
+    assert note.endswith("and images made elsewhere none of this network.")
+    older = tuple(renamed(a) for a in GRID.attacks if a.name not in ("pgd", "square", "transfer", "diagnostics"))
+    table = strong_table(made_up.results(replace(GRID, attacks=older), correct), "digits")
+    assert table.header[2:4] == ("FGSM, paper", "FGSM, sound")
+    assert [name for name in COLUMNS if name not in table.header] == ["PGD, CE", "Square", "transfer"]
+    assert table.rows[2][2] == "0.100 ± 0.000"
+    assert table.notes[1].startswith("Auto-PGD: 50 steps from a random start. Worst case:")
+    assert "another" not in table.notes[1]
+    assert table.notes[1].endswith("The last two see no gradients.")
+    short = tuple(a for a in older if a.name in ("fgm", "worst-case"))
+    assert strong_table(made_up.results(replace(GRID, attacks=short)), "digits").notes[1].startswith("Worst case:")
+
+
+def test_hardened_networks_have_a_table_of_their_own() -> None:
+    plain, noisy = (protocols.hardened(kind, (1.6,)) for kind in (None, Hardening("noise", 0.1)))
+    assert strong_table(made_up.results(replace(GRID, losses=plain)), "digits") is not None
+    assert strong_table(made_up.results(replace(GRID, losses=(*plain, noisy[0]))), "digits") is None
+
+
+def test_what_is_missing_is_said() -> None:
+    made = made_up.results(GRID, correct, made=lambda run, attack: run.seed == 0 and attack.name != "worst-case")
+    ce, hr, gain = strong_table(made, "digits").rows[:3]
+    assert ce[2] == "0.360 (n = 1)"
+    assert (ce[-1], hr[-1], gain[-1]) == ("not yet",) * 3
+    assert gain[2] == "0.100 (n = 1)"
+
+
+@pytest.mark.parametrize("name", ["digits", "mnist-short", "alpha-digits"])
+def test_a_grid_without_a_worst_case_has_no_such_table(name: str) -> None:
+    grid = grids.get(name)
+    assert strong_table(made_up.results(grid), grid.recipes[0][0]) is None
+
+
+def test_attacks_on_other_images_or_in_other_units_are_not_compared() -> None:
+    others = (AttackSpec("apgd", "ce", 0.1, steps=9, images=5), protocols.worst_case(0.1, 360, 9, "data"))
+    assert strong_attacks(replace(GRID, attacks=(*GRID.attacks, *others))) == strong_attacks(GRID)
+
+
+def test_a_worst_case_that_has_nothing_beside_it_is_left_to_table_1() -> None:
+    assert protocols.worst_case(0.25, 360, 50) in GRID.attacks
+    assert tuple(strong_attacks(GRID)) == protocols.STRONG_EPS
+
+
+def test_files_say_what_broke_what(tmp_path: Path) -> None:
+    made = made_up.results(GRID, correct)
+    broken = {"no attack": 3, "PGD on CE": 5}
+    records = {
+        key: {**record, "broken_by": broken} if key[1].name == "worst-case" else record
+        for key, record in made.records.items()
+    }
+    found = replace(made, records=records)
+    export.write_tables(found, [], tmp_path, command="make it")
+    rows = pd.read_csv(tmp_path / "broken_by.csv")
+    assert len(rows) == len(broken_frame(found)) == 2 * 2 * 5 * 2
+    assert rows.groupby("attack").broken.unique().map(list).to_dict() == {"no attack": [3], "PGD on CE": [5]}
+    cells = pd.read_csv(tmp_path / "strong.csv")
+    cells = cells[cells.images == 360]
+    assert len(cells) == 2 * (1 + 4 * 10 + 1), "a report on masked gradients is no accuracy"
+    counted = cells[cells.attack_loss.notna()]
+    assert (counted.zero_gradient == 0).all()
+    assert len(counted) == 2 * 4 * 7
+    assert "Strong attacks on digits" in (tmp_path / "strong.md").read_text()

@@ -1,0 +1,360 @@
+"""Tables are what a hand would make of the records."""
+
+import io
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import scipy.stats
+from rich.console import Console
+from testing import made_up
+
+from benchmarks import grids, protocols
+from benchmarks.config import AttackSpec, Grid, Hardening, LossSpec, RunSpec
+from benchmarks.report.cells import Results
+from benchmarks.report.export import all_tables
+from benchmarks.report.markup import Table
+from benchmarks.report.table_1 import table_1
+from benchmarks.report.tables import alpha_table, chosen_alpha, confusion_attacks, confusion_table
+
+GRID = grids.mnist_short()
+DIGITS = grids.digits()
+SVHN = grids.svhn_short()
+ALPHA = grids.alpha_digits()
+ALPHAS = replace(DIGITS, losses=(*DIGITS.losses, LossSpec("hr", 3.0)))
+CE, HR = GRID.losses
+NONE = AttackSpec("none")
+EVERY_GRID = [*grids.GRIDS, "alphas"]
+
+
+def grid_named(name: str) -> Grid:
+    return ALPHAS if name == "alphas" else grids.get(name)
+
+
+def tables(results: Results) -> dict[str, list[Table]]:
+    """Those of a grid that are told of here."""
+    made = all_tables(results, [])
+    return {name: made[name] for name in ("table_1", "confusion", "alpha") if name in made}
+
+
+def interval(values: list[float]) -> str:
+    """Mean and half-width by scipy."""
+    low, high = scipy.stats.t.interval(0.95, len(values) - 1, np.mean(values), scipy.stats.sem(values))
+    return f"{np.mean(values):.3f} ± {(high - low) / 2:.3f}"
+
+
+def entry(grid: Grid, trained: LossSpec, attack: AttackSpec, *, dataset: str = "mnist", seeds: int = 5) -> str:
+    """An accuracy by hand."""
+    runs = [run for run in grid.runs() if (run.dataset, run.loss) == (dataset, trained) and run.seed < seeds]
+    return interval([made_up.distinct(grid, run, attack) / made_up.N for run in runs])
+
+
+def under(protocol: str, loss: str, eps: float) -> AttackSpec:
+    """The attacks of Table 1, written out."""
+    return {
+        "sound": AttackSpec("fgm", loss, eps),
+        "torch's CE": AttackSpec("fgm", "torch-ce", eps),
+        "paper": AttackSpec("fgm", f"clipped-{loss}", eps, units="data"),
+    }[protocol]
+
+
+# The columns of the paper's table.
+PAIRS = ((CE, "ce"), (HR, "ce"), (HR, "hr"), (CE, "hr"))
+
+
+def test_table_1_has_the_papers_layout_and_numbers() -> None:
+    table = table_1(made_up.results(GRID, zero=lambda run, attack: 100), "mnist")
+    assert table.title == "Table 1 on mnist: test accuracy"
+    assert table.header == (
+        "eps",
+        "protocol",
+        "CE trained, CE attack",
+        "HR(1.6) trained, CE attack",
+        "HR(1.6) trained, HR attack",
+        "CE trained, HR attack",
+    )
+
+    def attacked(eps: float) -> tuple[tuple[str, ...], ...]:
+        def row(protocol: str) -> tuple[str, ...]:
+            return tuple(f"{entry(GRID, trained, under(protocol, loss, eps))} (0.1%)" for trained, loss in PAIRS)
+
+        return (
+            (f"{eps:g}", "sound", *row("sound")),
+            ("", "torch's CE", *row("torch's CE")[:2], "", ""),
+            ("", "paper", *row("paper")),
+        )
+
+    assert table.rows == (
+        ("0", "no attack", *(entry(GRID, trained, NONE) for trained, _ in PAIRS)),
+        ("", "printed", "0.985", "0.986", "0.986", "0.985"),
+        *attacked(0.1),
+        ("", "printed", "0.907", "0.945", "0.977", "0.977"),
+        *attacked(0.25),
+        ("", "printed", "0.852", "0.861", "0.974", "0.972"),
+    )
+    under_attack = [
+        text for row in table.rows if row[1] in ("sound", "torch's CE", "paper") for text in row[2:] if text
+    ]
+    assert len(set(under_attack)) == len(under_attack) == 20, "no entry is another's"
+    assert table.notes[0].startswith("Data: mnist, 100000 test images. Mean and 95% t interval over 5 seeds.")
+
+
+def test_data_that_the_paper_does_not_have_get_no_number_of_its() -> None:
+    table = table_1(made_up.results(DIGITS), "digits")
+    assert {row[1] for row in table.rows} == {"no attack", "sound", "torch's CE", "paper"}
+    assert not any(note.startswith("printed") for note in table.notes)
+
+
+def test_the_units_of_eps_are_told_where_they_differ() -> None:
+    (there,) = [note for note in table_1(made_up.results(SVHN), "svhn").notes if note.startswith("paper:")]
+    assert "pixels in [0, 255]: eps 0.1 is 0.1/255 of their range" in there
+    (same,) = [note for note in table_1(made_up.results(GRID), "mnist").notes if note.startswith("paper:")]
+    assert "255" not in same
+
+
+@pytest.mark.parametrize(("zero", "share", "flagged"), [(0, "0.0%", 0), (100, "0.1%", 0), (101, "0.1%", 1)])
+def test_entries_with_more_than_a_thousandth_of_zero_gradients_are_marked(zero: int, share: str, flagged: int) -> None:
+    table = table_1(made_up.results(GRID, zero=lambda run, attack: zero), "mnist")
+    texts = [text for row in table.rows if row[1] in ("sound", "torch's CE", "paper") for text in row[2:] if text]
+    assert {text.split()[-1] for text in texts} == {f"({share})"}
+    assert {text.split()[2].count("†") for text in texts} == {flagged}
+    assert sum(note.startswith("†") for note in table.notes) == flagged
+    assert not any(character in text for text in table.rows[0] for character in "†%"), "nothing is attacked at eps 0"
+
+
+def test_a_single_marked_entry_brings_its_note_and_its_own_share() -> None:
+    marked = (HR, AttackSpec("fgm", "clipped-hr", 0.25, units="data"))
+    # 0, 1000, ..., 4000 of 100,000 images each: 2% over the seeds.
+    zero = made_up.results(GRID, zero=lambda run, attack: 1000 * run.seed * ((run.loss, attack) == marked))
+    table = table_1(zero, "mnist")
+    assert [text for row in table.rows for text in row if "†" in text] == [f"{entry(GRID, *marked)}† (2.0%)"]
+    assert table.rows[-2][4].endswith("† (2.0%)")
+    assert any(note.startswith("†") for note in table.notes)
+
+
+def test_missing_seeds_are_counted_and_none_is_said() -> None:
+    some = made_up.results(GRID, made=lambda run, attack: run.seed < 3)
+    partial = table_1(some, "mnist")
+    assert partial.rows[0][2] == f"{entry(GRID, CE, NONE, seeds=3)} (n = 3)"
+    assert partial.rows[2][2] == f"{entry(GRID, CE, under('sound', 'ce', 0.1), seeds=3)} (0.0%, n = 3)"
+    assert confusion_table(some, "mnist").rows[0][1] == "0.200 ± 0.000 (n = 3)"
+    empty = table_1(made_up.results(GRID, made=lambda run, attack: False), "mnist")
+    texts = [text for row in empty.rows if row[1] != "printed" for text in row[2:]]
+    assert set(texts) == {"not yet", ""}
+    assert texts.count("not yet") == 24
+
+
+def test_one_seed_claims_no_interval() -> None:
+    grid = replace(GRID, seeds=(0,))
+    results = made_up.results(grid)
+    for made in (table_1(results, "mnist"), confusion_table(results, "mnist")):
+        assert not any("±" in text or "n =" in text for row in made.rows for text in row)
+        assert "One seed, so without an interval." in made.notes[0]
+    assert table_1(results, "mnist").rows[0][2] == "0.200"
+
+
+def test_data_sets_and_alphas_are_kept_apart() -> None:
+    losses = (*GRID.losses, LossSpec("hr", 3.0))
+    grid = replace(GRID, recipes=GRID.recipes + DIGITS.recipes, losses=losses)
+    results = made_up.results(grid)
+    for dataset in ("mnist", "digits"):
+        table = table_1(results, dataset)
+        pairs = [*((loss, "ce") for loss in losses), *((loss, "hr") for loss in reversed(losses))]
+        assert table.header[2:] == tuple(f"{loss} trained, {attack.upper()} attack" for loss, attack in pairs)
+        row = next(row for row in table.rows if row[:2] == ("0.1", "sound"))
+        attacked = [(loss, under("sound", attack, 0.1)) for loss, attack in pairs]
+        assert row[2:] == tuple(f"{entry(grid, *pair, dataset=dataset)} (0.0%)" for pair in attacked)
+    printed = table_1(results, "mnist").rows[1]
+    assert printed[1:] == ("printed", "0.985", "0.986", "", "", "0.986", "0.985"), "the paper has no alpha of 3"
+    assert [table.title for table in tables(results)["table_1"]] == [
+        "Table 1 on mnist: test accuracy",
+        "Table 1 on digits: test accuracy",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("name", "images", "protocols_with"),
+    [("strong-mnist", 300, {"sound": "range"}), ("strong-svhn-grey", 100, {"sound": "range", "paper": "data"})],
+)
+def test_table_1_has_the_worst_case_beside_the_protocol_of_its_units(
+    name: str, images: int, protocols_with: dict[str, str]
+) -> None:
+    grid = grids.get(name)
+    dataset, _ = grid.recipes[0]
+    table = table_1(made_up.results(grid), dataset)
+    pairs = [f"{loss} trained, {attack.upper()} attack" for loss, attack in PAIRS]
+    assert table.header[2:] == (*pairs, "CE trained, worst case", "HR(1.6) trained, worst case")
+    eps = ""
+    seen = []
+    for row in table.rows:
+        eps = row[0] or eps
+        units = protocols_with.get(row[1])
+        worst = AttackSpec(
+            "worst-case", eps=float(eps) or 1.0, units=units or "range", steps=50, images=images, source=100
+        )
+        by_hand = [entry(grid, loss, worst, dataset=dataset) for loss in (CE, HR)] if units else ["", ""]
+        assert list(row[6:]) == by_hand
+        seen += [(eps, row[1])] if units else []
+    assert seen == [(eps, label) for eps in ("0.1", "0.25") for label in protocols_with]
+    (note,) = (note for note in table.notes if note.startswith("Worst case"))
+    assert note.endswith(f"On the first {images} of the test images, eps as in its row.")
+
+
+def test_a_worst_case_that_is_not_there_yet_is_said_to_be_missing() -> None:
+    grid = grids.strong_digits()
+    table = table_1(made_up.results(grid, made=lambda run, attack: attack.name != "worst-case"), "digits")
+    sound = next(row for row in table.rows if row[:2] == ("0.25", "sound"))
+    assert sound[6:] == ("not yet", "not yet")
+    assert "not yet" not in "".join(sound[:6])
+
+
+def test_attacks_that_a_grid_does_not_have_get_no_row_and_no_column() -> None:
+    grid = replace(GRID, attacks=(NONE, AttackSpec("fgm", "hr", 0.1)))
+    table = table_1(made_up.results(grid), "mnist")
+    assert table.header[2:] == ("HR(1.6) trained, HR attack", "CE trained, HR attack")
+    assert [row[:2] for row in table.rows] == [("0", "no attack"), ("", "printed"), ("0.1", "sound"), ("", "printed")]
+    assert table.rows[2][2:] == tuple(f"{entry(grid, loss, AttackSpec('fgm', 'hr', 0.1))} (0.0%)" for loss in (HR, CE))
+    assert not any(note.startswith(("paper", "torch's CE")) for note in table.notes)
+
+
+@pytest.mark.parametrize("name", EVERY_GRID)
+def test_a_terminal_of_80_columns_shows_every_entry(name: str) -> None:
+    results = made_up.results(grid_named(name), zero=lambda run, attack: 50_000)
+    for table in (table for several in tables(results).values() for table in several):
+        if len(table.header) > 6:
+            continue  # three losses and more under two attacks
+        output = io.StringIO()
+        Console(file=output, width=80).print(table.rich())
+        shown = output.getvalue()
+        words = [word for row in table.rows for text in row for word in text.split(" (")]
+        assert all(word in shown for word in words)
+
+
+@pytest.mark.parametrize("made", [True, False], ids=["full", "empty"])
+@pytest.mark.parametrize("name", EVERY_GRID)
+def test_every_grid_has_its_tables_full_or_empty(name: str, made: bool) -> None:
+    results = made_up.results(grid_named(name), made=lambda run, attack: made)
+    found = tables(results)
+    alphas = {"alpha"} if name in ("alpha", "alpha-digits") else set()
+    others = name.startswith("hardening-")  # whose attacks are of a part of the test images
+    assert set(found) == (set() if others else {"table_1", "confusion"} | alphas)
+    for several in found.values():
+        assert len(several) == len(results.datasets)
+        for table in several:
+            assert {len(row) for row in table.rows} == {len(table.header)}
+            assert any("not yet" in text for row in table.rows for text in row) != made
+
+
+def uncertain(run: RunSpec, attack: AttackSpec) -> float:
+    """Half of the norm: a base for each attack, and a spread over the seeds for each loss."""
+    base = {None: 0.0, "ce": 0.1, "clipped-ce": 0.15}.get(attack.loss, 0.9) + attack.eps
+    return base + (0.05 if run.loss == CE else 0.02) * (1 + run.seed)
+
+
+def test_confusion_norms_and_their_paired_differences() -> None:
+    table = confusion_table(made_up.results(GRID, uncertainty=uncertain), "mnist")
+    assert table.header == ("trained", "no attack", "eps 0.1, sound", "eps 0.1, paper", "printed")
+    seeds = np.arange(1, 6)
+    # The norm is twice the uncertainty.
+    bases = np.array([0.0, 0.4, 0.5])
+    assert table.rows == (
+        ("CE", *(interval(list(base + 0.1 * seeds)) for base in bases), "0.40"),
+        ("HR(1.6)", *(interval(list(base + 0.04 * seeds)) for base in bases), "0.23"),
+        ("CE - HR(1.6)", *[interval(list(0.06 * seeds))] * 3, ""),
+    )
+    # Mean 0.18; the standard deviation of 0.06 (1, ..., 5) is 0.06 sqrt(2.5); Student's t is 2.776.
+    assert table.rows[2][1] == f"0.180 ± {2.7764451 * 0.06 * math.sqrt(2.5 / 5):.3f}"
+
+
+def test_confusion_has_only_the_attacks_of_the_grid() -> None:
+    assert [*confusion_attacks(DIGITS)] == ["no attack", "sound", "paper"]
+    assert {attack.eps for attack in confusion_attacks(DIGITS).values()} == {0.0, 0.1}
+    later = replace(GRID, attacks=(under("sound", "ce", 0.25), under("paper", "ce", 0.3)))
+    table = confusion_table(made_up.results(later), "mnist")
+    assert table.header == ("trained", "eps 0.25, sound"), "nothing is printed of another eps"
+    assert confusion_table(made_up.results(replace(GRID, attacks=(under("sound", "hr", 0.1),))), "mnist") is None
+    alone = replace(GRID, losses=(HR,))
+    assert [row[0] for row in confusion_table(made_up.results(alone), "mnist").rows] == ["HR(1.6)"]
+
+
+def chosen_by(accuracy: dict[tuple[float | None, float], float], grid: Grid = ALPHA) -> Results:
+    """Results whose accuracy on validation is given by (alpha, eps), and on test is 0.1 less."""
+
+    def correct(run: RunSpec, attack: AttackSpec) -> int:
+        share = accuracy.get((run.loss.alpha, attack.eps), 0.5) - (0.1 if attack.split == "test" else 0)
+        return round(share * made_up.N) + 100 * run.seed
+
+    return made_up.results(grid, correct)
+
+
+def test_the_alpha_chosen_on_validation_is_marked_at_every_eps() -> None:
+    # CE is best at eps 0.25, but is no alpha.
+    results = chosen_by({(2.0, 0.0): 0.9, (1.0, 0.1): 0.8, (4.0, 0.25): 0.6, (None, 0.25): 0.7})
+    assert [chosen_alpha(results, "digits", eps).alpha for eps in (0, 0.1, 0.25)] == [2.0, 1.0, 4.0]
+    table = alpha_table(results, "digits")
+    assert table.header == ("eps", "trained", "validation", "test")
+    assert len(table.rows) == 3 * 10
+    eps = ""
+    marked = []
+    for row in table.rows:
+        eps = row[0] or eps
+        assert "‡" not in row[3]
+        if "‡" in row[2]:
+            marked.append((eps, *row[1:]))
+    spread = f"{2.7764451 * 0.001 * math.sqrt(2.5 / 5):.3f}"
+    assert marked == [
+        ("0", "HR(2)", f"0.902 ± {spread}‡", f"0.802 ± {spread}"),
+        ("0.1", "HR(1)", f"0.802 ± {spread} (0.0%)‡", f"0.702 ± {spread} (0.0%)"),
+        ("0.25", "HR(4)", f"0.602 ± {spread} (0.0%)‡", f"0.502 ± {spread} (0.0%)"),
+    ]
+
+
+def test_of_equal_alphas_the_smaller_is_chosen_and_only_common_seeds_count() -> None:
+    backwards = replace(ALPHA, losses=tuple(reversed(ALPHA.losses)))
+    assert chosen_alpha(chosen_by({}, backwards), "digits", 0.1).alpha == 1.0
+    full = chosen_by({(2.0, 0.0): 0.6})
+    # Alpha 4 would be far better, on a seed that the others lack.
+    records = {
+        key: {**record, "correct": made_up.N} if key[0].loss.alpha == 4 and key[0].seed == 4 else record
+        for key, record in full.records.items()
+        if key[0].seed < 2 or key[0].loss.alpha == 4
+    }
+    assert chosen_alpha(replace(full, records=records), "digits", 0.0).alpha == 2.0
+    missing = {key: record for key, record in records.items() if key[0].loss.alpha != 3}
+    none = replace(full, records=missing)
+    assert chosen_alpha(none, "digits", 0.0) is None
+    assert not any("‡" in text for row in alpha_table(none, "digits").rows for text in row)
+
+
+def test_only_plain_losses_have_an_alpha_to_be_chosen() -> None:
+    noisy = LossSpec("hr", 2.0, hardening=Hardening("noise", 0.1))
+    grid = replace(ALPHA, losses=(CE, LossSpec("hr", 1.2), noisy))
+    assert alpha_table(made_up.results(grid), "digits") is None
+    more = replace(grid, losses=(*grid.losses, HR))
+
+    def correct(run: RunSpec, attack: AttackSpec) -> int:
+        return {noisy: 90_000, HR: 80_000}.get(run.loss, 10_000)
+
+    assert chosen_alpha(made_up.results(more, correct), "digits", 0.1) == HR
+    # Not made yet, the hardened loss keeps no alpha from being chosen.
+    some = made_up.results(more, correct, made=lambda run, attack: run.loss != noisy)
+    assert chosen_alpha(some, "digits", 0.1) == HR
+
+
+def test_reports_on_masked_gradients_are_no_attack_of_table_1() -> None:
+    alone = replace(
+        DIGITS, attacks=(under("sound", "hr", 0.1), *protocols.diagnostics(0.1), *protocols.diagnostics(0.3))
+    )
+    table = table_1(made_up.results(alone), "digits")
+    assert table.header[2:] == ("HR(1.6) trained, HR attack", "CE trained, HR attack")
+    assert [row[:2] for row in table.rows] == [("0.1", "sound")]
+
+
+def test_a_grid_with_one_alpha_or_no_validation_has_no_table_of_alphas() -> None:
+    assert alpha_table(made_up.results(DIGITS), "digits") is None
+    assert alpha_table(made_up.results(ALPHAS), "digits") is None
+    one = replace(ALPHA, losses=(CE, HR))
+    assert set(tables(made_up.results(one))) == {"table_1", "confusion"}
+    more = replace(ALPHA, attacks=(*ALPHA.attacks, under("sound", "hr", 0.1)))
+    assert set(tables(made_up.results(more))) == {"table_1", "confusion", "alpha"}

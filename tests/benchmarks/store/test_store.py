@@ -1,0 +1,432 @@
+"""Files are whole or absent, damage is named, and nothing in them is run."""
+
+import json
+import os
+import pickle
+import random
+import struct
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from testing import made_up
+from testing.processes import files_no_longer_than
+
+from benchmarks.config import AttackSpec, LossSpec, Recipe, RunSpec
+from benchmarks.store import DamagedError, Store, StoreError, write_bytes, write_json
+from benchmarks.store._atomic import UnreadableError, append_line, set_aside
+from benchmarks.store._schema import RECORD_VERSION
+
+RUN = RunSpec("digits", Recipe(model="small-cnn", epochs=3, batch_size=5, lr=0.1), LossSpec("ce"), 0)
+ATTACK = AttackSpec("fgm", "hr", 0.1)
+RECORD = made_up.record(3, 2, zero_gradient=0)
+VERSION = {"version": RECORD_VERSION}
+THIS_VERSION = f"where this program writes version {RECORD_VERSION}"
+WEIGHTS = {"w": torch.arange(300.0), "b": torch.ones(2)}
+
+
+def state_of(epochs: int) -> dict:
+    rows = [{"epoch": epoch, "validation_accuracy": 0.5} for epoch in range(1, epochs + 1)]
+    return {"model": {"w": torch.ones(500)}, "optimizer": {}, "order": torch.ones(3, dtype=torch.uint8), "curve": rows}
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    return Store(tmp_path / "store")
+
+
+def test_looking_at_a_new_store_finds_nothing_and_makes_nothing(store: Store) -> None:
+    assert store.load_state(RUN) is None
+    assert store.record(RUN, ATTACK) is None
+    assert store.error(RUN) is None
+    assert (store.curve(RUN), store.epochs_done(RUN), store.log_entries(RUN)) == ([], 0, [])
+    assert not store.is_trained(RUN)
+    assert not store.is_done(RUN, (ATTACK,))
+    assert not store.is_locked(RUN)
+    assert list(store.damaged(RUN, (ATTACK,))) == []
+    store.check(RUN, "data")
+    assert not store.root.exists()
+
+
+def test_what_is_kept_comes_back(store: Store) -> None:
+    store.open(RUN, "data")
+    store.save_state(RUN, state_of(3))
+    assert store.load_state(RUN)["model"]["w"].tolist() == [1] * 500
+    assert store.epochs_done(RUN) == 3
+    store.save_checkpoint(RUN, {"w": torch.arange(6.0).reshape(2, 3).T})
+    assert store.load_checkpoint(RUN)["w"].tolist() == [[0, 3], [1, 4], [2, 5]]
+    assert store.load_state(RUN) is None, "the state goes once the weights are there"
+    assert store.epochs_done(RUN) == 3
+    assert not store.is_done(RUN, (ATTACK,))
+    store.save_record(RUN, ATTACK, RECORD)
+    assert store.record(RUN, ATTACK) == RECORD | VERSION
+    assert store.is_done(RUN, (ATTACK,))
+    assert list(store.damaged(RUN, (ATTACK,))) == []
+
+
+def test_a_store_knows_its_data_again(store: Store) -> None:
+    store.open(RUN, "one")
+    store.open(RUN, "one")
+    with pytest.raises(StoreError, match=r"spec\.json was made from data with fingerprint one, .* now has two"):
+        store.open(RUN, "two")
+
+
+def test_a_run_says_what_it_is(store: Store) -> None:
+    store.open(RUN, "data")
+    kept = json.loads((store.folder(RUN) / "spec.json").read_text())
+    assert kept["data"] == "data"
+    assert kept["run"]["recipe"] == {"model": "small-cnn", "epochs": 3, "batch_size": 5, "lr": 0.1}
+    assert (kept["run"]["loss"], kept["run"]["seed"]) == ({"name": "ce"}, 0)
+    assert set(kept["made_with"]) == {"python", "art_hrloss", "torch", "adversarial-robustness-toolbox", "numpy"}
+
+
+def test_an_old_error_goes_when_the_run_starts_again(store: Store) -> None:
+    store.save_error(RUN, "it broke")
+    assert store.error(RUN) == "it broke"
+    store.open(RUN, "data")
+    assert store.error(RUN) is None
+
+
+# What a kill, or a file set aside, can leave of a training, and what must be left of it once the run is opened again.
+LEFT = {
+    "first curve, no state": (1, None, False, (0, False, False)),
+    "curve ahead of its state": (2, 1, False, (1, True, False)),
+    "curve lost, state whole": (None, 2, False, (2, True, False)),
+    "state lost": (2, None, False, (0, False, False)),
+    "weights saved, state not yet removed": (3, 3, True, (3, True, True)),
+    "weights saved, state not yet removed, curve lost": (None, 3, True, (3, True, True)),
+    "weights of a training that goes on": (2, 2, True, (2, True, False)),
+    "curve lost, weights whole": (None, None, True, (0, False, False)),
+    "curve too short, weights whole": (2, None, True, (0, False, False)),
+    "all whole": (3, None, True, (3, False, True)),
+}
+
+
+@pytest.mark.parametrize(("curve", "state", "weights", "expected"), LEFT.values(), ids=LEFT)
+def test_curve_state_and_weights_agree_once_a_run_is_opened(
+    store: Store, curve: int | None, state: int | None, weights: bool, expected: tuple
+) -> None:
+    folder = store.folder(RUN)
+    if weights:
+        store.save_checkpoint(RUN, WEIGHTS)
+    if state is not None:
+        store.save_state(RUN, state_of(state))
+        (folder / "curve.json").unlink()
+    if curve is not None:
+        write_json(folder / "curve.json", state_of(curve)["curve"])
+    store.open(RUN, "data")
+    left = store.epochs_done(RUN), (folder / "state.pt").exists(), (folder / "model.safetensors").exists()
+    assert left == expected
+    assert store.is_trained(RUN) == (left == (3, False, True))
+
+
+@pytest.mark.parametrize("device", ["cpu", "gpu"])
+def test_records_outlive_lost_weights_only_where_those_come_back_to_the_bit(store: Store, device: str) -> None:
+    run = replace(RUN, recipe=replace(RUN.recipe, device=device))
+    store.save_record(run, ATTACK, RECORD)
+    store.open(run, "data")
+    assert (store.record(run, ATTACK) is not None) == (device == "cpu")
+    assert (store.folder(run) / "records.bad").exists() == (device == "gpu")
+
+
+def test_opening_a_run_clears_what_a_killed_writer_left(store: Store) -> None:
+    for name in (".state.pt.0.part", "records/.none.json.1.part"):
+        write_bytes(store.folder(RUN) / name, b"half")
+    store.open(RUN, "data")
+    assert not list(store.root.rglob("*.part"))
+
+
+def test_state_cut_anywhere_is_named(store: Store) -> None:
+    store.save_state(RUN, state_of(1))
+    path = store.folder(RUN) / "state.pt"
+    whole = path.read_bytes()
+    for length in (0, 1, 100, len(whole) // 2, len(whole) - 30, len(whole) - 1):
+        path.write_bytes(whole[:length])
+        with pytest.raises(DamagedError, match=r"state\.pt cannot be read \(."):
+            store.load_state(RUN)
+
+
+def test_bits_flipped_in_a_state_are_seen_or_change_nothing(store: Store) -> None:
+    store.save_state(RUN, state_of(1))
+    path, rng, seen = store.folder(RUN) / "state.pt", random.Random(0), 0
+    whole = path.read_bytes()
+    for _ in range(150):
+        flipped = bytearray(whole)
+        flipped[rng.randrange(len(whole))] ^= 1 << rng.randrange(8)
+        path.write_bytes(flipped)
+        try:
+            state = store.load_state(RUN)
+        except DamagedError:
+            seen += 1
+        else:
+            assert torch.equal(state["model"]["w"], torch.ones(500)), "it was in what no reader looks at"
+            assert state["curve"] == state_of(1)["curve"]
+    assert seen > 50
+
+
+@pytest.mark.parametrize("archive", [False, True], ids=["pickle", "torch's archive"])
+def test_a_state_that_would_run_code_is_named_and_not_run(store: Store, tmp_path: Path, archive: bool) -> None:
+    class Hostile:
+        def __reduce__(self):
+            return os.mkdir, (str(tmp_path / "run"),)
+
+    path = store.folder(RUN) / "state.pt"
+    write_bytes(path, pickle.dumps(Hostile(), protocol=2))
+    if archive:
+        torch.save(state_of(1) | {"version": 1, "model": Hostile()}, path)
+    with pytest.raises(DamagedError, match=r"state\.pt cannot be read \(Weights only load failed"):
+        store.load_state(RUN)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("state", "message"),
+    [
+        ([1], "should hold a dict, but holds a list"),
+        ({}, "is of version None, where this program writes version 1"),
+        (state_of(1) | {"version": 2}, "is of version 2, where this program writes version 1"),
+        ({"version": 1, "model": {}, "optimizer": {}, "curve": []}, "should hold order, a Tensor, but holds .'curve',"),
+        (state_of(1) | {"version": 1, "curve": [3]}, "should have the row of epoch 1 in place 1, but has 3"),
+    ],
+    ids=["list", "empty", "version", "missing key", "curve"],
+)
+def test_a_state_that_is_another_is_named(store: Store, state: object, message: str) -> None:
+    store.folder(RUN).mkdir(parents=True)
+    torch.save(state, store.folder(RUN) / "state.pt")
+    with pytest.raises(DamagedError, match=rf"state\.pt {message}"):
+        store.load_state(RUN)
+
+
+def test_weights_cut_anywhere_are_named(store: Store) -> None:
+    write_json(store.folder(RUN) / "curve.json", state_of(3)["curve"])
+    store.save_checkpoint(RUN, WEIGHTS)
+    path = store.folder(RUN) / "model.safetensors"
+    whole = path.read_bytes()
+    assert store.is_done(RUN, ())
+    for length in (0, 7, 8, 50, len(whole) // 2, len(whole) - 1):
+        path.write_bytes(whole[:length])
+        with pytest.raises(DamagedError, match=r"model\.safetensors cannot be read \(."):
+            store.load_checkpoint(RUN)
+        assert [error.path for error in store.damaged(RUN, (), at_a_glance=True)] == [path]
+        assert not store.is_done(RUN, ())
+
+
+def test_every_flipped_bit_of_the_weights_is_seen(store: Store) -> None:
+    store.save_checkpoint(RUN, WEIGHTS)
+    path, rng = store.folder(RUN) / "model.safetensors", random.Random(0)
+    whole = path.read_bytes()
+    header = 8 + struct.unpack("<Q", whole[:8])[0]
+    # In the header's length, all of the header, and some of the weights.
+    for place in (*range(header), *rng.sample(range(header, len(whole)), 100)):
+        flipped = bytearray(whole)
+        flipped[place] ^= 1 << rng.randrange(8)
+        path.write_bytes(flipped)
+        with pytest.raises(DamagedError, match=r"model\.safetensors (cannot be read|was changed after it was written)"):
+            store.load_checkpoint(RUN)
+
+
+def test_weights_that_are_not_there_are_named(store: Store) -> None:
+    with pytest.raises(DamagedError, match=r"model\.safetensors is not there"):
+        store.load_checkpoint(RUN)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "is not valid JSON"),
+        ('{"n": 3, "corr', "is not valid JSON"),
+        ("\udcff\udcfe", "is not valid JSON"),
+        ("[" * 100_000, "is not valid JSON"),
+        ('{"version": 1, "n": 3, "correct": 2, "x": NaN}', r"is not valid JSON \(NaN is no number\)"),
+        ("null", "should hold a dict, but holds a NoneType"),
+        ("3.5", "should hold a dict, but holds a float"),
+        ('{"n": 3, "correct": 2}', f"is of version None, {THIS_VERSION}"),
+        (
+            '{"version": 99, "n": 3, "correct": 2}',
+            f"is of version 99, {THIS_VERSION}",
+        ),
+        (json.dumps(VERSION), "should hold n, a int, but holds"),
+        (json.dumps({**VERSION, **RECORD, "n": 0, "correct": 0}), "but says 0 of 0"),
+        (json.dumps({**VERSION, **RECORD, "correct": 4}), "but says 4 of 3"),
+        (json.dumps({**VERSION, **RECORD, "n": "3"}), "should hold n, a int, but holds"),
+        (
+            json.dumps({**VERSION, **made_up.record(3, 2)}),
+            "should hold zero_gradient, a int, but holds",
+        ),
+        (json.dumps({**VERSION, **RECORD, "samples": None}), "should hold samples, a list, but holds"),
+        (json.dumps({**VERSION, **RECORD, "bounds": []}), "should hold bounds, a dict, but holds"),
+    ],
+    ids=[
+        "empty",
+        "cut",
+        "bytes",
+        "deep",
+        "NaN",
+        "null",
+        "number",
+        "none",
+        "later",
+        "bare",
+        "zero",
+        "many",
+        "text",
+        "attack",
+        "part",
+        "bounds",
+    ],
+)
+def test_a_damaged_record_is_named(store: Store, text: str, message: str) -> None:
+    path = store.folder(RUN) / "records/fgm-hr-0.1.json"
+    write_bytes(path, text.encode(errors="surrogateescape"))
+    with pytest.raises(DamagedError, match=rf"fgm-hr-0\.1\.json .*{message}") as caught:
+        store.record(RUN, ATTACK)
+    assert caught.value.path == path
+    assert [str(error) for error in store.damaged(RUN, (ATTACK,))] == [str(caught.value)]
+
+
+@pytest.mark.parametrize(
+    ("record", "message"),
+    [
+        ({"n": 2, "correct": 1}, "should hold flags, a dict, but holds"),
+        ({"n": 2, "correct": 1, "flags": ["zero gradients"]}, "should hold flags, a dict"),
+        ({"correct": 1, "flags": {}}, "should hold n, a int"),
+        ({"n": 2, "correct": 3, "flags": {}}, "but says 3 of 2"),
+    ],
+    ids=["no flags", "list", "no n", "many"],
+)
+def test_a_damaged_report_is_named(store: Store, record: dict, message: str) -> None:
+    report = AttackSpec("diagnostics", "ce", 0.1, steps=5)
+    store.save_record(RUN, report, record)
+    with pytest.raises(DamagedError, match=message):
+        store.record(RUN, report)
+    store.save_record(RUN, report, {"n": 2, "correct": 2, "flags": {"zero gradients": "half"}})
+    assert store.record(RUN, report)["flags"] == {"zero gradients": "half"}
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('[{"epoch": 1,', "is not valid JSON"),
+        ("{}", "should hold a list, but holds a dict"),
+        ("[1, 2, 3]", "should have the row of epoch 1 in place 1, but has 1"),
+        (
+            '[{"epoch": 2, "validation_accuracy": 0.5}]',
+            "should have the row of epoch 1 in place 1, but has {'epoch': 2",
+        ),
+        ('[{"epoch": 1}]', "should have a validation_accuracy for epoch 1, but has none"),
+    ],
+    ids=["cut", "dict", "numbers", "order", "accuracy"],
+)
+def test_a_damaged_curve_is_named(store: Store, text: str, message: str) -> None:
+    write_bytes(store.folder(RUN) / "curve.json", text.encode())
+    with pytest.raises(DamagedError, match=rf"curve\.json {message}"):
+        store.curve(RUN)
+
+
+def test_what_the_log_cannot_tell_is_left_out(store: Store) -> None:
+    store.open(RUN, "data")
+    store.log(RUN, "epoch", epoch=1, training=0.5, seconds=0.75)
+    path = store.folder(RUN) / "log.jsonl"
+    useless = [b'{"event": "epoch"}', b'{"event": "record", "seconds": NaN}', b"[1]", b'{"event": 3}', b"\xff\x00\xfe"]
+    useless += [b'{"event": "epoch", "epoch": 1, "training": "long", "seconds": 1}', b"[" * 100_000, b""]
+    path.write_bytes(b"\n".join([*useless, path.read_bytes().rstrip(), b'{"event": "rec']))
+    store.log(RUN, "record", attack="none", seconds=0.25)
+    entries = store.log_entries(RUN)
+    assert [entry["event"] for entry in entries] == ["epoch", "record"], "the line after a half one is whole"
+    assert entries[0]["training"] == 0.5
+    assert path.read_bytes().startswith(b"\n".join(useless[:5])), "nothing is rewritten"
+
+
+@pytest.mark.parametrize("name", ["state.pt", "curve.json", "model.safetensors", "records/fgm-hr-0.1.json"])
+def test_a_directory_in_place_of_a_file_is_set_aside(store: Store, name: str) -> None:
+    path = store.folder(RUN) / name
+    for _ in range(2):  # the second in place of the first
+        (path / "inside").mkdir(parents=True)
+        (message,) = store.set_damaged_aside(RUN, (ATTACK,))
+        assert f"{path} should be a file, but is a directory: set aside as {path.name}.bad, and made again" in message
+        assert not path.exists()
+        assert (path.with_name(f"{path.name}.bad") / "inside").is_dir()
+
+
+def test_files_and_directories_in_each_others_place_are_set_aside_and_noted(store: Store) -> None:
+    folder = store.folder(RUN)
+    (folder / "log.jsonl").mkdir(parents=True)
+    (folder / "error.txt").mkdir()
+    write_bytes(folder / "records", b"")
+    assert "is a directory" in store.error(RUN)
+    assert store.log_entries(RUN) == []
+    assert [message.split(" should ")[0] for message in store.set_damaged_aside(RUN, (ATTACK,))] == [
+        str(folder / name) for name in ("log.jsonl", "error.txt", "records")
+    ]
+    assert [entry["event"] for entry in store.log_entries(RUN)] == ["set aside"] * 3
+    store.save_record(RUN, ATTACK, RECORD)
+
+
+def test_the_newest_damage_is_the_one_that_is_kept(tmp_path: Path) -> None:
+    for text in ("first", "second"):
+        (tmp_path / "x").write_text(text)
+        assert set_aside(tmp_path / "x") == tmp_path / "x.bad"
+    assert (tmp_path / "x.bad").read_text() == "second"
+    assert [path.name for path in tmp_path.iterdir()] == ["x.bad"]
+
+
+def test_a_value_that_json_has_no_word_for_is_not_written(tmp_path: Path) -> None:
+    write_json(tmp_path / "x.json", 1)
+    with pytest.raises(StoreError, match=r"x\.json is not written: expected finite numbers, but got a NaN"):
+        write_json(tmp_path / "x.json", {"accuracy": float("nan")})
+    assert (tmp_path / "x.json").read_text() == "1\n"
+
+
+def test_a_write_beyond_the_limit_leaves_the_old_files_and_no_other(store: Store) -> None:
+    store.open(RUN, "data")
+    store.save_state(RUN, state_of(1))
+    before = {path: path.read_bytes() for path in store.root.rglob("*") if path.is_file()}
+
+    path = store.folder(RUN) / "model.safetensors"
+    with files_no_longer_than(2000):
+        with pytest.raises(StoreError) as caught:
+            store.save_checkpoint(RUN, {"w": torch.ones(5000)})
+        with pytest.raises(StoreError, match=r"log\.jsonl cannot be written \(File too large\)"):
+            store.log(RUN, "long", message="x" * 5000)
+    assert str(caught.value) == (
+        f"{path} cannot be written (File too large): raise the limit on the size of files (ulimit -f), and give the "
+        "same command again; what was there before is as it was"
+    )
+    (store.folder(RUN) / "log.jsonl").unlink()
+    assert {path: path.read_bytes() for path in store.root.rglob("*") if path.is_file()} == before
+    assert store.epochs_done(RUN) == 1, "the state stays until the weights are there"
+
+
+def test_a_line_goes_below_what_a_full_disk_left_of_the_one_before(tmp_path: Path) -> None:
+    append_line(tmp_path / "log", "one")
+    with files_no_longer_than(10), pytest.raises(StoreError):
+        append_line(tmp_path / "log", "much too long")
+    assert (tmp_path / "log").read_text() == "one\nmuch t"
+    append_line(tmp_path / "log", "two")
+    assert (tmp_path / "log").read_text() == "one\nmuch t\ntwo\n"
+
+
+def test_a_place_that_cannot_be_made_is_named(tmp_path: Path) -> None:
+    (tmp_path / "store").write_text("a file, not a folder")
+    store = Store(tmp_path / "store")
+    for use in (lambda: store.lock(RUN), lambda: store.save_error(RUN, "it broke")):
+        with pytest.raises(StoreError, match=rf"{store.folder(RUN)}.* cannot be written \(Not a directory\)"):
+            use()
+    assert not store.is_locked(RUN)
+    assert store.error(RUN) is None
+
+
+@pytest.mark.parametrize("error", [DamagedError(Path("a/b"), "is no good"), UnreadableError(Path("a"), "is closed")])
+def test_errors_come_back_from_workers_as_they_were(error: DamagedError) -> None:
+    back = pickle.loads(pickle.dumps(error))
+    assert (type(back), str(back), back.path) == (type(error), str(error), error.path)
+
+
+def test_a_lock_is_seen_from_elsewhere_while_it_is_held(store: Store) -> None:
+    other = Store(store.root)
+    with store.lock(RUN):
+        assert other.is_locked(RUN)
+        assert not other.is_locked(replace(RUN, seed=1))
+    assert not other.is_locked(RUN)
+    assert [path.name for path in store.folder(RUN).parent.iterdir()] == [RUN.key()]
