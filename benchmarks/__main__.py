@@ -24,9 +24,8 @@ from benchmarks.config import ConfigError, Grid, Recipe, RunSpec
 from benchmarks.data import DataError
 from benchmarks.execution import Cluster, ClusterError, Cost, following
 from benchmarks.report import export
-from benchmarks.report.cells import Results, load
-from benchmarks.report.table_1 import table_1
-from benchmarks.report.tables import alpha_table
+from benchmarks.report.results import Results, load
+from benchmarks.report.tables import alpha_table, table_1
 from benchmarks.speed.command import Speed
 from benchmarks.store import Store, StoreError
 

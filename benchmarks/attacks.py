@@ -1,6 +1,5 @@
 """Attack specs -> ART attacks."""
 
-from collections import Counter
 from typing import Any
 
 import numpy as np
@@ -26,7 +25,7 @@ SOURCE_NAME = "another CE-trained network"
 
 
 class WorstCaseAttack:
-    """The ensemble as an attack like the others, which also counts what each of its attacks found."""
+    """The ensemble as an attack like the others, which also tells which of its attacks found what."""
 
     def __init__(
         self,
@@ -46,14 +45,14 @@ class WorstCaseAttack:
         """
         self.classifier, self.eps, self.steps, self.batch_size = classifier, eps, steps, batch_size
         self.transfer_from = {} if source is None else {SOURCE_NAME: source}
-        self.found_by: dict[str, int] = {}
+        self.names: tuple[str, ...] = ()
+        self.found_by: npt.NDArray[np.int64] | None = None
 
     def generate(self, x: npt.NDArray[np.float32], y: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
         """Return for each image the first adversarial example that an attack found, or the original."""
         attacks = self._ensemble()
         result = worst_case(self.classifier, x, y, eps=self.eps, attacks=attacks, batch_size=self.batch_size)
-        counts = Counter(result.found_by.tolist())
-        self.found_by = {name: counts[i] for i, name in enumerate(result.names)}
+        self.names, self.found_by = tuple(result.names), result.found_by
         return result.adversarial
 
     def _ensemble(self) -> dict[str, EvasionAttack]:

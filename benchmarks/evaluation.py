@@ -1,37 +1,29 @@
 """Checkpoint x attack -> one record."""
 
-import base64
 import hashlib
-import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import replace
 from types import MappingProxyType
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from art_hrloss import ErrorBounds, HRClassifier, attack_view, error_bounds, gradient_masking_report, seeded
+from art_hrloss import HRClassifier, attack_view, gradient_masking_report, seeded
 from art_hrloss._network import Point
-from art_hrloss.attacks._constraints import margins
 from art_hrloss.classifier import shared_options
 from benchmarks import attacks, models
 from benchmarks.config import AttackLossName, AttackSpec, RunSpec
 from benchmarks.data import Dataset, Split
 from benchmarks.losses import attack_loss, training_loss
+from benchmarks.record import Record
 from benchmarks.store import Store
 
 BATCH_SIZE = 250
 # Queries per image of the Square attack in a report on masked gradients.
 REPORT_QUERIES = 200
-# Edges of the bins of margins; the first and the last bin hold all that lies beyond them.
-MARGIN_EDGES = tuple(range(-40, 41))
-# The orders at which Proposition 1 is computed, whatever the training loss: its upper bound at the paper's alpha, its
-# lower bound, which needs one above 2, with labels that are wrong at a known rate: with certain ones it is vacuous.
-UPPER_ALPHA, LOWER_ALPHA, LABEL_NOISE = 1.6, 3.0, 0.1
 
 
 def evaluate(run: RunSpec, specs: Sequence[AttackSpec], data: Dataset, store: Store) -> None:
@@ -62,9 +54,7 @@ def measure_all(
     data: Dataset,
     input_scale: float = 1.0,
     sources: Mapping[int, HRClassifier] = MappingProxyType({}),
-    *,
-    brief: bool = False,
-) -> Iterator[tuple[AttackSpec, dict[str, Any]]]:
+) -> Iterator[tuple[AttackSpec, Record]]:
     """
     Each attack with its record: see :func:`measure`. What attacks of one loss have in common is computed once.
 
@@ -73,7 +63,6 @@ def measure_all(
     :param data: Its data set.
     :param input_scale: Units of the network's input in the range of a pixel.
     :param sources: By seed, the networks that attacks name as their sources.
-    :param brief: Only n, correct, and of bounds those under "labels": what a learning curve keeps.
     """
     by_loss: dict[AttackLossName | None, list[AttackSpec]] = {}
     for spec in specs:
@@ -86,7 +75,7 @@ def measure_all(
                 yield spec, diagnose(spec, attack_view(classifier, caching.attack_loss), split)
             else:
                 source = None if spec.source is None else sources[spec.source]
-                yield spec, measure(spec, caching, split, input_scale, source, brief=brief)
+                yield spec, measure(spec, caching, split, input_scale, source)
 
 
 class CachingClassifier(HRClassifier):
@@ -141,15 +130,13 @@ def as_classifier(
     )
 
 
-def diagnose(spec: AttackSpec, classifier: HRClassifier, split: Split) -> dict[str, Any]:
+def diagnose(spec: AttackSpec, classifier: HRClassifier, split: Split) -> Record:
     """
-    A report on masked gradients, as plain values.
+    Make a report on masked gradients.
 
     :param spec: How large an eps, of how many steps, on which images.
     :param classifier: The network, as seen through the attack's loss.
     :param split: The images, and their true labels.
-    :return: n, the number of images; correct, how many of them are right under every attack of the report; and flags,
-        the evidence of each flag by its name.
     """
     images, labels = _chosen(spec, split)
     report = gradient_masking_report(
@@ -161,11 +148,7 @@ def diagnose(spec: AttackSpec, classifier: HRClassifier, split: Split) -> dict[s
         square_iter=REPORT_QUERIES,
         batch_size=BATCH_SIZE,
     )
-    return {
-        "n": len(labels),
-        "correct": int(report.robust.sum()),
-        "flags": {flag.name: flag.evidence for flag in report.flags},
-    }
+    return Record(labels, robust=report.robust, flags={flag.name: flag.evidence for flag in report.flags})
 
 
 def measure(
@@ -174,67 +157,34 @@ def measure(
     split: Split,
     input_scale: float = 1.0,
     source: HRClassifier | None = None,
-    *,
-    brief: bool = False,
-) -> dict[str, Any]:
+) -> Record:
     """
-    One evaluation, as plain values.
+    Attack the images of a split, and keep what the network answers.
 
     :param spec: The attack.
     :param classifier: The network under attack, for images in [0, 1], as seen through the attack's loss.
     :param split: The images, attacked at their true labels.
     :param input_scale: Units of the network's input in the range of a pixel.
     :param source: The other network on which the attack makes images, if it names one.
-    :param brief: As for :func:`measure_all`.
-    :return:
-        * n, the number of images, and correct, how many of the attacked ones are classified right;
-        * zero_gradient, for an attack along one loss: at how many of the clean images the gradient that drives it is
-          exactly 0 everywhere, so that it cannot move;
-        * broken_by, for an ensemble: for how many images each of its attacks was the first to find an adversarial
-          example;
-        * confusion, shape (C, C): row i, column j is the mean probability of class i over the attacked images of class
-          j, the semi-empirical confusion matrix; None for a class without images;
-        * margins: how many attacked images have a margin (the true class's logit less the largest other) in each bin
-          of MARGIN_EDGES, and margin_percentiles, its percentiles 1, 50 and 99;
-        * bounds, the fields of ErrorBounds, None where not finite: under "labels" at UPPER_ALPHA, and under
-          "noisy_labels" at LOWER_ALPHA, as if each label were with probability LABEL_NOISE drawn anew from all classes;
-        * samples: the first image of every class as attacked (its pixels rounded to 8 bits, in base64, channels
-          first), with its label, the prediction and the probability of that.
     """
     attack = attacks.build(spec, classifier, batch_size=BATCH_SIZE, input_scale=input_scale, source=source)
     clean, labels = _chosen(spec, split)
     with seeded(0):
         images = clean if attack is None else attack.generate(clean, labels)
-    logits = classifier.predict(images, batch_size=BATCH_SIZE)
-    predictions = logits.argmax(1)
-    record: dict[str, Any] = {"n": len(labels), "correct": int((predictions == labels).sum())}
-    if brief:
-        return record | {"bounds": {"labels": _finite(error_bounds(logits, labels, alpha=UPPER_ALPHA))}}
+    sampled = np.unique(labels, return_index=True)[1]
+    record = Record(
+        labels,
+        classifier.predict(images, batch_size=BATCH_SIZE).astype(np.float32, copy=False),
+        samples=np.rint(images[sampled] * 255).astype(np.uint8),
+        sampled=sampled,
+    )
     if isinstance(attack, attacks.WorstCaseAttack):
-        record["broken_by"] = attack.found_by
-    elif spec.loss is not None:
-        batches = (slice(start, start + BATCH_SIZE) for start in range(0, len(labels), BATCH_SIZE))
-        gradients = (classifier.loss_gradient(clean[batch], labels[batch]) for batch in batches)
-        record["zero_gradient"] = sum(int((g == 0).reshape(len(g), -1).all(1).sum()) for g in gradients)
-    probabilities = torch.from_numpy(logits).double().softmax(1).numpy()
-    found = margins(logits.astype(np.float64), labels)
-    counts, _ = np.histogram(found.clip(MARGIN_EDGES[0], MARGIN_EDGES[-1]), MARGIN_EDGES)
-    return record | {
-        "confusion": _confusion(probabilities, labels),
-        "margins": counts.tolist(),
-        "margin_percentiles": np.percentile(found, (1, 50, 99)).tolist(),
-        "bounds": _bounds(logits, labels),
-        "samples": [
-            {
-                "pixels": base64.b64encode(np.rint(images[i] * 255).astype(np.uint8).tobytes()).decode(),
-                "shape": list(images[i].shape),
-                "label": int(labels[i]),
-                "prediction": int(predictions[i]),
-                "confidence": float(probabilities[i].max()),
-            }
-            for i in np.unique(labels, return_index=True)[1]
-        ],
-    }
+        return replace(record, found_by=attack.found_by, names=attack.names)
+    if spec.loss is None:
+        return record
+    batches = (slice(start, start + BATCH_SIZE) for start in range(0, len(labels), BATCH_SIZE))
+    gradients = (classifier.loss_gradient(clean[batch], labels[batch]) for batch in batches)
+    return replace(record, zero_gradient=np.concatenate([~g.reshape(len(g), -1).any(1) for g in gradients]))
 
 
 def _chosen(spec: AttackSpec, split: Split) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]:
@@ -242,22 +192,3 @@ def _chosen(spec: AttackSpec, split: Split) -> tuple[npt.NDArray[np.float32], np
     chosen = slice(spec.images or None)
     images, labels = split.tensors(torch.device("cpu"))
     return images.numpy()[chosen], labels.numpy()[chosen]
-
-
-def _bounds(logits: npt.NDArray[np.float32], labels: npt.NDArray[np.int64]) -> dict[str, dict[str, float | None]]:
-    classes = logits.shape[1]
-    noisy = (1 - LABEL_NOISE) * np.eye(classes)[labels] + LABEL_NOISE / classes
-    return {
-        "labels": _finite(error_bounds(logits, labels, alpha=UPPER_ALPHA)),
-        "noisy_labels": _finite(error_bounds(logits, noisy, alpha=LOWER_ALPHA)),
-    }
-
-
-def _finite(bounds: ErrorBounds) -> dict[str, float | None]:
-    return {field: value if math.isfinite(value) else None for field, value in asdict(bounds).items()}
-
-
-def _confusion(probabilities: npt.NDArray[np.float64], labels: npt.NDArray[np.int64]) -> list[list[float | None]]:
-    classes = range(probabilities.shape[1])
-    means = [probabilities[labels == c].mean(0) if (labels == c).any() else None for c in classes]
-    return [[None if mean is None else float(mean[i]) for mean in means] for i in classes]

@@ -26,6 +26,35 @@ def paper(loss: Literal["ce", "hr"], eps: float) -> AttackSpec:
     return AttackSpec("fgm", "clipped-ce" if loss == "ce" else "clipped-hr", eps, units="data")
 
 
+def protocol(attack: AttackSpec) -> tuple[str, str]:
+    """
+    Return the protocol of an attack, and the loss whose gradient drives it: what rows and columns are called by.
+
+    >>> protocol(paper("hr", 0.1))
+    ('paper', 'HR')
+    >>> protocol(AttackSpec("apgd", "margin", 0.1, steps=5))
+    ('Auto-PGD', 'margin')
+    """
+    if attack.name != "fgm":
+        return _PROTOCOLS.get(attack.name, attack.name), _ATTACKERS.get(attack.loss or "", attack.loss or "")
+    clipped = "paper" if attack.units == "data" else "clipped"
+    name = {"torch-ce": "torch's CE", "clipped-ce": clipped, "clipped-hr": clipped}.get(attack.loss or "", "sound")
+    base = (attack.loss or "").removeprefix("clipped-").removeprefix("torch-")
+    return name, _ATTACKERS.get(base, base)
+
+
+_ATTACKERS = {"ce": "CE", "hr": "HR", "dlr": "DLR"}
+_PROTOCOLS = {
+    "none": "no attack",
+    "pgd": "PGD",
+    "apgd": "Auto-PGD",
+    "square": "Square",
+    "worst-case": "worst case",
+    "diagnostics": "report",
+}
+# The protocols and attackers beside which Proposition 1 is shown.
+BOUNDED = (("no attack", ""), ("sound", "CE"))
+
 # Table 1 of the paper: no attack, and both losses as the attacker's, at both strengths, in both protocols.
 TABLE_1_ATTACKS = (
     AttackSpec("none"),

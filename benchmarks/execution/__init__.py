@@ -2,7 +2,16 @@
 
 from benchmarks.execution._dask import Cluster, ClusterError
 from benchmarks.execution._estimate import costs, to_probe
-from benchmarks.execution._jobs import Job, Outcome, WorkerDiedError, execute, execute_together, load_data, threads
+from benchmarks.execution._jobs import (
+    Group,
+    Job,
+    Outcome,
+    WorkerDiedError,
+    execute,
+    execute_together,
+    load_data,
+    threads,
+)
 from benchmarks.execution._local import InProcess, available_cpus, local
 from benchmarks.execution._progress import following
 from benchmarks.execution._runner import grouped, missing_runs, prepare, run_all
@@ -13,6 +22,7 @@ __all__ = [
     "Cluster",
     "ClusterError",
     "Cost",
+    "Group",
     "InProcess",
     "Job",
     "Outcome",

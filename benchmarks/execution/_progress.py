@@ -108,4 +108,4 @@ def _told(grid: Grid, store: Store, run: RunSpec, outcome: Outcome) -> str:
     unattacked = [attack for attack in grid.attacks if attack.name == "none" and attack.split == "test"]
     with suppress(DamagedError):
         clean = store.record(run, unattacked[0]) if unattacked else None
-    return f"accuracy {clean['correct'] / clean['n']:.3f}" if clean else "done"
+    return f"accuracy {clean.accuracy:.3f}" if clean else "done"

@@ -150,7 +150,7 @@ def _look(grid: Grid, store: Store, run: RunSpec) -> RunStatus:
             record = store.record(run, attack)
             records += record is not None
             if record is not None and attack == AttackSpec("none"):
-                accuracy = record["correct"] / record["n"]
+                accuracy = record.accuracy
     state, error = _state(grid, store, run, begun=bool(curve or records))
     epoch_seconds, record_seconds = _mean_seconds(store, run)
     return RunStatus(run, state, len(curve), records, accuracy, error, epoch_seconds, record_seconds)

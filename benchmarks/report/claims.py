@@ -5,19 +5,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+import pandas as pd
+
 from benchmarks.config import AttackSpec, LossSpec, RunSpec
-from benchmarks.protocols import CE, HR, paper, sound
-from benchmarks.report.cells import Results
+from benchmarks.protocols import CE, HR, protocol
 from benchmarks.report.markup import Table
+from benchmarks.report.results import Results
+from benchmarks.report.results import attacks as attacks_of
+from benchmarks.report.selection import alpha_eps, attacks_by_ce, chosen_alpha, confusion_attacks, has_alphas
 from benchmarks.report.statistics import Interval, paired_interval
-from benchmarks.report.tables import (
-    alpha_eps,
-    chosen_alpha,
-    confusion_attacks,
-    confusion_norms,
-    has_alphas,
-    of_test_images,
-)
 
 Verdict = Literal["supported", "contradicted", "undecided", "no claim"]
 
@@ -31,7 +27,7 @@ CLAIMS = {
     "C6": ("An alpha of 1.6 serves as well as any", "1.6 - chosen"),
     "C7": ("The HR loss costs no more than CE", "HR / CE - 1"),
 }
-PROTOCOLS = {"sound": sound, "paper": paper}
+PROTOCOLS = ("sound", "paper")
 WORST = "worst case"
 # The sign of the accuracy under the CE attack less that under the HR attack, by C3; of other data it says nothing.
 WORST_ATTACK = {"mnist": -1, "cifar10": 1, "svhn": 1}
@@ -167,36 +163,27 @@ def _claim(
 
 def _attacked(results: Results) -> list[tuple[str, float, dict[str, AttackSpec]]]:
     """Protocol, eps and the attack by each loss, for every strength of the grid's attacks of test images."""
-    strengths = sorted({attack.eps for attack in results.grid.attacks if attack.eps})
-    found = [
-        (
-            name,
-            eps,
-            {loss.upper(): spec for loss in ("ce", "hr") if (spec := attack(loss, eps)) in results.grid.attacks},
-        )
-        for name, attack in PROTOCOLS.items()
-        for eps in strengths
-    ]
-    return [(name, eps, attacks) for name, eps, attacks in found if attacks]
+    found: dict[tuple[str, float], dict[str, AttackSpec]] = {}
+    for name in PROTOCOLS:
+        for attack in attacks_of(results.grid, name, images=0):
+            found.setdefault((name, attack.eps), {})[protocol(attack)[1]] = attack
+    return [(name, eps, dict(sorted(attacks.items()))) for (name, eps), attacks in found.items()]
 
 
 def _accuracy(results: Results, dataset: str, hr: LossSpec) -> list[Claim]:
     """C1 and C2."""
 
     def claim(name: str, where: str, attack: AttackSpec) -> Claim:
-        pair = (results.accuracies(dataset, hr, attack), results.accuracies(dataset, CE, attack))
+        pair = (results.values(dataset, hr, attack), results.values(dataset, CE, attack))
         return _claim(name, dataset, where, pair)
 
-    clean = AttackSpec("none")
-    found = [claim("C1", f"{hr}, no attack", clean)] if clean in results.grid.attacks else []
-    for protocol, eps, attacks in _attacked(results):
-        found += [
-            claim("C2", f"{hr}, {loss} attack, eps {eps:g}, {protocol}", attack) for loss, attack in attacks.items()
-        ]
+    found = [claim("C1", f"{hr}, no attack", clean) for clean in attacks_of(results.grid, "no attack", images=0)]
+    for name, eps, attacks in _attacked(results):
+        found += [claim("C2", f"{hr}, {loss} attack, eps {eps:g}, {name}", attack) for loss, attack in attacks.items()]
     scale = dict(results.grid.recipes)[dataset].input_scale
-    for attack in sorted(of_test_images(results.grid), key=lambda attack: (attack.units != "range", attack.eps)):
-        if attack.name == "worst-case":
-            strength = f"{attack.eps:g}" + ("" if attack.units == "range" or scale == 1 else f"/{scale:g}")
+    for units in ("range", "data"):
+        for attack in attacks_of(results.grid, "worst case", units=units):
+            strength = f"{attack.eps:g}" + ("" if units == "range" or scale == 1 else f"/{scale:g}")
             found.append(claim("C2", f"{hr}, eps {strength}, {WORST}", attack))
     return found
 
@@ -205,10 +192,10 @@ def _worst_attack(results: Results, dataset: str, hr: LossSpec) -> list[Claim]:
     """C3."""
     sign = WORST_ATTACK.get(dataset, 0)
     found = []
-    for protocol, eps, attacks in _attacked(results):
+    for name, eps, attacks in _attacked(results):
         for trained in (CE, hr) if len(attacks) == 2 else ():
-            by_ce, by_hr = (results.accuracies(dataset, trained, attacks[loss]) for loss in ("CE", "HR"))
-            where = f"{trained} trained, eps {eps:g}, {protocol}"
+            by_ce, by_hr = (results.values(dataset, trained, attacks[loss]) for loss in ("CE", "HR"))
+            where = f"{trained} trained, eps {eps:g}, {name}"
             found.append(_claim("C3", dataset, where, (by_ce, by_hr), sign=sign))
     return found
 
@@ -236,10 +223,10 @@ def _validation(results: Results, run: RunSpec) -> list[float]:
 def _uncertainty(results: Results, dataset: str, hr: LossSpec) -> list[Claim]:
     """C5, at the smallest eps of the CE attack: 0.1 in the paper and in its grids."""
     found = []
-    for protocol, attack in confusion_attacks(results.grid).items():
+    for name, attack in confusion_attacks(results.grid).items():
         if attack.eps:
-            ce, other = (confusion_norms(results, dataset, loss, attack) for loss in (CE, hr))
-            found.append(_claim("C5", dataset, f"{hr}, eps {attack.eps:g}, {protocol}", (ce, other)))
+            ce, other = (results.values(dataset, loss, attack, "confusion_norm") for loss in (CE, hr))
+            found.append(_claim("C5", dataset, f"{hr}, eps {attack.eps:g}, {name}", (ce, other)))
     return found
 
 
@@ -247,10 +234,10 @@ def _alpha(results: Results, dataset: str, hr: LossSpec) -> list[Claim]:
     """C6, for grids with several alphas, 1.6 among them."""
     found = []
     for eps in alpha_eps(results.grid) if hr == HR and has_alphas(results.grid) else ():
-        attack, chosen = sound("ce", eps), chosen_alpha(results, dataset, eps)
-        best = {} if chosen is None else results.accuracies(dataset, chosen, attack)
+        (attack,), chosen = attacks_by_ce(results.grid, "test", eps), chosen_alpha(results, dataset, eps)
+        best = {} if chosen is None else results.values(dataset, chosen, attack)
         where = f"eps {eps:g}, chosen: " + ("none yet" if chosen is None else f"{chosen.alpha:g}")
-        pair = (results.accuracies(dataset, HR, attack), best)
+        pair = (results.values(dataset, HR, attack), best)
         found.append(_claim("C6", dataset, where, pair, margin=ACCURACY_MARGIN))
     return found
 
@@ -264,3 +251,22 @@ def _cost(results: Results, dataset: str, hr: LossSpec) -> list[Claim]:
     ratios = {seed: seconds[hr][seed] / ce for seed, ce in seconds[CE].items() if ce and seconds[hr][seed]}
     pair = (ratios, dict.fromkeys(ratios, 1.0))
     return [_claim("C7", dataset, f"{hr}, per epoch", pair, sign=-1, margin=TIME_MARGIN)]
+
+
+def claims_frame(found: Sequence[Claim]) -> pd.DataFrame:
+    """Every measurement of every claim; without numbers where no pair of seeds has been evaluated yet."""
+    return pd.DataFrame(
+        {
+            "claim": claim.name,
+            "statement": claim.statement,
+            "dataset": claim.dataset,
+            "where": claim.where,
+            "measure": claim.measure,
+            "effect": claim.effect.mean if claim.effect else math.nan,
+            "half_width_95": claim.effect.half_width if claim.effect else math.nan,
+            "pairs": len(claim.seeds),
+            "seeds": " ".join(map(str, claim.seeds)),
+            "verdict": claim.verdict,
+        }
+        for claim in found
+    )

@@ -9,9 +9,8 @@ from matplotlib.figure import Figure
 
 from benchmarks.config import Hardening, LossSpec
 from benchmarks.report.drawing import BLACK, BLUE, GREY, VERMILLION, Picture, draw_legend, seeds_note, settled
-from benchmarks.report.hardening import UNHARDENED, blocks, hardening_attacks, without_hardening
 from benchmarks.report.line_figures import TEST_ACCURACY
-from benchmarks.report.selection import Selection
+from benchmarks.report.selection import UNHARDENED, Selection, blocks, hardening_attacks, without_hardening
 from benchmarks.report.statistics import Interval
 
 

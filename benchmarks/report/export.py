@@ -1,28 +1,28 @@
 """Results -> files. A report is a function of the records: nothing is trained or attacked for it."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pandas as pd
 
-from benchmarks.report.bounds import bounds_frame, bounds_tables
-from benchmarks.report.cells import Results
-from benchmarks.report.claims import Claim, claims, claims_table
-from benchmarks.report.diagnoses import diagnoses_frame, diagnoses_table
+from benchmarks.config import LossSpec
+from benchmarks.report.claims import Claim, claims, claims_frame, claims_table
 from benchmarks.report.drawing import save
 from benchmarks.report.figures import pictures
-from benchmarks.report.hardening import hardening_frame, hardening_table
 from benchmarks.report.markup import Table
 from benchmarks.report.page import page
-from benchmarks.report.strong import broken_frame, strong_table
-from benchmarks.report.table_1 import table_1
+from benchmarks.report.results import Results, attack_columns
+from benchmarks.report.selection import alpha_eps, chosen_alpha, confusion_attacks
+from benchmarks.report.statistics import Interval
 from benchmarks.report.tables import (
-    alpha_eps,
     alpha_table,
-    chosen_alpha,
-    confusion_attacks,
-    confusion_norms,
+    attacker_name,
+    bounds_tables,
     confusion_table,
+    diagnoses_table,
+    hardening_table,
+    strong_table,
+    table_1,
 )
 from benchmarks.store import write_bytes
 
@@ -70,14 +70,20 @@ def write_tables(results: Results, found: Sequence[Claim], folder: Path, *, comm
     :param command: What makes the results, to stand under the tables.
     :return: The files.
     """
-    numbers = frames(results, found)
-    texts = {"records.csv": _csv(results.record_frame())}
-    broken = broken_frame(results)
-    texts |= {} if broken.empty else {"broken_by.csv": _csv(broken)}
+    last = results.frame[results.frame.epoch.isna()]
+    texts = {
+        "results.csv": _csv(results.frame.drop(columns="key")),
+        "results.json": results.frame.drop(columns="key").to_json(orient="records", double_precision=15, indent=1),
+        "records.csv": _csv(records_frame(last)),
+    }
+    if not (broken := broken_frame(last)).empty:
+        texts["broken_by.csv"] = _csv(broken)
     for name, several in all_tables(results, found).items():
         texts[f"{name}.md"] = "\n".join(table.markdown() for table in several) + f"\nMade by `{command}`\n"
         texts[f"{name}.tex"] = _latex(several, command)
-        texts[f"{name}.csv"] = _csv(numbers[name])
+    texts |= {
+        f"{name}.csv": _csv(make()) for name, make in _numbers(results, last, found).items() if f"{name}.md" in texts
+    }
     for file, text in texts.items():
         write_bytes(folder / file, text.encode())
     return [folder / file for file in texts]
@@ -109,72 +115,97 @@ def all_tables(results: Results, found: Sequence[Claim]) -> dict[str, list[Table
     return {name: several for name, several in made.items() if several}
 
 
-def frames(results: Results, found: Sequence[Claim]) -> dict[str, pd.DataFrame]:
-    """The numbers behind the tables, unrounded, by the tables' names."""
+def _numbers(results: Results, last: pd.DataFrame, found: Sequence[Claim]) -> dict[str, Callable[[], pd.DataFrame]]:
+    """What makes the numbers behind each table, unrounded, by the tables' names."""
+    keys = [attack.key() for attack in confusion_attacks(results.grid).values()]
+    norms = last[last.key.isin(keys) & (last.metric == "confusion_norm")]
+
+    def cells() -> pd.DataFrame:
+        return cells_frame(results)
+
     return {
-        "table_1": results.cell_frame(),
-        "confusion": confusion_frame(results),
-        "alpha": alpha_frame(results),
-        "bounds": bounds_frame(results),
-        "strong": results.cell_frame(),
-        "hardening": hardening_frame(results),
-        "diagnostics": diagnoses_frame(results),
-        "claims": claims_frame(found),
+        "table_1": cells,
+        "alpha": cells,
+        "strong": cells,
+        "hardening": cells,
+        "confusion": lambda: norms.drop(columns=["epoch", "key"]),
+        "bounds": lambda: bounds_frame(last),
+        "diagnostics": lambda: diagnoses_frame(results),
+        "claims": lambda: claims_frame(found),
     }
 
 
-def confusion_frame(results: Results) -> pd.DataFrame:
-    """The norm of I - C of every network under every attack of the table."""
-    return pd.DataFrame(
-        [
-            {
-                "dataset": dataset,
-                "trained": str(loss),
-                "seed": seed,
-                "attack": attack.name,
-                "attack_loss": attack.loss,
-                "eps": attack.eps,
-                "units": attack.units,
-                "norm": norm,
-            }
-            for dataset in results.datasets
-            for loss in results.grid.losses
-            for attack in confusion_attacks(results.grid).values()
-            for seed, norm in confusion_norms(results, dataset, loss, attack).items()
-        ],
-        columns=["dataset", "trained", "seed", "attack", "attack_loss", "eps", "units", "norm"],
-    )
+def cells_frame(results: Results) -> pd.DataFrame:
+    """
+    One row per entry: accuracy over the seeds, and its paired difference from cross-entropy that is hardened alike.
+
+    The column chosen marks the alpha that is chosen on validation images at the row's eps, in grids with several.
+    """
+    rows = []
+    for dataset in results.datasets:
+        best = {eps: chosen_alpha(results, dataset, eps) for eps in alpha_eps(results.grid)}
+        for loss in results.grid.losses:
+            ce = LossSpec("ce", hardening=loss.hardening)
+            for attack in (attack for attack in results.grid.attacks if attack.name != "diagnostics"):
+                cell = results.cell(dataset, loss, attack)
+                gain = None if loss == ce else results.interval(dataset, loss, attack, less=ce)
+                accuracy = _numbers_of(cell.accuracy, "accuracy", "half_width_95", "seeds")
+                less_ce = _numbers_of(gain, "less_ce", "less_ce_half_width_95", "pairs")
+                rows.append(
+                    {"dataset": dataset, "trained": str(loss), **attack_columns(attack), **accuracy, "n": cell.images}
+                    | {"zero_gradient": cell.zero_gradient, **less_ce, "chosen": best.get(attack.eps) == loss}
+                )
+    return pd.DataFrame(rows).drop(columns="key")
 
 
-def alpha_frame(results: Results) -> pd.DataFrame:
-    """Every entry of the grid, and whether its alpha is the one chosen on validation at that eps."""
-    entries = results.cell_frame()
-    chosen = {
-        (dataset, eps): str(chosen_alpha(results, dataset, eps))
-        for dataset in results.datasets
-        for eps in alpha_eps(results.grid)
-    }
-    keys = zip(entries.dataset, entries.eps, entries.trained, strict=True)
-    return entries.assign(chosen=[chosen.get((dataset, eps)) == trained for dataset, eps, trained in keys])
+def _numbers_of(interval: Interval | None, mean: str, half_width: str, n: str) -> dict[str, float]:
+    nan = float("nan")
+    values = (nan, nan, 0) if interval is None else (interval.mean, interval.half_width, interval.n)
+    return dict(zip((mean, half_width, n), values, strict=True))
 
 
-def claims_frame(found: Sequence[Claim]) -> pd.DataFrame:
-    """Every measurement of every claim; without numbers where no pair of seeds has been evaluated yet."""
-    return pd.DataFrame(
-        {
-            "claim": claim.name,
-            "statement": claim.statement,
-            "dataset": claim.dataset,
-            "where": claim.where,
-            "measure": claim.measure,
-            "effect": claim.effect.mean if claim.effect else float("nan"),
-            "half_width_95": claim.effect.half_width if claim.effect else float("nan"),
-            "pairs": len(claim.seeds),
-            "seeds": " ".join(map(str, claim.seeds)),
-            "verdict": claim.verdict,
-        }
-        for claim in found
-    )
+def records_frame(last: pd.DataFrame) -> pd.DataFrame:
+    """One row per evaluation that is there: how many of n images are classified right."""
+    names = ["dataset", "trained", "seed", "attack", "attack_loss", "eps", "units", "split", "steps", "images"]
+    counts = ["n", "correct", "zero_gradient"]
+    chosen = last[last.metric.isin(counts)]
+    wide = chosen.pivot_table(index=[*names[:3], "key"], columns="metric", values="value", sort=False)
+    of_attack = chosen.drop_duplicates([*names[:3], "key"]).set_index([*names[:3], "key"])[names[3:]]
+    frame = of_attack.join(wide.reindex(columns=counts)).reset_index()
+    return frame[[*names, *counts]].astype(dict.fromkeys((*counts, "steps", "images"), "Int64"))
+
+
+def broken_frame(last: pd.DataFrame) -> pd.DataFrame:
+    """Of every worst case, how many images each attack of the ensemble broke first; the rest were left standing."""
+    names = ["dataset", "trained", "seed", "eps", "units"]
+    images = last[last.metric == "n"].set_index([*names[:3], "key"]).value
+    found = last[last.metric.astype(str).str.startswith("found: ")]
+    n = images.reindex(pd.MultiIndex.from_frame(found[[*names[:3], "key"]])).to_numpy()
+    attack = found.metric.astype(str).str.removeprefix("found: ")
+    frame = found[names].assign(n=n, attack=attack, broken=found.value)
+    return frame.astype({"n": "Int64", "broken": "Int64"})
+
+
+def bounds_frame(last: pd.DataFrame) -> pd.DataFrame:
+    """All fields of ErrorBounds, per network, attack and kind of labels; empty where a value is not finite."""
+    names = ["dataset", "trained", "seed", "eps"]
+    parts = last.metric.astype(str).str.extract(r"^(noisy_labels|labels)\.(\w+)$")
+    chosen = last[names].assign(labels=parts[0], field=parts[1], value=last.value)[parts[0].notna()]
+    fields = chosen.field.drop_duplicates()
+    wide = chosen.pivot_table(index=[*names, "labels"], columns="field", values="value", sort=False)
+    return wide.reindex(columns=fields).replace([float("inf"), -float("inf")], float("nan")).reset_index()
+
+
+def diagnoses_frame(results: Results) -> pd.DataFrame:
+    """A row per run, attacker and flag that it raises, with the evidence; a row without a flag where none is raised."""
+    columns = ["dataset", "trained", "seed", "eps", "attacker", "n", "flag", "evidence"]
+    rows = [
+        (run.dataset, str(run.loss), run.seed, attack.eps, attacker_name(attack), record.n, flag, evidence)
+        for (run, attack), record in results.records.items()
+        if attack.name == "diagnostics"
+        for flag, evidence in (record.flags or {"": ""}).items()
+    ]
+    return pd.DataFrame(rows, columns=columns)
 
 
 def _csv(data: pd.DataFrame) -> str:

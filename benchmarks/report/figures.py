@@ -1,10 +1,10 @@
 """Results -> figures: pure functions of what there is, each leaving out what is not there yet."""
 
-from benchmarks.report.cells import Results
 from benchmarks.report.dot_figures import hardening
 from benchmarks.report.drawing import Picture, save, style
 from benchmarks.report.image_figures import confusion, margins, strip
 from benchmarks.report.line_figures import accuracy_vs_eps, alpha, bounds, figure_1, learning_curves, strong
+from benchmarks.report.results import Results
 from benchmarks.report.selection import Selection
 
 __all__ = ["Picture", "pictures", "save"]

@@ -1,8 +1,6 @@
 """The figures that are no lines: confusion matrices, histograms of margins, attacked images."""
 
-import base64
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -10,7 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from benchmarks.config import AttackSpec, LossSpec
-from benchmarks.evaluation import MARGIN_EDGES
+from benchmarks.record import MARGIN_EDGES, Sample
 from benchmarks.report.drawing import (
     BLACK,
     GREY,
@@ -22,9 +20,8 @@ from benchmarks.report.drawing import (
     seeds_note,
     settled,
 )
-from benchmarks.report.selection import SOUND, Selection
+from benchmarks.report.selection import SOUND, Selection, confusion_attacks
 from benchmarks.report.statistics import distance_to_identity, mean_interval
-from benchmarks.report.tables import confusion_attacks
 
 Floats = npt.NDArray[np.float64]
 
@@ -40,7 +37,7 @@ def confusion(selection: Selection) -> Picture | None:
     for name, attack in confusion_attacks(selection.results.grid).items():
         row = []
         for loss in selection.losses if attack.loss else ():
-            matrices = [np.array(matrix, dtype=float) for matrix in selection.values(loss, attack, "confusion")]
+            matrices = [record.confusion for record in selection.records(loss, attack)]
             if matrices:
                 norm = mean_interval([distance_to_identity(matrix) for matrix in matrices])
                 title = f"{loss} trained, {name} protocol\neps {attack.eps:g}: ||I - C|| = {norm}"
@@ -82,7 +79,7 @@ def margins(selection: Selection) -> Picture | None:
     panels: list[tuple[AttackSpec, dict[LossSpec, Floats]]] = []
     seeds: list[int] = []
     for attack in SOUND.attacks(selection.results.grid.attacks, "ce"):
-        found = {loss: selection.values(loss, attack, "margins") for loss in selection.losses}
+        found = {loss: [r.histogram for r in selection.records(loss, attack)] for loss in selection.losses}
         shares = {loss: np.sum(counts, axis=0) / np.sum(counts) for loss, counts in found.items() if counts}
         seeds += [len(counts) for counts in found.values() if counts]
         panels += [(attack, shares)] if shares else []
@@ -129,11 +126,12 @@ def _margin_figure(panels: Sequence[tuple[AttackSpec, Mapping[LossSpec, Floats]]
 def strip(selection: Selection) -> Picture | None:
     """Attacked images of the first seed that has any, a row per training loss and attack."""
     results, attacks = selection.results, SOUND.attacks(selection.results.grid.attacks, "ce")
-    by_seed: dict[int, list[tuple[str, Sequence[Mapping[str, Any]]]]] = {}
+    by_seed: dict[int, list[tuple[str, Sequence[Sample]]]] = {}
     for loss in selection.losses:
         for run in results.runs(selection.dataset, loss):
             for attack in attacks:
-                if samples := results.records.get((run, attack), {}).get("samples"):
+                record = results.records.get((run, attack))
+                if record is not None and (samples := record.shown()):
                     row = (f"{loss} trained\n{_attack_name(attack)}", samples[:STRIP_CLASSES])
                     by_seed.setdefault(run.seed, []).append(row)
     if not by_seed:
@@ -155,7 +153,7 @@ def strip(selection: Selection) -> Picture | None:
     )
 
 
-def _strip_figure(rows: Sequence[tuple[str, Sequence[Mapping[str, Any]]]]) -> Figure:
+def _strip_figure(rows: Sequence[tuple[str, Sequence[Sample]]]) -> Figure:
     columns = max(len(row) for _, row in rows)
     side, gap, words, names = 0.8, 0.08, 0.42, 1.65  # inches: an image, between two, the lines under it, a row's name
     width, height = names + columns * (side + gap), len(rows) * (side + words) + 0.1
@@ -170,25 +168,24 @@ def _strip_figure(rows: Sequence[tuple[str, Sequence[Mapping[str, Any]]]]) -> Fi
     return figure
 
 
-def _draw_sample(axes: Axes, sample: Mapping[str, Any]) -> None:
+def _draw_sample(axes: Axes, sample: Sample) -> None:
     image, wrong = pixels(sample), _is_wrong(sample)
     axes.imshow(image, cmap="gray" if image.ndim == 2 else None, vmin=0, vmax=255, interpolation="nearest")
     axes.set(xticks=(), yticks=())
     for spine in axes.spines.values():
         spine.set(visible=True, color=VERMILLION if wrong else GREY, linewidth=2.5 if wrong else 0.8)
         spine.set(linestyle=(0, (2, 1)) if wrong else "-", capstyle="butt")
-    text = f"{'✗ ' if wrong else ''}{sample['label']} → {sample['prediction']}\n{sample['confidence']:.0%}"
+    text = f"{'✗ ' if wrong else ''}{sample.label} → {sample.prediction}\n{sample.confidence:.0%}"
     axes.set_xlabel(text, fontsize=9.5, fontweight="bold" if wrong else "normal", labelpad=3)
 
 
-def pixels(sample: Mapping[str, Any]) -> npt.NDArray[np.uint8]:
+def pixels(sample: Sample) -> npt.NDArray[np.uint8]:
     """A record's sample as an image: (H, W), or (H, W, 3) in colour."""
-    image = np.frombuffer(base64.b64decode(sample["pixels"]), np.uint8).reshape(sample["shape"])
-    return image[0] if len(image) == 1 else image.transpose(1, 2, 0)
+    return sample.pixels[0] if len(sample.pixels) == 1 else sample.pixels.transpose(1, 2, 0)
 
 
-def _is_wrong(sample: Mapping[str, Any]) -> bool:
-    return bool(sample["label"] != sample["prediction"])
+def _is_wrong(sample: Sample) -> bool:
+    return sample.label != sample.prediction
 
 
 def _attack_name(attack: AttackSpec) -> str:

@@ -3,11 +3,9 @@
 from collections.abc import Sequence
 
 from benchmarks.config import AttackSpec, LossSpec, SplitName
-from benchmarks.evaluation import UPPER_ALPHA
+from benchmarks.record import UPPER_ALPHA
 from benchmarks.report.drawing import Panel, Picture, line_figure, line_for, seeds_note, values_in_words
-from benchmarks.report.selection import PROTOCOLS, SOUND, Selection
-from benchmarks.report.strong import has_hardening, strong_attacks
-from benchmarks.report.tables import has_alphas
+from benchmarks.report.selection import PROTOCOLS, SOUND, Selection, has_alphas, has_hardening, strong_attacks
 
 TEST_ACCURACY = "test accuracy (share of images)"
 # What is drawn of Proposition 1, and the fields of ErrorBounds behind it.
@@ -28,7 +26,7 @@ def figure_1(selection: Selection) -> Picture | None:
             (line_for(loss, f"{loss} trained, eps {attack.eps:g}", position), points)
             for loss in selection.losses
             for position, attack in enumerate(attacks)
-            if (points := selection.by_epoch(loss, "attacks", attack.key()))
+            if (points := selection.by_epoch(loss, "accuracy", attack))
         ]
         if lines and len(attacks) > 1:
             panels.append(Panel(protocol.title, "epoch", TEST_ACCURACY, lines))
@@ -46,7 +44,7 @@ def bounds(selection: Selection) -> Picture | None:
             (line_for(loss, f"{loss} trained, {label}", position), points)
             for loss in selection.losses
             for position, (label, field) in enumerate(BOUNDS.items())
-            if (points := selection.by_epoch(loss, "bounds", attack.key(), field, log_probability=field != "error"))
+            if (points := selection.by_epoch(loss, f"labels.{field}", attack, log_probability=field != "error"))
         ]
         if lines:
             title = f"FGSM, eps {attack.eps:g}" if attack.eps else "No attack"

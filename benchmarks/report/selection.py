@@ -1,14 +1,34 @@
-"""What of a grid's results the figures of one data set draw."""
+"""Which of a grid's attacks and losses belong into one table or figure."""
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, get_args
 
-from benchmarks.config import AttackLossName, AttackSpec, LossSpec, Recipe, SplitName, UnitsName
-from benchmarks.protocols import HR
-from benchmarks.report.cells import Results
+import pandas as pd
+
+from benchmarks.config import AttackLossName, AttackSpec, Grid, Hardening, LossSpec, Recipe, SplitName, UnitsName
+from benchmarks.protocols import BOUNDED, HR, protocol
+from benchmarks.record import Record
+from benchmarks.report.results import Results, attacks
 from benchmarks.report.statistics import Interval, mean_interval
+from benchmarks.specs import HardeningName
+
+# The columns of strong attacks: protocol and attacker.
+STRONG = {
+    "FGSM, paper": ("clipped", "CE"),
+    "FGSM, sound": ("sound", "CE"),
+    "PGD, CE": ("PGD", "CE"),
+    "Auto-PGD, CE": ("Auto-PGD", "CE"),
+    "Auto-PGD, HR": ("Auto-PGD", "HR"),
+    "Auto-PGD, margin": ("Auto-PGD", "margin"),
+    "Auto-PGD, DLR": ("Auto-PGD", "DLR"),
+    "Square": ("Square", ""),
+    "transfer": ("transfer", ""),
+    "worst case": ("worst case", ""),
+}
+OF_HARDENED = ("FGSM, paper", "FGSM, sound", "worst case")
+UNHARDENED = "as they are"
 
 
 @dataclass(frozen=True)
@@ -78,7 +98,7 @@ class Selection:
     def images(self) -> str:
         """What was attacked, with its number as soon as there is a record to tell it."""
         found = (
-            record["n"]
+            record.n
             for (run, attack), record in self.results.records.items()
             if run.dataset == self.dataset and attack.split == "test" and attack.name != "diagnostics"
         )
@@ -91,31 +111,114 @@ class Selection:
         first = self.recipe.curve_attacks[0].images if self.recipe.curve_attacks else 0
         return f"the first {first} test images" if first else self.images
 
-    def by_epoch(self, loss: LossSpec, *path: str, log_probability: bool = False) -> dict[float, Interval]:
+    def by_epoch(
+        self, loss: LossSpec, metric: str, attack: AttackSpec | None = None, *, log_probability: bool = False
+    ) -> dict[float, Interval]:
         """
-        A value of the curves' rows over the seeds, by epoch.
+        A metric over the seeds, by epoch.
 
         :param loss: The training loss.
-        :param path: The value's key in a row, or the keys that lead to it.
-        :param log_probability: Whether the rows hold the logarithm of a bound on a probability: it is then taken as the
+        :param metric: Its name in the frame of the results.
+        :param attack: The attack that it is of; None for what an epoch has without attacks.
+        :param log_probability: Whether the values are logarithms of bounds on a probability: they are then taken as the
                bound, at most 1.
         """
-        values: dict[float, list[float]] = {}
-        for run in self.results.runs(self.dataset, loss):
-            for row in self.results.curves.get(run, []):
-                value: Any = row
-                for key in path:
-                    value = None if value is None else value.get(key)
-                if value is not None:  # None after epochs in which it was not measured
-                    values.setdefault(row["epoch"], []).append(math.exp(min(value, 0.0)) if log_probability else value)
-        return {epoch: mean_interval(found) for epoch, found in sorted(values.items())}
+        frame = self.results.frame
+        frame = frame[(frame.dataset == self.dataset) & (frame.trained == str(loss)) & (frame.metric == metric)]
+        frame = frame[frame.epoch.notna() & (frame.key.isna() if attack is None else frame.key == attack.key())]
+        values = frame.value.clip(upper=0).map(math.exp) if log_probability else frame.value
+        by_epoch: Any = values.groupby(pd.to_numeric(frame.epoch))
+        return {float(epoch): mean_interval(list(found)) for epoch, found in by_epoch}
 
     def by_eps(self, loss: LossSpec, attacks: Sequence[AttackSpec]) -> dict[float, Interval]:
         """Accuracy over the seeds, by the attacks' eps."""
-        found = {attack.eps: self.results.accuracies(self.dataset, loss, attack) for attack in attacks}
-        return {eps: mean_interval(list(by_seed.values())) for eps, by_seed in found.items() if by_seed}
+        found = {attack.eps: self.results.interval(self.dataset, loss, attack) for attack in attacks}
+        return {eps: interval for eps, interval in found.items() if interval is not None}
 
-    def values(self, loss: LossSpec, attack: AttackSpec, field: str) -> list[Any]:
-        """A field of the records there are, in the order of seeds."""
-        found = (self.results.records.get((run, attack), {}) for run in self.results.runs(self.dataset, loss))
-        return [record[field] for record in found if field in record]
+    def records(self, loss: LossSpec, attack: AttackSpec) -> list[Record]:
+        """The records there are, in the order of seeds."""
+        found = (self.results.records.get((run, attack)) for run in self.results.runs(self.dataset, loss))
+        return [record for record in found if record is not None]
+
+
+def confusion_attacks(grid: Grid) -> dict[str, AttackSpec]:
+    """No attack, and the CE attack at the grid's smallest eps in each protocol: those that the grid has, by name."""
+    known = [a for a in attacks(grid, "no attack", "sound", "paper", images=0) if protocol(a)[1] in ("", "CE")]
+    smallest = min((attack.eps for attack in known if attack.eps), default=0.0)
+    by_name = {protocol(attack)[0]: attack for attack in known if attack.eps in (0, smallest)}
+    return {name: by_name[name] for name in ("no attack", "sound", "paper") if name in by_name}
+
+
+def has_alphas(grid: Grid) -> bool:
+    """Whether a grid has alphas to choose from, and validation images under attack to choose by."""
+    return len(_with_alpha(grid)) > 1 and bool(alpha_eps(grid))
+
+
+def alpha_eps(grid: Grid) -> list[float]:
+    """The strengths at which an alpha is chosen."""
+    return [attack.eps for attack in attacks_by_ce(grid, "validation")]
+
+
+def chosen_alpha(results: Results, dataset: str, eps: float) -> LossSpec | None:
+    """
+    The HR loss of the highest mean validation accuracy under the sound CE attack; of equals, that of the smaller alpha.
+
+    None where no seed has been evaluated for every alpha.
+    """
+    losses = sorted(_with_alpha(results.grid), key=lambda loss: loss.alpha or 0)
+    attacked = attacks_by_ce(results.grid, "validation", eps)
+    found = {loss: results.values(dataset, loss, attack) for loss in losses for attack in attacked}
+    seeds = set(results.grid.seeds).intersection(*found.values())
+    if not seeds or not found:
+        return None
+    return max(found, key=lambda loss: math.fsum(found[loss][seed] for seed in seeds))
+
+
+def attacks_by_ce(grid: Grid, split: str, *eps: float) -> list[AttackSpec]:
+    """No attack, and the sound attacks by CE on all images of a split; of these eps, or of all."""
+    found = attacks(grid, "no attack", "sound", split=split, images=0)
+    return [a for a in found if protocol(a) in BOUNDED and (not eps or a.eps in eps)]
+
+
+def _with_alpha(grid: Grid) -> list[LossSpec]:
+    """The HR losses with nothing but an alpha, one of which is chosen."""
+    return [loss for loss in grid.losses if loss.plain and loss.alpha is not None]
+
+
+def strong_attacks(grid: Grid) -> dict[float, dict[str, AttackSpec]]:
+    """By eps and column, the attacks of a grid on the images on which it has a worst case, and not that alone."""
+    found: dict[float, dict[str, AttackSpec]] = {}
+    images = {attack.images for attack in attacks(grid, "worst case")}
+    for name, (kind, attacker) in STRONG.items():
+        for attack in attacks(grid, kind, attacker=attacker, units="range"):
+            if attack.images in images:
+                found.setdefault(attack.eps, {})[name] = attack
+    return {eps: row for eps, row in sorted(found.items()) if "worst case" in row and len(row) > 1}
+
+
+def blocks(grid: Grid) -> dict[Hardening | None, list[LossSpec]]:
+    """A grid's losses by what they are hardened with: first those with nothing, then noise, Madry and TRADES."""
+    order = (None, *get_args(HardeningName))
+    found: dict[Hardening | None, list[LossSpec]] = {}
+    for loss in sorted(grid.losses, key=lambda loss: order.index(loss.hardening and loss.hardening.name)):
+        found.setdefault(loss.hardening, []).append(loss)
+    return found
+
+
+def has_hardening(grid: Grid) -> bool:
+    """Whether any of a grid's networks is hardened."""
+    return any(loss.hardening is not None for loss in grid.losses)
+
+
+def without_hardening(loss: LossSpec) -> str:
+    """What a loss is called where its hardening is named already."""
+    return str(replace(loss, hardening=None))
+
+
+def hardening_attacks(grid: Grid) -> dict[tuple[float, str], AttackSpec]:
+    """By eps and column, what hardened networks are compared under, no attack first; empty without any of them."""
+    by_eps = strong_attacks(grid) if has_hardening(grid) else {}
+    images = {row["worst case"].images for row in by_eps.values()}
+    clean = [attack for attack in attacks(grid, "no attack") if attack.images in images]
+    found = {(0.0, "no attack"): clean[0]} if clean else {}
+    return found | {(eps, name): row[name] for eps, row in by_eps.items() for name in OF_HARDENED if name in row}

@@ -41,9 +41,7 @@ def measure(subject: TrainingSubject, device: torch.device, settings: Settings) 
         training.epoch(0)
         times = interleaved(
             {
-                EVALUATION: lambda _: dict(
-                    measure_all(FIGURE_1_ATTACKS, training.classifier, subject.data, brief=True)
-                ),
+                EVALUATION: lambda _: dict(measure_all(FIGURE_1_ATTACKS, training.classifier, subject.data)),
                 EPOCH: lambda _: whole_run(subject, HR, Path(folder)),
             },
             device=device,

@@ -5,34 +5,28 @@ import io
 import json
 import math
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import safetensors.torch
 import torch
 
 from benchmarks.config import AttackSpec
+from benchmarks.record import ARRAYS, Record
 from benchmarks.store._atomic import DamagedError, read_bytes, read_json
 
 # Raise these when what a file holds changes its meaning: older files are then set aside and made again.
 STATE_VERSION = 1
-RECORD_VERSION = 2
+RECORD_VERSION = 3
 
 # What the place of a checksum holds while it is computed.
-_NO_CHECKSUM = "0" * 64
+NO_CHECKSUM = "0" * 64
 _OF_STATE = {"model": dict, "optimizer": dict, "order": torch.Tensor, "curve": list}
-_OF_RECORD = {
-    "n": int,
-    "correct": int,
-    "confusion": list,
-    "margins": list,
-    "margin_percentiles": list,
-    "bounds": dict,
-    "samples": list,
-}
-_OF_REPORT = {"n": int, "correct": int, "flags": dict}
+# Of a record's arrays, those with an entry for every image.
+OF_EVERY_IMAGE = ("labels", "logits", "robust", "zero_gradient", "found_by")
 _NUMBERS_OF_EVENT = {"epoch": ("epoch", "training", "seconds"), "record": ("seconds",)}
 
 
@@ -84,11 +78,9 @@ def read_state(path: Path) -> dict[str, Any] | None:
     return state
 
 
-def weights_bytes(weights: dict[str, torch.Tensor]) -> bytes:
-    """Trained weights as a file of safetensors's, with a checksum of the whole of it but for the checksum's place."""
-    tensors = {name: tensor.contiguous() for name, tensor in weights.items()}
-    data: bytes = safetensors.torch.save(tensors, {"sha256": _NO_CHECKSUM})
-    return data.replace(_NO_CHECKSUM.encode(), hashlib.sha256(data).hexdigest().encode(), 1)
+def weights_bytes(weights: Mapping[str, torch.Tensor]) -> bytes:
+    """Trained weights as a file of safetensors's, with a checksum."""
+    return tensors_bytes({name: tensor.contiguous() for name, tensor in weights.items()}, "sha256", NO_CHECKSUM)
 
 
 def read_weights(path: Path) -> dict[str, torch.Tensor]:
@@ -100,23 +92,109 @@ def read_weights(path: Path) -> dict[str, torch.Tensor]:
     data = read_bytes(path)
     if data is None:
         raise DamagedError(path, "is not there")
+    return _tensors(path, data)[0]
+
+
+def record_bytes(record: Record) -> bytes:
+    """A record as one file: its arrays, and in the header, as JSON, what else only the attack knows."""
+    tensors = {name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in record.arrays().items()}
+    other = {"version": RECORD_VERSION, "names": record.names, "flags": record.flags and dict(record.flags)}
+    return tensors_bytes(tensors, "record", json.dumps({"sha256": NO_CHECKSUM, **other}))
+
+
+def read_record(path: Path, attack: AttackSpec) -> Record | None:
+    """
+    One evaluation; None if the file is not there.
+
+    :param path: The file.
+    :param attack: What it is of: one along a loss says which gradients were 0, a report which flags were raised.
+    :raises DamagedError: If it cannot be used, or is of another version.
+    """
+    data = read_bytes(path)
+    if data is None:
+        return None
+    tensors, header = _tensors(path, data)
+    other = _of_record(path, header)
+    needed = {"labels", "robust"} if attack.name == "diagnostics" else {"labels", "logits", "samples", "sampled"}
+    if attack.loss is not None and attack.name != "diagnostics":
+        needed.add("zero_gradient")
+    if missing := sorted(needed - tensors.keys()):
+        raise DamagedError(path, f"should hold {', '.join(sorted(needed))}, but lacks {', '.join(missing)}")
+    arrays = {name: tensors[name].numpy() for name in ARRAYS if name in tensors}
+    n = len(arrays["labels"])
+    for name, array in arrays.items():
+        kind, dimensions = ARRAYS[name]
+        if array.dtype != kind or array.ndim != dimensions or (name in OF_EVERY_IMAGE and len(array) != n) or n == 0:
+            shown = f"{array.dtype} of shape {array.shape}"
+            raise DamagedError(path, f"should hold {name} as {kind} for each of its {n} images, but holds {shown}")
+    record = Record(**arrays, names=tuple(other["names"]), flags=other["flags"])
+    for name, indices, size in (
+        ("labels", record.labels, n if record.logits is None else record.logits.shape[1]),
+        ("sampled", record.sampled, n),
+        ("found_by", record.found_by, len(record.names)),
+    ):
+        lowest = -1 if name == "found_by" else 0
+        if indices is not None and not ((indices >= lowest) & (indices < size)).all():
+            raise DamagedError(path, f"should hold {name} from {lowest} to {size - 1}, but holds others")
+    return record
+
+
+def check_record(path: Path) -> None:
+    """
+    Look at a record's header only: whether the file, if it is there, is as long as it says, and of this version.
+
+    :raises DamagedError: If not.
+    """
+    check_length(path)
+    if path.exists():
+        with safetensors.safe_open(path, framework="np") as file:
+            _of_record(path, file.metadata() or {})
+
+
+def _of_record(path: Path, header: Mapping[str, str]) -> dict[str, Any]:
+    """What a record's header says."""
     try:
-        weights: dict[str, torch.Tensor] = safetensors.torch.load(data)
-        header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
-        # Weights from elsewhere may come without a checksum.
-        kept = str(header["__metadata__"]["sha256"]) if "__metadata__" in header else None
+        other = json.loads(header.get("record", "null"))
+    except (ValueError, RecursionError) as error:
+        raise DamagedError(path, f"should have JSON in its header ({_first_line(error)})") from error
+    if not isinstance(other, dict):
+        raise DamagedError(path, "should say in its header what the record is, but does not")
+    _expect_version(path, other.get("version"), RECORD_VERSION)
+    if not isinstance(other.get("names"), list) or not isinstance(other.get("flags"), dict | None):
+        raise DamagedError(path, f"should have names and flags in its header, but has {sorted(other)}")
+    return other
+
+
+def tensors_bytes(tensors: Mapping[str, torch.Tensor], name: str, text: str) -> bytes:
+    """
+    A file of safetensors's, with a checksum of the whole of it but for the checksum's place.
+
+    :param tensors: What it holds.
+    :param name: Of the header's one entry: of several, safetensors would write the order at random.
+    :param text: The entry, with NO_CHECKSUM where the checksum goes.
+    """
+    data: bytes = safetensors.torch.save(dict(tensors), {name: text})
+    return data.replace(NO_CHECKSUM.encode(), hashlib.sha256(data).hexdigest().encode(), 1)
+
+
+def _tensors(path: Path, data: bytes) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
+    """The tensors and the header's words; a file from elsewhere may come without a checksum."""
+    try:
+        tensors: dict[str, torch.Tensor] = safetensors.torch.load(data)
+        header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")]).get("__metadata__", {})
+        kept = str((header if "sha256" in header else json.loads(header["record"]))["sha256"]) if header else None
     except Exception as error:  # a damaged header can make the readers raise nearly anything
         raise DamagedError(path, f"cannot be read ({_first_line(error)})") from error
     if kept is not None:
-        checked = data.replace(kept.encode(), _NO_CHECKSUM.encode(), 1)
+        checked = data.replace(kept.encode(), NO_CHECKSUM.encode(), 1)
         if hashlib.sha256(checked).hexdigest() != kept:
             raise DamagedError(path, "was changed after it was written (its checksum is another)")
-    return weights
+    return tensors, header
 
 
 def check_length(path: Path) -> None:
     """
-    Make sure that a file of weights, if it is there, has a header, and is as long as that says.
+    Make sure that a file of tensors, if it is there, has a header, and is as long as that says.
 
     :raises DamagedError: If not.
     """
@@ -137,30 +215,6 @@ def read_curve(path: Path) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = read_json(path, list) or []
     _expect_rows(path, rows)
     return rows
-
-
-def read_record(path: Path, attack: AttackSpec) -> dict[str, Any] | None:
-    """
-    One evaluation; None if the file is not there.
-
-    :param path: The file.
-    :param attack: What it is of: one along a loss says how many gradients were 0, a report which flags were raised.
-    :raises DamagedError: If it cannot be used, or is of another version.
-    """
-    fields = _OF_REPORT if attack.name == "diagnostics" else _OF_RECORD
-    if attack.loss is not None and attack.name != "diagnostics":
-        fields = fields | {"zero_gradient": int}
-    record: dict[str, Any] | None = read_json(path, dict)
-    if record is None:
-        return None
-    _expect_version(path, record.get("version"), RECORD_VERSION)
-    for name, kind in fields.items():
-        if not isinstance(record.get(name), kind):
-            raise DamagedError(path, f"should hold {name}, a {kind.__name__}, but holds {sorted(record)}")
-    n, correct = record["n"], record["correct"]
-    if not 0 <= correct <= n != 0:
-        raise DamagedError(path, f"should say how many of n images are correct, but says {correct} of {n}")
-    return record
 
 
 def read_log(path: Path) -> Iterator[dict[str, Any]]:

@@ -5,7 +5,7 @@ Results on disk: one folder per run, and nothing in it that is half written.
     STORE/runs/KEY/state.pt            training so far: to resume from; gone once the run is trained
     STORE/runs/KEY/curve.json          one row per epoch
     STORE/runs/KEY/model.safetensors   the trained weights, with their checksum
-    STORE/runs/KEY/records/ATTACK.json one evaluation each
+    STORE/runs/KEY/records/ATTACK.safetensors   one evaluation each
     STORE/runs/KEY/log.jsonl           what happened when, and how long it took
     STORE/runs/KEY/error.txt           why the run failed, if it did
     STORE/runs/KEY/.lock               held by the process that works on the run
@@ -28,6 +28,7 @@ import torch
 from filelock import FileLock, Timeout
 
 from benchmarks.config import AttackSpec, RunSpec, canonical
+from benchmarks.record import Record
 from benchmarks.store._atomic import (
     DamagedError,
     StoreError,
@@ -40,14 +41,15 @@ from benchmarks.store._atomic import (
     writing,
 )
 from benchmarks.store._schema import (
-    RECORD_VERSION,
     check_length,
+    check_record,
     read_curve,
     read_log,
     read_record,
     read_spec,
     read_state,
     read_weights,
+    record_bytes,
     state_bytes,
     weights_bytes,
 )
@@ -220,13 +222,13 @@ class Store:
         """
         return read_curve(self.folder(run) / "curve.json")
 
-    def save_record(self, run: RunSpec, attack: AttackSpec, record: dict[str, Any]) -> None:
+    def save_record(self, run: RunSpec, attack: AttackSpec, record: Record) -> None:
         """Keep one evaluation."""
-        write_json(self._record_path(run, attack), {"version": RECORD_VERSION, **record})
+        write_bytes(self._record_path(run, attack), record_bytes(record))
 
-    def record(self, run: RunSpec, attack: AttackSpec) -> dict[str, Any] | None:
+    def record(self, run: RunSpec, attack: AttackSpec) -> Record | None:
         """
-        One evaluation, or None if it is not there yet: see benchmarks/evaluation.py.
+        One evaluation, or None if it is not there yet.
 
         :raises DamagedError: If it cannot be read, or is of another version.
         """
@@ -246,8 +248,7 @@ class Store:
         """
         Look at every file of the run that is there, and tell of each that cannot be used.
 
-        :param at_a_glance: Leave out the training's state, and the weights but for their length: large files, which are
-            of no use to a run that is done.
+        :param at_a_glance: Look at large files no further than at their headers and lengths.
         """
         folder = self.folder(run)
         checks: list[tuple[Callable[..., object], tuple[object, ...]]] = [
@@ -258,7 +259,10 @@ class Store:
             (_expect_file if at_a_glance else read_state, (folder / "state.pt",)),
             (check_length if at_a_glance else _check_weights, (folder / "model.safetensors",)),
             (self._check_curve, (run,)),
-            *((self.record, (run, attack)) for attack in attacks),
+            *(
+                (check_record, (self._record_path(run, a),)) if at_a_glance else (self.record, (run, a))
+                for a in attacks
+            ),
         ]
         for check, arguments in checks:
             try:
@@ -302,7 +306,7 @@ class Store:
             raise DamagedError(path, f"has {rows} of {run.recipe.epochs} rows, though the run is trained")
 
     def _record_path(self, run: RunSpec, attack: AttackSpec) -> Path:
-        return self.folder(run) / "records" / f"{attack.key()}.json"
+        return self.folder(run) / "records" / f"{attack.key()}.safetensors"
 
 
 def versions() -> dict[str, str]:

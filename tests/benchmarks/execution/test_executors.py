@@ -19,7 +19,7 @@ import psutil
 import pytest
 from distributed import Client, LocalCluster, Nanny, Scheduler, Security, SpecCluster
 
-from benchmarks import grids, protocols
+from benchmarks import execution, grids, protocols
 from benchmarks.__main__ import main
 from benchmarks.config import Recipe, RunSpec
 from benchmarks.execution import Cluster, ClusterError, Job, Outcome, WorkerDiedError
@@ -287,7 +287,7 @@ def test_a_call_made_twice_is_done_twice(dask: SpecCluster) -> None:
 def test_a_worker_that_does_not_see_the_store_says_so(tmp_path: Path) -> None:
     (job,) = jobs(RUNS[:1], tmp_path / "elsewhere")
     with pytest.raises(StoreError, match=r"expected the store .*elsewhere on .*, but it is not there"):
-        runner.execute(job)
+        execution.execute(job)
     assert not list(tmp_path.iterdir())
 
 

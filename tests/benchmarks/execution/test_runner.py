@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import data, grids
+from benchmarks import data, execution, grids
 from benchmarks.__main__ import GridOptions, main
 from benchmarks.config import AttackSpec, LossSpec, RunSpec
 from benchmarks.data import Dataset
@@ -54,7 +54,7 @@ def test_a_grid_leaves_weights_curves_records_and_tables(pool_store: Path) -> No
     assert {name.split("/")[1] for name in kept} == keys
     for key in keys:
         names = {name.removeprefix(f"runs/{key}/") for name in kept if key in name}
-        records = {f"records/{attack.key()}.json" for attack in GRID.attacks}
+        records = {f"records/{attack.key()}.safetensors" for attack in GRID.attacks}
         assert names == {"spec.json", "curve.json", "model.safetensors", *records}
     reports = pool_store / "reports" / "digits-seeds-2-epochs-1"
     for name in ("table_1.md", "index.html"):
@@ -85,7 +85,7 @@ def test_a_report_needs_no_training(pool_store: Path, capsys) -> None:
 def test_a_run_that_fails_is_recorded_and_the_others_go_on(tmp_path: Path) -> None:
     good, bad = GRID.runs()[:2]
     bad = replace(bad, recipe=replace(bad.recipe, lr=1e30))
-    jobs = [runner.Job(run, GRID.attacks, tmp_path, tmp_path) for run in (bad, good)]
+    jobs = [execution.Job(run, GRID.attacks, tmp_path, tmp_path) for run in (bad, good)]
     store, ended, trained = Store(tmp_path), {}, []
 
     def on_end(run: RunSpec, outcome: Outcome) -> None:
@@ -119,8 +119,8 @@ def test_a_command_whose_runs_fail_says_so_and_exits_with_1(tmp_path: Path, monk
     assert "TrainingError" in shown
 
 
-def job_of(run: RunSpec, store: Path) -> runner.Job:
-    return runner.Job(run, GRID.attacks, store, store)
+def job_of(run: RunSpec, store: Path) -> execution.Job:
+    return execution.Job(run, GRID.attacks, store, store)
 
 
 def test_a_job_sent_again_trains_nothing_and_makes_what_is_missing(
@@ -130,22 +130,22 @@ def test_a_job_sent_again_trains_nothing_and_makes_what_is_missing(
     store, run, attack = Store(tmp_path), GRID.runs()[0], GRID.attacks[-1]
     assert runner.missing_runs(GRID, store) == []
     whole = files(tmp_path)
-    (store.folder(run) / "records" / f"{attack.key()}.json").unlink()
+    (store.folder(run) / "records" / f"{attack.key()}.safetensors").unlink()
     assert runner.missing_runs(GRID, store) == [run]
     monkeypatch.setattr(runner, "train", None)
-    runner.execute(job_of(run, tmp_path))
+    execution.execute(job_of(run, tmp_path))
     assert files(tmp_path) == whole
 
 
 def test_a_run_that_other_versions_began_says_so(pool_store: Path, tmp_path: Path) -> None:
     shutil.copytree(pool_store / "runs", tmp_path / "runs")
     store, run = Store(tmp_path), GRID.runs()[0]
-    assert runner.execute(job_of(run, tmp_path)).messages == ()
+    assert execution.execute(job_of(run, tmp_path)).messages == ()
     path = store.folder(run) / "spec.json"
     spec = json.loads(path.read_text())
     spec["made_with"]["torch"] = "0.1"
     path.write_text(json.dumps(spec))
-    (message,) = runner.execute(job_of(run, tmp_path)).messages
+    (message,) = execution.execute(job_of(run, tmp_path)).messages
     assert message.startswith("begun with torch 0.1, and gone on with {")
 
 
@@ -163,7 +163,7 @@ def test_the_source_of_an_attack_is_trained_once_and_has_no_records(tmp_path: Pa
 
     monkeypatch.setattr(runner, "train", noting)
     for run in (first, second, first):
-        assert runner.execute(runner.Job(run, (TRANSFER,), tmp_path, tmp_path)) == Outcome()
+        assert execution.execute(execution.Job(run, (TRANSFER,), tmp_path, tmp_path)) == Outcome()
     assert trained == [source, first, second]
     assert all(store.record(run, TRANSFER) is not None for run in (first, second))
     assert not (store.folder(source) / "records").exists()
@@ -172,7 +172,7 @@ def test_the_source_of_an_attack_is_trained_once_and_has_no_records(tmp_path: Pa
 
 def test_a_pool_makes_the_same_transfers_as_one_process(tmp_path: Path) -> None:
     for name, workers in (("pool", 2), ("one", 1)):
-        jobs = [runner.Job(run, (TRANSFER,), tmp_path / name, tmp_path) for run in GRID.runs()[:2]]
+        jobs = [execution.Job(run, (TRANSFER,), tmp_path / name, tmp_path) for run in GRID.runs()[:2]]
         assert runner.run_all(jobs, lambda workers=workers: executors.local(workers), lambda *_: None) == 0
     kept = files(tmp_path / "pool")
     assert kept == files(tmp_path / "one")
@@ -181,13 +181,13 @@ def test_a_pool_makes_the_same_transfers_as_one_process(tmp_path: Path) -> None:
 
 def test_a_source_with_damaged_weights_is_told_and_trained_again(tmp_path: Path) -> None:
     run, store = GRID.runs()[1], Store(tmp_path)
-    job = runner.Job(run, (TRANSFER,), tmp_path, tmp_path)
-    runner.execute(job)
+    job = execution.Job(run, (TRANSFER,), tmp_path, tmp_path)
+    execution.execute(job)
     before, record = files(tmp_path), store.record(run, TRANSFER)
     weights = store.folder(run.source(SOURCE)) / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1])
-    (store.folder(run) / "records" / f"{TRANSFER.key()}.json").unlink()
-    (message,) = runner.execute(job).messages
+    (store.folder(run) / "records" / f"{TRANSFER.key()}.safetensors").unlink()
+    (message,) = execution.execute(job).messages
     assert "model.safetensors" in message
     assert store.record(run, TRANSFER) == record
     assert {name: kept for name, kept in files(tmp_path).items() if not name.endswith(".bad")} == before
@@ -196,7 +196,7 @@ def test_a_source_with_damaged_weights_is_told_and_trained_again(tmp_path: Path)
 def test_a_source_that_cannot_be_trained_fails_the_runs_that_name_it(tmp_path: Path) -> None:
     ended, run = [], GRID.runs()[1]
     run = replace(run, recipe=replace(run.recipe, lr=1e30))
-    jobs = [runner.Job(run, (TRANSFER,), tmp_path, tmp_path)]
+    jobs = [execution.Job(run, (TRANSFER,), tmp_path, tmp_path)]
     Store(tmp_path).save_error(run, "of another time")
     assert runner.run_all(jobs, lambda: executors.local(1), lambda run, outcome: ended.append(outcome.error)) == 1
     assert "the loss of digits, CE, seed 100 became" in str(ended[0])
@@ -208,7 +208,7 @@ def test_a_job_checks_its_data_itself(tmp_path: Path) -> None:
     run = GRID.runs()[0]
     Store(tmp_path).open(run, "other")
     with pytest.raises(StoreError, match="made from data with fingerprint other"):
-        runner.execute(job_of(run, tmp_path))
+        execution.execute(job_of(run, tmp_path))
 
 
 def test_a_job_runs_with_as_many_threads_as_it_says(tmp_path: Path, monkeypatch) -> None:
@@ -221,7 +221,7 @@ def test_a_job_runs_with_as_many_threads_as_it_says(tmp_path: Path, monkeypatch)
     run, before = GRID.runs()[0], torch.get_num_threads()
     run = replace(run, recipe=replace(run.recipe, threads=before + 1))
     with pytest.raises(KeyError, match="a failure"):
-        runner.execute(job_of(run, tmp_path))
+        execution.execute(job_of(run, tmp_path))
     assert seen == [before + 1]
     assert torch.get_num_threads() == before, "given back, even after a failure"
 
@@ -229,7 +229,7 @@ def test_a_job_runs_with_as_many_threads_as_it_says(tmp_path: Path, monkeypatch)
 def test_data_are_split_as_the_recipe_says(tmp_path: Path) -> None:
     recipe = replace(GRID.recipes[0][1], validation_size=100, split_seed=7)
     expected = data.load("digits", data_dir=tmp_path, validation_size=100, split_seed=7)
-    assert runner.load_data("digits", recipe, data_dir=tmp_path).fingerprint == expected.fingerprint
+    assert execution.load_data("digits", recipe, data_dir=tmp_path).fingerprint == expected.fingerprint
 
 
 def test_a_download_is_asked_for_where_the_data_belong(tmp_path: Path, monkeypatch) -> None:
@@ -262,7 +262,7 @@ def test_a_download_is_asked_for_where_the_data_belong(tmp_path: Path, monkeypat
 )
 def test_processors_are_shared_out(arguments: list[str], workers: int, tmp_path: Path, monkeypatch) -> None:
     pools: list[int] = []
-    sent: list[runner.Job] = []
+    sent: list[execution.Job] = []
     monkeypatch.setattr(executors, "available_cpus", lambda: 8)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(executors, "local", pools.append)
@@ -408,14 +408,14 @@ def test_damaged_files_are_told_and_made_again(pool_store: Path, tmp_path: Path,
     whole, run = files(tmp_path), GRID.runs()[1]
     folder = Store(tmp_path).folder(run)
     (folder / "model.safetensors").write_bytes(b"short")
-    (folder / "records" / "none.json").write_text('{"version": 0}')
+    (folder / "records" / "none.safetensors").write_text('{"version": 0}')
     assert main(["report", *SMALL, "--store", str(tmp_path)]) == 0
     assert "Counted as missing" in capsys.readouterr().out
     assert main(["run", *SMALL, "--store", str(tmp_path)]) == 0
     shown = capsys.readouterr().out
     assert "model.safetensors cannot be read" in shown
-    assert f"none.json is of version 0, where this program writes version {RECORD_VERSION}" in shown
-    for name in ("model.safetensors.bad", "records/none.json.bad"):
+    assert f"none.safetensors is of version 0, where this program writes version {RECORD_VERSION}" in shown
+    for name in ("model.safetensors.bad", "records/none.safetensors.bad"):
         (folder / name).unlink()
     assert files(tmp_path) == whole
 

@@ -7,11 +7,10 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks import data, grids, protocols
+from benchmarks import data, execution, grids, protocols
 from benchmarks.config import RunSpec
 from benchmarks.data import DataError, Dataset
 from benchmarks.execution import Job
-from benchmarks.execution import _runner as runner
 from benchmarks.execution import _shared_data as shared_data
 
 CPU = torch.device("cpu")
@@ -101,6 +100,6 @@ def test_runs_of_one_process_read_their_data_once(tmp_path: Path, recwarn: pytes
     recipe = replace(recipe, epochs=1, curve_every=1)
     attacks = (protocols.sound("ce", 0.0), protocols.sound("hr", 0.1))
     for seed in range(3):
-        runner.execute(Job(RunSpec(name, recipe, protocols.HR, seed), attacks, tmp_path, tmp_path))
+        execution.execute(Job(RunSpec(name, recipe, protocols.HR, seed), attacks, tmp_path, tmp_path))
     assert shared_data._load.cache_info()[:2] == (2, 1), "hits and misses"
     assert not recwarn.list

@@ -10,8 +10,9 @@ from testing import made_up
 from benchmarks import grids, protocols
 from benchmarks.config import AttackSpec, RunSpec
 from benchmarks.report import export, figures
-from benchmarks.report.diagnoses import diagnoses_frame, diagnoses_table
+from benchmarks.report.export import diagnoses_frame
 from benchmarks.report.selection import Selection
+from benchmarks.report.tables import diagnoses_table
 
 ATTACKS = (AttackSpec("none", images=200), *protocols.diagnostics(0.2), *protocols.diagnostics(0.1))
 GRID = replace(grids.strong_digits(), seeds=(0, 1, 2), attacks=ATTACKS)
@@ -59,7 +60,10 @@ def test_data_sets_are_kept_apart() -> None:
     made = made_up.results(grid, flags=lambda run, attack: {"units of eps": "x"} if run.dataset == "mnist" else {})
     assert {row[4] for row in diagnoses_table(made, "digits").rows} == {""}
     assert {row[4] for row in diagnoses_table(made, "mnist").rows} == {"units of eps (3)"}
-    fewer = {key: {**record, "n": 5} if key[0].dataset == "digits" else record for key, record in made.records.items()}
+    fewer = {
+        key: replace(record, labels=record.labels[:5]) if key[0].dataset == "digits" else record
+        for key, record in made.records.items()
+    }
     assert "the first 5 test images" in diagnoses_table(replace(made, records=fewer), "digits").notes[0]
 
 
@@ -74,6 +78,8 @@ def test_files_hold_the_evidence_of_every_flag(tmp_path: Path) -> None:
     export.write_tables(made, [], tmp_path, command="make it")
     assert {path.name for path in tmp_path.iterdir()} == {
         "records.csv",
+        "results.csv",
+        "results.json",
         "diagnostics.md",
         "diagnostics.tex",
         "diagnostics.csv",
@@ -96,9 +102,10 @@ def test_files_hold_the_evidence_of_every_flag(tmp_path: Path) -> None:
 
 def test_reports_are_drawn_nowhere_and_their_images_are_not_those_of_the_attacks() -> None:
     made = made_up.results(GRID, flags=flags)
-    assert figures.pictures(made) == []
+    assert [picture.name for picture in figures.pictures(made)] == ["margins-digits"], "of no attack"
     records = {
-        key: {**record, "n": 7} if key[1].name == "diagnostics" else record for key, record in made.records.items()
+        key: replace(record, labels=record.labels[:7]) if key[1].name == "diagnostics" else record
+        for key, record in made.records.items()
     }
     assert Selection(replace(made, records=records), "digits").images == f"{made_up.N} test images"
     alone = {key: record for key, record in records.items() if key[1].name == "diagnostics"}

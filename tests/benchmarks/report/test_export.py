@@ -12,8 +12,8 @@ from testing import made_up
 
 from benchmarks import grids
 from benchmarks.report import export
-from benchmarks.report.cells import Results
 from benchmarks.report.claims import claims
+from benchmarks.report.results import Results
 from benchmarks.store import StoreError
 
 GRID = grids.mnist_short()
@@ -27,7 +27,8 @@ def write_tables(results: Results, folder: Path, *, command: str) -> list[Path]:
 
 def files(folder: Path, *names: str) -> list[Path]:
     endings = ("md", "tex", "csv")
-    return sorted([folder / "records.csv", *(folder / f"{name}.{ending}" for name in names for ending in endings)])
+    whole = [folder / name for name in ("records.csv", "results.csv", "results.json")]
+    return sorted([*whole, *(folder / f"{name}.{ending}" for name in names for ending in endings)])
 
 
 def test_table_1_holds_the_same_numbers_in_every_file(tmp_path: Path) -> None:
@@ -90,7 +91,7 @@ def test_the_norms_are_given_seed_by_seed(tmp_path: Path) -> None:
     norms = pd.read_csv(tmp_path / "confusion.csv")
     assert len(norms) == 2 * 3 * 5
     expected = 2 * (0.01 * (1 + norms.seed) + norms.eps + np.where(norms.units == "data", 0.3, 0))
-    assert norms.norm.to_numpy() == pytest.approx(expected.to_numpy())
+    assert norms.value.to_numpy() == pytest.approx(expected.to_numpy())
     assert set(norms.eps) == {0, 0.1}
 
 

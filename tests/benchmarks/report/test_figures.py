@@ -1,6 +1,5 @@
 """Figures draw what the records hold: values are read back from the axes and compared with hand-made ones."""
 
-import base64
 import io
 import math
 from collections.abc import Callable, Iterator, Mapping
@@ -15,15 +14,16 @@ from matplotlib.axes import Axes
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 from PIL import Image
+from testing import made_up
 
-from benchmarks import grids, protocols
+from benchmarks import execution, grids, protocols
 from benchmarks.config import AttackSpec, Grid, LossSpec, RunSpec
 from benchmarks.data import DIGITS_TEST_SIZE
-from benchmarks.execution import _runner as runner
+from benchmarks.record import Record, Sample
 from benchmarks.report import drawing, figures
-from benchmarks.report.cells import Results, load
 from benchmarks.report.drawing import Picture
 from benchmarks.report.image_figures import pixels
+from benchmarks.report.results import Results, load
 from benchmarks.store import Store
 
 CE, HR = protocols.CE, protocols.HR
@@ -50,7 +50,7 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> Results:
     store = Store(tmp_path_factory.mktemp("store"))
     grid = small(grids.digits(), epochs=2)
     for run in grid.runs():
-        runner.execute(runner.Job(run, grid.attacks, store.root, store.root))
+        execution.execute(execution.Job(run, grid.attacks, store.root, store.root))
     return load(grid, store)
 
 
@@ -59,7 +59,7 @@ def pictures(results: Results) -> dict[str, Picture]:
     return {picture.name.removesuffix("-digits"): picture for picture in figures.pictures(results)}
 
 
-def hand_made(grid: Grid, record: Callable[[RunSpec, AttackSpec], Mapping[str, Any]]) -> Results:
+def hand_made(grid: Grid, record: Callable[[RunSpec, AttackSpec], Record]) -> Results:
     return Results(grid, {(run, a): record(run, a) for run in grid.runs() for a in grid.attacks}, {}, {})
 
 
@@ -102,7 +102,7 @@ def curve(results: Results, loss: LossSpec, value: Callable[[Mapping[str, Any]],
 def accuracies(results: Results, loss: LossSpec, attacks: Mapping[float, AttackSpec]) -> dict[float, list[float]]:
     records = results.records
     runs = results.runs("digits", loss)
-    return {x: [records[run, a]["correct"] / DIGITS_TEST_SIZE for run in runs] for x, a in attacks.items()}
+    return {x: [records[run, a].accuracy for run in runs] for x, a in attacks.items()}
 
 
 def test_a_grid_has_all_its_figures_and_each_says_of_what(pictures: dict[str, Picture]) -> None:
@@ -179,7 +179,8 @@ def test_bounds_draw_the_error_and_no_bound_above_1(results: Results, pictures: 
 
 def test_eps_of_the_paper_protocol_has_the_units_of_the_networks_input() -> None:
     grid = small(grids.svhn(), epochs=1)
-    (picture,) = figures.pictures(hand_made(grid, lambda run, attack: {"n": 10, "correct": 5 + run.seed}))
+    made = hand_made(grid, lambda run, attack: made_up.made_record(10, 5 + run.seed))
+    picture = {p.name: p for p in figures.pictures(made)}["accuracy_vs_eps-svhn"]
     assert [axes.get_xlabel() for axes in picture.figure.axes] == [
         "eps (share of the pixel range)",
         "eps (units of the network's input, 0 to 255)",
@@ -192,7 +193,7 @@ def test_alpha_draws_both_splits_and_cross_entropy_as_a_level(tmp_path: Path) ->
     def correct(loss: LossSpec, seed: int, attack: AttackSpec) -> int:
         return round(100 * (loss.alpha or 9) + 1000 * attack.eps + 7 * seed + 3 * (attack.split == "test"))
 
-    made = hand_made(grid, lambda run, a: {"n": 2000, "correct": correct(run.loss, run.seed, a)})
+    made = hand_made(grid, lambda run, a: made_up.made_record(2000, correct(run.loss, run.seed, a)))
     picture = {p.name: p for p in figures.pictures(made)}["alpha-digits"]
     for panel, split in zip(picture.figure.axes, ("validation", "test"), strict=True):
         expected: dict[str, dict[float, list[float]]] = {}
@@ -206,7 +207,7 @@ def test_alpha_draws_both_splits_and_cross_entropy_as_a_level(tmp_path: Path) ->
         check(panel, expected)
     assert "Not drawn" not in picture.caption
     others = [p for p in figures.pictures(made) if p.name != "alpha-digits"]
-    assert [p.name for p in others] == ["accuracy_vs_eps-digits"]
+    assert [p.name for p in others] == ["accuracy_vs_eps-digits", "confusion-digits", "margins-digits"]
     assert "Not drawn: the grid's 8 other values of alpha." in others[0].caption
     assert "HR(1.6) trained" in others[0].alt
 
@@ -221,7 +222,7 @@ def test_strong_draws_the_paper_the_sound_and_the_worst_attack_on_the_same_image
         left = 90 if attack.name == "none" else others[attack.loss] + round(10 * attack.eps)
         return left + run.seed + 3 * (run.loss == HR)
 
-    made = hand_made(grid, lambda run, attack: {"n": 100, "correct": correct(run, attack)})
+    made = hand_made(grid, lambda run, attack: made_up.made_record(100, correct(run, attack)))
     picture = {p.name: p for p in figures.pictures(made)}["strong-digits"]
     (panel,) = picture.figure.axes
     expected = {}
@@ -232,10 +233,6 @@ def test_strong_draws_the_paper_the_sound_and_the_worst_attack_on_the_same_image
             expected[f"{loss} trained, {name}"] = {x: [(b + more) / 100, (b + more + 1) / 100] for x, b in base.items()}
     check(panel, expected)
     assert "the first 360 test images" in picture.caption
-    attacks = [replace(a, units="data") if (a.name, a.loss) == ("fgm", "clipped-ce") else a for a in grid.attacks]
-    older = replace(grid, attacks=tuple(attacks))
-    again = hand_made(older, lambda run, attack: {"n": 100, "correct": correct(run, attack)})
-    check({p.name: p for p in figures.pictures(again)}["strong-digits"].figure.axes[0], expected)
 
 
 def test_labels_of_eps_that_would_run_into_each_other_are_turned() -> None:
@@ -243,7 +240,7 @@ def test_labels_of_eps_that_would_run_into_each_other_are_turned() -> None:
     more = dict.fromkeys((*far.attacks, *protocols.strong(0.1, 100, 50)))  # beside 0.004 and 0.008
     near = replace(far, attacks=tuple(more))
     for grid, turned in ((far, 0), (near, 60)):
-        made = hand_made(grid, lambda run, attack: {"n": 100, "correct": 50 + run.seed})
+        made = hand_made(grid, lambda run, attack: made_up.made_record(100, 50 + run.seed))
         (picture,) = [p for p in figures.pictures(made) if p.name.startswith("strong")]
         assert {label.get_rotation() for label in picture.figure.axes[0].get_xticklabels()} == {turned}
 
@@ -259,7 +256,7 @@ def test_confusion_draws_the_mean_and_names_the_mean_norm(results: Results, pict
     for panel, loss, attack, protocol in zip(
         axes, (CE, HR, CE, HR), attacks, ("sound", "sound", "paper", "paper"), strict=True
     ):
-        matrices = [np.array(results.records[run, attack]["confusion"]) for run in results.runs("digits", loss)]
+        matrices = [results.records[run, attack].confusion for run in results.runs("digits", loss)]
         (image,) = panel.get_images()
         np.testing.assert_allclose(image.get_array(), sum(matrices) / 2, rtol=0, atol=1e-15)
         a, b = (np.linalg.norm(np.eye(10) - matrix) for matrix in matrices)
@@ -274,7 +271,7 @@ def test_confusion_draws_the_mean_and_names_the_mean_norm(results: Results, pict
 
 def test_confusion_leaves_out_a_class_without_images() -> None:
     grid = replace(small(grids.digits(), epochs=1, seeds=(0,)), attacks=(protocols.sound("ce", 0.1),))
-    made = hand_made(grid, lambda run, a: {"n": 4, "correct": 3, "confusion": [[0.5, None], [0.5, None]]})
+    made = hand_made(grid, lambda run, a: made_up.made_record(4, 3, confusion=np.array([[0.5, np.nan], [0.5, np.nan]])))
     picture = {p.name: p for p in figures.pictures(made)}["confusion-digits"]
     panel = picture.figure.axes[0]
     assert panel.get_title().endswith(f"||I - C|| = {math.sqrt(0.5):.3f}")
@@ -287,7 +284,7 @@ def test_margins_are_the_seeds_counts_as_shares(results: Results, pictures: dict
     for panel, attack in zip(pictures["margins"].figure.axes, attacks, strict=True):
         steps = {str(patch.get_label()): patch.get_data() for patch in panel.patches}
         for loss in (CE, HR):
-            counts = [results.records[run, attack]["margins"] for run in results.runs("digits", loss)]
+            counts = [results.records[run, attack].histogram for run in results.runs("digits", loss)]
             expected = [(a + b) / (2 * DIGITS_TEST_SIZE) for a, b in zip(*counts, strict=True)]
             values, edges, _ = steps[f"{loss} trained"]
             np.testing.assert_allclose(values, expected, atol=1e-15)
@@ -312,26 +309,25 @@ def test_strip_shows_the_records_pixels_and_marks_what_is_wrong(results: Results
         sample
         for loss in (CE, HR)
         for attack in attacks
-        for sample in results.records[results.runs("digits", loss)[0], attack]["samples"]
+        for sample in results.records[results.runs("digits", loss)[0], attack].shown()
     ]
     assert len(samples) == 60
     right = 0
     for (axes, image), sample in zip(strip_axes(pictures["strip"].figure), samples, strict=True):
-        np.testing.assert_array_equal(image.ravel(), list(base64.b64decode(sample["pixels"])))
-        words = f"{sample['label']} → {sample['prediction']}\n{sample['confidence']:.0%}"
-        wrong = sample["label"] != sample["prediction"]
+        np.testing.assert_array_equal(image.ravel(), sample.pixels.ravel())
+        words = f"{sample.label} → {sample.prediction}\n{sample.confidence:.0%}"
+        wrong = sample.label != sample.prediction
         right += not wrong
         assert axes.get_xlabel() == ("✗ " if wrong else "") + words
         assert (axes.spines["left"].get_linestyle() == "-") == (not wrong)
     assert 0 < right < 60
 
 
-def test_samples_decode_channels_first() -> None:
+def test_samples_are_drawn_channels_last() -> None:
     image = np.arange(2 * 4 * 3, dtype=np.uint8).reshape(2, 4, 3)
     grey, colour = image[None, ..., 0], image.transpose(2, 0, 1)
     for raw, expected in ((grey, image[..., 0]), (colour, image)):
-        sample = {"pixels": base64.b64encode(raw.tobytes()).decode(), "shape": list(raw.shape)}
-        np.testing.assert_array_equal(pixels(sample), expected)
+        np.testing.assert_array_equal(pixels(Sample(raw, 0, 0, 1.0)), expected)
 
 
 def test_lines_are_told_apart_with_and_without_colour(pictures: dict[str, Picture]) -> None:

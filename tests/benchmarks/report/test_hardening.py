@@ -13,13 +13,13 @@ from matplotlib.colors import to_hex
 from matplotlib.container import ErrorbarContainer
 from testing import made_up
 
-from benchmarks import grids, recipes
+from benchmarks import grids, protocols, recipes
 from benchmarks.config import AttackSpec, Hardening, LossSpec, RunSpec
 from benchmarks.report import export, figures
-from benchmarks.report.cells import Results
 from benchmarks.report.drawing import Picture
-from benchmarks.report.hardening import hardening_table
+from benchmarks.report.results import Results
 from benchmarks.report.selection import Selection
+from benchmarks.report.tables import hardening_table
 
 GRID = replace(grids.hardening_digits(), seeds=(0, 1))
 MNIST = replace(grids.hardening_mnist(), seeds=(0, 1))
@@ -155,11 +155,10 @@ def test_files_hold_every_entry_and_its_gain_unrounded(tmp_path: Path) -> None:
     assert not (tmp_path / "strong.md").exists()
     rows = pd.read_csv(tmp_path / "hardening.csv")
     assert len(rows) == 22 * 7
-    found = rows.set_index(["hardening", "trained", "eps", "attack"])
+    found = rows.set_index(["trained", "protocol", "eps"])
     for loss in GRID.losses:
-        title = str(loss.hardening or "as they are")
         for attack in GRID.attacks:
-            row = found.loc[(title, str(replace(loss, hardening=None)), attack.eps, name_of(attack))]
+            row = found.loc[(str(loss), protocols.protocol(attack)[0], attack.eps)]
             a, b = shares(loss, attack)
             assert (row.accuracy, row.half_width_95) == pytest.approx(((a + b) / 2, T_1 * (b - a) / 2), rel=1e-5)
             assert row.seeds == 2
@@ -252,7 +251,11 @@ def test_other_figures_draw_plain_losses_and_say_so() -> None:
     selection = Selection(results, "digits")
     assert selection.losses == [LossSpec("ce"), LossSpec("hr", 1.6)]
     assert selection.left_out == " Not drawn: the grid's 20 other trainings."
-    assert [picture.name for picture in figures.pictures(results)] == ["accuracy_vs_eps-digits", "hardening-digits"]
+    assert [picture.name for picture in figures.pictures(results)] == [
+        "accuracy_vs_eps-digits",
+        "hardening-digits",
+        "margins-digits",
+    ]
     smoothed = LossSpec("ce", label_smoothing=0.1)
     only = replace(results, grid=replace(GRID, losses=(smoothed, LossSpec("ce"))))
     assert Selection(only, "digits").losses == [LossSpec("ce")]

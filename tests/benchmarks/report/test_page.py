@@ -13,14 +13,13 @@ import pytest
 from matplotlib.figure import Figure
 from playwright.sync_api import Browser, sync_playwright
 
-from benchmarks import grids
-from benchmarks.execution import _runner as runner
+from benchmarks import execution, grids
 from benchmarks.report import figures
-from benchmarks.report.cells import Results, load
 from benchmarks.report.drawing import Picture
 from benchmarks.report.export import all_tables
 from benchmarks.report.markup import Table
 from benchmarks.report.page import page
+from benchmarks.report.results import Results, load
 from benchmarks.store import Store
 
 WIDTHS = (400, 1400)
@@ -106,7 +105,7 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> Results:
     recipes = tuple((name, replace(recipe, epochs=2, curve_every=1)) for name, recipe in grid.recipes)
     grid = replace(grid, seeds=(0, 1), recipes=recipes)
     for run in grid.runs():
-        runner.execute(runner.Job(run, grid.attacks, store.root, store.root))
+        execution.execute(execution.Job(run, grid.attacks, store.root, store.root))
     return load(grid, store)
 
 

@@ -10,7 +10,8 @@ from testing import made_up
 from benchmarks import grids, protocols
 from benchmarks.config import AttackSpec, Hardening, RunSpec
 from benchmarks.report import export
-from benchmarks.report.strong import COLUMNS, broken_frame, strong_attacks, strong_table
+from benchmarks.report.selection import strong_attacks
+from benchmarks.report.tables import strong_table
 
 GRID = replace(grids.strong_digits(), seeds=(0, 1))
 
@@ -69,13 +70,6 @@ def test_rows_are_the_accuracies_and_what_hr_gains() -> None:
     assert not any("†" in note for note in strong_table(made_up.results(GRID, correct), "digits").notes)
 
 
-def renamed(attack: AttackSpec) -> AttackSpec:
-    """As older grids had it: the paper's eps in units of the network's input, a worst case without another network."""
-    if attack.loss == "clipped-ce":
-        return replace(attack, units="data")
-    return replace(attack, source=None) if attack.name == "worst-case" else attack
-
-
 def test_notes_tell_what_was_done_and_no_more() -> None:
     attacks = tuple(replace(a, steps=77) if a.name == "square" else a for a in GRID.attacks)
     note = strong_table(made_up.results(replace(GRID, attacks=attacks)), "digits").notes[1]
@@ -83,15 +77,7 @@ def test_notes_tell_what_was_done_and_no_more() -> None:
     assert note.startswith("PGD: 50 steps")
     assert "images made on another network, the Square attack and HopSkipJump. The last two see no gradients" in note
     assert note.endswith("and images made elsewhere none of this network.")
-    older = tuple(renamed(a) for a in GRID.attacks if a.name not in ("pgd", "square", "transfer", "diagnostics"))
-    table = strong_table(made_up.results(replace(GRID, attacks=older), correct), "digits")
-    assert table.header[2:4] == ("FGSM, paper", "FGSM, sound")
-    assert [name for name in COLUMNS if name not in table.header] == ["PGD, CE", "Square", "transfer"]
-    assert table.rows[2][2] == "0.100 ± 0.000"
-    assert table.notes[1].startswith("Auto-PGD: 50 steps from a random start. Worst case:")
-    assert "another" not in table.notes[1]
-    assert table.notes[1].endswith("The last two see no gradients.")
-    short = tuple(a for a in older if a.name in ("fgm", "worst-case"))
+    short = tuple(a for a in GRID.attacks if a.name in ("fgm", "worst-case"))
     assert strong_table(made_up.results(replace(GRID, attacks=short)), "digits").notes[1].startswith("Worst case:")
 
 
@@ -129,13 +115,13 @@ def test_files_say_what_broke_what(tmp_path: Path) -> None:
     made = made_up.results(GRID, correct)
     broken = {"no attack": 3, "PGD on CE": 5}
     records = {
-        key: {**record, "broken_by": broken} if key[1].name == "worst-case" else record
+        key: replace(record, counts=broken) if key[1].name == "worst-case" else record
         for key, record in made.records.items()
     }
     found = replace(made, records=records)
     export.write_tables(found, [], tmp_path, command="make it")
     rows = pd.read_csv(tmp_path / "broken_by.csv")
-    assert len(rows) == len(broken_frame(found)) == 2 * 2 * 5 * 2
+    assert len(rows) == 2 * 2 * 5 * 2
     assert rows.groupby("attack").broken.unique().map(list).to_dict() == {"no attack": [3], "PGD on CE": [5]}
     cells = pd.read_csv(tmp_path / "strong.csv")
     cells = cells[cells.images == 360]

@@ -12,11 +12,11 @@ from testing import made_up
 
 from benchmarks import grids, protocols
 from benchmarks.config import AttackSpec, Grid, Hardening, LossSpec, RunSpec
-from benchmarks.report.cells import Results
 from benchmarks.report.export import all_tables
 from benchmarks.report.markup import Table
-from benchmarks.report.table_1 import table_1
-from benchmarks.report.tables import alpha_table, chosen_alpha, confusion_attacks, confusion_table
+from benchmarks.report.results import Results
+from benchmarks.report.selection import chosen_alpha, confusion_attacks
+from benchmarks.report.tables import alpha_table, confusion_table, table_1
 
 GRID = grids.mnist_short()
 DIGITS = grids.digits()
@@ -316,7 +316,7 @@ def test_of_equal_alphas_the_smaller_is_chosen_and_only_common_seeds_count() -> 
     full = chosen_by({(2.0, 0.0): 0.6})
     # Alpha 4 would be far better, on a seed that the others lack.
     records = {
-        key: {**record, "correct": made_up.N} if key[0].loss.alpha == 4 and key[0].seed == 4 else record
+        key: made_up.made_record(made_up.N, made_up.N) if key[0].loss.alpha == 4 and key[0].seed == 4 else record
         for key, record in full.records.items()
         if key[0].seed < 2 or key[0].loss.alpha == 4
     }

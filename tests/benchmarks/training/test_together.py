@@ -10,13 +10,12 @@ import torch
 from testing.killed import KilledError, StoreKilledAfter
 
 from art_hrloss.attacks._constraints import margins
-from benchmarks import data, grids
+from benchmarks import data, execution, grids
 from benchmarks.config import AttackSpec, Hardening, LossSpec, Recipe, RunSpec
 from benchmarks.data import Dataset, Split
 from benchmarks.evaluation import trained_classifier
 from benchmarks.execution import InProcess, Job, Outcome, grouped, run_all
-from benchmarks.execution import _runner as runner
-from benchmarks.report.cells import load
+from benchmarks.report.results import load
 from benchmarks.store import Store
 from benchmarks.training import _loop as training
 from benchmarks.training import train_together
@@ -262,8 +261,8 @@ def test_a_grid_done_together_has_the_same_files_and_nearly_the_same_records(tmp
             one, other = (store.record(run, attack) for store in stores)
             assert one is not None
             assert other is not None
-            assert one["n"] == other["n"]
-            assert abs(one["correct"] - other["correct"]) <= 4  # of 360 images, after 44 steps
+            assert one.n == other.n
+            assert abs(int(one.right.sum()) - int(other.right.sum())) <= 4  # of 360 images, after 44 steps
 
 
 def test_of_a_group_what_fails_fails_alone(tmp_path: Path) -> None:
@@ -272,7 +271,7 @@ def test_of_a_group_what_fails_fails_alone(tmp_path: Path) -> None:
     jobs = [Job(run, (AttackSpec("none"),), tmp_path, tmp_path) for run in (*runs, lost)]
     store = Store(tmp_path)
     with store.lock(runs[1]):  # as another process would
-        outcomes = runner.execute_together(runner.Group(tuple(jobs)))
+        outcomes = execution.execute_together(execution.Group(tuple(jobs)))
     assert outcomes[0] == Outcome()
     assert outcomes[1] == Outcome(busy=True)
     assert isinstance(outcomes[2].error, training.TrainingError)

@@ -1,0 +1,218 @@
+"""All that a store holds of a grid, read once: one tidy frame, from which every table, claim and figure is made."""
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from statistics import median
+from typing import Any
+
+import pandas as pd
+
+from benchmarks.config import AttackSpec, Grid, LossSpec, RunSpec
+from benchmarks.protocols import BOUNDED, protocol
+from benchmarks.record import Record
+from benchmarks.report.statistics import Interval, distance_to_identity, mean_interval, paired_interval
+from benchmarks.store import DamagedError, Store
+
+# What tells an attack from another in the frame; an epoch is empty where the attacked network is the trained one.
+ATTACK = ["key", "attack", "attack_loss", "protocol", "attacker", "eps", "units", "split", "steps", "images", "source"]
+COLUMNS = ["dataset", "model", "trained", "seed", "epoch", *ATTACK, "metric", "value"]
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A table entry: the evaluations of one training loss under one attack, over the seeds."""
+
+    accuracy: Interval | None
+    """None where no seed has been evaluated yet."""
+    zero_gradient: float
+    """Share of the images, over all seeds, whose input gradient is exactly 0; NaN without attack or record."""
+    images: int
+    """Images per seed."""
+
+
+@dataclass(frozen=True)
+class Results:
+    """What there is of a grid."""
+
+    grid: Grid
+    records: Mapping[tuple[RunSpec, AttackSpec], Record]
+    """Those not yet made are not there."""
+    curves: Mapping[RunSpec, list[dict[str, Any]]]
+    """The rows of each run's learning curve; none for a run that was not begun."""
+    epoch_seconds: Mapping[RunSpec, float]
+    """Median seconds of training per epoch, without evaluations; for runs with at least one epoch in their log."""
+    problems: tuple[str, ...] = ()
+    """Files that could not be used, and why."""
+
+    @cached_property
+    def frame(self) -> pd.DataFrame:
+        """
+        Every measurement as a row: data set, model, training loss, seed, epoch, attack, its parameters, metric, value.
+
+        The metrics of an evaluation are n, correct, accuracy, zero_gradient (a count), confusion_norm, margin_1,
+        margin_50 and margin_99 (percentiles), found: NAME (a count), and, without attack and under the sound CE attack,
+        the fields of ErrorBounds as labels.FIELD and noisy_labels.FIELD; those of an epoch are the fields of its row;
+        a run has seconds_per_epoch.
+        """
+        return pd.DataFrame(list(self._rows()), columns=COLUMNS).astype({"epoch": "Int64"})
+
+    @property
+    def datasets(self) -> tuple[str, ...]:
+        """The grid's data sets."""
+        return tuple(dataset for dataset, _ in self.grid.recipes)
+
+    def runs(self, dataset: str, loss: LossSpec) -> list[RunSpec]:
+        """The runs of a training loss on a data set, one per seed, in the order of seeds."""
+        return [run for run in self.grid.runs() if run.dataset == dataset and run.loss == loss]
+
+    def values(self, dataset: str, loss: LossSpec, attack: AttackSpec, metric: str = "accuracy") -> dict[int, float]:
+        """A metric of the trained networks by seed, for the seeds that have been evaluated."""
+        return self._values.get((dataset, str(loss), attack.key(), metric), {})
+
+    def interval(
+        self,
+        dataset: str,
+        loss: LossSpec,
+        attack: AttackSpec,
+        metric: str = "accuracy",
+        *,
+        less: LossSpec | None = None,
+    ) -> Interval | None:
+        """A metric over the seeds, or its paired difference from another training loss; None where no seed has it."""
+        values = self.values(dataset, loss, attack, metric)
+        if less is not None:
+            return paired_interval(values, self.values(dataset, less, attack, metric))
+        return mean_interval(list(values.values())) if values else None
+
+    def cell(self, dataset: str, loss: LossSpec, attack: AttackSpec) -> Cell:
+        """One entry, from the records that are there."""
+        zeros, images = (self.values(dataset, loss, attack, metric) for metric in ("zero_gradient", "n"))
+        counted = sum(images[seed] for seed in zeros)
+        return Cell(
+            self.interval(dataset, loss, attack),
+            sum(zeros.values()) / counted if counted else math.nan,
+            int(next(iter(images.values()), 0)),
+        )
+
+    @cached_property
+    def _values(self) -> dict[tuple[str, ...], dict[int, float]]:
+        """By data set, training loss, attack and metric: the values of the trained networks by seed."""
+        found: dict[tuple[str, ...], dict[int, float]] = {}
+        last = self.frame[self.frame.epoch.isna()]
+        for *key, seed, value in zip(
+            last.dataset, last.trained, last.key, last.metric, last.seed, last.value, strict=True
+        ):
+            found.setdefault(tuple(key), {})[seed] = value
+        return found
+
+    def _rows(self) -> Iterator[tuple[object, ...]]:
+        for run in self.grid.runs():
+            who = (run.dataset, run.recipe.model, str(run.loss), run.seed)
+            for row in self.curves.get(run, []):
+                for metric, value in row.items():
+                    if isinstance(value, float):
+                        yield (*who, row["epoch"], *NO_ATTACK.values(), metric, value)
+                for attack in run.recipe.curve_attacks:
+                    for metric, value in _of_epoch(row, attack):
+                        yield (*who, row["epoch"], *attack_columns(attack).values(), metric, value)
+            if run in self.epoch_seconds:
+                yield (*who, None, *NO_ATTACK.values(), "seconds_per_epoch", self.epoch_seconds[run])
+            for attack in self.grid.attacks:
+                if (record := self.records.get((run, attack))) is not None:
+                    for metric, value in measured(record, attack).items():
+                        yield (*who, None, *attack_columns(attack).values(), metric, value)
+
+
+def attacks(grid: Grid, *protocols: str, split: str = "test", **fields: object) -> list[AttackSpec]:
+    """
+    The grid's attacks of these protocols, or of all, in order of eps.
+
+    :param protocols: The first of what :func:`benchmarks.protocols.protocol` returns.
+    :param split: The part of the data set that is attacked.
+    :param fields: What other columns of the frame are to hold.
+    """
+    wanted = fields | {"split": split}
+    columns = {attack: attack_columns(attack) for attack in grid.attacks}
+    found = [
+        attack
+        for attack, values in columns.items()
+        if (not protocols or values["protocol"] in protocols) and all(values[k] == v for k, v in wanted.items())
+    ]
+    return sorted(found, key=lambda attack: attack.eps)
+
+
+def measured(record: Record, attack: AttackSpec) -> dict[str, float]:
+    """Every metric of an evaluation that is one number."""
+    values: dict[str, float] = {"n": record.n, "correct": int(record.right.sum()), "accuracy": record.accuracy}
+    if attack.name == "diagnostics":
+        return values
+    if record.zero_gradient is not None:
+        values["zero_gradient"] = int(record.zero_gradient.sum())
+    values["confusion_norm"] = distance_to_identity(record.confusion)
+    values |= {f"margin_{p}": value for p, value in record.margin_percentiles.items()}
+    values |= {f"found: {name}": count for name, count in record.found.items()}
+    if attack.split == "test" and not attack.images and protocol(attack) in BOUNDED:
+        for labels in ("labels", "noisy_labels"):
+            values |= {f"{labels}.{field}": value for field, value in record.bounds(labels).items()}
+    return values
+
+
+NO_ATTACK = dict.fromkeys(ATTACK)
+
+
+def attack_columns(attack: AttackSpec) -> dict[str, object]:
+    """What the frame says of an attack."""
+    name, attacker = protocol(attack)
+    values = (
+        attack.key(),
+        attack.name,
+        attack.loss,
+        name,
+        attacker,
+        attack.eps,
+        attack.units,
+        attack.split,
+        attack.steps,
+        attack.images,
+        attack.source,
+    )
+    return dict(zip(ATTACK, values, strict=True))
+
+
+def _of_epoch(row: Mapping[str, Any], attack: AttackSpec) -> Iterator[tuple[str, float]]:
+    """What a row of a learning curve says of an attack."""
+    if attack.key() in row.get("attacks", {}):
+        yield "accuracy", row["attacks"][attack.key()]
+    for field, value in row.get("bounds", {}).get(attack.key(), {}).items():
+        if value is not None:
+            yield f"labels.{field}", value
+
+
+def load(grid: Grid, store: Store) -> Results:
+    """Read all that a store holds of a grid; files that cannot be used are named and counted as missing."""
+    records: dict[tuple[RunSpec, AttackSpec], Record] = {}
+    curves: dict[RunSpec, list[dict[str, Any]]] = {}
+    seconds: dict[RunSpec, float] = {}
+    problems: list[str] = []
+    for run in grid.runs():
+        curves[run] = []
+        try:
+            curves[run] = store.curve(run)
+        except DamagedError as error:
+            problems.append(str(error))
+        # Of runs that were trained at once, nobody knows which took how long.
+        alone = (e for e in store.log_entries(run) if e["event"] == "epoch" and "together" not in e)
+        epochs = {e["epoch"]: e["training"] for e in alone}
+        if epochs:
+            seconds[run] = median(epochs.values())
+        for attack in grid.attacks:
+            try:
+                record = store.record(run, attack)
+            except DamagedError as error:
+                problems.append(str(error))
+            else:
+                if record is not None:
+                    records[run, attack] = record
+    return Results(grid, records, curves, seconds, tuple(problems))
