@@ -159,7 +159,7 @@ def test_the_page_says_what_is_missing(tmp_path: Path) -> None:
     page = export.write(results, tmp_path, command="make it")
     assert page == tmp_path / "index.html"
     shown = page.read_text()
-    assert "88 of 110 evaluations are there so far." in shown
+    assert "104 of 130 evaluations are there so far." in shown
     assert "Counted as missing: x.json is not valid JSON." in shown
     for name in ("table_1", "confusion", "claims"):
         assert (tmp_path / f"{name}.tex").exists()
