@@ -71,9 +71,10 @@ def write_tables(results: Results, found: Sequence[Claim], folder: Path, *, comm
     :return: The files.
     """
     last = results.frame[results.frame.epoch.isna()]
+    whole = pd.concat([results.frame, results.bounds]).drop(columns="key")
     texts = {
-        "results.csv": _csv(results.frame.drop(columns="key")),
-        "results.json": results.frame.drop(columns="key").to_json(orient="records", double_precision=15, indent=1),
+        "results.csv": _csv(whole),
+        "results.json": whole.to_json(orient="records", double_precision=15),
         "records.csv": _csv(records_frame(last)),
     }
     if not (broken := broken_frame(last)).empty:
@@ -129,7 +130,7 @@ def _numbers(results: Results, last: pd.DataFrame, found: Sequence[Claim]) -> di
         "strong": cells,
         "hardening": cells,
         "confusion": lambda: norms.drop(columns=["epoch", "key"]),
-        "bounds": lambda: bounds_frame(last),
+        "bounds": lambda: bounds_frame(results.bounds),
         "diagnostics": lambda: diagnoses_frame(results),
         "claims": lambda: claims_frame(found),
     }

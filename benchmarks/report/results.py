@@ -1,7 +1,7 @@
 """All that a store holds of a grid, read once: one tidy frame, from which every table, claim and figure is made."""
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from statistics import median
@@ -17,6 +17,7 @@ from benchmarks.store import DamagedError, Store
 
 # What tells an attack from another in the frame; an epoch is empty where the attacked network is the trained one.
 ATTACK = ["key", "attack", "attack_loss", "protocol", "attacker", "eps", "units", "split", "steps", "images", "source"]
+ByKey = dict[tuple[str, ...], dict[int, float]]
 COLUMNS = ["dataset", "model", "trained", "seed", "epoch", *ATTACK, "metric", "value"]
 
 
@@ -52,11 +53,25 @@ class Results:
         Every measurement as a row: data set, model, training loss, seed, epoch, attack, its parameters, metric, value.
 
         The metrics of an evaluation are n, correct, accuracy, zero_gradient (a count), confusion_norm, margin_1,
-        margin_50 and margin_99 (percentiles), found: NAME (a count), and, without attack and under the sound CE attack,
-        the fields of ErrorBounds as labels.FIELD and noisy_labels.FIELD; those of an epoch are the fields of its row;
+        margin_50 and margin_99 (percentiles), and found: NAME (a count); those of an epoch are the fields of its row;
         a run has seconds_per_epoch.
         """
-        return pd.DataFrame(list(self._rows()), columns=COLUMNS).astype({"epoch": "Int64"})
+        return _frame(self._rows())
+
+    @cached_property
+    def bounds(self) -> pd.DataFrame:
+        """
+        Proposition 1 without attack and under the sound CE attack, in the form of `frame`; computed where it is shown.
+
+        Metrics are the fields of ErrorBounds as labels.FIELD and noisy_labels.FIELD.
+        """
+        return _frame(
+            (*_who(run), None, *attack_columns(attack).values(), f"{labels}.{field}", value)
+            for (run, attack), record in self.records.items()
+            if attack.split == "test" and not attack.images and protocol(attack) in BOUNDED
+            for labels in ("labels", "noisy_labels")
+            for field, value in record.bounds(labels).items()
+        )
 
     @property
     def datasets(self) -> tuple[str, ...]:
@@ -69,7 +84,8 @@ class Results:
 
     def values(self, dataset: str, loss: LossSpec, attack: AttackSpec, metric: str = "accuracy") -> dict[int, float]:
         """A metric of the trained networks by seed, for the seeds that have been evaluated."""
-        return self._values.get((dataset, str(loss), attack.key(), metric), {})
+        known = self._bounds if metric.startswith(("labels.", "noisy_labels.")) else self._values
+        return known.get((dataset, str(loss), attack.key(), metric), {})
 
     def interval(
         self,
@@ -97,19 +113,16 @@ class Results:
         )
 
     @cached_property
-    def _values(self) -> dict[tuple[str, ...], dict[int, float]]:
-        """By data set, training loss, attack and metric: the values of the trained networks by seed."""
-        found: dict[tuple[str, ...], dict[int, float]] = {}
-        last = self.frame[self.frame.epoch.isna()]
-        for *key, seed, value in zip(
-            last.dataset, last.trained, last.key, last.metric, last.seed, last.value, strict=True
-        ):
-            found.setdefault(tuple(key), {})[seed] = value
-        return found
+    def _values(self) -> ByKey:
+        return _by_key(self.frame[self.frame.epoch.isna()])
+
+    @cached_property
+    def _bounds(self) -> ByKey:
+        return _by_key(self.bounds)
 
     def _rows(self) -> Iterator[tuple[object, ...]]:
         for run in self.grid.runs():
-            who = (run.dataset, run.recipe.model, str(run.loss), run.seed)
+            who = _who(run)
             for row in self.curves.get(run, []):
                 for metric, value in row.items():
                     if isinstance(value, float):
@@ -153,10 +166,24 @@ def measured(record: Record, attack: AttackSpec) -> dict[str, float]:
     values["confusion_norm"] = distance_to_identity(record.confusion)
     values |= {f"margin_{p}": value for p, value in record.margin_percentiles.items()}
     values |= {f"found: {name}": count for name, count in record.found.items()}
-    if attack.split == "test" and not attack.images and protocol(attack) in BOUNDED:
-        for labels in ("labels", "noisy_labels"):
-            values |= {f"{labels}.{field}": value for field, value in record.bounds(labels).items()}
     return values
+
+
+def _who(run: RunSpec) -> tuple[object, ...]:
+    return run.dataset, run.recipe.model, str(run.loss), run.seed
+
+
+def _frame(rows: Iterable[tuple[object, ...]]) -> pd.DataFrame:
+    return pd.DataFrame(list(rows), columns=COLUMNS).astype({"epoch": "Int64"})
+
+
+def _by_key(frame: pd.DataFrame) -> ByKey:
+    """By data set, training loss, attack and metric: the values by seed."""
+    found: ByKey = {}
+    columns = (frame[name] for name in ("dataset", "trained", "key", "metric", "seed", "value"))
+    for *key, seed, value in zip(*columns, strict=True):
+        found.setdefault(tuple(key), {})[seed] = value
+    return found
 
 
 NO_ATTACK = dict.fromkeys(ATTACK)
