@@ -160,6 +160,7 @@ def diagnose(spec: AttackSpec, classifier: HRClassifier, split: Split) -> dict[s
         max_iter=spec.steps,
         square_iter=REPORT_QUERIES,
         batch_size=BATCH_SIZE,
+        verbose=False,
     )
     return {
         "n": len(labels),
