@@ -13,7 +13,7 @@ from tqdm.auto import tqdm
 from art_hrloss._context import restored
 
 
-@dataclass(frozen=True, eq=False, kw_only=True)
+@dataclass(frozen=True, eq=False, repr=False, kw_only=True)
 class StepwiseResult:
     """The result of steps, each of which adds to it."""
 
@@ -28,6 +28,9 @@ class StepwiseResult:
     def robust(self) -> npt.NDArray[np.bool_]:
         """The examples that no finished step misclassified, shape ``(n,)``."""
         raise NotImplementedError
+
+    def __repr__(self) -> str:
+        return str(self)  # the readable table: a dataclass's own form would print every pixel
 
 
 Result = TypeVar("Result", bound=StepwiseResult)

@@ -84,7 +84,7 @@ def ensemble(
         attacks["Square"] = SquareAttack(classifier, max_iter=square_iter, nb_restarts=1, patience=patience, **options)
     if hop_skip_jump_iter:
         queried = {"norm": norm, "max_iter": hop_skip_jump_iter, "batch_size": batch_size, "verbose": False}
-        attacks["HopSkipJump"] = HopSkipJumpAttack(as_hr_classifier(classifier), **queried)
+        attacks["HopSkipJump"] = HopSkipJumpAttack(classifier, **queried)
     return attacks
 
 
@@ -113,7 +113,19 @@ def transfer(
 
 
 class HopSkipJumpAttack(HopSkipJump):
-    """ART's, which starts at images of an unseeded generator of its own: here they come from NumPy's global one."""
+    """
+    ART's, which starts at images of an unseeded generator of its own: here they come from NumPy's global one.
+
+    Under NumPy 2 ART's gives images of float64, which its PyTorchClassifier does not take: an HRClassifier does.
+    """
+
+    def __init__(self, classifier: Any, *args: Any, **kwargs: Any) -> None:
+        """
+        :param classifier: A classifier of ART's, of PyTorch or a black box.
+        :param args: As in ART.
+        """
+        view = as_hr_classifier(classifier) if isinstance(classifier, PyTorchClassifier) else classifier
+        super().__init__(view, *args, **kwargs)
 
     def _init_sample(self, x: Images, y: Any, y_p: Any, init_pred: Any, adv_init: Any, *options: Any) -> Any:
         _, low, high = options

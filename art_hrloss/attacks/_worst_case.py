@@ -28,7 +28,7 @@ _NO_ATTACK = "no attack"
 _COLUMNS = ("attack", "attacked", "found", "accuracy", "seconds")
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class WorstCase(StepwiseResult):
     """
     The result of an ensemble of attacks, example by example.
@@ -150,6 +150,8 @@ def worst_case(
     attacks = ensemble(classifier, eps=eps, norm=norm, batch_size=batch_size) if attacks is None else attacks
     if not isinstance(attacks, Mapping):
         raise TypeError(f"expected attacks by name, a dict as ensemble returns, but got a {type(attacks).__name__}")
+    if any(not isinstance(name, str) or name == _NO_ATTACK for name in attacks):
+        raise ValueError(f"expected names that are strings other than {_NO_ATTACK!r}, but got {list(attacks)}")
     radii = [_checked_radius(name, attack, eps, norm) for name, attack in attacks.items()]
     if radii and all(radius < eps * (1 - 1e-5) for radius in radii):
         raise ValueError(f"expected an attack constructed for eps {eps:g}, but got attacks of smaller ones alone")
@@ -163,7 +165,12 @@ def worst_case(
         found_by, adversarial = result.found_by.copy(), result.adversarial.copy()
         if len(rows):
             images, true = adversarial[rows], labels[rows]  # copies: an attack may overwrite its own
-            candidates = attack.generate(images.copy(), true.copy()).astype(np.float32)
+            candidates = np.asarray(attack.generate(images.copy(), true.copy()), dtype=np.float32)
+            if candidates.shape != images.shape:
+                raise ValueError(
+                    f"expected images of shape {images.shape} from {name}, but got {candidates.shape}: an attack "
+                    "returns an image for each that it is given"
+                )
             wrong = classifier.predict(candidates, batch_size=batch_size).argmax(1) != true
             wrong &= feasible(candidates, images, eps, norm, classifier.clip_values)
             found_by[rows[wrong]] = len(result.names)

@@ -65,7 +65,7 @@ def _unmeasured() -> Flags:
     return _NONE
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Measurements(StepwiseResult):
     """
     The measurements; arrays of flags, shape ``(n,)``, say which examples an attack leaves correctly classified.

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class GradientMaskingReport(Measurements):
     """
     The measurements, the flags that follow from them, and both as a table.
