@@ -10,7 +10,7 @@ from torch.nn import Module, RNNBase
 
 
 @contextmanager
-def _restored(objects: Iterable[object], name: str) -> Iterator[None]:
+def restored(objects: Iterable[object], name: str) -> Iterator[None]:
     """Restore an attribute of each object afterwards."""
     before = [(one, getattr(one, name)) for one in objects]
     try:
@@ -23,12 +23,12 @@ def _restored(objects: Iterable[object], name: str) -> Iterator[None]:
 
 def modes_kept(*networks: Module) -> AbstractContextManager[None]:
     """Restore each module's training or evaluation mode afterwards: ART's `predict` changes it."""
-    return _restored((module for network in networks for module in network.modules()), "training")
+    return restored((module for network in networks for module in network.modules()), "training")
 
 
 def gradients_kept(*networks: Module) -> AbstractContextManager[None]:
     """Restore the gradients of all parameters afterwards: ART's `loss_gradient` overwrites them."""
-    return _restored((parameter for network in networks for parameter in network.parameters()), "grad")
+    return restored((parameter for network in networks for parameter in network.parameters()), "grad")
 
 
 @contextmanager
@@ -39,7 +39,7 @@ def in_mode(network: Module, training_mode: bool, *, backward: bool) -> Iterator
     :param backward: Whether gradients are computed meanwhile.
     """
     recurrent = [module for module in network.modules() if isinstance(module, RNNBase)]
-    with modes_kept(network), _restored(recurrent, "dropout"):
+    with modes_kept(network), restored(recurrent, "dropout"):
         if any(module.training != training_mode for module in network.modules()):
             network.train(training_mode)
         if backward and not training_mode:

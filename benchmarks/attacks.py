@@ -50,8 +50,8 @@ class WorstCaseAttack:
 
     def generate(self, x: npt.NDArray[np.float32], y: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
         """Return for each image the first adversarial example that an attack found, or the original."""
-        attacks = self._ensemble()
-        result = worst_case(self.classifier, x, y, eps=self.eps, attacks=attacks, batch_size=self.batch_size)
+        options: dict[str, Any] = {"attacks": self._ensemble(), "batch_size": self.batch_size, "verbose": False}
+        result = worst_case(self.classifier, x, y, eps=self.eps, **options)
         self.names, self.found_by = tuple(result.names), result.found_by
         return result.adversarial
 

@@ -147,6 +147,7 @@ def diagnose(spec: AttackSpec, classifier: HRClassifier, split: Split) -> Record
         max_iter=spec.steps,
         square_iter=REPORT_QUERIES,
         batch_size=BATCH_SIZE,
+        verbose=False,
     )
     return Record(labels, robust=report.robust, flags={flag.name: flag.evidence for flag in report.flags})
 

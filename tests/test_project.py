@@ -60,7 +60,7 @@ def test_a_part_of_the_benchmarks_imports_only_those_above_it(part: str) -> None
 def test_the_plugin_knows_nothing_of_the_benchmarks_and_needs_only_what_it_names() -> None:
     used = {name.split(".")[0] for p in (ROOT / "art_hrloss").rglob("*.py") for name in imports(p)}
     # pandas is for who asks for a DataFrame, and imported there.
-    assert used - set(sys.stdlib_module_names) == {"art", "art_hrloss", "numpy", "pandas", "scipy", "torch"}
+    assert used - set(sys.stdlib_module_names) == {"art", "art_hrloss", "numpy", "pandas", "scipy", "torch", "tqdm"}
     code = "import sys, art_hrloss; print(sorted({'torchvision', 'tyro', 'benchmarks'} & set(sys.modules)))"
     shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
     assert shown.stdout.strip() == "[]"

@@ -7,6 +7,7 @@ Each attack is a subclass of ART's with ART's parameters and, by default, ART's 
 
 from art_hrloss._context import seeded
 from art_hrloss.attacks._auto_pgd import AutoProjectedGradientDescent
+from art_hrloss.attacks._ensemble import HopSkipJumpAttack, ensemble, transfer
 from art_hrloss.attacks._gradient import FastGradientMethod, ProjectedGradientDescent
 from art_hrloss.attacks._losses import (
     DLRLoss,
@@ -17,7 +18,7 @@ from art_hrloss.attacks._losses import (
     attack_loss,
 )
 from art_hrloss.attacks._square import SquareAttack
-from art_hrloss.attacks._worst_case import HopSkipJumpAttack, WorstCase, ensemble, transfer, worst_case
+from art_hrloss.attacks._worst_case import WorstCase, worst_case
 
 __all__ = [
     "AutoProjectedGradientDescent",

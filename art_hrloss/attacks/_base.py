@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 import torch
 from art.attacks.attack import EvasionAttack
-from art.attacks.evasion.projected_gradient_descent.projected_gradient_descent_pytorch import tqdm
 from art.estimators.classification import PyTorchClassifier
 from torch import Tensor
 from torch.nn import Module
+from tqdm.auto import tqdm
 
 from art_hrloss._context import modes_kept
 from art_hrloss._labels import class_indices, parse_labels

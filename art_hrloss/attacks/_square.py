@@ -11,6 +11,7 @@ from art.attacks import evasion
 from art.attacks.evasion import square_attack
 from art.estimators.classification import PyTorchClassifier
 from torch import Tensor
+from tqdm.auto import trange
 
 from art_hrloss._labels import class_indices
 from art_hrloss._preconditions import Images, checked_images
@@ -108,7 +109,7 @@ class SquareAttack(evasion.SquareAttack):
         margins, wrong = self._margins(best.view_as(images), labels)
         result, misclassified = torch.empty_like(best), wrong.clone()
         active, fruitless = torch.arange(len(images), device=images.device), 0
-        for query in square_attack.trange(self.max_iter, desc="SquareAttack", leave=False, disable=not self.verbose):
+        for query in trange(self.max_iter, desc="SquareAttack", leave=False, disable=not self.verbose):
             if bool(wrong.any()):
                 result[active], fruitless = best, 0
                 tensors = (active, best, low, high, labels, margins)

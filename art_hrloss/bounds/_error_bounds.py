@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, overload
+from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
 import numpy.typing as npt
@@ -11,12 +11,16 @@ import torch
 from scipy.optimize import minimize_scalar
 from torch import Tensor
 
+from art_hrloss._html import html_table
 from art_hrloss._labels import parse_labels
 from art_hrloss._preconditions import checked_images, checked_logits
 from art_hrloss.bounds._formulas import beta, probability_comparison_bounds, relaxed_upper_bound
 from art_hrloss.losses._functional import hr_loss_terms, renyi_divergence
 from art_hrloss.losses._numerics import entropy, log_entropy, log_of_others, log_softmax
 from art_hrloss.losses._validation import check_alpha
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 Array = npt.NDArray[Any] | Tensor
 
@@ -26,7 +30,7 @@ class ErrorBounds:
     """
     Proposition 1 for one classifier on one set of labelled examples; entropies, divergences and logarithms in nats.
 
-    ``str()`` is a readable table, with the bounds as probabilities.
+    ``str()``, or a notebook, shows a readable table, with the bounds as probabilities.
     """
 
     n: int  #: Examples of any weight.
@@ -45,43 +49,76 @@ class ErrorBounds:
     log_relaxed_bound: float  #: (11): the upper bound on log P_e from the HR loss alone.
     log_markov_bound: float
     """CE / log 2, by Markov's inequality, since a label other than f(X) has at most 1/2; not in the paper."""
-    log_lower_bound: (
-        float  #: (2) as derived: a lower bound on log P_e; vacuous at -inf, as for every alpha of at most 2.
-    )
+    log_lower_bound: float
+    """(2) as derived: a lower bound on log P_e; vacuous at -inf, as for every alpha of at most 2."""
     log_printed_lower_bound: float  #: (2) as printed.
     tightest_alpha: float  #: The order in [1, inf] at which (1) is tightest; 1 where it is vacuous at every order.
     log_tightest_upper_bound: float  #: (1) at that order; 0 where that is 1.
-    tightest_lower_alpha: (
-        float  #: The order in [2, inf] at which (2) is tightest; NaN where it is vacuous at every order.
-    )
+    tightest_lower_alpha: float
+    """The order in [2, inf] at which (2) is tightest; NaN where it is vacuous at every order."""
     log_tightest_lower_bound: float  #: (2) as derived, at that order.
 
+    def to_frame(self) -> "pd.DataFrame":
+        """
+        Return a row per quantity and bound as a DataFrame: kind, name, value, log_value, alpha, vacuous; needs pandas.
+
+        A kind is "quantity", "upper bound" or "lower bound". The value of a bound is a probability, and its log_value a
+        field above. Where no order belongs to it alpha is NaN.
+        """
+        import pandas as pd
+
+        with np.errstate(divide="ignore"):
+            rows = [("quantity", name, x, float(np.log(x)), math.nan, False) for name, x in self._quantities()]
+        for kind, name, bound, alpha in self._bounds():
+            vacuous = _is_vacuous(bound, lower=kind == "lower bound")
+            rows.append((kind, name, _probability(bound), bound, alpha, vacuous))
+        return pd.DataFrame(rows, columns=["kind", "name", "value", "log_value", "alpha", "vacuous"])
+
     def __str__(self) -> str:
-        rows = [
-            ("P_e, the error probability", _number(self.error)),
-            ("P_u, the uncertainty", _number(self.uncertainty)),
-            ("H(Y^|X), in nats", _number(self.conditional_entropy)),
-            ("CE, the cross-entropy, in nats", _number(self.cross_entropy)),
-            ("D_alpha(p_XY || p_XY^), in nats", _number(self.renyi_divergence)),
-            ("D_(alpha - 1)(p_XY^ || p_XY), in nats", _number(self.reverse_divergence)),
-            ("P_e is at most", ""),
-            ("  by P_u (5)", _bound(self.log_comparison_upper_bound)),
-            ("  by H(Y^|X) (1)", _bound(self.log_upper_bound)),
-            ("  by the HR loss (11)", _bound(self.log_relaxed_bound)),
-            ("  by (1) at its best alpha", _bound(self.log_tightest_upper_bound, self.tightest_alpha)),
-            ("  by CE / log 2 (Markov)", _bound(self.log_markov_bound)),
-            ("P_e is at least", ""),
-            ("  by P_u (5)", _bound(self.log_comparison_lower_bound, lower=True)),
-            ("  by H(Y^|X) (2)", _bound(self.log_lower_bound, lower=True)),
-            ("  by (2) as printed", _bound(self.log_printed_lower_bound, lower=True)),
-            (
-                "  by (2) at its best alpha",
-                _bound(self.log_tightest_lower_bound, self.tightest_lower_alpha, lower=True),
-            ),
-        ]
-        title = f"Proposition 1: {self.n} examples, {self.classes} classes, alpha = {self.alpha:g}"
+        rows = self._cells()
         width = max(len(name) for name, _ in rows)
-        return "\n".join([title, *(f"{name:{width}}  {value}".rstrip() for name, value in rows)])
+        return "\n".join([self._title(), *(f"{name:{width}}  {value}".rstrip() for name, value in rows)])
+
+    def _repr_html_(self) -> str:
+        return html_table(self._title(), ("quantity", "value"), self._cells())
+
+    def _title(self) -> str:
+        return f"Proposition 1: {self.n} examples, {self.classes} classes, alpha = {self.alpha:g}"
+
+    def _quantities(self) -> list[tuple[str, float]]:
+        return [
+            ("P_e, the error probability", self.error),
+            ("P_u, the uncertainty", self.uncertainty),
+            ("H(Y^|X), in nats", self.conditional_entropy),
+            ("CE, the cross-entropy, in nats", self.cross_entropy),
+            ("D_alpha(p_XY || p_XY^), in nats", self.renyi_divergence),
+            ("D_(alpha - 1)(p_XY^ || p_XY), in nats", self.reverse_divergence),
+        ]
+
+    def _bounds(self) -> list[tuple[str, str, float, float]]:
+        """Return kind, name, logarithm and order of each bound; the order of Markov's, which has none, is NaN."""
+        upper, lower, alpha = "upper bound", "lower bound", self.alpha
+        return [
+            (upper, "by P_u (5)", self.log_comparison_upper_bound, alpha),
+            (upper, "by H(Y^|X) (1)", self.log_upper_bound, alpha),
+            (upper, "by the HR loss (11)", self.log_relaxed_bound, alpha),
+            (upper, "by (1) at its best alpha", self.log_tightest_upper_bound, self.tightest_alpha),
+            (upper, "by CE / log 2 (Markov)", self.log_markov_bound, math.nan),
+            (lower, "by P_u (5)", self.log_comparison_lower_bound, alpha),
+            (lower, "by H(Y^|X) (2)", self.log_lower_bound, alpha),
+            (lower, "by (2) as printed", self.log_printed_lower_bound, alpha),
+            (lower, "by (2) at its best alpha", self.log_tightest_lower_bound, self.tightest_lower_alpha),
+        ]
+
+    def _cells(self) -> list[tuple[str, str]]:
+        """Return names and values as text, the bounds as probabilities below what they bound."""
+        rows = [(name, _number(value)) for name, value in self._quantities()]
+        for heading, kind in {"P_e is at most": "upper bound", "P_e is at least": "lower bound"}.items():
+            rows.append((heading, ""))
+            for name, log, alpha in (bound[1:] for bound in self._bounds() if bound[0] == kind):
+                best = alpha if "best" in name else None
+                rows.append((f"  {name}", _bound(log, best, lower=kind == "lower bound")))
+        return rows
 
 
 @overload
@@ -247,9 +284,17 @@ def _number(value: float) -> str:
     return f"{value + 0.0:.4g}"  # a zero without its sign
 
 
-def _bound(log_bound: float, alpha: float | None = None, *, lower: bool = False) -> str:
+def _probability(log_bound: float) -> float:
     with np.errstate(over="ignore"):
-        probability = _number(float(np.exp(log_bound)))
-    if log_bound == -math.inf if lower else log_bound >= 0:
+        return float(np.exp(log_bound))
+
+
+def _is_vacuous(log_bound: float, *, lower: bool) -> bool:
+    return log_bound == -math.inf if lower else log_bound >= 0
+
+
+def _bound(log_bound: float, alpha: float | None = None, *, lower: bool = False) -> str:
+    probability = _number(_probability(log_bound))
+    if _is_vacuous(log_bound, lower=lower):
         return f"{probability}, vacuous"
     return probability if alpha is None else f"{probability}, alpha = {_number(alpha)}"

@@ -2,12 +2,13 @@
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
 from scipy.stats import beta, binom
 
+from art_hrloss._progress import StepwiseResult
 from art_hrloss.diagnostics._measurements import Flags, Gradients
 
 # A larger share of useless gradients is flagged, and a replay of an attack whose accuracy is lower by more.
@@ -40,7 +41,12 @@ REMEDIES = {
     "unstable predictions": "Attack by SquareAttack, or along the mean gradient over noise, or of a smooth network",
     "silent success": "Keep the first adversarial iterate: keep_first=True",
     "incomplete optimisation": _MORE_STEPS,
+    "incomplete report": "Run it to its end: what is missing may raise more flags",
 }
+
+# What is not measured.
+_NONE: Flags = np.zeros(0, dtype=bool)
+_NO_GRADIENTS = Gradients(math.nan, math.nan, math.nan)
 
 
 @dataclass(frozen=True)
@@ -55,28 +61,43 @@ class Flag:
         return f"{self.name}: {self.evidence}. {self.remedy}."
 
 
-@dataclass(frozen=True, eq=False)
-class Measurements:
-    """The measurements; arrays of flags, shape ``(n,)``, say which examples an attack leaves correctly classified."""
+def _unmeasured() -> Flags:
+    return _NONE
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Measurements(StepwiseResult):
+    """
+    The measurements; arrays of flags, shape ``(n,)``, say which examples an attack leaves correctly classified.
+
+    A measurement that is missing, because a report was stopped, is an array of shape ``(0,)``, NaN or an empty mapping.
+    """
 
     eps: float
     norm: float | str
     classes: int
     clean: Flags  #: Without attack.
-    gradients: Gradients
     margins: npt.NDArray[np.float64]  #: Shape ``(n,)``: the true class's logit less the largest other, without attack.
-    unchanged: float  #: Share of the images that FGSM does not change.
-    single_step: Mapping[str, Flags]  #: FGSM: "as given", along the classifier's loss, and along other losses of it.
-    iterative: Mapping[int, Flags]  #: PGD along the classifier's own loss, by the number of steps.
-    auto_pgd: Flags  #: Auto-PGD on the margin.
-    black_box: Mapping[str, Flags]  #: Attacks that do not use this classifier's gradients.
-    unbounded: Flags  #: PGD with an eps within which every image can become any other.
-    noise: Flags  #: Random noise: every pixel moves by as much, so that the image is eps away.
-    unstable: Flags  #: Examples whose gradient does not describe the margin, in noise of 1/255 of the pixel range.
-    silent: Flags  #: Examples with a misclassified iterate of PGD whose last iterate is classified correctly.
-    moving: Flags  #: Examples whose margin still falls when PGD ends.
     image_range: tuple[float, float]  #: The least and the greatest value of the images.
     clip_values: tuple[float, float] | None  #: The least and the greatest value that the classifier allows.
+    gradients: Gradients = _NO_GRADIENTS
+    unchanged: float = math.nan  #: Share of the images that FGSM does not change.
+    single_step: Mapping[str, Flags] = field(default_factory=dict)
+    """FGSM: "as given", along the classifier's loss, and along other losses of it."""
+    iterative: Mapping[int, Flags] = field(default_factory=dict)
+    """PGD along the classifier's own loss, by the number of steps."""
+    auto_pgd: Flags = field(default_factory=_unmeasured)  #: Auto-PGD on the margin.
+    black_box: Mapping[str, Flags] = field(default_factory=dict)
+    """Attacks that do not use this classifier's gradients."""
+    unbounded: Flags = field(default_factory=_unmeasured)
+    """PGD with an eps within which every image can become any other."""
+    noise: Flags = field(default_factory=_unmeasured)
+    """Random noise: every pixel moves by as much, so that the image is eps away."""
+    unstable: Flags = field(default_factory=_unmeasured)
+    """Examples whose gradient does not describe the margin, in noise of 1/255 of the pixel range."""
+    silent: Flags = field(default_factory=_unmeasured)
+    """Examples with a misclassified iterate of PGD whose last iterate is classified correctly."""
+    moving: Flags = field(default_factory=_unmeasured)  #: Examples whose margin still falls when PGD ends.
 
     @property
     def detectable(self) -> dict[str, float]:
@@ -99,14 +120,18 @@ def flags(measured: Measurements) -> tuple[Flag, ...]:
             evidence.setdefault(name, []).append(text)
 
     def compare(name: str, weak: str, first: Flags, strong: str, second: Flags, by: float = WEAKER) -> None:
-        accuracies = f"accuracy is {first.mean():.3f} under {weak}, but {second.mean():.3f} under {strong}"
-        add(name, is_weaker(first, second, by), accuracies)
+        if len(first) and len(second):  # both are measured
+            accuracies = f"accuracy is {first.mean():.3f} under {weak}, but {second.mean():.3f} under {strong}"
+            add(name, is_weaker(first, second, by), accuracies)
 
     def check_share(name: str, flagged: Flags, limit: float, text: str) -> None:
-        # Above the limit by more than chance: the exact binomial test.
-        above = binom.sf(flagged.sum() - 1, len(flagged), limit) < P_VALUE
-        add(name, bool(above), text.format(flagged.mean()))
+        if len(flagged):
+            # Above the limit by more than chance: the exact binomial test.
+            above = binom.sf(flagged.sum() - 1, len(flagged), limit) < P_VALUE
+            add(name, bool(above), text.format(flagged.mean()))
 
+    missing = ", ".join(measured.unfinished)
+    add("incomplete report", not measured.complete, f"it was stopped, and has not measured: {missing}")
     (low, high), clip, (zero, nan, subnormal) = measured.image_range, measured.clip_values, measured.gradients
     # Bytes from 0 to 1 are a mistake: no image would have a pixel brighter than 1 of 255.
     usual = clip == (0.0, 1.0) or (clip == (0.0, 255.0) and high > 1)
@@ -118,8 +143,9 @@ def flags(measured: Measurements) -> tuple[Flag, ...]:
     text = f"FGSM does not change {measured.unchanged:.1%} of the images"
     add("unchanged images", measured.unchanged > USELESS >= zero, text)
 
-    fgsm, (single, double) = measured.single_step["as given"], measured.iterative.values()
-    short, long = (f"PGD of {steps} steps" for steps in measured.iterative)
+    fgsm = measured.single_step.get("as given", _NONE)
+    descents = [(f"PGD of {steps} steps", robust) for steps, robust in measured.iterative.items()]
+    (short, single), (long, double) = [*descents, *[("PGD", _NONE)] * 2][:2]
     for name, robust in measured.single_step.items():
         limit = MUCH_WEAKER if name in OTHER_LOSSES else WEAKER
         compare("masked gradients", "FGSM", fgsm, f"FGSM along {name}", robust, limit)

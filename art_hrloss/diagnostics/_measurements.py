@@ -16,10 +16,10 @@ from art_hrloss._network import Point, as_array
 from art_hrloss._preconditions import Images, Labels
 from art_hrloss.attacks._auto_pgd import AutoProjectedGradientDescent
 from art_hrloss.attacks._constraints import feasible, margins
+from art_hrloss.attacks._ensemble import transfer
 from art_hrloss.attacks._gradient import FastGradientMethod, ProjectedGradientDescent
 from art_hrloss.attacks._losses import MARGIN, AttackLossName, ExactCrossEntropy
 from art_hrloss.attacks._square import SquareAttack
-from art_hrloss.attacks._worst_case import transfer
 from art_hrloss.classifier import HRClassifier
 
 Array = npt.NDArray[Any]

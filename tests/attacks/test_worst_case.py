@@ -540,6 +540,20 @@ def test_images_and_labels_that_are_none(threshold, images, labels, word):
         worst_case(threshold, images, np.array(labels), eps=EPS, attacks={})
 
 
+@pytest.mark.parametrize("name", ["no attack", 1, None])
+def test_a_name_that_a_table_cannot_show_is_refused_before_an_attack_runs(threshold, name):
+    attack = Simple()
+    with pytest.raises(ValueError, match=str(name)):
+        worst_case(threshold, column(0.1), np.array([0]), eps=EPS, attacks={"first": attack, name: attack})
+    assert attack.calls == 0
+
+
+@pytest.mark.parametrize("images", [lambda x, y: x[:1], lambda x, y: x[..., None]], ids=["too-few", "other-shape"])
+def test_an_attack_that_does_not_return_an_image_for_each_is_named(threshold, images):
+    with pytest.raises(ValueError, match="half"):
+        worst_case(threshold, column(0.1, 0.2), np.array([0, 0]), eps=EPS, attacks={"half": Simple(images)})
+
+
 class Noisy(nn.Module):
     """Dropout that evaluation mode does not switch off."""
 

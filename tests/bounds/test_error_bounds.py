@@ -550,3 +550,23 @@ def test_readable_form_of_zeros() -> None:
     assert "by (1) at its best alpha             0, alpha = inf\n" in text
     assert "by (2) at its best alpha             0, vacuous" in text
     assert "-0" not in text
+
+
+def test_as_a_frame_and_as_html() -> None:
+    result = error_bounds([[2.0, 0.0], [0.0, 3.0], [1.0, 0.0]], [0, 1, 0])
+    frame = result.to_frame()
+    assert list(frame.columns) == ["kind", "name", "value", "log_value", "alpha", "vacuous"]
+    bounds = frame[frame["kind"] != "quantity"].set_index(["kind", "name"])
+    markov, best = (
+        bounds.loc["upper bound", "by CE / log 2 (Markov)"],
+        bounds.loc["upper bound", "by (1) at its best alpha"],
+    )
+    assert (markov["log_value"], best["alpha"]) == (result.log_markov_bound, result.tightest_alpha)
+    assert math.isnan(markov["alpha"])
+    assert best["value"] == pytest.approx(math.exp(result.log_tightest_upper_bound))
+    # (2) says nothing at an alpha of at most 2.
+    lower = bounds.loc["lower bound", "by H(Y^|X) (2)"]
+    assert (lower["value"], lower["log_value"], bool(lower["vacuous"])) == (0.0, -math.inf, True)
+    error = frame.set_index("name").loc["P_e, the error probability"]
+    assert (error["value"], error["log_value"], bool(error["vacuous"])) == (0.0, -math.inf, False)
+    assert result._repr_html_().count("<tr>") == len(str(result).splitlines())  # the title is none, the header is one

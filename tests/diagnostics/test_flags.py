@@ -83,6 +83,7 @@ BOTH_SIDES = {
     "unstable predictions": ({"unstable": first_of(124)}, {"unstable": first_of(123)}),
     "silent success": ({"silent": first_of(19)}, {"silent": first_of(18)}),
     "incomplete optimisation": ({"moving": first_of(124)}, {"moving": first_of(123)}),
+    "incomplete report": ({"unfinished": ("noise",)}, {"unfinished": ()}),
 }
 
 
