@@ -18,8 +18,8 @@ from art_hrloss.losses._functional import HRLossTerms, hr_loss, hr_loss_terms
 
 Loss = Callable[..., Tensor]
 WAYS = ["in advance", "at once", "in blocks", "compiled"]
-ALPHAS = [0.5, 1.0, 1 + 1e-12, 1 + 1e-6, 1.6, 3.0, 50.0]
-SIZES = [(7, 5), (9, 40), (11, 2)]
+ALPHAS = [0.5, 1.0, 1 + 1e-6, 1.6, 50.0]
+SIZES = [(7, 5), (5, 40), (11, 2)]
 INF = math.inf
 KINDS: dict[str, tuple[str, dict[str, Any]]] = {
     "indices": ("indices", {}),
@@ -109,7 +109,14 @@ def test_every_kind_of_label_option_and_reduction_is_as_the_reference(
 ) -> None:
     logits, labels = batch()
     target, more = as_target(KINDS[kind][0], labels), KINDS[kind][1]
-    for reduction, alpha in itertools.product(REDUCTIONS, (0.5, 1.0, 1.6, 50.0)):
+    ways = [
+        *itertools.product(["batch"], (0.5, 1.0, 1.6, 50.0)),
+        ("mean", 1.6),
+        ("sum", 0.5),
+        ("none", 1.0),
+        ("none", 50.0),
+    ]
+    for reduction, alpha in ways:
         compare(logits, target, alpha=alpha, reduction=reduction, **options, **more)
     value = hr_loss(logits.requires_grad_(), target, **options, **more)  # type: ignore[arg-type]
     assert type(value.grad_fn).__name__ == ("_CompiledBackward" if way == "compiled" else "_FusedBackward")
