@@ -283,7 +283,7 @@ def test_the_networks_keep_their_modes(art_classifier, network, x, y):
 
 def test_attacks_for_the_nearest_image_count_only_within_eps(art_classifier, x, y):
     classifier = art_classifier()
-    x, y = x[:14], y[:14]
+    x, y = x[:18], y[:18]
     hop = ensemble(classifier, eps=EPS, max_iter=1, square_iter=0, hop_skip_jump_iter=2)["HopSkipJump"]
     hop.set_params(max_eval=50, init_eval=10)
     for attack in (hop, DeepFool(classifier, max_iter=10, batch_size=12, verbose=False)):

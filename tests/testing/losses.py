@@ -12,17 +12,9 @@ from torch.nn.functional import one_hot
 from art_hrloss import hr_loss
 
 ALPHAS = [0.5, 1.0, 1 + 1e-12, 1 + 1e-6, 1.6, 2.0, 3.0, 50.0]
-
-
 REDUCTIONS = ["batch", "mean", "sum", "none"]
-
-
 CLASSES = 5
-
-
 WEIGHT = torch.tensor([0.5, 2.0, 0.0, 1.0, 3.0], dtype=torch.float64)  # one class weighs nothing: it must drop out
-
-
 OPTIONS: dict[str, dict[str, Any]] = {
     "plain": {},
     "weight": {"weight": WEIGHT},
@@ -30,25 +22,15 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "ignore": {"ignore_index": 1},
     "all": {"weight": WEIGHT, "label_smoothing": 0.1, "ignore_index": 1},
 }
-
-
 TARGETS = ["indices", "one-hot", "probabilities"]
-
-
 # Torch's own, the first time that forward mode is used.
 forward_mode = pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated:FutureWarning")
-
-
 # That of torch 2.8's compiler, for every autograd.Function.
 compiler = pytest.mark.filterwarnings("ignore:.* should not be instantiated:DeprecationWarning")
-
-
 # exp(-m) turns the rounding of a margin m into a relative error of m eps, and m is at most 745 before exp underflows in
 # float64, 103 in float32: 8e-14 and 6e-6. Below the least normal number float32 has no relative precision to test, and
 # below 1e-80 the oracle's 100 digits no longer tell -log(1 - loss) from 0.
 RTOL = {torch.float64: 1e-12, torch.float32: 1e-5}
-
-
 ATOL = {torch.float64: 1e-80, torch.float32: 1e-36}
 
 
