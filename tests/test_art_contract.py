@@ -9,12 +9,10 @@ import numpy as np
 import pytest
 import torch
 from art.attacks.evasion import (
-    AutoConjugateGradient,
     AutoProjectedGradientDescent,
     FastGradientMethod,
     MomentumIterativeMethod,
     ProjectedGradientDescent,
-    ProjectedGradientDescentNumpy,
     ProjectedGradientDescentPyTorch,
 )
 from art.defences.trainer import AdversarialTrainer, AdversarialTrainerAWPPyTorch, AdversarialTrainerTRADESPyTorch
@@ -22,21 +20,15 @@ from art.defences.trainer import AdversarialTrainer, AdversarialTrainerAWPPyTorc
 from art_hrloss import HRLoss, hr_loss, seeded
 
 EPS = 0.15
-STEPS = {"eps": EPS, "eps_step": 0.03, "max_iter": 10, "verbose": False}
-AUTO = {"max_iter": 10, "loss_type": None, "verbose": False}
-L2 = {"norm": 2, "eps": 1.0, "eps_step": 2.0, "nb_random_init": 1, **AUTO}
+STEPS = {"eps": EPS, "eps_step": 0.03, "max_iter": 5, "verbose": False}
+AUTO = {"eps": EPS, "eps_step": 2 * EPS, "max_iter": 5, "nb_random_init": 2, "loss_type": None, "verbose": False}
 # Each maps (classifier, batch size) to an attack whose images are a function of image, label and seed.
 ATTACKS = {
-    "FGM": lambda c, n=32: FastGradientMethod(c, eps=EPS, batch_size=n),
-    "MIM": lambda c, n=32: MomentumIterativeMethod(c, batch_size=n, **STEPS),
-    "PGD-torch": lambda c, n=32: ProjectedGradientDescentPyTorch(c, batch_size=n, **STEPS),
-    "PGD-numpy": lambda c, n=32: ProjectedGradientDescentNumpy(c, batch_size=n, **STEPS),
-    "PGD-random": lambda c, n=32: ProjectedGradientDescent(c, num_random_init=1, batch_size=n, **STEPS),
-    "AutoPGD": lambda c, n=32: AutoProjectedGradientDescent(
-        c, eps=EPS, eps_step=2 * EPS, nb_random_init=2, batch_size=n, **AUTO
-    ),
-    "AutoPGD-L2": lambda c, n=32: AutoProjectedGradientDescent(c, batch_size=n, **L2),
-    "ACG-L2": lambda c, n=32: AutoConjugateGradient(c, batch_size=n, **L2),
+    "FGM": lambda c, n: FastGradientMethod(c, eps=EPS, batch_size=n),
+    "MIM": lambda c, n: MomentumIterativeMethod(c, batch_size=n, **STEPS),
+    "PGD-torch": lambda c, n: ProjectedGradientDescentPyTorch(c, batch_size=n, **STEPS),
+    "PGD-random": lambda c, n: ProjectedGradientDescent(c, num_random_init=1, batch_size=n, **STEPS),
+    "AutoPGD": lambda c, n: AutoProjectedGradientDescent(c, batch_size=n, **AUTO),
 }
 
 
@@ -79,9 +71,9 @@ def attacked(attack, x, y):
 def test_images_do_not_depend_on_the_batch_size(hr_classifier, network, images, labels, name):
     """Bit for bit, in a float64 network: in float32 a gradient near 0 may round to either sign."""
     classifier = hr_classifier(network=network.double())
-    x, y = images[:20], labels[:20]
+    x, y = images[:12], labels[:12]
     expected = attacked(ATTACKS[name](classifier, 128), x, y)
-    for size in (1, 7):
+    for size in (1, 5):
         np.testing.assert_array_equal(attacked(ATTACKS[name](classifier, size), x, y), expected)
 
 

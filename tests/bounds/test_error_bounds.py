@@ -192,32 +192,32 @@ def lower_curve(draws: oracle.FiniteJoints, order: float) -> np.ndarray:
     return (1 + s) * beta(draws.classes) * gap - s * draws.log_moment(order - 1, reverse=True)
 
 
-@pytest.mark.parametrize("classes", [2, 5, 100])
-def test_no_order_of_a_fine_grid_beats_the_tightest_ones(classes: int) -> None:
-    draws = oracle.finite_joints(40, 2, classes, seed=2)
+def test_no_order_of_a_fine_grid_beats_the_tightest_ones() -> None:
     steps = np.concatenate([np.linspace(0.001, 0.999, 999), 1 - np.logspace(-12, -3, 91)])
-    upper = np.min([upper_curve(draws, step) for step in steps], axis=0)
-    lower = np.max([lower_curve(draws, 1 + above) for above in np.logspace(-4, 12, 801)], axis=0)
     inside_upper = inside_lower = 0
-    for i, unit in enumerate(ROUNDING * draws.magnitude):
-        found = error_bounds(draws.log_q[i], np.exp(draws.log_mu[i]))
-        best, order = found.log_tightest_upper_bound, found.tightest_alpha
-        assert best <= min(upper[i], 0.0) + unit
-        if 1 < order < INF:
-            # It is attained where it is said to be, and the grid comes near it: no better value was made up.
-            close(best, upper_curve(draws, (order - 1) / order)[i], rtol=0, atol=unit)
-            close(best, upper[i], rtol=1e-4, atol=1e-4)
-            inside_upper += 1
-        best, order = found.log_tightest_lower_bound, found.tightest_lower_alpha
-        unit *= beta(classes)
-        assert best >= lower[i] - unit or best == lower[i]
-        assert math.isnan(order) == (best == -INF)
-        if 2 < order < INF:
-            amplified = unit * (order - 1) / (order - 2)
-            close(best, lower_curve(draws, order - 1)[i], rtol=0, atol=amplified)
-            close(best, lower[i], rtol=1e-2, atol=1e-4)
-            inside_lower += 1
-    assert min(inside_upper, inside_lower) >= 1
+    for classes, count in ((2, 40), (5, 40), (100, 10)):
+        draws = oracle.finite_joints(count, 2, classes, seed=2)
+        upper = np.min([upper_curve(draws, step) for step in steps], axis=0)
+        lower = np.max([lower_curve(draws, 1 + above) for above in np.logspace(-4, 12, 401)], axis=0)
+        for i, unit in enumerate(ROUNDING * draws.magnitude):
+            found = error_bounds(draws.log_q[i], np.exp(draws.log_mu[i]))
+            best, order = found.log_tightest_upper_bound, found.tightest_alpha
+            assert best <= min(upper[i], 0.0) + unit, (classes, i)
+            if 1 < order < INF:
+                # It is attained where it is said to be, and the grid comes near it: no better value was made up.
+                close(best, upper_curve(draws, (order - 1) / order)[i], rtol=0, atol=unit)
+                close(best, upper[i], rtol=1e-4, atol=1e-4)
+                inside_upper += 1
+            best, order = found.log_tightest_lower_bound, found.tightest_lower_alpha
+            unit *= beta(classes)
+            assert best >= lower[i] - unit or best == lower[i], (classes, i)
+            assert math.isnan(order) == (best == -INF)
+            if 2 < order < INF:
+                amplified = unit * (order - 1) / (order - 2)
+                close(best, lower_curve(draws, order - 1)[i], rtol=0, atol=amplified)
+                close(best, lower[i], rtol=1e-2, atol=1e-4)
+                inside_lower += 1
+    assert min(inside_upper, inside_lower) >= 3
 
 
 def test_the_edge_at_which_some_order_brings_equation_1_below_1() -> None:

@@ -271,10 +271,10 @@ def test_fano_bound_is_equation_9(classes: int) -> None:
     close(fano_bound(torch.tensor(0.1), classes), oracle.fano_bound(np.float32(0.1), classes), rtol=1e-6)
 
 
-@pytest.mark.parametrize("classes", FANO_CLASSES)
+@pytest.mark.parametrize("classes", [2, 10, 10**6])
 def test_fano_inverse_is_the_inverse_to_1e_12(classes: int) -> None:
     largest, log_m = float(fano_bound(1 - 1 / classes, classes)), math.log(classes)
-    entropies = [1e-300, 1e-200, 1e-30, 1e-9, 1e-3, 0.1, 0.5, 0.9, 0.99, 1 - 1e-6]
+    entropies = [1e-300, 1e-30, 1e-3, 0.1, 0.5, 0.99]
     entropies = [h * log_m for h in entropies] + [log_m, 0.5 * (log_m + largest), largest * (1 - 1e-9), largest]
     for h in entropies:
         actual = float(fano_inverse(h, classes))
