@@ -522,7 +522,7 @@ def test_a_classifier_whose_gradients_would_be_bypassed_has_no_ensemble(network)
 
 def test_attacks_that_give_no_worst_case_are_refused(hr_classifier, x, y):
     classifier = hr_classifier()
-    small = FastGradientMethod(classifier, eps=0.01)
+    small = FastGradientMethod(classifier, eps=0.0999)
     with pytest.raises(ValueError, match="eps"):
         worst_case(classifier, x, y, eps=0.1, attacks={"small": small})
     with pytest.raises(TypeError, match="by name"):

@@ -350,6 +350,12 @@ def test_fano_inverse_of_the_least_numbers(dtype: torch.dtype) -> None:
     assert (p[:2] > 0).all()
 
 
+def test_fano_bound_is_steepest_at_its_ends() -> None:
+    p = t([0.0, 1.0]).requires_grad_()
+    (gradient,) = torch.autograd.grad(fano_bound(p, 10).sum(), p)
+    assert gradient.tolist() == [INF, -INF]
+
+
 def test_fano_in_float32() -> None:
     h = torch.linspace(1e-3, 2.3, 50)
     for classes in FANO_CLASSES[1:]:
