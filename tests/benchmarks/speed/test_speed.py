@@ -389,5 +389,6 @@ def test_interrupted_run_keeps_what_is_finished(tmp_path: Path, capsys: pytest.C
 
 def test_an_unknown_part_and_no_seconds_are_errors(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["speed", "--output", str(tmp_path), "--part", "losses"]) == 2
-    assert all(name in capsys.readouterr().err for name in ("losses", *PARTS))
+    said = capsys.readouterr().err
+    assert all(name in said for name in ("losses", *PARTS))
     assert main(["speed", "--output", str(tmp_path), "--seconds", "0"]) == 2
