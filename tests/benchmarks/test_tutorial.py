@@ -48,7 +48,7 @@ def executed(tmp_path_factory: pytest.TempPathFactory) -> Any:
     hardening.source = hardening.source.replace(EPOCHS, "nb_epochs=2")
     book.cells.append(nbformat.v4.new_code_cell(MEASURED))
     folder = str(tmp_path_factory.mktemp("tutorial"))
-    return NotebookClient(book, timeout=300, resources={"metadata": {"path": folder}}).execute()
+    return NotebookClient(book, timeout=900, resources={"metadata": {"path": folder}}).execute()
 
 
 def test_it_is_a_valid_notebook_that_was_run_in_order(stored: Any) -> None:
