@@ -1,7 +1,6 @@
 """art_hrloss._labels: the same labels in every form, at every door, and what every door refuses in the same words."""
 
 import copy
-import itertools
 
 import numpy as np
 import pandas as pd
@@ -141,11 +140,13 @@ def test_every_form_of_the_same_labels_gives_the_same_gradient(classifier, digit
     np.testing.assert_array_equal(classifier.loss_gradient(x, form(y)), classifier.loss_gradient(x, y))
 
 
-@pytest.mark.parametrize(("door", "wrong"), sorted(set(itertools.product(DOORS, WRONG)) - NOT_WRONG))
-def test_wrong_labels_are_refused_at_every_door_in_the_same_words(hr_classifier, network, digits, door, wrong):
+@pytest.mark.parametrize("door", DOORS)
+def test_wrong_labels_are_refused_at_every_door_in_the_same_words(hr_classifier, network, digits, door):
     network.fc2.weight.register_hook(lambda gradient: pytest.fail("the network has been trained"))
-    with pytest.raises(ValueError, match=r"expected class indices, whole numbers from 0 to 9, .*, but got"):
-        DOORS[door](hr_classifier(network=network), digits.x_test[:6], WRONG[wrong])
+    classifier = hr_classifier(network=network)
+    for wrong in (wrong for wrong in WRONG if (door, wrong) not in NOT_WRONG):
+        with pytest.raises(ValueError, match=r"expected class indices, whole numbers from 0 to 9, .*, but got"):
+            pytest.fail(f"{wrong}: {DOORS[door](classifier, digits.x_test[:6], WRONG[wrong])}")
 
 
 @pytest.mark.parametrize("rows", [np.full((6, 10), 0.1), np.eye(6, 10) + np.eye(6, 10, 1)], ids=["uniform", "two-hot"])

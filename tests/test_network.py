@@ -363,12 +363,6 @@ def sequential(hr_classifier, batch):
     return classifier
 
 
-def test_pickles_of_arts_classifier_need_files_in_its_data_folder(art_classifier, sequential, art_data):
-    """Which HRClassifier's do not; so the next tests look in the right place."""
-    pickle.dumps(art_classifier(network=sequential.model))
-    assert list(art_data.iterdir())
-
-
 @pytest.mark.parametrize("copied", [lambda c: pickle.loads(pickle.dumps(c)), copy.deepcopy], ids=["pickle", "deepcopy"])
 def test_copies_are_equal_and_independent(sequential, batch, art_data, copied):
     predictions, gradient = sequential.predict(batch[0]), sequential.loss_gradient(*batch)

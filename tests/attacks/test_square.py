@@ -7,6 +7,7 @@ import pytest
 import torch
 from art.attacks import evasion
 from art.estimators.classification import BlackBoxClassifierNeuralNetwork, PyTorchClassifier
+from testing.networks import Recording
 from torch import nn
 
 from art_hrloss.attacks._square import SquareAttack, is_for_square
@@ -41,18 +42,6 @@ def are_misclassified(classifier, images, y):
     return classifier.predict(images).argmax(1) != y
 
 
-class Recording(nn.Module):
-    """A network that keeps the images of every query."""
-
-    def __init__(self, network):
-        super().__init__()
-        self.network, self.queries = network, []
-
-    def forward(self, x):
-        self.queries.append(x.numpy().copy())
-        return self.network(x)
-
-
 class Flat(nn.Module):
     """Logits that no image changes: class 0, with the same margin everywhere, so that no candidate is accepted."""
 
@@ -71,7 +60,7 @@ class Mean(nn.Module):
 # ---------------------------------------------------------------------------------------------------------- strength
 
 
-@pytest.mark.parametrize("max_iter", [20, 60, 200])
+@pytest.mark.parametrize("max_iter", [20, 100])
 def test_it_misclassifies_at_least_as_many_as_arts_with_the_same_queries(art_classifier, x, y, max_iter):
     classifier = art_classifier()
     ours, arts = (
@@ -150,7 +139,7 @@ def queries_of(shape, n=6, channels_first=True, **options):
     recording = Recording(Flat())
     classifier = parameterless(recording, shape, 3, channels_first=channels_first)
     attacked(classifier, np.full((n, *shape), 0.5, dtype=np.float32), np.zeros(n, dtype=int), **options)
-    return recording.queries
+    return recording.inputs
 
 
 @pytest.mark.parametrize("channels_first", [True, False])
@@ -198,10 +187,10 @@ def test_only_images_that_are_still_classified_correctly_are_queried(art_classif
     recording = Recording(network)
     classifier = art_classifier(network=recording)
     attacked(classifier, x, y, max_iter=200)
-    sizes = [len(query) for query in recording.queries]
+    sizes = [len(query) for query in recording.inputs]
     assert sizes[0] == 100
     assert sizes == sorted(sizes, reverse=True)
-    logits = [network(torch.tensor(query)).argmax(1) for query in recording.queries[1:]]
+    logits = [network(torch.tensor(query)).argmax(1) for query in recording.inputs[1:]]
     labels = torch.tensor(y)
     robust = labels[network(torch.tensor(x)).argmax(1) == labels]
     for predictions in logits:
@@ -251,7 +240,7 @@ def test_patience_ends_an_attempt_without_new_adversarial_examples():
 def test_patience_begins_anew_with_each_adversarial_example(art_classifier, network, x, y):
     recording = Recording(network)
     attacked(art_classifier(network=recording), x, y, max_iter=1000, patience=25)
-    sizes = np.array([len(query) for query in recording.queries[1:]])
+    sizes = np.array([len(query) for query in recording.inputs[1:]])
     runs = [len(list(run)) for _, run in itertools.groupby(sizes)]
     assert len(runs) > 5
     assert max(runs[:-1]) <= 25
@@ -259,19 +248,7 @@ def test_patience_begins_anew_with_each_adversarial_example(art_classifier, netw
     assert len(sizes) < 1000
 
 
-def test_patience_beyond_the_queries_changes_nothing(art_classifier, x, y):
-    classifier = art_classifier()
-    np.testing.assert_array_equal(attacked(classifier, x, y), attacked(classifier, x, y, patience=60))
-
-
 # ------------------------------------------------------------------------------------------------ labels, classifiers
-
-
-def test_labels_in_every_form(art_classifier, x, y):
-    classifier = art_classifier()
-    indices = attacked(classifier, x, y)
-    for form in (np.eye(10, dtype=np.float32)[y], y[:, np.newaxis], y.astype(np.uint8)):
-        np.testing.assert_array_equal(attacked(classifier, x, form), indices)
 
 
 def test_without_labels_the_predictions_are_attacked(art_classifier, x):
@@ -378,11 +355,6 @@ def test_set_params_checks_as_the_constructor(art_classifier, x, y):
             attack.set_params(**parameters)
 
 
-def test_images_and_labels_that_do_not_fit_are_refused(art_classifier, x, y):
-    attack = SquareAttack(art_classifier(), verbose=False)
+def test_images_of_another_shape_are_refused(art_classifier, x, y):
     with pytest.raises(ValueError, match="expected images of shape"):
-        attack.generate(x.reshape(100, 64), y)
-    with pytest.raises(ValueError, match="expected class indices"):
-        attack.generate(x, y[:3])
-    with pytest.raises(ValueError, match="expected class indices"):
-        attack.generate(x, y + 10)
+        SquareAttack(art_classifier(), verbose=False).generate(x.reshape(100, 64), y)

@@ -18,7 +18,7 @@ from art.attacks.evasion import (
     RescalingAutoConjugateGradient,
 )
 from art.estimators.classification import PyTorchClassifier
-from testing.networks import Scaled
+from testing.networks import Rounding, Scaled
 from torch import nn
 
 from art_hrloss import HRClassifier, attack_view
@@ -151,7 +151,7 @@ def test_an_image_outside_clip_values_does_not_count(clip_values, found_by):
     assert worst_case(classifier, column(0.95), np.array([0]), eps=EPS, attacks=attacks).found_by[0] == found_by
 
 
-def test_as_text_and_as_a_frame():
+def test_text_and_frame_have_a_row_for_each_attack():
     result = WorstCase(
         names=("no attack", "PGD on CE", "Square"),
         found_by=np.array([-1, 0, 1, 1, -1, 2, -1, -1]),
@@ -161,22 +161,15 @@ def test_as_text_and_as_a_frame():
         eps=0.1,
         norm=np.inf,
     )
-    title, header, *rows = str(result).splitlines()
-    assert all(word in title for word in ("8", "0.1", "inf"))
-    assert [row.split("  ")[0] for row in rows] == list(result.names)
-    assert [row.split()[-4:] for row in rows] == [
-        ["8", "1", "0.875", "0.0"],
-        ["7", "2", "0.625", "1.3"],
-        ["5", "1", "0.500", "123.5"],
-    ]
-    assert len({len(line) for line in (header, *rows)}) == 1
     frame = result.to_frame()
-    assert list(frame.columns) == header.split() == ["attack", "attacked", "found", "accuracy", "seconds"]
+    assert list(frame.columns) == ["attack", "attacked", "found", "accuracy", "seconds"]
     assert frame.to_numpy().tolist() == [
         ["no attack", 8, 1, 0.875, 0.04],
         ["PGD on CE", 7, 2, 0.625, 1.26],
         ["Square", 5, 1, 0.5, 123.46],
     ]
+    rows = str(result).splitlines()[2:]
+    assert [row.split()[-4:-1] for row in rows] == [["8", "1", "0.875"], ["7", "2", "0.625"], ["5", "1", "0.500"]]
 
 
 # ------------------------------------------------------------------------------------------------------- real attacks
@@ -290,7 +283,7 @@ def test_the_networks_keep_their_modes(art_classifier, network, x, y):
 
 def test_attacks_for_the_nearest_image_count_only_within_eps(art_classifier, x, y):
     classifier = art_classifier()
-    x, y = x[:24], y[:24]
+    x, y = x[:18], y[:18]
     hop = ensemble(classifier, eps=EPS, max_iter=1, square_iter=0, hop_skip_jump_iter=2)["HopSkipJump"]
     hop.set_params(max_eval=50, init_eval=10)
     for attack in (hop, DeepFool(classifier, max_iter=10, batch_size=12, verbose=False)):
@@ -410,19 +403,8 @@ def test_the_ensemble_is_not_deceived_by_saturation(hr_classifier, network, x, y
     assert by_pgd.accuracy > by_ensemble.accuracy + 0.2
 
 
-class Staircase(nn.Module):
-    """The network on images of 16 gray levels: no gradient reaches them."""
-
-    def __init__(self, network):
-        super().__init__()
-        self.network = network
-
-    def forward(self, x):
-        return self.network((8 * x).round() / 8)
-
-
 def test_black_box_attacks_find_what_gradients_do_not(art_classifier, network, x, y):
-    classifier = art_classifier(network=Staircase(network))
+    classifier = art_classifier(network=Rounding(network))
     attacks = ensemble(classifier, eps=EPS, max_iter=3, target_classes=1, square_iter=200)
     result = worst_case(classifier, x, y, eps=EPS, attacks=attacks)
     frame = result.to_frame().set_index("attack")
@@ -510,34 +492,15 @@ def test_attacks_for_more_than_eps_are_refused(art_classifier, x, y):
     assert worst_case(classifier, x, y, eps=EPS, attacks=attacks).names[1:] == tuple(attacks)
 
 
-@pytest.mark.parametrize("eps", [0, -1, np.nan, np.inf, 8])
-def test_eps_that_is_none(threshold, eps):
+@pytest.mark.parametrize("refuse", [ensemble, lambda c, eps: worst_case(c, column(0.1), [0], eps=eps, attacks={})])
+def test_an_eps_in_other_units_is_refused(threshold, refuse):
     with pytest.raises(ValueError, match="expected eps"):
-        worst_case(threshold, column(0.1), np.array([0]), eps=eps, attacks={})
-    with pytest.raises(ValueError, match="expected eps"):
-        ensemble(threshold, eps=eps, square_iter=0)
+        refuse(threshold, eps=8)
 
 
 def test_an_ensemble_has_no_norm_1(art_classifier):
     with pytest.raises(ValueError, match="norm"):
         ensemble(art_classifier(), eps=EPS, norm=1)
-
-
-@pytest.mark.parametrize(
-    ("images", "labels", "word"),
-    [
-        (column(0.1, 0.2), [0], "class indices"),
-        (column(0.1), [2], "class indices"),
-        (column(0.1), [0.5], "class indices"),
-        (column(), [], "image"),
-        (column(np.nan), [0], "finite"),
-        (column(25.5), [0], "clip_values"),
-    ],
-    ids=["too-few-labels", "no-class", "half-a-class", "no-image", "nan", "other-units"],
-)
-def test_images_and_labels_that_are_none(threshold, images, labels, word):
-    with pytest.raises(ValueError, match=word):
-        worst_case(threshold, images, np.array(labels), eps=EPS, attacks={})
 
 
 @pytest.mark.parametrize("name", ["no attack", 1, None])
@@ -554,28 +517,10 @@ def test_an_attack_that_does_not_return_an_image_for_each_is_named(threshold, im
         worst_case(threshold, column(0.1, 0.2), np.array([0, 0]), eps=EPS, attacks={"half": Simple(images)})
 
 
-class Noisy(nn.Module):
-    """Dropout that evaluation mode does not switch off."""
-
-    def forward(self, logits):
-        return nn.functional.dropout(logits, 0.5, training=True)
-
-
-@pytest.mark.parametrize(
-    ("last", "word"),
-    [
-        (nn.Linear(10, 1), "one logit per class"),
-        (nn.Softmax(1), "softmax"),
-        (Noisy(), "deterministic"),
-        (Scaled(nn.Identity(), np.inf), "finite logits"),
-    ],
-    ids=["one-column", "softmax", "random", "infinite"],
-)
-def test_networks_of_which_no_verdict_is_possible_are_refused(art_classifier, trained_network, x, y, last, word):
-    classifier = art_classifier(nn.CrossEntropyLoss(), network=nn.Sequential(trained_network, last))
-    attack = Simple()
-    with pytest.raises(ValueError, match=word):
-        worst_case(classifier, x, y, eps=EPS, attacks={"attack": attack})
+def test_a_network_of_which_no_verdict_is_possible_is_refused_before_any_attack(art_classifier, trained_network, x, y):
+    attack, network = Simple(), nn.Sequential(trained_network, nn.Softmax(1))
+    with pytest.raises(ValueError, match="softmax"):
+        worst_case(art_classifier(nn.CrossEntropyLoss(), network=network), x, y, eps=EPS, attacks={"attack": attack})
     assert attack.calls == 0
 
 
@@ -591,7 +536,7 @@ def test_a_classifier_whose_gradients_would_be_bypassed_has_no_ensemble(network)
 
 def test_attacks_that_give_no_worst_case_are_refused(hr_classifier, x, y):
     classifier = hr_classifier()
-    small = FastGradientMethod(classifier, eps=0.01)
+    small = FastGradientMethod(classifier, eps=0.0999)
     with pytest.raises(ValueError, match="eps"):
         worst_case(classifier, x, y, eps=0.1, attacks={"small": small})
     with pytest.raises(TypeError, match="by name"):

@@ -1,6 +1,7 @@
 """`error_bounds`: every field against oracle.py, inequalities, invariances, and refusals."""
 
 import math
+import re
 from collections.abc import Callable
 from dataclasses import asdict
 from typing import Any
@@ -12,8 +13,7 @@ from scipy.optimize import brentq
 from testing import oracle
 
 from art_hrloss import HRClassifier
-from art_hrloss.bounds import ErrorBounds, beta, error_bounds, error_lower_bound, error_upper_bound
-from art_hrloss.losses import hr_loss_terms
+from art_hrloss.bounds import ErrorBounds, beta, error_bounds
 
 INF = math.inf
 EPS = float(np.finfo(np.float64).eps)
@@ -67,14 +67,6 @@ def every_field(found: ErrorBounds, logits: Any, target: Any, alpha: float, unit
 
 
 # Every field
-
-
-def test_fields_that_the_oracle_gives() -> None:
-    logits, labels = batch()
-    others = {"n", "classes", "alpha", "tightest_alpha", "log_tightest_upper_bound", "tightest_lower_alpha"}
-    others |= {"log_tightest_lower_bound"}
-    fields = set(asdict(error_bounds(logits, labels)))
-    assert fields - set(oracle.error_bounds(logits, labels, 1.6)) == others
 
 
 @pytest.mark.parametrize("scale", [0.1, 2.0, 30.0])
@@ -181,42 +173,6 @@ def test_the_decision_is_the_largest_logit_even_where_the_softmax_ties() -> None
     assert error_bounds([[0.0, 1e-20]], [0]).error == 1
 
 
-# The inequalities
-
-DRAWS = {2: 60, 3: 60, 10: 60, 100: 40, 1000: 25}
-
-
-@pytest.mark.parametrize("alpha", [1.6, 2 + 1e-6, 3.0, 100.0])
-@pytest.mark.parametrize("classes", DRAWS)
-def test_every_inequality_on_random_joint_distributions(classes: int, alpha: float) -> None:
-    draws = oracle.finite_joints(DRAWS[classes], 3, classes, seed=1)
-    reverse, spoken = draws.divergence(alpha - 1, reverse=True) if alpha > 2 else np.full(draws.draws, INF), 0
-    for i, unit in enumerate(ROUNDING * draws.magnitude):
-        found = error_bounds(draws.log_q[i], np.exp(draws.log_mu[i]), alpha=alpha)
-        log_error = draws.log_error[i]
-        close(found.error, np.exp(log_error), rtol=unit, atol=4 * EPS)
-        close(found.uncertainty, np.exp(draws.log_uncertainty[i]), rtol=unit)
-        close(found.conditional_entropy, draws.entropy[i], rtol=unit)
-        close(found.cross_entropy, draws.cross_entropy[i], rtol=unit)
-        close(found.renyi_divergence, draws.divergence(alpha)[i], rtol=1e-14, atol=unit / (alpha - 1))
-        if alpha > 2:
-            close(found.reverse_divergence, reverse[i], rtol=1e-14, atol=unit / (alpha - 2))
-        factor = unit * beta(classes) * (alpha / (alpha - 2) if alpha > 2 else 1.0)
-        assert found.uncertainty <= 1 - 1 / classes + 4 * EPS
-        assert found.log_printed_lower_bound <= found.log_lower_bound
-        assert found.log_lower_bound <= found.log_comparison_lower_bound + factor
-        assert found.log_comparison_lower_bound <= log_error + factor
-        assert log_error <= found.log_comparison_upper_bound + unit
-        assert found.log_comparison_upper_bound <= found.log_upper_bound + unit
-        assert found.log_upper_bound <= found.log_relaxed_bound + unit
-        assert log_error <= found.log_markov_bound + unit
-        assert log_error <= found.log_tightest_upper_bound + unit
-        assert found.log_tightest_upper_bound <= min(0.0, found.log_upper_bound + unit)
-        assert found.log_lower_bound - factor <= found.log_tightest_lower_bound <= log_error + unit * beta(classes)
-        spoken += found.log_tightest_upper_bound < 0
-    assert spoken > 5
-
-
 # The tightest orders
 
 
@@ -236,56 +192,32 @@ def lower_curve(draws: oracle.FiniteJoints, order: float) -> np.ndarray:
     return (1 + s) * beta(draws.classes) * gap - s * draws.log_moment(order - 1, reverse=True)
 
 
-@pytest.mark.parametrize("classes", [2, 5, 100])
-def test_no_order_of_a_fine_grid_beats_the_tightest_ones(classes: int) -> None:
-    draws = oracle.finite_joints(120, 2, classes, seed=2)
+def test_no_order_of_a_fine_grid_beats_the_tightest_ones() -> None:
     steps = np.concatenate([np.linspace(0.001, 0.999, 999), 1 - np.logspace(-12, -3, 91)])
-    upper = np.min([upper_curve(draws, step) for step in steps], axis=0)
-    lower = np.max([lower_curve(draws, 1 + above) for above in np.logspace(-4, 12, 801)], axis=0)
     inside_upper = inside_lower = 0
-    for i, unit in enumerate(ROUNDING * draws.magnitude):
-        found = error_bounds(draws.log_q[i], np.exp(draws.log_mu[i]))
-        best, order = found.log_tightest_upper_bound, found.tightest_alpha
-        assert best <= min(upper[i], 0.0) + unit
-        if 1 < order < INF:
-            # It is attained where it is said to be, and the grid comes near it: no better value was made up.
-            close(best, upper_curve(draws, (order - 1) / order)[i], rtol=0, atol=unit)
-            close(best, upper[i], rtol=1e-4, atol=1e-4)
-            inside_upper += 1
-        best, order = found.log_tightest_lower_bound, found.tightest_lower_alpha
-        unit *= beta(classes)
-        assert best >= lower[i] - unit or best == lower[i]
-        assert math.isnan(order) == (best == -INF)
-        if 2 < order < INF:
-            amplified = unit * (order - 1) / (order - 2)
-            close(best, lower_curve(draws, order - 1)[i], rtol=0, atol=amplified)
-            close(best, lower[i], rtol=1e-2, atol=1e-4)
-            inside_lower += 1
+    for classes, count in ((2, 40), (5, 40), (100, 10)):
+        draws = oracle.finite_joints(count, 2, classes, seed=2)
+        upper = np.min([upper_curve(draws, step) for step in steps], axis=0)
+        lower = np.max([lower_curve(draws, 1 + above) for above in np.logspace(-4, 12, 401)], axis=0)
+        for i, unit in enumerate(ROUNDING * draws.magnitude):
+            found = error_bounds(draws.log_q[i], np.exp(draws.log_mu[i]))
+            best, order = found.log_tightest_upper_bound, found.tightest_alpha
+            assert best <= min(upper[i], 0.0) + unit, (classes, i)
+            if 1 < order < INF:
+                # It is attained where it is said to be, and the grid comes near it: no better value was made up.
+                close(best, upper_curve(draws, (order - 1) / order)[i], rtol=0, atol=unit)
+                close(best, upper[i], rtol=1e-4, atol=1e-4)
+                inside_upper += 1
+            best, order = found.log_tightest_lower_bound, found.tightest_lower_alpha
+            unit *= beta(classes)
+            assert best >= lower[i] - unit or best == lower[i], (classes, i)
+            assert math.isnan(order) == (best == -INF)
+            if 2 < order < INF:
+                amplified = unit * (order - 1) / (order - 2)
+                close(best, lower_curve(draws, order - 1)[i], rtol=0, atol=amplified)
+                close(best, lower[i], rtol=1e-2, atol=1e-4)
+                inside_lower += 1
     assert min(inside_upper, inside_lower) >= 3
-
-
-def test_the_tightest_bounds_are_those_of_the_bounds_module() -> None:
-    logits, rows = batch(n=8, classes=3, scale=1.0)[0], None
-    rows = np.exp(1.2 * logits) / np.exp(1.2 * logits).sum(1, keepdims=True)
-    found = error_bounds(logits, rows, alpha=3.0)
-    at_best = error_bounds(logits, rows, alpha=found.tightest_alpha)
-    assert 1 < found.tightest_alpha < INF
-    close(at_best.log_upper_bound, found.log_tightest_upper_bound)
-    close(
-        error_upper_bound(at_best.conditional_entropy, at_best.renyi_divergence, alpha=found.tightest_alpha),
-        found.log_tightest_upper_bound,
-    )
-    assert 2 < found.tightest_lower_alpha < INF
-    at_best = error_bounds(logits, rows, alpha=found.tightest_lower_alpha)
-    close(at_best.log_lower_bound, found.log_tightest_lower_bound)
-    close(
-        error_lower_bound(
-            at_best.conditional_entropy, at_best.reverse_divergence, alpha=found.tightest_lower_alpha, classes=3
-        ),
-        found.log_tightest_lower_bound,
-    )
-    assert found.log_tightest_upper_bound < found.log_upper_bound
-    assert found.log_tightest_lower_bound > found.log_lower_bound
 
 
 def test_the_edge_at_which_some_order_brings_equation_1_below_1() -> None:
@@ -330,16 +262,6 @@ def test_the_orders_in_use_do_not_depend_on_alpha() -> None:
     for name in ("tightest_alpha", "log_tightest_upper_bound", "tightest_lower_alpha", "log_tightest_lower_bound"):
         assert getattr(first, name) == getattr(second, name)
     assert error_bounds(logits, rows) == error_bounds(logits, rows, alpha=1.6)
-
-
-def test_equation_1_is_that_of_the_loss_terms() -> None:
-    logits, labels = batch()
-    for alpha in (1.1, 1.6, 4.0):
-        entropy, divergence = hr_loss_terms(torch.from_numpy(logits), torch.from_numpy(labels), alpha=alpha)
-        found = error_bounds(logits, labels, alpha=alpha)
-        close(found.log_upper_bound, error_upper_bound(entropy, divergence / alpha, alpha=alpha))
-        close(found.conditional_entropy, entropy)
-        close(alpha * found.renyi_divergence, divergence)
 
 
 # Invariances
@@ -399,86 +321,46 @@ def test_an_art_classifier_on_arrays_and_tensors(hr_classifier: Callable[..., HR
         same(error_bounds(classifier, x, y, alpha=3.0), expected, rtol=0, atol=0)
 
 
-def test_float64_images_of_arts_classifier(art_classifier: Callable[..., Any], digits: Any) -> None:
-    classifier = art_classifier()
-    images, labels = digits.x_test[:40], digits.y_test[:40]
-    assert error_bounds(classifier, images.astype(np.float64), labels) == error_bounds(classifier, images, labels)
-
-
-@pytest.mark.parametrize(
-    ("last_layer", "scale", "message"),
-    [
-        (torch.nn.Softmax(dim=1), 1.0, "take the softmax out"),
-        (torch.nn.AlphaDropout(0.5), 1.0, "deterministic"),
-        (torch.nn.Threshold(1e9, math.inf), 1.0, "finite logits"),
-        (torch.nn.Identity(), math.nan, "images to be finite"),
-        (torch.nn.Identity(), 255.0, "inside clip_values"),
-    ],
-    ids=["probabilities", "random network", "infinite logits", "NaN in the images", "images as bytes"],
-)
-def test_a_classifier_that_no_bound_can_be_based_on_is_refused(
-    hr_classifier: Callable[..., HRClassifier],
-    trained_network: Any,
-    digits: Any,
-    last_layer: torch.nn.Module,
-    scale: float,
-    message: str,
-) -> None:
-    network = torch.nn.Sequential(trained_network, AlwaysTraining(last_layer))
-    with pytest.raises(ValueError, match=message):
-        error_bounds(hr_classifier(network=network), scale * digits.x_test[:50], digits.y_test[:50])
-
-
-class AlwaysTraining(torch.nn.Module):
-    """A layer that evaluation mode does not reach."""
-
-    def __init__(self, layer: torch.nn.Module) -> None:
-        super().__init__()
-        self.layer = layer
-
-    def train(self, mode: bool = True) -> "AlwaysTraining":
-        return super().train(True)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.layer(x)
-
-
 # Bad input
 
 LOGITS, LABELS = np.zeros((2, 3)), np.array([0, 1])
-BAD: dict[str, tuple[tuple[Any, ...], dict[str, Any], type[Exception], str]] = {
-    "one argument": ((LOGITS,), {}, TypeError, r"expected \(logits, labels\) or \(classifier, x, .* got \(ndarray\)"),
-    "no argument": ((), {}, TypeError, r"but got \(\)"),
-    "three arrays": ((LOGITS, LOGITS, LABELS), {}, TypeError, r"but got \(ndarray, ndarray, ndarray\)"),
-    "alpha 1": ((LOGITS, LABELS), {"alpha": 1}, ValueError, "expected alpha above 1, for .* but got 1"),
-    "alpha 0.5": ((LOGITS, LABELS), {"alpha": 0.5}, ValueError, "expected alpha above 1, for .* but got 0.5"),
-    "alpha inf": ((LOGITS, LABELS), {"alpha": INF}, ValueError, "expected alpha to be finite"),
-    "alpha text": ((LOGITS, LABELS), {"alpha": "2"}, TypeError, "expected alpha to be a number, but got str"),
-    "logits of one example": ((LOGITS[0], [0]), {}, ValueError, r"logits of shape \(n, M\) .*, but got \(3,\)"),
-    "logits of 3 axes": ((np.zeros((2, 3, 4)), LABELS), {}, ValueError, r"but got \(2, 3, 4\)"),
-    "one class": ((np.zeros((2, 1)), [0, 0]), {}, ValueError, r"with M at least 2, but got \(2, 1\)"),
-    "logits nan": (([[0.0, math.nan]], [0]), {}, ValueError, "expected logits that are finite, or -inf for some"),
-    "logits inf": (([[0.0, INF]], [0]), {}, ValueError, "expected logits that are finite, or -inf for some"),
-    "a row of -inf": (([[0.0, 1.0], [-INF, -INF]], [0, 0]), {}, ValueError, "expected logits that are finite, or -inf"),
-    "too few labels": ((LOGITS, [0]), {}, ValueError, r"class indices, .* of shape \(2,\) .*, but got shape \(1,\)"),
-    "class too high": ((LOGITS, [0, 3]), {}, ValueError, "whole numbers from 0 to 2, .* but got values from 0 to 3"),
-    "negative row": ((LOGITS, [[1.0, -0.1, 0.1]] * 2), {}, ValueError, "numbers below 0"),
-    "no weight": ((LOGITS, np.zeros((2, 3))), {}, ValueError, "at least one example .* but got none in 2"),
-    "no example": ((np.zeros((0, 3)), np.zeros(0)), {}, ValueError, "at least one example of .* but got none in 0"),
-}
 
 
-@pytest.mark.parametrize(("arguments", "options", "error", "message"), BAD.values(), ids=BAD)
-def test_bad_input_is_named(
-    arguments: tuple[Any, ...], options: dict[str, Any], error: type[Exception], message: str
-) -> None:
-    with pytest.raises(error, match=message):
-        error_bounds(*arguments, **options)
+@pytest.mark.parametrize("arguments", [(LOGITS,), (), (LOGITS, LOGITS, LABELS)], ids=len)
+def test_another_number_of_arguments_is_an_error(arguments: tuple[Any, ...]) -> None:
+    with pytest.raises(TypeError, match=r"expected \(logits, labels\) or \(classifier, x, labels\), but got"):
+        error_bounds(*arguments)
 
 
-def test_a_classifier_needs_x_and_labels(hr_classifier: Callable[..., HRClassifier]) -> None:
-    with pytest.raises(TypeError, match=r"or \(classifier, x, labels\), but got \(HRClassifier, ndarray\)"):
+def test_a_classifier_needs_images_and_labels(hr_classifier: Callable[..., HRClassifier]) -> None:
+    with pytest.raises(TypeError, match="HRClassifier, ndarray"):
         error_bounds(hr_classifier(), LABELS)
+
+
+@pytest.mark.parametrize("alpha", [1, 0.5, INF, "2"])
+def test_an_alpha_of_at_most_1_is_an_error(alpha: Any) -> None:
+    with pytest.raises((TypeError, ValueError), match=f"expected alpha .* but got {'str' if alpha == '2' else alpha}"):
+        error_bounds(LOGITS, LABELS, alpha=alpha)
+
+
+@pytest.mark.parametrize(
+    ("logits", "labels"),
+    [
+        (LOGITS[0], [0]),
+        (np.zeros((2, 3, 4)), LABELS),
+        (np.zeros((2, 1)), [0, 0]),
+        ([[0.0, math.nan]], [0]),
+        ([[0.0, INF]], [0]),
+        ([[0.0, 1.0], [-INF, -INF]], [0, 0]),
+        (LOGITS, [[1.0, -0.1, 0.1]] * 2),
+        (LOGITS, np.zeros((2, 3))),
+        (np.zeros((0, 3)), np.zeros(0)),
+    ],
+    ids=["vector", "3-d", "1-class", "nan", "inf", "no-class", "negative-weight", "no-weight", "no-example"],
+)
+def test_logits_and_weights_that_are_none_are_an_error(logits: Any, labels: Any) -> None:
+    with pytest.raises(ValueError, match=r"expected .* but got"):
+        error_bounds(logits, labels)
 
 
 def test_rows_that_happen_to_sum_to_1_are_logits_where_logits_are_passed() -> None:
@@ -487,56 +369,25 @@ def test_rows_that_happen_to_sum_to_1_are_logits_where_logits_are_passed() -> No
 
 # The readable form
 
-EXPECTED_SOFT = """\
-Proposition 1: 1 examples, 2 classes, alpha = 3
-P_e, the error probability             0.5
-P_u, the uncertainty                   0.25
-H(Y^|X), in nats                       0.5623
-CE, the cross-entropy, in nats         0.837
-D_alpha(p_XY || p_XY^), in nats        0.1331
-D_(alpha - 1)(p_XY^ || p_XY), in nats  0.1116
-P_e is at most
-  by P_u (5)                           0.5179
-  by H(Y^|X) (1)                       0.7436
-  by the HR loss (11)                  0.9747
-  by (1) at its best alpha             0.7421, alpha = 2.695
-  by CE / log 2 (Markov)               1.208, vacuous
-P_e is at least
-  by P_u (5)                           0.05
-  by H(Y^|X) (2)                       0.02144
-  by (2) as printed                    0.00351
-  by (2) at its best alpha             0.1091, alpha = inf"""
-EXPECTED_VACUOUS = """\
-Proposition 1: 1 examples, 2 classes, alpha = 1.6
-P_e, the error probability             1
-P_u, the uncertainty                   0.25
-H(Y^|X), in nats                       0.5623
-CE, the cross-entropy, in nats         1.386
-D_alpha(p_XY || p_XY^), in nats        0.8664
-D_(alpha - 1)(p_XY^ || p_XY), in nats  3.466
-P_e is at most
-  by P_u (5)                           1, vacuous
-  by H(Y^|X) (1)                       1.226, vacuous
-  by the HR loss (11)                  1.427, vacuous
-  by (1) at its best alpha             1, vacuous
-  by CE / log 2 (Markov)               2, vacuous
-P_e is at least
-  by P_u (5)                           0, vacuous
-  by H(Y^|X) (2)                       0, vacuous
-  by (2) as printed                    0, vacuous
-  by (2) at its best alpha             0, vacuous"""
 
-
-def test_readable_form_of_soft_labels() -> None:
+def test_readable_form_has_a_line_for_each_number_and_says_which_bounds_are_vacuous() -> None:
     # q = (1/4, 3/4) and p = (1/2, 1/2), whose figures are those of the paper's equations by hand.
     found = error_bounds([[0.0, math.log(3)]], [[0.5, 0.5]], alpha=3.0)
     close(found.renyi_divergence, math.log(0.5**3 * 4**2 * (1 + 1 / 9)) / 6)
     close(found.reverse_divergence, math.log(2 * (1 + 9) / 16) / 2)
-    assert str(found) == EXPECTED_SOFT
-
-
-def test_readable_form_of_vacuous_bounds() -> None:
-    assert str(error_bounds([[0.0, math.log(3)]], [0])) == EXPECTED_VACUOUS
+    shown = [re.findall(r"  +([\d.]+)(, vacuous|, alpha = [\d.a-z]+)?$", line) for line in str(found).splitlines()[1:]]
+    assert [match[0] for match in shown if match] == [
+        *(
+            (value, "")
+            for value in ("0.5", "0.25", "0.5623", "0.837", "0.1331", "0.1116", "0.5179", "0.7436", "0.9747")
+        ),
+        ("0.7421", ", alpha = 2.695"),
+        ("1.208", ", vacuous"),
+        *((value, "") for value in ("0.05", "0.02144", "0.00351")),
+        ("0.1091", ", alpha = inf"),
+    ]
+    hard = str(error_bounds([[0.0, math.log(3)]], [0]))
+    assert hard.count(", vacuous") == 9
 
 
 def test_readable_form_of_a_bound_beyond_the_largest_number() -> None:

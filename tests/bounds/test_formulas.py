@@ -1,19 +1,13 @@
-"""The formulas of Proposition 1 on finite joint distributions, where both sides of every inequality are known.
+"""The formulas of Proposition 1 on finite joint distributions, where both sides of every inequality are known."""
 
-Also the Renyi divergence against dit and its identities, and the numerics under P_u and H.
-"""
-
-import importlib
 import math
 from collections.abc import Callable
 from functools import partial
-from types import ModuleType
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from scipy.stats import entropy as relative_entropy
 from testing import oracle
 from torch import Tensor
 from torch.autograd import gradcheck, gradgradcheck
@@ -29,11 +23,10 @@ from art_hrloss.bounds import (
     uncertainty,
 )
 from art_hrloss.losses._functional import hr_loss_terms, renyi_divergence
-from art_hrloss.losses._numerics import log_entropy, log_of_others, log_softmax
 
 INF = math.inf
 EPS = float(np.finfo(np.float64).eps)
-DRAWS = {2: 2000, 3: 2000, 5: 2000, 10: 1000, 30: 1000, 100: 400, 300: 200, 1000: 100}
+DRAWS = {2: 2000, 3: 2000, 10: 1000, 100: 400, 1000: 100}
 ALPHAS = [1 + 1e-6, 1.01, 1.6, 2.0, 2 + 1e-6, 2.1, 3.0, 10.0, 1e3, 1e6]
 ABOVE_2 = [alpha for alpha in ALPHAS if alpha > 2]
 
@@ -76,46 +69,6 @@ def joints(request: pytest.FixtureRequest) -> oracle.FiniteJoints:
 # Every inequality, on draws
 
 
-@pytest.mark.parametrize("classes", [2, 3, 10])
-@pytest.mark.parametrize("alpha", [1 + 1e-6, 1.6, 2 + 1e-6, 50.0])
-def test_the_two_oracles_agree(alpha: float, classes: int) -> None:
-    draws = oracle.finite_joints(8, 2, classes)
-    reverse = draws.divergence(alpha - 1, reverse=True) if alpha > 2 else np.zeros(8)
-    for i in range(draws.draws):
-        exact = oracle.error_bounds(draws.log_q[i], np.exp(draws.log_mu[i]), alpha)
-        unit = draws.magnitude[i]
-        pairs = [
-            (np.exp(draws.log_error[i]), exact["error"], 1.0),
-            (draws.log_uncertainty[i], exact["log_uncertainty"], unit),
-            (log(draws.entropy[i]), exact["log_conditional_entropy"], unit),
-            (draws.cross_entropy[i], exact["cross_entropy"], unit),
-            (draws.divergence(alpha)[i], exact["renyi_divergence"], unit / (alpha - 1)),
-            (reverse[i], exact["reverse_divergence"] if alpha > 2 else 0.0, unit / (alpha - 2) if alpha > 2 else 1.0),
-        ]
-        for actual, expected, size in pairs:
-            assert actual == expected or abs(actual - expected) <= ROUNDING * size
-
-
-def test_the_draws_hold_every_degenerate_case(joints: oracle.FiniteJoints) -> None:
-    m, log_m = joints.classes, math.log(joints.classes)
-    cases = {
-        "P_u = 0": joints.log_uncertainty == -INF,
-        "P_u = 1 - 1/M": np.exp(joints.log_uncertainty) > (1 - 1 / m) * (1 - 1e-12),
-        "H = log M": joints.entropy > log_m * (1 - 1e-12),
-        "very peaked": (joints.entropy > 0) & (joints.entropy < 1e-6),
-        "P_e = 0": joints.log_error == -INF,
-        "P_e = 1": joints.log_error > -1e-12,
-        "hard labels": joints.label_entropy == 0,
-        "soft labels": joints.label_entropy > 0.1,
-        "p = q": abs(joints.divergence(2.0)) < 1e-12,
-        "D infinite": joints.divergence(2.0) == INF,
-        "reverse D infinite": joints.divergence(2.0, reverse=True) == INF,
-        "both finite": np.isfinite(joints.divergence(2.0) + joints.divergence(2.0, reverse=True)),
-        "both infinite": joints.divergence(2.0) + joints.divergence(2.0, reverse=True) == INF,
-    }
-    assert {name: bool(found.any()) for name, found in cases.items()} == dict.fromkeys(cases, True)
-
-
 @pytest.mark.parametrize("alpha", ALPHAS)
 def test_divergence_of_the_package_is_that_of_the_draws(joints: oracle.FiniteJoints, alpha: float) -> None:
     mu, nu = (t(log.reshape(joints.draws, -1)) for log in (joints.log_mu, joints.log_nu))
@@ -132,72 +85,37 @@ def test_divergence_of_the_package_is_that_of_the_draws(joints: oracle.FiniteJoi
 
 
 @pytest.mark.parametrize("alpha", ALPHAS)
-def test_equation_5_upper(joints: oracle.FiniteJoints, alpha: float) -> None:
+def test_equation_5_upper_equation_1_and_its_relaxation(joints: oracle.FiniteJoints, alpha: float) -> None:
     divergence = joints.divergence(alpha)
-    bounds = probability_comparison_bounds(t(joints.log_uncertainty), t(divergence), alpha=alpha)
-    at_most(joints.log_error, bounds.upper, joints.magnitude)
-    assert (bounds.upper.numpy()[divergence == INF] == INF).all()
-    assert (bounds.lower == -INF).all()
-    assert (bounds.upper < -0.01 * (alpha - 1) / alpha).any()  # it says something
-
-
-@pytest.mark.parametrize("alpha", ABOVE_2)
-def test_equation_5_lower(joints: oracle.FiniteJoints, alpha: float) -> None:
-    reverse = joints.divergence(alpha - 1, reverse=True)
-    bounds = probability_comparison_bounds(t(joints.log_uncertainty), 0.0, t(reverse), alpha=alpha)
-    at_most(bounds.lower, joints.log_error, joints.magnitude * (alpha - 1) / (alpha - 2))
-    nothing = (reverse == INF) | (joints.log_uncertainty == -INF)
-    assert (bounds.lower.isneginf().numpy() == nothing).all()
-    assert not nothing.all()
-
-
-@pytest.mark.parametrize("alpha", ALPHAS)
-def test_equation_1_and_its_relaxation(joints: oracle.FiniteJoints, alpha: float) -> None:
-    divergence = joints.divergence(alpha)
+    comparison = probability_comparison_bounds(t(joints.log_uncertainty), t(divergence), alpha=alpha)
     bound = error_upper_bound(t(joints.entropy), t(divergence), alpha=alpha)
-    comparison = probability_comparison_bounds(t(joints.log_uncertainty), t(divergence), alpha=alpha).upper
     relaxed = relaxed_upper_bound(t(joints.entropy + alpha * divergence), alpha=alpha)
-    at_most(joints.log_error, bound, joints.magnitude)
-    at_most(comparison, bound, joints.magnitude)
-    at_most(bound, relaxed, joints.magnitude)
-    assert (bound < -0.01 * (alpha - 1) / alpha).any()
+    for lesser, greater in ((joints.log_error, comparison.upper), (comparison.upper, bound), (bound, relaxed)):
+        at_most(lesser, greater, joints.magnitude)
+    assert (comparison.upper.numpy()[divergence == INF] == INF).all()
+    assert (comparison.lower == -INF).all()
+    assert (bound < -0.01 * (alpha - 1) / alpha).any()  # it says something
     # What the docstring says of (11): no fit brings it below exp(-(alpha - 1) / alpha).
     at_most(-(alpha - 1) / alpha, relaxed, joints.magnitude)
 
 
 @pytest.mark.parametrize("alpha", ABOVE_2)
-def test_equation_2_in_both_readings(joints: oracle.FiniteJoints, alpha: float) -> None:
+def test_equation_5_lower_and_equation_2_in_both_readings(joints: oracle.FiniteJoints, alpha: float) -> None:
     reverse, m = joints.divergence(alpha - 1, reverse=True), joints.classes
-    arguments: tuple[Tensor, Tensor] = t(joints.entropy), t(reverse)
-    derived = error_lower_bound(*arguments, alpha=alpha, classes=m)
-    printed = error_lower_bound(*arguments, alpha=alpha, classes=m, reading="printed")
     comparison = probability_comparison_bounds(t(joints.log_uncertainty), 0.0, t(reverse), alpha=alpha).lower
-    unit = joints.magnitude * beta(m) * alpha / (alpha - 2)
+    at_most(comparison, joints.log_error, joints.magnitude * (alpha - 1) / (alpha - 2))
+    nothing = (reverse == INF) | (joints.log_uncertainty == -INF)
+    assert (comparison.isneginf().numpy() == nothing).all()
+    assert not nothing.all()
+    derived, printed = (
+        error_lower_bound(t(joints.entropy), t(reverse), alpha=alpha, classes=m, reading=reading)
+        for reading in ("derived", "printed")
+    )
     at_most(printed, derived, 0.0)
-    at_most(derived, comparison, unit)
-    at_most(derived, joints.log_error, unit)
+    at_most(derived, comparison, joints.magnitude * beta(m) * alpha / (alpha - 2))
     finite = derived.isfinite()
     assert finite.any()
     assert (printed < derived)[finite].all()
-
-
-@pytest.mark.parametrize("alpha", ABOVE_2)
-def test_equation_2_without_the_hat_is_true_and_needs_no_divergence(joints: oracle.FiniteJoints, alpha: float) -> None:
-    m, unit = joints.classes, joints.magnitude * beta(joints.classes)
-    labels, reverse = t(joints.label_entropy), t(joints.divergence(alpha - 1, reverse=True))
-    printed = error_lower_bound(labels, reverse, alpha=alpha, classes=m, reading="printed")
-    at_most(printed, joints.log_error, unit * alpha / (alpha - 2))
-    at_most(beta(m) * log_gap(joints.label_entropy), joints.log_error, unit)
-
-
-def test_equations_6_to_8(joints: oracle.FiniteJoints) -> None:
-    # Of the complements: P_u = 1 - E[max q] <= 1 - E[E[q(Y^|X)]] <= 1 - exp(-H).
-    at_most(joints.log_uncertainty, log(joints.collision), joints.magnitude)
-    at_most(log(joints.collision), log_gap(joints.entropy), joints.magnitude)
-    at_most(np.exp(joints.log_uncertainty), 1 - 1 / joints.classes, 1.0)
-    equal = oracle.finite_joints(50, 1, joints.classes)  # of one example, `uncertainty` has no weights to know of
-    for log_q, expected in zip(equal.log_q, equal.log_uncertainty, strict=True):
-        close(uncertainty(t(log_q)), np.exp(expected), rtol=ROUNDING * (1 - max(expected, -1e3)))
 
 
 def test_equation_9(joints: oracle.FiniteJoints) -> None:
@@ -214,57 +132,6 @@ def test_equations_10_and_11(joints: oracle.FiniteJoints) -> None:
     m, entropy = joints.classes, np.minimum(joints.entropy, math.log(joints.classes))
     at_most(beta(m) * log_gap(entropy), log(fano_inverse(t(entropy), m).numpy()), joints.magnitude)
     at_most(log_gap(entropy), entropy - 1, joints.magnitude)
-
-
-def test_alpha_times_the_divergence_grows_with_alpha_from_the_cross_entropy(joints: oracle.FiniteJoints) -> None:
-    mu, nu = (t(log.reshape(joints.draws, -1)) for log in (joints.log_mu, joints.log_nu))
-    below = joints.cross_entropy - joints.label_entropy
-    for order in [1.0, *ALPHAS]:
-        above = order * renyi_divergence(mu, nu, alpha=order).numpy()
-        at_most(below, above, joints.magnitude * (1 + 1 / max(order - 1, 0.1)))
-        below = above
-    with np.errstate(invalid="ignore"):
-        ratio = np.where(joints.log_mu > -INF, joints.log_mu - joints.log_nu, -INF).max((1, 2))
-    at_most(below, ratio, joints.magnitude)
-
-
-# Where the print fails
-
-
-def test_equation_1_as_printed_is_false() -> None:
-    # Without its hat the divergence is that of p_XY from itself: 0. A classifier sure of the wrong class: P_e = 1.
-    entropy = -0.99 * math.log(0.99) - 0.01 * math.log(0.01)
-    printed = error_upper_bound(entropy, 0.0, alpha=1.6)
-    assert printed < math.log(1.0) - 1
-    assert error_upper_bound(entropy, math.log(100) / 1.6, alpha=1.6) >= math.log(1.0)
-
-
-def test_cross_entropy_below_the_hr_loss_is_false_for_soft_labels() -> None:
-    logits, soft = t([[0.9, 0.1]]).log(), t([[0.5, 0.5]])
-    uncertain, divergence = hr_loss_terms(logits, soft, alpha=1.6)
-    cross_entropy = torch.nn.functional.cross_entropy(logits, soft)
-    assert f"{cross_entropy:.3f} > {uncertain + divergence:.3f}" == "1.204 > 1.174"
-    assert cross_entropy <= math.log(2) + divergence  # as printed, with H(Y|X) = log 2
-
-
-def test_the_condition_of_equation_4_fails_for_hard_labels_and_the_divergence_is_finite() -> None:
-    label, q = t([1.0, 0.0]), t([0.25, 0.75])
-    assert not (label[q > 0] > 0).all()  # nu << mu would be: wherever q is above 0, so is the label
-    assert (q[label > 0] > 0).all()  # mu << nu
-    close(renyi_divergence(label.log(), q.log(), alpha=1.6), math.log(4) / 1.6)
-    # What nu << mu would make finite is the other one; without mu << nu this one is not.
-    assert renyi_divergence(q.log(), label.log(), alpha=1.6) == INF
-
-
-def test_equation_2_as_printed_is_weaker() -> None:
-    # q = p uniform on 2 classes: P_e = P_u = 1/2, no divergence, 1 - exp(-H) = 1/2.
-    derived, printed = (
-        float(error_lower_bound(math.log(2), 0.0, alpha=3, classes=2, reading=reading))
-        for reading in ("derived", "printed")
-    )
-    close(derived, -2 * beta(2) * math.log(2))
-    close(printed, -3 * beta(2) * math.log(2))
-    assert printed < derived < math.log(0.5)
 
 
 # Constants and equality
@@ -295,7 +162,7 @@ def ratio(p: Tensor, classes: int) -> Tensor:
     return p.log() / (-torch.expm1(-fano_bound(p, classes))).log()
 
 
-BETAS = [*range(2, 21), 30, 50, 100, 200, 300, 500, 700, 1000, 10**6]
+BETAS = [2, 3, 5, 10, 20, 100, 300, 1000, 10**6]
 
 
 @pytest.mark.parametrize("classes", BETAS)
@@ -315,19 +182,6 @@ def test_beta_is_the_smallest_constant_of_equation_10(classes: int) -> None:
     steps = values.diff()
     steps = steps[steps.abs() > 2 * (noise * values)[1:]]
     assert (steps.sign().diff() != 0).sum() <= 1  # one peak, or rising to the end
-
-
-def test_beta_has_the_values_that_the_docstring_says() -> None:
-    assert [f"{beta(m):.3g}" for m in (2, 10, 100, 1000)] == ["2.14", "4.07", "16.3", "92.3"]
-
-
-@pytest.mark.parametrize("classes", [2, 3, 10, 1000, 10**6])
-def test_equation_10_holds_as_a_function_of_the_entropy(classes: int) -> None:
-    entropy = torch.linspace(0, math.log(classes), 20_001, dtype=torch.float64)[1:]
-    gap = -torch.expm1(-entropy)
-    left, right = fano_inverse(entropy, classes).log(), beta(classes) * gap.log()
-    # gap is rounded by eps / 2, and beta times the logarithm of it by beta eps / gap.
-    assert (left >= right - 8 * EPS * (1 + beta(classes) / gap)).all()
 
 
 # The formulas
@@ -417,10 +271,10 @@ def test_fano_bound_is_equation_9(classes: int) -> None:
     close(fano_bound(torch.tensor(0.1), classes), oracle.fano_bound(np.float32(0.1), classes), rtol=1e-6)
 
 
-@pytest.mark.parametrize("classes", FANO_CLASSES)
+@pytest.mark.parametrize("classes", [2, 10, 10**6])
 def test_fano_inverse_is_the_inverse_to_1e_12(classes: int) -> None:
     largest, log_m = float(fano_bound(1 - 1 / classes, classes)), math.log(classes)
-    entropies = [1e-300, 1e-200, 1e-30, 1e-9, 1e-3, 0.1, 0.5, 0.9, 0.99, 1 - 1e-6]
+    entropies = [1e-300, 1e-30, 1e-3, 0.1, 0.5, 0.99]
     entropies = [h * log_m for h in entropies] + [log_m, 0.5 * (log_m + largest), largest * (1 - 1e-9), largest]
     for h in entropies:
         actual = float(fano_inverse(h, classes))
@@ -509,62 +363,36 @@ def test_fano_in_float32() -> None:
         close(fano_inverse(within, classes), fano_inverse(within.double(), classes), rtol=2e-6)
 
 
-BAD: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
-    "P above 1": (
+# Bad input
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
         lambda: fano_bound(t([0.5, 1.5]), 3),
-        ValueError,
-        r"expected probabilities in \[0, 1\], but got 0.5 to 1.5",
-    ),
-    "P below 0": (lambda: fano_bound(-0.1, 3), ValueError, r"expected probabilities in \[0, 1\], but got -0.1 to -0.1"),
-    "P nan": (lambda: fano_bound(math.nan, 3), ValueError, r"expected probabilities in \[0, 1\], but got nan"),
-    "H too large": (
+        lambda: fano_bound(-0.1, 3),
+        lambda: fano_bound(math.nan, 3),
         lambda: fano_inverse(t([0.1, 1.4]), 3),
-        ValueError,
-        r"expected entropies in \[0, 1.36892\] for 3 classes, but got 0.1\d* to 1.4",
-    ),
-    "H below 0": (
         lambda: fano_inverse(-1e-9, 3),
-        ValueError,
-        r"expected entropies in \[0, .*\] for 3 classes, but got -1",
-    ),
-    "H nan": (lambda: fano_inverse(math.nan, 3), ValueError, r"expected entropies in .*, but got nan"),
-    "one class": (lambda: beta(1), ValueError, "expected classes to be a whole number of at least 2, but got 1"),
-    "no whole number": (lambda: beta(2.5), ValueError, "whole number of at least 2, but got 2.5"),
-    "bool classes": (lambda: fano_bound(0.5, True), ValueError, "whole number of at least 2, but got True"),
-    "classes of the inverse": (lambda: fano_inverse(0.1, 0), ValueError, "at least 2, but got 0"),
-    "classes of (2)": (lambda: error_lower_bound(0.1, 0.1, alpha=3, classes=1), ValueError, "at least 2, but got 1"),
-    "alpha of (1)": (lambda: error_upper_bound(0.1, 0.1, alpha=1), ValueError, "expected alpha above 1, .* but got 1"),
-    "alpha of (5)": (
+        lambda: fano_inverse(math.nan, 3),
+        lambda: beta(1),
+        lambda: beta(2.5),  # type: ignore[arg-type]
+        lambda: fano_bound(0.5, True),
+        lambda: fano_inverse(0.1, 0),
+        lambda: error_lower_bound(0.1, 0.1, alpha=3, classes=1),
+        lambda: error_upper_bound(0.1, 0.1, alpha=1),
         lambda: probability_comparison_bounds(-0.1, 0.1, alpha=0.5),
-        ValueError,
-        "expected alpha above 1, for which the bound holds, but got 0.5",
-    ),
-    "alpha of (11)": (lambda: relaxed_upper_bound(0.1, alpha=1.0), ValueError, "expected alpha above 1"),
-    "alpha of (2)": (
+        lambda: relaxed_upper_bound(0.1, alpha=1.0),
         lambda: error_lower_bound(0.1, 0.1, alpha=2, classes=3),
-        ValueError,
-        "expected alpha above 2, for which the bound holds, but got 2",
-    ),
-    "alpha nan": (lambda: error_upper_bound(0.1, 0.1, alpha=math.nan), ValueError, "expected alpha to be finite"),
-    "alpha inf": (lambda: error_upper_bound(0.1, 0.1, alpha=INF), ValueError, "expected alpha to be finite"),
-    "alpha text": (
-        lambda: relaxed_upper_bound(0.1, alpha="2"),
-        TypeError,
-        "expected alpha to be a number, but got str",
-    ),
-    "H of (1)": (lambda: error_upper_bound(-0.1, 0.1, alpha=2), ValueError, "to be at least 0, but got -0.1"),
-    "H of (2)": (lambda: error_lower_bound(math.nan, 0, alpha=3, classes=2), ValueError, "at least 0, but got nan"),
-    "reading": (
-        lambda: error_lower_bound(0.1, 0.1, alpha=3, classes=3, reading="print"),
-        ValueError,
-        r"expected reading to be one of \['derived', 'printed'\], but got 'print'",
-    ),
-}
-
-
-@pytest.mark.parametrize(("call", "error", "message"), BAD.values(), ids=BAD)
-def test_bad_input_is_named(call: Callable[[], Any], error: type[Exception], message: str) -> None:
-    with pytest.raises(error, match=message):
+        lambda: error_upper_bound(0.1, 0.1, alpha=math.nan),
+        lambda: error_upper_bound(0.1, 0.1, alpha=INF),
+        lambda: error_upper_bound(-0.1, 0.1, alpha=2),
+        lambda: error_lower_bound(math.nan, 0, alpha=3, classes=2),
+        lambda: error_lower_bound(0.1, 0.1, alpha=3, classes=3, reading="print"),  # type: ignore[arg-type]
+    ],
+)
+def test_what_is_out_of_range_is_an_error(call: Callable[[], Any]) -> None:
+    with pytest.raises(ValueError, match=r"expected .* but got"):
         call()
 
 
@@ -629,125 +457,3 @@ def test_equation_1_as_a_loss_of_logits() -> None:
                 rtol=1e-12,
             )
             assert gradcheck(lambda z, y=target, a=alpha: bound(z, y, a), logits)
-
-
-# The Renyi divergence against an independent library, and its identities
-
-SHAPES = [(2, 1), (3, 2), (10, 3), (50, 4)]
-
-
-def distributions(size: int, seed: int, count: int = 2) -> list[np.ndarray]:
-    """Float64 probabilities, not too small for libraries that do not work in log space."""
-    random = np.random.default_rng([size, seed])
-    rows = [random.dirichlet(np.full(size, concentration)) + 1e-6 for concentration in (0.3, 1.0, 5.0)[:count]]
-    return [row / row.sum() for row in rows]
-
-
-def divergence(p: np.ndarray, q: np.ndarray, alpha: float) -> float:
-    with np.errstate(divide="ignore"):
-        return float(renyi_divergence(t(np.log(p)), t(np.log(q)), alpha=alpha))
-
-
-@pytest.fixture(scope="module")
-def dit() -> ModuleType:
-    """The library, without what its import does to NumPy's warnings."""
-    with np.errstate():
-        return importlib.import_module("dit")
-
-
-@pytest.mark.parametrize(("size", "seed"), SHAPES)
-@pytest.mark.parametrize("alpha", [0.2, 0.5, 1.0, 1.6, 2.0, 5.0])
-def test_divergence_against_dit(dit: ModuleType, alpha: float, size: int, seed: int) -> None:
-    p, q = distributions(size, seed)
-    p[0] = 0.0  # a class that q has and p has not
-    p /= p.sum()
-    one, other = (dit.Distribution([(k,) for k in range(size)], list(row)) for row in (p, q))
-    expected = dit.divergences.renyi_divergence(one, other, alpha) * math.log(2) / alpha  # bits, and no 1 / alpha
-    assert divergence(p, q, alpha) == pytest.approx(expected, rel=1e-12)
-
-
-@pytest.mark.parametrize(("size", "seed"), SHAPES)
-def test_divergence_skew_symmetry_on_random_distributions(size: int, seed: int) -> None:
-    # (1 - a) R_a(p || q) = a R_(1 - a)(q || p) for the usual R_a, which is a D_a: so D_a(p || q) = D_(1 - a)(q || p).
-    p, q = distributions(size, seed)
-    p[-1] = 0.0
-    p /= p.sum()
-    for alpha in (1e-6, 0.05, 0.3, 0.5, 0.8, 0.999):
-        assert divergence(p, q, alpha) == pytest.approx(divergence(q, p, 1 - alpha), rel=1e-10)
-
-
-@pytest.mark.parametrize(("size", "seed"), SHAPES)
-def test_divergence_in_its_limits(size: int, seed: int) -> None:
-    p, q = distributions(size, seed)
-    limit = relative_entropy(p, q)
-    assert divergence(p, q, 1) == pytest.approx(limit, rel=1e-13)
-    spread = np.abs(np.log(p / q)).max()
-    for away in (1e-3, 1e-6, 1e-9, 1e-12):
-        # d/d alpha of alpha D_alpha at 1 is half the variance of log p/q: at most spread^2 / 2 in size.
-        for alpha in (1 + away, 1 - away):
-            slack = away * (spread**2 + limit) + 1e-12 * limit
-            assert divergence(p, q, alpha) == pytest.approx(limit, abs=slack)
-    largest = np.log(p / q).max()
-    for alpha in (1e3, 1e6, 1e12):
-        # alpha D_alpha lies below the limit, by at most log(1 / p_k) / (alpha - 1) for the class k that has it.
-        below = largest - alpha * divergence(p, q, alpha)
-        assert -1e-12 * (1 + largest) <= below <= -np.log(p[np.argmax(p / q)]) / (alpha - 1) + 1e-12 * (1 + largest)
-
-
-@pytest.mark.parametrize("alpha", [0.3, 1.0, 1 + 1e-6, 1.6, 2.0, 50.0])
-def test_divergence_adds_up_over_independent_pairs(alpha: float) -> None:
-    (p, q), (r, s) = distributions(7, 0), distributions(5, 1)
-    product = divergence(np.outer(p, r).ravel(), np.outer(q, s).ravel(), alpha)
-    assert product == pytest.approx(divergence(p, q, alpha) + divergence(r, s, alpha), rel=1e-12)
-
-
-def test_divergence_at_order_1_is_infinite_however_rare_the_class_that_q_excludes() -> None:
-    for log_rare in (-1.0, -700.0, -1000.0):
-        log_p = t([math.log1p(-math.exp(log_rare)), log_rare])
-        for alpha in (1.0, 1 + 1e-12, 1.6):
-            assert renyi_divergence(log_p, t([0.0, -INF]), alpha=alpha) == INF
-
-
-# The numerics under P_u and H
-
-MARGINS = [0.0, 1e-12, 0.5, 5.0, 17.0, 39.0, 39.9, 40.1, 41.0, 80.0, 200.0, 700.0, 1500.0]
-
-
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
-def test_log_of_others_and_log_entropy_to_margins_at_which_they_underflow(dtype: torch.dtype) -> None:
-    for margin in MARGINS:
-        for row in ([margin, 0.0], [0.0, margin, 0.0], [1.0, margin + 1, margin + 0.5], [0.0] * 5 + [margin] * 2):
-            logits = torch.tensor(row, dtype=dtype)
-            others, entropy = oracle.log_of_others_and_log_entropy(logits.double())
-            log_q = log_softmax(logits)
-            # A margin of m nats is rounded by eps m / 2, and so are its sums; a ratio of 1 - s to 1 by eps.
-            atol = 8 * torch.finfo(dtype).eps * (1 + margin)
-            assert abs(log_of_others(log_q).double() - others) <= atol
-            assert abs(log_entropy(log_q).double() - entropy) <= atol
-
-
-def test_log_of_others_and_log_entropy_at_a_margin_of_5000() -> None:
-    others, entropy = oracle.log_of_others_and_log_entropy([5000.0, 0.0, 0.0])
-    for dtype in (torch.float64, torch.float32):
-        log_q = log_softmax(torch.tensor([5000.0, 0.0, 0.0], dtype=dtype))
-        close(log_of_others(log_q), others, rtol=4 * torch.finfo(dtype).eps)
-        close(log_entropy(log_q), entropy, rtol=4 * torch.finfo(dtype).eps)
-
-
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
-def test_log_of_others_and_log_entropy_at_their_ends(dtype: torch.dtype) -> None:
-    one_hot = log_softmax(torch.tensor([[0.0, -INF, -INF], [-INF, -INF, 3.0]], dtype=dtype))
-    assert (log_of_others(one_hot) == -INF).all()
-    assert (log_entropy(one_hot) == -INF).all()
-    for classes in (2, 10, 1000):
-        uniform = log_softmax(torch.zeros(2, 3, classes, dtype=dtype))
-        tolerance = 8 * torch.finfo(dtype).eps
-        close(log_of_others(uniform), np.full((2, 3), math.log(1 - 1 / classes)), rtol=tolerance * classes)
-        close(log_entropy(uniform), np.full((2, 3), math.log(math.log(classes))), rtol=tolerance * 5)
-        assert log_entropy(uniform).dtype == log_of_others(uniform).dtype == dtype
-
-
-def test_log_of_others_and_log_entropy_are_differentiable() -> None:
-    for row in ([1.0, 0.0, 2.0], [30.0, 0.0, 1.0], [45.0, 0.0, 1.0]):
-        for function in (log_of_others, log_entropy):
-            assert gradcheck(lambda z, f=function: f(log_softmax(z)), t(row).requires_grad_())

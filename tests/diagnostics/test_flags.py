@@ -7,7 +7,7 @@ import pytest
 from scipy.stats import binomtest
 
 from art_hrloss.diagnostics import GradientMaskingReport
-from art_hrloss.diagnostics._flags import REMEDIES, is_weaker, smallest_difference, smallest_share
+from art_hrloss.diagnostics._flags import is_weaker, smallest_difference, smallest_share
 from art_hrloss.diagnostics._measurements import Gradients
 
 
@@ -92,10 +92,6 @@ def test_both_sides_of_a_limit(name):
     above, below = BOTH_SIDES[name]
     assert names(constructed(**above)) == [name]
     assert names(constructed(**below)) == []
-
-
-def test_every_remedy_belongs_to_a_flag_that_is_tested():
-    assert set(REMEDIES) == {*BOTH_SIDES, "units of eps", "masked gradients"}
 
 
 @pytest.mark.parametrize(
@@ -218,9 +214,9 @@ def test_equally_strong_attacks_are_flagged_in_at_most_1_percent_of_cases(n):
 def test_the_smallest_difference_is_flagged_with_80_percent_power(n, by):
     difference, random = smallest_difference(n, by), np.random.default_rng(n)
     assert by < difference < 1
-    seconds = random.random((4000, n)) >= difference
+    seconds = random.random((2000, n)) >= difference
     power = np.mean([is_weaker(first_of(n, n), second, by) for second in seconds])
-    assert abs(power - 0.8) < 4 * np.sqrt(0.8 * 0.2 / 4000)
+    assert abs(power - 0.8) < 4 * np.sqrt(0.8 * 0.2 / 2000)
 
 
 @pytest.mark.parametrize("limit", [0.01, 0.1])

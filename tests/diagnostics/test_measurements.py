@@ -7,7 +7,7 @@ import pytest
 import torch
 from art.attacks import evasion
 from art.defences.postprocessor.postprocessor import Postprocessor
-from testing.networks import Counting, Decoy, Rounding, Scaled
+from testing.networks import Counting, Decoy, Recording, Rounding, Scaled
 from torch import nn
 
 from art_hrloss import HRClassifier
@@ -71,18 +71,6 @@ class OneAtATime(nn.Module):
         smallest = x.min(1).values
         margin = 60 - x.sum(1).detach() + smallest.detach() - smallest
         return torch.stack([margin / 2, -margin / 2], dim=1)
-
-
-class Recording(nn.Module):
-    """A network that keeps its inputs."""
-
-    def __init__(self, network):
-        super().__init__()
-        self.network, self.inputs = network, []
-
-    def forward(self, x):
-        self.inputs.append(x.detach().numpy().copy())
-        return self.network(x)
 
 
 class InSingle(nn.Module):

@@ -18,6 +18,18 @@ class Around(nn.Module):
         return self.network(self.step(x))
 
 
+class Recording(Around):
+    """A network that keeps its images, batch by batch."""
+
+    def __init__(self, network):
+        super().__init__(network)
+        self.inputs = []
+
+    def step(self, x):
+        self.inputs.append(x.detach().numpy().copy())
+        return x
+
+
 class Scaled(nn.Module):
     """The logits multiplied: the same predictions, and cross-entropy saturates."""
 

@@ -286,15 +286,11 @@ class FiniteJoints:
         self.log_error = logsumexp(np.where(wrong, self.log_mu, -np.inf), (1, 2))
         self.log_uncertainty = logsumexp(np.where(wrong, self.log_nu, -np.inf), (1, 2))
         p_x, q = np.exp(log_x), np.exp(log_q)
-        p = np.exp(log_p - np.where(p_x > 0, log_x, 0.0))
         self.entropy = (p_x[..., 0] * _row_entropies(q)).sum(1)
-        self.label_entropy = (p_x[..., 0] * _row_entropies(p)).sum(1)
         # H(Y^|f(X)): of the mean distribution of all examples of the same decision, for each of them.
         same = (log_q.argmax(2)[:, :, None] == log_q.argmax(2)[:, None]) * p_x[:, None, :, 0]
         merged = same @ q / np.where(p_x > 0, same.sum(2, keepdims=True), 1.0)
         self.decided_entropy = (p_x[..., 0] * _row_entropies(merged)).sum(1)
-        self.collision = (p_x * q * _others(q)).sum((1, 2))
-        """1 - E[E[q(Y^|X)]], of (7)."""
         self.cross_entropy = -(np.exp(log_p) * np.where(log_p > -np.inf, log_q, 0.0)).sum((1, 2))
         logs = (np.where(np.isfinite(log), -log, 0.0).max((1, 2)) for log in (log_p, self.log_nu))
         self.magnitude = 1 + sum(logs)
@@ -310,12 +306,6 @@ class FiniteJoints:
     def divergence(self, alpha: float, *, reverse: bool = False) -> np.ndarray:
         """Eq. (4), D_alpha(p_XY || p_XY^), or with the two exchanged."""
         return self.log_moment(alpha - 1, reverse=reverse) / (alpha * (alpha - 1))
-
-
-def _others(q: np.ndarray) -> np.ndarray:
-    """1 - q_k, for each class the sum of the other ones where that is the small one."""
-    top = np.arange(q.shape[-1]) == q.argmax(-1)[..., None]
-    return np.where(top, np.where(top, 0.0, q).sum(-1, keepdims=True), 1 - q)
 
 
 def _row_entropies(q: np.ndarray) -> np.ndarray:

@@ -17,7 +17,6 @@ from benchmarks.speed import training, training_growth, training_loops, training
 from benchmarks.speed.cases import RATIO, SECONDS, Reading, Settings, find, one
 from benchmarks.speed.timing import Spread
 from benchmarks.speed.training_loops import Start, TrainingSubject, art_fit, bare_loop, loader_loop, whole_run
-from benchmarks.store import Store
 from benchmarks.training import build_optimizer
 
 CPU = torch.device("cpu")
@@ -173,6 +172,7 @@ def test_line_through_the_epochs() -> None:
 # ------------------------------------------------------------------------------------------------------------- findings
 
 
+@pytest.mark.slow
 def test_findings_show_what_was_measured(settings: Settings) -> None:
     readings = [reading for case in training.cases(settings) for reading in case.measure()]
     found = training.findings(readings)
@@ -196,15 +196,3 @@ def test_findings_show_what_was_measured(settings: Settings) -> None:
     (picture,) = found.pictures
     assert picture.name == "training-growth"
     assert all(panel in picture.alt for panel in panels)
-
-
-def test_stores_of_a_measurement_do_not_stay(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
-    folder = settings.data_dir / "temporary"
-    folder.mkdir()
-    monkeypatch.setattr("tempfile.tempdir", str(folder))
-    seen: list[Store] = []
-    run = training_growth.at_once
-    monkeypatch.setattr(training_growth, "at_once", lambda *args: seen.append(run(*args)) or seen[-1])
-    training_growth.cases(settings)[0].measure()
-    assert seen[0].root.parent.parent == folder
-    assert not list(folder.iterdir())

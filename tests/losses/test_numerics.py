@@ -1,0 +1,120 @@
+"""losses._numerics: the loss and its parts over the whole range of numbers, in float64 and in float32."""
+
+import itertools
+import math
+
+import numpy as np
+import pytest
+import torch
+from testing import oracle
+from testing.losses import REDUCTIONS, WEIGHT, as_target, batch, close, value_and_gradient
+from torch.autograd import gradcheck
+from torch.nn.functional import cross_entropy
+
+from art_hrloss import hr_loss
+from art_hrloss.losses._functional import conditional_entropy, renyi_divergence, softmax_entropy
+from art_hrloss.losses._numerics import log_entropy, log_of_others, log_softmax
+
+INF, NAN = math.inf, math.nan
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("alpha", [0.5, 1.0, 1.6, 50.0])
+def test_logits_of_ten_thousand_are_finite_and_right(alpha: float, dtype: torch.dtype) -> None:
+    logits, labels = batch(scale=4000.0)
+    logits = logits.clamp(-1e4, 1e4).to(dtype)
+    value, gradient = value_and_gradient(logits, labels, alpha=alpha)
+    close(value, oracle.hr_loss(logits.double(), labels, alpha))
+    # An example's share in the gradient is exp((alpha - 1) (-log q)), of a logarithm up to 2e4 that is rounded.
+    rounding = abs(alpha - 1) * 2e4 * torch.finfo(value.dtype).eps + torch.finfo(dtype).eps
+    close(gradient, oracle.gradient(logits.double(), labels, alpha), rtol=rounding, atol=rounding)
+
+
+@pytest.mark.parametrize("alpha", [1 - 1e-7, 1 - 1e-12, 1 + 1e-12, 1 + 1e-9, 1 + 1e-7])
+def test_near_alpha_1_float32_stays_at_the_limit(alpha: float) -> None:
+    # Written as printed, 1/(alpha - 1) magnifies the rounding of the logarithm.
+    logits, labels = batch(32, scale=3.0)
+    limit, limit_gradient = value_and_gradient(logits, labels, alpha=1)
+    value, gradient = value_and_gradient(logits.float(), labels, alpha=alpha)
+    close(value, limit)
+    close(gradient, limit_gradient, atol=1e-7)  # eps of float32: the terms that cancel are below 1
+
+
+@pytest.mark.parametrize("alpha", [1e-9, 1e3, 1e6, 1e12])
+def test_extreme_orders_tend_to_their_limits(alpha: float) -> None:
+    for scale in (1.0, 1000.0):
+        logits, labels = batch(scale=scale)
+        expected = oracle.hr_loss(logits, labels, alpha)
+        close(hr_loss(logits, labels, alpha=alpha), expected)
+        close(hr_loss(logits.float(), labels, alpha=alpha), expected)
+
+
+@pytest.mark.parametrize("kind", ["indices", "probabilities"])
+@pytest.mark.parametrize("classes", [1, 2, 5])
+def test_logits_that_overflowed_are_nan_as_in_cross_entropy(classes: int, kind: str) -> None:
+    # Silently finite, with a gradient of 0, they would read as an attack that failed.
+    target = as_target(kind, torch.zeros(2, dtype=torch.long), classes)
+    for bad, reduction in itertools.product((NAN, INF), REDUCTIONS):
+        logits = torch.zeros(2, classes, dtype=torch.float64)
+        logits[0, 0] = bad
+        assert cross_entropy(logits, target, reduction="none").isnan().tolist() == [True, False]
+        value = hr_loss(logits, target, reduction=reduction)
+        assert value.isnan().tolist() == ([True, False] if reduction == "none" else True)
+
+
+@pytest.mark.parametrize("reduction", REDUCTIONS)
+@pytest.mark.parametrize("where", ["target", "weight"])
+def test_nan_in_labels_or_weights_is_nan(where: str, reduction: str) -> None:
+    logits, labels = batch(3)
+    target, weight = as_target("probabilities", labels), WEIGHT.clone()
+    (target if where == "target" else weight)[0] = NAN
+    assert hr_loss(logits, target, weight=weight, reduction=reduction).isnan().any()
+
+
+@pytest.mark.parametrize("bad", [NAN, INF])
+def test_overflow_is_nan_in_the_other_functions_too(bad: float) -> None:
+    logits = torch.tensor([[bad, 0.0], [1.0, 0.0]])
+    assert softmax_entropy(logits).isnan().tolist() == [True, False]
+    assert conditional_entropy(logits).isnan()
+    log_q = torch.tensor([0.25, 0.75]).log()
+    for alpha in (0.1, 0.5, 1.0, 1.6):
+        assert renyi_divergence(torch.tensor([NAN, 0.0]), log_q, alpha=alpha).isnan()
+        assert renyi_divergence(log_q, torch.tensor([NAN, 0.0]), alpha=alpha).isnan()
+
+
+# The numerics under P_u and H
+
+MARGINS = [0.0, 1e-12, 0.5, 5.0, 17.0, 39.0, 39.9, 40.1, 41.0, 80.0, 200.0, 700.0, 1500.0]
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
+def test_log_of_others_and_log_entropy_to_margins_at_which_they_underflow(dtype: torch.dtype) -> None:
+    for margin in MARGINS:
+        for row in ([margin, 0.0], [0.0, margin, 0.0], [1.0, margin + 1, margin + 0.5], [0.0] * 5 + [margin] * 2):
+            logits = torch.tensor(row, dtype=dtype)
+            others, entropy = oracle.log_of_others_and_log_entropy(logits.double())
+            log_q = log_softmax(logits)
+            # A margin of m nats is rounded by eps m / 2, and so are its sums; a ratio of 1 - s to 1 by eps.
+            atol = 8 * torch.finfo(dtype).eps * (1 + margin)
+            assert abs(log_of_others(log_q).double() - others) <= atol
+            assert abs(log_entropy(log_q).double() - entropy) <= atol
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
+def test_log_of_others_and_log_entropy_at_their_ends(dtype: torch.dtype) -> None:
+    one_hot = log_softmax(torch.tensor([[0.0, -INF, -INF], [-INF, -INF, 3.0]], dtype=dtype))
+    assert (log_of_others(one_hot) == -INF).all()
+    assert (log_entropy(one_hot) == -INF).all()
+    for classes in (2, 10, 1000):
+        uniform = log_softmax(torch.zeros(2, 3, classes, dtype=dtype))
+        tolerance = 8 * torch.finfo(dtype).eps
+        close(log_of_others(uniform), np.full((2, 3), math.log(1 - 1 / classes)), rtol=tolerance * classes)
+        close(log_entropy(uniform), np.full((2, 3), math.log(math.log(classes))), rtol=tolerance * 5)
+        assert log_entropy(uniform).dtype == log_of_others(uniform).dtype == dtype
+
+
+def test_log_of_others_and_log_entropy_are_differentiable() -> None:
+    for row in ([1.0, 0.0, 2.0], [30.0, 0.0, 1.0], [45.0, 0.0, 1.0]):
+        logits = torch.tensor(row, dtype=torch.float64, requires_grad=True)
+        for function in (log_of_others, log_entropy):
+            assert gradcheck(lambda z, f=function: f(log_softmax(z)), logits)
