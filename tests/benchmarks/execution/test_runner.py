@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from benchmarks import data, grids
-from benchmarks.__main__ import GridOptions, main
+from benchmarks.cli import GridOptions, main
 from benchmarks.config import AttackSpec, LossSpec, RunSpec
 from benchmarks.data import Dataset
 from benchmarks.execution import Outcome

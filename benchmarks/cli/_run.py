@@ -1,0 +1,128 @@
+"""What `run` does: what is missing of a grid, and then its report."""
+
+import time
+from concurrent.futures import Executor
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from rich.console import Console
+
+from benchmarks import execution
+from benchmarks.cli._reading import make_report
+from benchmarks.config import ConfigError, Grid, RunSpec
+from benchmarks.execution import Cluster, ClusterError, Cost, Job, following
+from benchmarks.report.cells import load
+from benchmarks.store import Store
+
+if TYPE_CHECKING:
+    from benchmarks.cli._commands import Run
+
+
+def run(options: "Run", console: Console) -> int:
+    """Do what is missing of the grid and make its report; returns the exit status."""
+    grid, store = options.resolve(), Store(options.store.expanduser().resolve())
+    cluster = _cluster(options)
+    _check(options, grid, cluster)
+    data_dir = _data_dir(options)
+    execution.prepare(grid, store, data_dir=data_dir, download=options.download)
+    missing, planned = execution.missing_runs(grid, store), len(grid.runs())
+    done = planned - len(missing)
+    console.print(f"Grid {grid.name}: {planned} runs, {done} of them already in {options.store}.", soft_wrap=True)
+    begun = time.perf_counter()
+    failures = 0
+    if missing:
+        jobs = [Job(run, grid.attacks, store.root, data_dir) for run in missing]
+        failures = _do(options, grid, store, jobs, cluster, console)
+    make_report(load(grid, store), store, console, options.command)
+    if missing:
+        console.print(f"Took {execution.duration(time.perf_counter() - begun)}, the report included.")
+    if failures:
+        # The command of any of the grid's options: where data are and who works does not matter to status.
+        why = super(type(options), options).resuming.replace("benchmarks run", "benchmarks status")
+        console.print(f"{failures} of {len(missing)} runs failed: `{why}` says why.", soft_wrap=True)
+    return 1 if failures else 0
+
+
+def _do(options: "Run", grid: Grid, store: Store, jobs: list[Job], cluster: Cluster | None, console: Console) -> int:
+    """Do the jobs; returns how many failed."""
+    together = options.together or (10 if options.device == "gpu" else 1)
+    fit = 1 if options.device == "gpu" else execution.available_cpus() // (options.threads or 1)
+    workers = max(1, min(options.workers or fit, len(execution.grouped(jobs, together))))
+    where = f"on the cluster at {cluster.address}, as it has workers" if cluster else f"{workers} at once"
+    console.print(f"{len(jobs)} to do, {where}{f', each of {together} runs' if together > 1 else ''}.")
+    costs = _estimated(grid, store, jobs, cluster, console, workers)
+    # Runs that are trained at once are timed as a whole, so each of them seems to run.
+    at_once = None if cluster or together > 1 else workers
+    with following(grid, store, console, at_once=at_once, costs=costs) as ended:
+        return execution.run_all(jobs, lambda: _executor(cluster, jobs, workers), ended, together=together)
+
+
+def _executor(cluster: Cluster | None, jobs: list[Job], workers: int) -> AbstractContextManager[Executor]:
+    return cluster.executor(job.resources for job in jobs) if cluster else execution.local(workers)
+
+
+def _estimated(
+    grid: Grid, store: Store, jobs: list[Job], cluster: Cluster | None, console: Console, workers: int
+) -> dict[RunSpec, Cost]:
+    """Say how long the jobs will take; returns what is expected of those of which nothing has been timed."""
+    states, by_run = execution.status(grid, store), {job.run: job for job in jobs}
+    how = "from the runs that were timed"
+    costs: dict[RunSpec, Cost] = {}
+    if execution.to_probe(states):
+        how = "from a few batches of training and a few images of each attack"
+        try:
+            with _executor(cluster, jobs, 1) as one:
+                costs = execution.costs(states, by_run.__getitem__, one)
+        except ClusterError:
+            raise
+        except Exception as error:  # whatever it is, the run itself will meet it and tell
+            how = f"the estimate failed: {error}"
+        states = execution.status(grid, store, before=states, costs=costs)
+    left = execution.duration(execution.seconds_left(states, at_once=1 if cluster else workers))
+    console.print(f"Estimated: {left}{' of one worker' if cluster else ''} ({how}).", soft_wrap=True)
+    return costs
+
+
+def _check(options: "Run", grid: Grid, cluster: Cluster | None) -> None:
+    """
+    Make sure that this machine has what the grid asks for.
+
+    :raises ConfigError: If it has not; a cluster's workers are asked in their time.
+    """
+    if options.device == "gpu" and not cluster and not torch.cuda.is_available():
+        raise ConfigError("expected a GPU that torch can use for --device gpu, but there is none")
+    threads, cpus = max(recipe.threads for _, recipe in grid.recipes), execution.available_cpus()
+    if threads > cpus and not cluster:
+        raise ConfigError(
+            f"expected threads to be at most {cpus}, the processors that this process may use, but got {threads}"
+        )
+
+
+def _data_dir(options: "Run") -> Path:
+    """
+    The folder of the data; as it is written where there is no home, for the digits need none.
+
+    :raises ConfigError: If data are to be downloaded into a home that is not there.
+    """
+    try:
+        return options.data_dir.expanduser().resolve()
+    except RuntimeError as error:
+        if options.download:
+            raise ConfigError(
+                f"expected a folder to download to, but {options.data_dir} has no home directory: give --data-dir"
+            ) from error
+        return options.data_dir
+
+
+def _cluster(options: "Run") -> Cluster | None:
+    files = (options.tls_ca, options.tls_cert, options.tls_key)
+    if options.scheduler is None and any(files):
+        raise ConfigError("expected --scheduler with --tls-ca, --tls-cert and --tls-key, but got none")
+    for name in ("together", "workers"):
+        if (value := getattr(options, name)) is not None and value < 1:
+            raise ConfigError(f"expected {name} to be at least 1, but got {value}")
+    if options.workers is not None and options.scheduler is not None:
+        raise ConfigError("expected --workers or --scheduler, which brings its own workers, but got both")
+    return None if options.scheduler is None else Cluster(options.scheduler, *files)
