@@ -19,7 +19,7 @@ class GridOptions:
     """
 
     grid: str = "digits"
-    """The grid's name, one of those listed above."""
+    """The grid's name: `python -m benchmarks grids` lists them."""
     store: Path = Path("hrloss-store")
     """Folder of results. What it already holds is used, not made again."""
     dataset: str | None = None

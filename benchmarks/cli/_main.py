@@ -29,9 +29,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     command = None
     try:
         _check_spelling(arguments)
-        command = tyro.cli(
-            tyro.conf.DisallowNone[Command], prog="python -m benchmarks", description=ABOUT, args=arguments
-        )
+        config = (tyro.conf.DisallowNone,)
+        command = tyro.cli(Command, prog="python -m benchmarks", description=ABOUT, args=arguments, config=config)
         for module in command.NEEDS:  # before interrupts are raised, which an import may swallow or wrap
             import_module(module)
         with _interrupts_raised():
@@ -43,22 +42,18 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 130
     except BrokenPipeError:  # whoever read the output has enough of it
         raise
-    except (ConfigError, OSError) as error:
-        return _failed(error)
     except Exception as error:
-        from benchmarks.data import DataError
-        from benchmarks.execution import ClusterError
-        from benchmarks.store import StoreError
-
-        if isinstance(error, DataError | StoreError | ClusterError):
-            return _failed(error)
-        raise
+        if not isinstance(error, _expected_errors()):
+            raise
+        Console(stderr=True, markup=False, highlight=False).print(f"Error: {error}", style="red", soft_wrap=True)
+        return 2
 
 
-def _failed(error: Exception) -> int:
-    """Say why; returns the exit status."""
-    Console(stderr=True, markup=False, highlight=False).print(f"Error: {error}", style="red", soft_wrap=True)
-    return 2
+def _expected_errors() -> tuple[type[Exception], ...]:
+    """The errors that say what to do; of a module that is not loaded, and would take seconds, none was raised."""
+    names = {"data": "DataError", "store": "StoreError", "execution": "ClusterError"}
+    modules = ((sys.modules.get(f"benchmarks.{module}"), name) for module, name in names.items())
+    return ConfigError, OSError, *(getattr(module, name) for module, name in modules if hasattr(module, name))
 
 
 def _check_spelling(arguments: Sequence[str]) -> None:

@@ -1,10 +1,14 @@
 """What is read from a store: how far a grid is, and its report."""
 
+import os
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rich.console import Console
 
 from benchmarks import execution
+from benchmarks.cli._grid_options import GridOptions
+from benchmarks.config import ConfigError
 from benchmarks.report import export
 from benchmarks.report.cells import Results, load
 from benchmarks.report.table_1 import table_1
@@ -15,9 +19,22 @@ if TYPE_CHECKING:
     from benchmarks.cli._commands import Report, Status
 
 
+def store_of(options: GridOptions) -> Store:
+    """
+    The store that the options name.
+
+    :raises ConfigError: If it is in a home that is not there.
+    :raises StoreError: If it is no folder.
+    """
+    folder = os.path.expanduser(options.store)
+    if folder.startswith("~"):
+        raise ConfigError(f"expected a home directory for the store {folder}, but there is none: give --store")
+    return Store(Path(folder))
+
+
 def show_status(options: "Status", console: Console) -> int:
     """Show how far a grid is; returns the exit status."""
-    grid, store = options.resolve(), Store(options.store.expanduser())
+    grid, store = options.resolve(), store_of(options)
     states = execution.status(grid, store)
     console.print(execution.table(grid, states))
     counts = {name: sum(state.state == name for state in states) for name in execution.STATES}
@@ -30,7 +47,7 @@ def show_status(options: "Status", console: Console) -> int:
 
 def report(options: "Report", console: Console) -> int:
     """Make a grid's report from what is there; returns the exit status."""
-    grid, store = options.resolve(), Store(options.store.expanduser())
+    grid, store = options.resolve(), store_of(options)
     results = load(grid, store)
     if not results.records:
         raise StoreError(f"{store.root} holds no results of the grid {grid.name}: `{options.resuming}` makes them")

@@ -1,8 +1,9 @@
 """What `run` does: what is missing of a grid, and then its report."""
 
+import os
 import time
 from concurrent.futures import Executor
-from contextlib import AbstractContextManager
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,9 +11,9 @@ import torch
 from rich.console import Console
 
 from benchmarks import execution
-from benchmarks.cli._reading import make_report
+from benchmarks.cli._reading import make_report, store_of
 from benchmarks.config import ConfigError, Grid, RunSpec
-from benchmarks.execution import Cluster, ClusterError, Cost, Job, following
+from benchmarks.execution import Cluster, ClusterError, Job, Seconds, following
 from benchmarks.report.cells import load
 from benchmarks.store import Store
 
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 
 def run(options: "Run", console: Console) -> int:
     """Do what is missing of the grid and make its report; returns the exit status."""
-    grid, store = options.resolve(), Store(options.store.expanduser().resolve())
+    grid, store = options.resolve(), Store(store_of(options).root.resolve())
     cluster = _cluster(options)
     _check(options, grid, cluster)
     data_dir = _data_dir(options)
@@ -39,7 +40,7 @@ def run(options: "Run", console: Console) -> int:
     if missing:
         console.print(f"Took {execution.duration(time.perf_counter() - begun)}, the report included.")
     if failures:
-        # The command of any of the grid's options: where data are and who works does not matter to status.
+        # In the words of the options that all commands have: where data are and who works does not matter to status.
         why = super(type(options), options).resuming.replace("benchmarks run", "benchmarks status")
         console.print(f"{failures} of {len(missing)} runs failed: `{why}` says why.", soft_wrap=True)
     return 1 if failures else 0
@@ -52,36 +53,32 @@ def _do(options: "Run", grid: Grid, store: Store, jobs: list[Job], cluster: Clus
     workers = max(1, min(options.workers or fit, len(execution.grouped(jobs, together))))
     where = f"on the cluster at {cluster.address}, as it has workers" if cluster else f"{workers} at once"
     console.print(f"{len(jobs)} to do, {where}{f', each of {together} runs' if together > 1 else ''}.")
-    costs = _estimated(grid, store, jobs, cluster, console, workers)
-    # Runs that are trained at once are timed as a whole, so each of them seems to run.
+    # Runs that are trained together are timed as a whole, so each of them seems to run.
     at_once = None if cluster or together > 1 else workers
-    with following(grid, store, console, at_once=at_once, costs=costs) as ended:
-        return execution.run_all(jobs, lambda: _executor(cluster, jobs, workers), ended, together=together)
-
-
-def _executor(cluster: Cluster | None, jobs: list[Job], workers: int) -> AbstractContextManager[Executor]:
-    return cluster.executor(job.resources for job in jobs) if cluster else execution.local(workers)
+    with cluster.executor(job.resources for job in jobs) if cluster else execution.local(workers) as executor:
+        costs = _estimated(grid, store, jobs, executor, console, None if cluster else workers)
+        with following(grid, store, console, at_once=at_once, costs=costs) as ended:
+            return execution.run_all(jobs, lambda: nullcontext(executor), ended, together=together)
 
 
 def _estimated(
-    grid: Grid, store: Store, jobs: list[Job], cluster: Cluster | None, console: Console, workers: int
-) -> dict[RunSpec, Cost]:
+    grid: Grid, store: Store, jobs: list[Job], executor: Executor, console: Console, workers: int | None
+) -> dict[RunSpec, Seconds]:
     """Say how long the jobs will take; returns what is expected of those of which nothing has been timed."""
     states, by_run = execution.status(grid, store), {job.run: job for job in jobs}
     how = "from the runs that were timed"
-    costs: dict[RunSpec, Cost] = {}
-    if execution.to_probe(states):
+    costs: dict[RunSpec, Seconds] = {}
+    try:
+        costs = execution.costs(states, by_run.__getitem__, executor, at_once=workers or 1)
+    except ClusterError:
+        raise
+    except Exception as error:  # whatever it is, the run itself will meet it and tell
+        how = f"the estimate failed: {error}"
+    if costs:
         how = "from a few batches of training and a few images of each attack"
-        try:
-            with _executor(cluster, jobs, 1) as one:
-                costs = execution.costs(states, by_run.__getitem__, one)
-        except ClusterError:
-            raise
-        except Exception as error:  # whatever it is, the run itself will meet it and tell
-            how = f"the estimate failed: {error}"
         states = execution.status(grid, store, before=states, costs=costs)
-    left = execution.duration(execution.seconds_left(states, at_once=1 if cluster else workers))
-    console.print(f"Estimated: {left}{' of one worker' if cluster else ''} ({how}).", soft_wrap=True)
+    left = execution.duration(execution.seconds_left(states, at_once=workers or 1))
+    console.print(f"Estimated: {left}{'' if workers else ' of one worker'} ({how}).", soft_wrap=True)
     return costs
 
 
@@ -102,18 +99,14 @@ def _check(options: "Run", grid: Grid, cluster: Cluster | None) -> None:
 
 def _data_dir(options: "Run") -> Path:
     """
-    The folder of the data; as it is written where there is no home, for the digits need none.
+    The folder of the data; without a home its name stays as it is, for the digits need none.
 
     :raises ConfigError: If data are to be downloaded into a home that is not there.
     """
-    try:
-        return options.data_dir.expanduser().resolve()
-    except RuntimeError as error:
-        if options.download:
-            raise ConfigError(
-                f"expected a folder to download to, but {options.data_dir} has no home directory: give --data-dir"
-            ) from error
-        return options.data_dir
+    folder = os.path.expanduser(options.data_dir)
+    if folder.startswith("~") and options.download:
+        raise ConfigError(f"expected a home directory to download to {folder}, but there is none: give --data-dir")
+    return Path(folder).resolve()
 
 
 def _cluster(options: "Run") -> Cluster | None:

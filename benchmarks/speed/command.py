@@ -1,5 +1,6 @@
 """`python -m benchmarks speed`."""
 
+import os
 import shlex
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,9 +40,9 @@ class Speed:
 
         if not self.seconds > 0:
             raise ConfigError(f"expected seconds to be above 0, but got {self.seconds}")
-        settings = Settings(self.data_dir.expanduser(), self.quick, self.seconds)
+        settings = Settings(Path(os.path.expanduser(self.data_dir)), self.quick, self.seconds)
         selected = parts.chosen(self.part)
-        return parts.run(selected, settings, self.output.expanduser(), console, command=self.resuming)
+        return parts.run(selected, settings, Path(os.path.expanduser(self.output)), console, command=self.resuming)
 
     @property
     def resuming(self) -> str:

@@ -33,6 +33,7 @@ from benchmarks.store._atomic import (
     StoreError,
     UnreadableError,
     append_line,
+    expect_folder,
     read_bytes,
     set_aside,
     write_bytes,
@@ -59,6 +60,11 @@ class Store:
     """The results under one folder; made as they come."""
 
     def __init__(self, root: Path) -> None:
+        """
+        :param root: The folder.
+        :raises StoreError: If it is something else.
+        """
+        expect_folder(root)
         self.root = root
         self._folders: dict[RunSpec, Path] = {}
 

@@ -10,8 +10,8 @@ from functools import partial
 from multiprocessing.synchronize import Barrier
 from pathlib import Path
 
+from benchmarks import execution as runner
 from benchmarks.execution import _local as executors
-from benchmarks.execution import _runner as runner
 from benchmarks.store._atomic import read_json, write_json
 
 

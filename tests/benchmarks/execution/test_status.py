@@ -16,9 +16,7 @@ from testing import made_up
 
 from benchmarks import protocols, recipes
 from benchmarks.config import AttackSpec, Grid, RunSpec
-from benchmarks.execution import RunStatus, duration, seconds_left, status, table
-from benchmarks.execution import _local as executors
-from benchmarks.execution import _runner as runner
+from benchmarks.execution import Job, RunStatus, duration, local, run_all, seconds_left, status, table
 from benchmarks.store import Store
 
 RECIPE = replace(recipes.DIGITS, epochs=4)
@@ -77,8 +75,8 @@ def test_a_store_that_is_not_there_is_all_missing_and_stays_so(store: Store) -> 
 def test_every_state_of_real_runs_is_told_and_nothing_changes(store: Store) -> None:
     diverges = replace(CE_1, recipe=replace(RECIPE, lr=1e30))
     store.root.mkdir()
-    jobs = [runner.Job(run, GRID.attacks, store.root, store.root) for run in (CE_0, HR_0, diverges)]
-    assert runner.run_all(jobs, lambda: executors.local(1), lambda run, outcome: None) == 1
+    jobs = [Job(run, GRID.attacks, store.root, store.root) for run in (CE_0, HR_0, diverges)]
+    assert run_all(jobs, lambda: local(1), lambda run, outcome: None) == 1
     (store.folder(HR_0) / "records" / "none.json").unlink()
     before = listing(store.root)
 
@@ -151,6 +149,18 @@ def test_time_left_of_a_trained_run_is_unknown_until_an_evaluation_was_timed(sto
     assert status(GRID, store)[0].seconds_left is None
     evaluate(store, CE_0, [0.25])
     assert status(GRID, store)[0].seconds_left == 0.25
+
+
+def test_evaluations_are_timed_attack_by_attack(store: Store) -> None:
+    for run in (CE_0, HR_0):
+        train(store, run, 4, [1])
+    evaluate(store, CE_0, [0.25])
+    states = status(GRID, store)
+    assert [(state.seconds_left, state.untimed) for state in states[:2]] == [(0.25, True), (0.5, True)], "a guess"
+    evaluate(store, HR_0, [0.25, 8])
+    states = status(GRID, store)
+    assert [(state.seconds_left, state.untimed) for state in states[:2]] == [(8, False), (0, False)]
+    assert states[2].seconds_left == 4 * 1 + 0.25 + 8
 
 
 def test_nothing_is_left_once_all_is_done(store: Store) -> None:

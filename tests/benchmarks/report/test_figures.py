@@ -16,10 +16,10 @@ from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 from PIL import Image
 
+from benchmarks import execution as runner
 from benchmarks import grids, protocols
 from benchmarks.config import AttackSpec, Grid, LossSpec, RunSpec
 from benchmarks.data import DIGITS_TEST_SIZE
-from benchmarks.execution import _runner as runner
 from benchmarks.report import drawing, figures
 from benchmarks.report.cells import Results, load
 from benchmarks.report.drawing import Picture

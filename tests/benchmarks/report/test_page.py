@@ -13,8 +13,8 @@ import pytest
 from matplotlib.figure import Figure
 from playwright.sync_api import Browser, sync_playwright
 
+from benchmarks import execution as runner
 from benchmarks import grids
-from benchmarks.execution import _runner as runner
 from benchmarks.report import figures
 from benchmarks.report.cells import Results, load
 from benchmarks.report.drawing import Picture

@@ -18,10 +18,10 @@ import pytest
 import torch
 from testing import processes
 
+from benchmarks import execution as runner
 from benchmarks import protocols, recipes
 from benchmarks.config import AttackSpec, Grid, RunSpec
 from benchmarks.execution import _local as executors
-from benchmarks.execution import _runner as runner
 from benchmarks.store import Store
 from benchmarks.store._atomic import read_json
 

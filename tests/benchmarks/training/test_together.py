@@ -15,7 +15,7 @@ from benchmarks.config import AttackSpec, Hardening, LossSpec, Recipe, RunSpec
 from benchmarks.data import Dataset, Split
 from benchmarks.evaluation import trained_classifier
 from benchmarks.execution import InProcess, Job, Outcome, grouped, run_all
-from benchmarks.execution import _runner as runner
+from benchmarks.execution import _jobs as runner
 from benchmarks.report.cells import load
 from benchmarks.store import Store
 from benchmarks.training import _loop as training
