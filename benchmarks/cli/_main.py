@@ -67,7 +67,7 @@ def _check_spelling(arguments: Sequence[str]) -> None:
         return
     if name not in COMMANDS:
         expected = f"expected a command, one of {', '.join(COMMANDS)}, before any option"
-        raise ConfigError(f"{expected}, but got {name!r}{did_you_mean(name, COMMANDS)}")
+        raise ConfigError(f"{expected}, but got {name!r}{'' if name[:1] == '-' else did_you_mean(name, COMMANDS)}")
     options = ["--help", *(f"--{field.name.replace('_', '-')}" for field in fields(COMMANDS[name]))]
     for argument in rest:
         option = argument.split("=")[0].replace("_", "-")
