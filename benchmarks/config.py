@@ -16,6 +16,7 @@ from benchmarks.specs import (
     SplitName,
     UnitsName,
     as_floats,
+    did_you_mean,
     expect_one_of,
 )
 
@@ -31,6 +32,7 @@ __all__ = [
     "SplitName",
     "UnitsName",
     "canonical",
+    "did_you_mean",
 ]
 
 # Part of every key. Raise it when the meaning or the default of a field changes, so that no old result passes for a

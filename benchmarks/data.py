@@ -19,6 +19,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from benchmarks.specs import did_you_mean
+
 BUILT_IN = ("digits", "mnist", "cifar10", "svhn")
 DIGITS_TEST_SIZE = 360
 
@@ -209,7 +211,8 @@ def _npz(path: Path) -> tuple[Split, Split]:
     names = ("x_train", "y_train", "x_test", "y_test")
     if not path.exists():
         found = ", ".join(sorted(file.name for file in path.parent.glob("*.npz"))) or "no .npz file"
-        raise DataError(f"expected one of {', '.join(BUILT_IN)}, or a file {path}, but found {found} there")
+        known = f"one of {', '.join(BUILT_IN)}, or a file {path}"
+        raise DataError(f"expected {known}, but found {found} there{did_you_mean(path.stem, BUILT_IN)}")
     with _reading(path), path.open("rb") as file:
         if not zipfile.is_zipfile(file):  # numpy.load would take it for a pickle, and advise to allow that
             raise DataError(f"{path}: expected a zip of arrays, but got a file that is none, or is cut short")

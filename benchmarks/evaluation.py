@@ -35,7 +35,7 @@ def evaluate(run: RunSpec, specs: Sequence[AttackSpec], data: Dataset, store: St
     :param data: The run's data set, attacked at the true labels.
     :param store: Where the weights are and the records go.
     """
-    missing = [spec for spec in specs if store.record(run, spec) is None]
+    missing = [spec for spec in specs if not store.has_record(run, spec)]
     if not missing:
         return
     classifier = trained_classifier(run, data, store)

@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 
-from benchmarks.config import AttackSpec, ConfigError, Grid, Hardening, LossSpec, Recipe, UnitsName
+from benchmarks.config import AttackSpec, ConfigError, Grid, Hardening, LossSpec, Recipe, UnitsName, did_you_mean
 from benchmarks.protocols import (
     ALPHA_ATTACKS,
     ALPHAS,
@@ -69,10 +69,10 @@ def _table_1(name: str, *recipes: tuple[str, Recipe]) -> Grid:
 
 def digits() -> Grid:
     """
-    Table 1 and a small worst case on the 8 x 8 digits that come with scikit-learn: no download, 10 trainings.
+    Table 1 and a small worst case on the 8 x 8 digits that come with scikit-learn: no download.
 
     The network has the LeNet's shape. The learning rate times the epochs is 5, where the paper's MNIST has 1. The worst
-    case is of the first 100 test images. About a minute on two cores.
+    case is of the first 100 test images.
     """
     worst = tuple(AttackSpec("worst-case", eps=eps, steps=WORST_CASE_STEPS, images=WORST_CASE_IMAGES) for eps in EPS)
     return replace(_table_1("digits", ("digits", _with_curve(DIGITS, 10))), attacks=(*TABLE_1_ATTACKS, *worst))
@@ -80,81 +80,72 @@ def digits() -> Grid:
 
 def mnist() -> Grid:
     """
-    The paper's MNIST: the max-pool LeNet, 1000 epochs of SGD at learning rate 0.001 in batches of 100; 10 trainings.
+    The paper's MNIST: the max-pool LeNet, 1000 epochs of SGD at learning rate 0.001 in batches of 100.
 
     The widths and kernels, which the paper does not give, are the well-known LeNet's; 5000 training images are held
-    out. About 17 hours on two cores.
+    out.
     """
     return _table_1("mnist", ("mnist", _with_curve(MNIST, 10)))
 
 
 def cifar10() -> Grid:
     """
-    The paper's CIFAR-10: ResNet-8, 200 epochs of Adam in batches of 128, no augmentation; 10 trainings.
+    The paper's CIFAR-10: ResNet-8, 200 epochs of Adam in batches of 128, no augmentation.
 
-    What the paper leaves open is as in Keras's own CIFAR-10 example. About 18 hours on two cores.
+    What the paper leaves open is as in Keras's own CIFAR-10 example.
     """
     return _table_1("cifar10", ("cifar10", _with_curve(CIFAR10, 10)))
 
 
 def svhn() -> Grid:
     """
-    The paper's SVHN: as cifar10, but from pixels in [0, 255] without their mean subtracted; 10 trainings.
+    The paper's SVHN: as cifar10, but from pixels in [0, 255] without their mean subtracted.
 
-    In the paper protocol its eps of 0.1 is so 0.1/255 of the pixel range. About 30 hours on two cores.
+    In the paper protocol its eps of 0.1 is so 0.1/255 of the pixel range.
     """
     return _table_1("svhn", ("svhn", _with_curve(SVHN, 10)))
 
 
 def paper_grid() -> Grid:
-    """The grids mnist, cifar10 and svhn together, sharing their results: 30 trainings, nearly 3 days on two cores."""
+    """The grids mnist, cifar10 and svhn together, sharing their results."""
     return _table_1("paper", *mnist().recipes, *cifar10().recipes, *svhn().recipes)
 
 
 def mnist_short() -> Grid:
     """
-    As mnist, with a fiftieth of the epochs: 10 trainings.
+    As mnist, with a fiftieth of the epochs.
 
-    20 epochs at learning rate 0.05 have the same product as the paper's 1000 at 0.001. About 20 minutes on two cores.
+    20 epochs at learning rate 0.05 have the same product as the paper's 1000 at 0.001.
     """
     return _table_1("mnist-short", ("mnist", _with_curve(MNIST_SHORT, 2, images=CURVE_IMAGES)))
 
 
 def mnist_long() -> Grid:
     """
-    As mnist-short, with three times its epochs: 10 trainings.
+    As mnist-short, with three times its epochs.
 
     60 epochs at learning rate 0.05 are three times the product of the paper's 1000 at 0.001, long enough for margins
-    that float32 rounds away. About 60 minutes on two cores.
+    that float32 rounds away.
     """
     recipe = replace(MNIST_SHORT, epochs=60)
     return _table_1("mnist-long", ("mnist", _with_curve(recipe, 3, images=CURVE_IMAGES)))
 
 
 def cifar10_short() -> Grid:
-    """
-    As cifar10, with 6 epochs in place of 200 and the learning rate dropping in proportion: 10 trainings.
-
-    About 55 minutes on two cores.
-    """
+    """As cifar10, with 6 epochs in place of 200 and the learning rate dropping in proportion."""
     return _table_1("cifar10-short", ("cifar10", _with_curve(CIFAR10_SHORT, 3, images=CURVE_IMAGES)))
 
 
 def svhn_short() -> Grid:
-    """
-    As svhn, with 3 epochs in place of 200, the learning rate dropping in proportion, and no Fig. 1: 10 trainings.
-
-    About 50 minutes on two cores.
-    """
+    """As svhn, with 3 epochs in place of 200, the learning rate dropping in proportion, and no Fig. 1."""
     return _table_1("svhn-short", ("svhn", SVHN_SHORT))
 
 
 def svhn_grey() -> Grid:
     """
-    As svhn, on svhn_grey, a grey part of SVHN and not SVHN, and with 15 epochs: 10 trainings.
+    As svhn, on svhn_grey, a grey part of SVHN and not SVHN, and with 15 epochs.
 
-    Its file is not one that torchvision fetches: it is an npz file in the data folder. No Fig. 1. About 75 minutes on
-    two cores.
+    Its file is not one that torchvision fetches: it is an npz file in the data folder. No Fig. 1.
     """
     return _table_1("svhn-grey", ("svhn_grey", SVHN_GREY))
 
@@ -165,35 +156,30 @@ def _alpha(name: str, *recipes: tuple[str, Recipe]) -> Grid:
 
 def alpha() -> Grid:
     """
-    The choice of alpha, from 1 to 4, on the validation images of MNIST, CIFAR-10 and SVHN: 150 trainings.
+    The choice of alpha, from 1 to 4, on the validation images of MNIST, CIFAR-10 and SVHN.
 
-    Schedules as in the short grids; --dataset takes one of the three. About 10 hours on two cores.
+    Schedules as in the short grids; --dataset takes one of the three.
     """
     return _alpha("alpha", ("mnist", MNIST_SHORT), ("cifar10", CIFAR10_SHORT), ("svhn", SVHN_SHORT))
 
 
 def alpha_digits() -> Grid:
-    """
-    The choice of alpha, from 1 to 4, on the validation images of scikit-learn's digits: 50 trainings.
-
-    About two minutes on two cores.
-    """
+    """The choice of alpha, from 1 to 4, on the validation images of scikit-learn's digits."""
     return _alpha("alpha-digits", ("digits", DIGITS))
 
 
 def strong_digits() -> Grid:
     """
-    digits, and its networks under strong attacks, at eps from 0.1 to 0.5: 10 trainings, shared with digits.
+    digits, and its networks under strong attacks, at eps from 0.1 to 0.5; trainings shared with digits.
 
-    All 360 test images; 50 steps; transfer from one network more; reports on masked gradients at every eps. About 6
-    minutes on two cores.
+    All 360 test images; 50 steps; transfer from one network more; reports on masked gradients at every eps.
     """
     return _strong("strong-digits", digits().recipes[0], images=360, steps=50, reports=STRONG_EPS)
 
 
 def strong_mnist() -> Grid:
     """
-    mnist-long, and its networks under strong attacks, at eps from 0.1 to 0.5: 10 trainings, shared with mnist-long.
+    mnist-long, and its networks under strong attacks, at eps from 0.1 to 0.5; trainings shared with mnist-long.
 
     The first 300 test images; 50 steps; transfer from one network more; reports on masked gradients at eps 0.2. About
     40 minutes on two cores, and 60 more for the trainings.
@@ -203,7 +189,7 @@ def strong_mnist() -> Grid:
 
 def strong_cifar10() -> Grid:
     """
-    cifar10-short, and its networks under strong attacks, at eps from 0.004 to 0.03: 10 trainings, shared with it.
+    cifar10-short, and its networks under strong attacks, at eps from 0.004 to 0.03; trainings shared with it.
 
     The first 100 test images; 50 steps; transfer from one network more; reports on masked gradients at eps 0.008. About
     40 minutes on two cores, and 50 more for the trainings.
@@ -214,10 +200,10 @@ def strong_cifar10() -> Grid:
 
 def strong_svhn_grey() -> Grid:
     """
-    svhn-grey, and its networks under strong attacks, at eps from 0.004 to 0.03: 10 trainings, shared with svhn-grey.
+    svhn-grey, and its networks under strong attacks, at eps from 0.004 to 0.03; trainings shared with svhn-grey.
 
     svhn_grey is a grey part of SVHN and not SVHN. Attacks and reports as in strong-cifar10, and worst cases at the
-    paper's eps in its own units, which are 0.1/255 and 0.25/255 of the range. About 90 minutes on two cores.
+    paper's eps in its own units, which are 0.1/255 and 0.25/255 of the range.
     """
     recipe, eps = svhn_grey().recipes[0], STRONG_EPS_OF_PHOTOGRAPHS
     return _strong("strong-svhn-grey", recipe, images=100, steps=50, reports=(0.008,), strengths=eps)
@@ -225,11 +211,11 @@ def strong_svhn_grey() -> Grid:
 
 def hardening_digits() -> Grid:
     """
-    Does the HR loss add to a defence? Noise, Madry's training and TRADES at eps 0.1, with CE and HR: 110 trainings.
+    Does the HR loss add to a defence? Noise, Madry's training and TRADES at eps 0.1, with CE and HR.
 
     Alpha 1, which is cross-entropy plus entropy, 1.6 and 3; for TRADES three values of beta; and beside them label
     smoothing, and cross-entropy with its median margin scaled to about that of HR(1.6) after this recipe. The first 200
-    test images of the digits. About 50 minutes on two cores.
+    test images of the digits.
     """
     alphas, eps, steps = (1.0, 1.6, 3.0), 0.1, 7
     low, usual, high = (Hardening("trades", eps, steps, beta) for beta in TRADES_BETAS)
@@ -249,9 +235,9 @@ def hardening_digits() -> Grid:
 
 def hardening_mnist() -> Grid:
     """
-    Does the HR loss add to a defence? Madry's training and TRADES at eps 0.2 on MNIST, with CE and HR: 50 trainings.
+    Does the HR loss add to a defence? Madry's training and TRADES at eps 0.2 on MNIST, with CE and HR.
 
-    For TRADES three values of beta; 5 epochs of Adam. The first 100 test images. About 4 hours on two cores.
+    For TRADES three values of beta; 5 epochs of Adam. The first 100 test images.
     """
     eps, steps = 0.2, 7
     trades = (Hardening("trades", eps, steps, beta) for beta in TRADES_BETAS)
@@ -280,10 +266,31 @@ GRIDS = {
     "hardening-digits": hardening_digits,
     "hardening-mnist": hardening_mnist,
 }
+# What each takes on two cores, about, trainings included.
+COSTS = {
+    "digits": "30 s",
+    "mnist": "17 h",
+    "cifar10": "18 h",
+    "svhn": "30 h",
+    "paper": "65 h",
+    "mnist-short": "20 min",
+    "mnist-long": "60 min",
+    "cifar10-short": "55 min",
+    "svhn-short": "50 min",
+    "svhn-grey": "75 min",
+    "alpha": "10 h",
+    "alpha-digits": "2 min",
+    "strong-digits": "6 min",
+    "strong-mnist": "100 min",
+    "strong-cifar10": "95 min",
+    "strong-svhn-grey": "2 h",
+    "hardening-digits": "50 min",
+    "hardening-mnist": "4 h",
+}
 
 
 def get(name: str) -> Grid:
     """The grid of that name; an unknown one is an error that lists those there are."""
     if name not in GRIDS:
-        raise ConfigError(f"expected grid to be one of {sorted(GRIDS)}, but got {name!r}")
+        raise ConfigError(f"expected grid to be one of {sorted(GRIDS)}, but got {name!r}{did_you_mean(name, GRIDS)}")
     return GRIDS[name]()

@@ -1,7 +1,9 @@
 """One training loss, and one attack: frozen, validated values."""
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
+from difflib import get_close_matches
 from typing import Any, Literal, get_args
 
 AttackName = Literal["none", "fgm", "pgd", "apgd", "square", "transfer", "worst-case", "diagnostics"]
@@ -162,4 +164,15 @@ def as_floats(spec: Any, *names: str) -> None:
 def expect_one_of(what: str, value: object, known: tuple[str, ...]) -> None:
     """Raise unless a value is one of those known."""
     if value not in known:
-        raise ConfigError(f"expected {what} to be one of {list(known)}, but got {value!r}")
+        raise ConfigError(f"expected {what} to be one of {list(known)}, but got {value!r}{did_you_mean(value, known)}")
+
+
+def did_you_mean(value: object, known: Iterable[str]) -> str:
+    """
+    The end of a message about an unknown name: a question for the most similar known one, or nothing.
+
+    >>> did_you_mean("mnits", ["mnist", "svhn"]), did_you_mean("x", ["mnist", "svhn"])
+    (": did you mean 'mnist'?", '')
+    """
+    similar = get_close_matches(str(value), list(known), n=1)
+    return f": did you mean {similar[0]!r}?" if similar else ""

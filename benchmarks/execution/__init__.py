@@ -1,32 +1,29 @@
 """A plan through any executor into the store, how long it will take, and how far it is."""
 
 from benchmarks.execution._dask import Cluster, ClusterError
-from benchmarks.execution._estimate import costs, to_probe
-from benchmarks.execution._jobs import (
-    Group,
-    Job,
-    Outcome,
-    WorkerDiedError,
-    execute,
-    execute_together,
-    load_data,
-    threads,
+from benchmarks.execution._estimate import costs
+from benchmarks.execution._jobs import Job, Outcome, WorkerDiedError, execute, execute_together, load_data, threads
+from benchmarks.execution._local import InProcess, available_cpus, grouped, local, missing_runs, prepare, run_all
+from benchmarks.execution._monitor import (
+    STATES,
+    RunStatus,
+    Seconds,
+    duration,
+    following,
+    seconds_left,
+    status,
+    table,
 )
-from benchmarks.execution._local import InProcess, available_cpus, local
-from benchmarks.execution._progress import following
-from benchmarks.execution._runner import grouped, missing_runs, prepare, run_all
-from benchmarks.execution._status import STATES, Cost, RunStatus, duration, seconds_left, status, table
 
 __all__ = [
     "STATES",
     "Cluster",
     "ClusterError",
-    "Cost",
-    "Group",
     "InProcess",
     "Job",
     "Outcome",
     "RunStatus",
+    "Seconds",
     "WorkerDiedError",
     "available_cpus",
     "costs",
@@ -44,5 +41,4 @@ __all__ = [
     "status",
     "table",
     "threads",
-    "to_probe",
 ]

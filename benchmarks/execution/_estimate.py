@@ -1,11 +1,12 @@
-"""How long runs will take before any was timed: from a few batches of training and a few images of each attack."""
+"""How long runs will take before any was timed: from a moment of training and a few images of each attack."""
 
 import time
-from collections.abc import Callable, Hashable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from concurrent.futures import Executor
 from dataclasses import replace
+from itertools import cycle, islice
 from pathlib import Path
-from statistics import fmean
+from statistics import fmean, median
 from tempfile import TemporaryDirectory
 
 import numpy as np
@@ -16,25 +17,30 @@ from benchmarks.config import AttackSpec, RunSpec
 from benchmarks.data import Dataset, Split
 from benchmarks.evaluation import BATCH_SIZE, measure_all
 from benchmarks.execution._jobs import Job, load_data, threads
-from benchmarks.execution._status import Cost, RunStatus
+from benchmarks.execution._monitor import RunStatus, Seconds
 from benchmarks.store import Store
 from benchmarks.training import Training, accuracy
 
 # What is tried: enough for the first calls' extra time to be small, few enough for a moment.
 BATCHES, VALIDATION_IMAGES = 8, 500
+# Short calls are timed again, until so many seconds or calls are behind them: a single one says little.
+MOMENT, CALLS = 0.3, 5
+# Seconds in which a network that is not trained yet learns something, so that attacks meet one that has margins.
+LEARNING = 1.0
 # Images that an attack is tried on, first few and then more: the difference tells what one costs, and the rest is what
 # any number does. Of attacks that take thousands of passes, fewer.
-FEW_AND_MORE, OF_LONG_ATTACKS = (50, 250), (8, 32)
+FEW_AND_MORE, OF_LONG_ATTACKS = (BATCH_SIZE, 2 * BATCH_SIZE), (8, 40)
+# Their time depends on eps as well: what one of their attacks has misclassified the others leave alone.
 LONG_ATTACKS = ("square", "transfer", "worst-case", "diagnostics")
 
 
-def probe(job: Job) -> Cost:
+def probe(job: Job) -> Seconds:
     """
-    Train the job's network for a moment, attack it, and tell what its epochs and evaluations will take.
+    Train the job's network for a moment, attack it, and return what an epoch and each evaluation will take.
 
     An epoch is as many times the moment as it has images of training and validation, what it takes to keep its state,
-    and, as often as the recipe says, what its curve attacks. Of attacks the time is a constant and so much for each
-    image, whatever the eps. Nothing is kept, and no generator is moved.
+    and, as often as the recipe says, what its curve attacks. A network that the store has trained is attacked as it
+    is. Nothing is kept, and no generator is moved.
     """
     curve = job.run.recipe
     run = replace(job.run, recipe=replace(job.run.recipe, curve_every=0, curve_attacks=()))
@@ -45,49 +51,66 @@ def probe(job: Job) -> Cost:
         validation=_first(data.validation, VALIDATION_IMAGES),
     )
     with threads(run.recipe.threads), torch.random.fork_rng(), seeded(0):
-        training = Training(run, few)
+        training, store = Training(run, few), Store(job.store)
+        if store.is_trained(job.run):
+            training.model.load_state_dict(store.load_checkpoint(job.run))
+            return _seconds_of_attacks(training, _believed(data, training), job.attacks)
         row = training.epoch(0)  # what is set up at first is set up here
-        training_seconds = _seconds(lambda: training.epoch(0)) * len(data.train) / len(few.train)
-        looking = _seconds(lambda: accuracy(training.model, *training.validation))
+        epoch = _seconds(lambda: training.epoch(0)) * len(data.train) / len(few.train)
+        epoch += _seconds(lambda: accuracy(training.model, *training.validation)) * (
+            len(data.validation) / len(few.validation)
+        )
         with TemporaryDirectory() as folder:
-            keeping = _seconds(lambda: training.keep(row | {"validation_accuracy": 0.0}, Store(Path(folder))))
-        epoch = training_seconds + looking * len(data.validation) / len(few.validation) + keeping
-        attacks = _seconds_of_attacks(training, _believed(data, training), (*job.attacks, *curve.curve_attacks))
+            epoch += _seconds(lambda: training.keep(row | {"validation_accuracy": 0.0}, Store(Path(folder))))
+        begun = time.perf_counter()
+        while time.perf_counter() - begun < LEARNING:
+            training.epoch(0)
+        believed = _believed(data, training)
+        attacks = _seconds_of_attacks(training, believed, (*job.attacks, *curve.curve_attacks))
     if curve.curve_every:
-        epoch += sum(attacks[_like(spec, data)] for spec in curve.curve_attacks) / curve.curve_every
-    return Cost(epoch, fmean(attacks[_like(spec, data)] for spec in job.attacks) if job.attacks else 0.0)
+        epoch += sum(attacks[spec.key()] for spec in curve.curve_attacks) / curve.curve_every
+    return {"epoch": epoch, **{spec.key(): attacks[spec.key()] for spec in job.attacks}}
 
 
-def to_probe(states: Iterable[RunStatus]) -> dict[Hashable, RunSpec]:
-    """Of each kind of runs of which nothing has been timed, one; kinds differ in what the time depends on."""
-    unknown = (state.run for state in states if state.state != "done" and state.seconds_left is None)
-    return {kind(run): run for run in unknown}
-
-
-def kind(run: RunSpec) -> Hashable:
-    """What the time that a run takes depends on: not its seed, nor its alpha."""
-    return run.dataset, run.recipe, run.loss.name, run.loss.hardening
-
-
-def costs(states: Sequence[RunStatus], job_of: Callable[[RunSpec], Job], executor: Executor) -> dict[RunSpec, Cost]:
+def costs(
+    states: Sequence[RunStatus], job_of: Callable[[RunSpec], Job], executor: Executor, *, at_once: int = 1
+) -> dict[RunSpec, Seconds]:
     """
-    What the runs of which nothing has been timed will take.
+    What the parts of the runs will take of which nothing has been timed.
 
     :param states: Of all runs.
     :param job_of: The job of a run.
-    :param executor: Of one worker, or a cluster's: where :func:`probe` is called, one job after the other.
+    :param executor: Where the runs will be done, and :func:`probe` is called.
+    :param at_once: How many runs will be done at the same time: so many probes are, since they slow each other.
     """
-    probed = {name: executor.submit(probe, job_of(run)).result() for name, run in to_probe(states).items()}
-    return {state.run: probed[kind(state.run)] for state in states if kind(state.run) in probed}
+    jobs: dict[Hashable, Job] = {}
+    for state in states:
+        if state.state != "done" and (state.untimed or state.seconds_left is None):
+            kind = _kind(state)
+            job = jobs.get(kind) or replace(job_of(state.run), attacks=())
+            missing = (attack for attack in job_of(state.run).attacks if attack.key() in state.left)
+            jobs[kind] = replace(job, attacks=tuple(dict.fromkeys((*job.attacks, *missing))))
+    tried = list(islice(cycle(jobs), max(at_once, len(jobs)) if jobs else 0))
+    probes = [executor.submit(probe, jobs[kind]) for kind in tried]
+    by_kind: dict[Hashable, list[Seconds]] = {}
+    for kind, ended in zip(tried, probes, strict=True):
+        by_kind.setdefault(kind, []).append(ended.result())
+    means = {kind: {part: fmean(s[part] for s in seconds) for part in seconds[0]} for kind, seconds in by_kind.items()}
+    return {state.run: means[kind] for state in states if (kind := _kind(state)) in means}
 
 
-def _seconds_of_attacks(
-    training: Training, data: Dataset, specs: Iterable[AttackSpec]
-) -> dict[tuple[AttackSpec, int], float]:
-    """Seconds of each attack at any eps, on all the images that it attacks."""
-    seconds = {}
+def _kind(state: RunStatus) -> Hashable:
+    """What the time depends on that the run takes: not its seed, nor its alpha."""
+    run = state.run
+    return run.dataset, run.recipe, run.loss.name, run.loss.hardening, "epoch" in state.left
+
+
+def _seconds_of_attacks(training: Training, data: Dataset, specs: Sequence[AttackSpec]) -> Seconds:
+    """Seconds of each attack, by its key, on all the images that it attacks."""
+    seconds: dict[tuple[AttackSpec, int], float] = {}
     scale = training.run.recipe.input_scale
-    for spec, images in dict.fromkeys(_like(spec, data) for spec in specs):
+    for alike in dict.fromkeys(_alike(spec, data) for spec in specs):
+        spec, images = alike
         # Images made on the network itself cost as much as those made on another.
         sources = {} if spec.source is None else {spec.source: training.classifier}
 
@@ -95,15 +118,20 @@ def _seconds_of_attacks(
             tried = replace(spec, images=count)
             return _seconds(lambda: dict(measure_all([tried], training.classifier, data, scale, sources)))
 
-        few, more = (min(images, n) for n in (OF_LONG_ATTACKS if spec.name in LONG_ATTACKS else FEW_AND_MORE))
-        seconds[spec, images] = extrapolated(attack(few), attack(more), few, more, images)
-    return seconds
+        long = spec.name in LONG_ATTACKS
+        few, more = (min(images, n) for n in (OF_LONG_ATTACKS if long else FEW_AND_MORE))
+        batches = -(-images // BATCH_SIZE) if long else 1
+        seconds[alike] = extrapolated(attack(few), attack(more), few, more, images, batches=batches)
+    return {spec.key(): seconds[_alike(spec, data)] for spec in specs}
 
 
-def extrapolated(seconds_of_few: float, seconds_of_more: float, few: int, more: int, images: int) -> float:
-    """Seconds for so many images, from those for few and for more of them: a constant, and so much for each image."""
+def extrapolated(
+    seconds_of_few: float, seconds_of_more: float, few: int, more: int, images: int, *, batches: int = 1
+) -> float:
+    """Seconds for so many images, from those for few and for more: so much for each, and a constant for each batch."""
     each = max(0.0, (seconds_of_more - seconds_of_few) / (more - few)) if more > few else 0.0
-    return seconds_of_more + each * (images - more)
+    constant = max(0.0, seconds_of_more - each * more)
+    return each * images + constant * batches
 
 
 def _believed(data: Dataset, training: Training) -> Dataset:
@@ -122,11 +150,12 @@ def _believed(data: Dataset, training: Training) -> Dataset:
     return replace(data, test=believed(data.test), validation=believed(data.validation))
 
 
-def _like(spec: AttackSpec, data: Dataset) -> tuple[AttackSpec, int]:
-    """An attack that costs as much, whatever its eps, and the images that it attacks."""
+def _alike(spec: AttackSpec, data: Dataset) -> tuple[AttackSpec, int]:
+    """An attack that costs as much, and the images that it attacks."""
     images = len(data.test if spec.split == "test" else data.validation)
     images = min(spec.images, images) if spec.images else images
-    return replace(spec, eps=0.1 if spec.eps else 0.0, images=0), images
+    eps = spec.eps if spec.name in LONG_ATTACKS or not spec.eps else 0.1
+    return replace(spec, eps=eps, images=0), images
 
 
 def _first(split: Split, count: int) -> Split:
@@ -134,6 +163,10 @@ def _first(split: Split, count: int) -> Split:
 
 
 def _seconds(call: Callable[[], object]) -> float:
-    begun = time.perf_counter()
-    call()
-    return time.perf_counter() - begun
+    """The median of a few calls, of one if it is long."""
+    taken: list[float] = []
+    while not taken or (sum(taken) < MOMENT and len(taken) < CALLS):
+        begun = time.perf_counter()
+        call()
+        taken.append(time.perf_counter() - begun)
+    return median(taken)

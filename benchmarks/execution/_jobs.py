@@ -6,20 +6,24 @@ import traceback
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 
 import torch
 from filelock import Timeout
 
+from benchmarks import data
 from benchmarks.config import AttackSpec, ConfigError, Recipe, RunSpec
 from benchmarks.data import Dataset
 from benchmarks.evaluation import evaluate
-from benchmarks.execution import _shared_data as shared_data
 from benchmarks.store import Store, StoreError, versions
 from benchmarks.training import train, train_together
 
 # Seconds to try for a lock: who looks whether a run is locked holds its lock for a moment.
 MOMENT = 0.1
+
+# What tells a file from another, or from itself before a change; None where there is none.
+FileState = tuple[int, int, int, int] | None
 
 # torch's threads, and the generator that initial weights are drawn from, belong to the process; a worker of a cluster
 # may do several jobs in one.
@@ -216,11 +220,34 @@ def threads(number: int) -> Iterator[None]:
 
 
 def load_data(name: str, recipe: Recipe, *, data_dir: Path, download: bool = False) -> Dataset:
-    """A data set, split as the recipe says; read once per process."""
-    return shared_data.load(
-        name,
-        data_dir=data_dir,
-        download=download,
-        validation_size=recipe.validation_size,
-        split_seed=recipe.split_seed,
+    """
+    A data set, split as the recipe says; what was loaded last is not read again while its files are as they were.
+
+    :return: A data set with read-only arrays, since all who ask for it share them; its fingerprint is computed once.
+    :raises DataError: As :func:`benchmarks.data.load`.
+    """
+    # Looked at before they are read: a change in between is then seen the next time.
+    states = tuple(_file_state(path) for path in data.files(name, data_dir))
+    return _load(name, data_dir, download, recipe.validation_size, recipe.split_seed, states)
+
+
+# One: a worker goes through the runs of one data set before the next, and CIFAR-10 or SVHN is 200 or 300 MB.
+@lru_cache(maxsize=1)
+def _load(
+    name: str, data_dir: Path, download: bool, validation_size: int, split_seed: int, states: tuple[FileState, ...]
+) -> Dataset:
+    dataset = data.load(
+        name, data_dir=data_dir, download=download, validation_size=validation_size, split_seed=split_seed
     )
+    for split in (dataset.train, dataset.validation, dataset.test):
+        split.images.setflags(write=False)
+        split.labels.setflags(write=False)
+    return dataset
+
+
+def _file_state(path: Path) -> FileState:
+    try:
+        found = path.stat()
+    except (OSError, ValueError):  # no such file, or no such name; whether that matters, load knows
+        return None
+    return found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns

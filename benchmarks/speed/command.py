@@ -1,14 +1,14 @@
 """`python -m benchmarks speed`."""
 
+import os
 import shlex
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 from rich.console import Console
 
 from benchmarks.config import ConfigError
-from benchmarks.speed import parts
-from benchmarks.speed.cases import Settings
 
 
 @dataclass(frozen=True)
@@ -20,7 +20,9 @@ class Speed:
     should have nothing else to do.
     """
 
-    part: tuple[str, ...] = tuple(part.name for part in parts.PARTS)
+    NEEDS: ClassVar = ("benchmarks.speed.parts",)
+
+    part: tuple[str, ...] = ("loss", "attacks", "growth", "training")
     """Only these parts, one or more of those that are the default."""
     output: Path = Path("hrloss-speed")
     """Folder for PART.md, PART.csv and the figures; those of parts that are not measured are left as they are."""
@@ -32,12 +34,15 @@ class Speed:
     """Small sizes, few rounds and the digits, to see that all works: the timings say little."""
 
     def __call__(self, console: Console) -> int:
-        """Do it; returns the exit status."""
+        """Measure; returns the exit status."""
+        from benchmarks.speed import parts
+        from benchmarks.speed.cases import Settings
+
         if not self.seconds > 0:
             raise ConfigError(f"expected seconds to be above 0, but got {self.seconds}")
-        settings = Settings(self.data_dir.expanduser(), self.quick, self.seconds)
+        settings = Settings(Path(os.path.expanduser(self.data_dir)), self.quick, self.seconds)
         selected = parts.chosen(self.part)
-        return parts.run(selected, settings, self.output.expanduser(), console, command=self.resuming)
+        return parts.run(selected, settings, Path(os.path.expanduser(self.output)), console, command=self.resuming)
 
     @property
     def resuming(self) -> str:

@@ -7,7 +7,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from benchmarks.config import ConfigError
+from benchmarks.config import ConfigError, did_you_mean
 from benchmarks.report.drawing import save
 from benchmarks.speed.attacks import ATTACKS
 from benchmarks.speed.cases import Part, Reading, Settings, frame
@@ -29,7 +29,9 @@ def chosen(names: Sequence[str]) -> list[Part]:
     known = {part.name: part for part in PARTS}
     for name in names:
         if name not in known:
-            raise ConfigError(f"expected a part to be one of {list(known)}, but got {name!r}")
+            raise ConfigError(
+                f"expected a part to be one of {list(known)}, but got {name!r}{did_you_mean(name, known)}"
+            )
     return [known[name] for name in dict.fromkeys(names)]
 
 

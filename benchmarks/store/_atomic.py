@@ -4,6 +4,7 @@ import errno
 import json
 import os
 import shutil
+import tempfile
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -75,6 +76,33 @@ def append_line(path: Path, line: str) -> None:
             file.seek(-1, os.SEEK_END)
             torn = b"" if file.read(1) == b"\n" else b"\n"
         file.write(torn + line.encode() + b"\n")
+
+
+def expect_folder(path: Path) -> None:
+    """
+    Make sure that a path is a folder, or can become one.
+
+    :raises StoreError: If something else is there.
+    """
+    existing = next(folder for folder in (path, *path.absolute().parents) if os.path.lexists(folder))
+    if not existing.is_dir():
+        raise StoreError(f"expected a folder for the store {path}, but {existing} is none: give another")
+
+
+def expect_writable(path: Path) -> None:
+    """
+    Make sure that files can be made in a folder, which need not be there yet, and leave none.
+
+    :raises StoreError: If the disk is full, or the place cannot be written.
+    """
+    expect_folder(path)
+    with (
+        writing(path),
+        tempfile.TemporaryFile(
+            dir=next(folder for folder in (path, *path.absolute().parents) if folder.is_dir())
+        ) as file,
+    ):
+        file.write(b"0")
 
 
 @contextmanager

@@ -34,6 +34,7 @@ from benchmarks.store._atomic import (
     StoreError,
     UnreadableError,
     append_line,
+    expect_folder,
     read_bytes,
     set_aside,
     write_bytes,
@@ -41,9 +42,9 @@ from benchmarks.store._atomic import (
     writing,
 )
 from benchmarks.store._schema import (
-    check_length,
-    check_record,
+    has_record,
     read_curve,
+    read_header,
     read_log,
     read_record,
     read_spec,
@@ -61,6 +62,11 @@ class Store:
     """The results under one folder; made as they come."""
 
     def __init__(self, root: Path) -> None:
+        """
+        :param root: The folder.
+        :raises StoreError: If it is something else.
+        """
+        expect_folder(root)
         self.root = root
         self._folders: dict[RunSpec, Path] = {}
 
@@ -234,6 +240,14 @@ class Store:
         """
         return read_record(self._record_path(run, attack), attack)
 
+    def has_record(self, run: RunSpec, attack: AttackSpec) -> bool:
+        """
+        Whether an evaluation is there, by a look at the header of its file.
+
+        :raises DamagedError: If it is there, but of another version or cut short.
+        """
+        return has_record(self._record_path(run, attack))
+
     def is_done(self, run: RunSpec, attacks: tuple[AttackSpec, ...]) -> bool:
         """Whether the run is trained, every record is there, and :meth:`damaged` finds nothing at a glance."""
         return (
@@ -257,12 +271,9 @@ class Store:
             (_expect_folder, (folder / "records",)),
             (read_spec, (folder / "spec.json",)),
             (_expect_file if at_a_glance else read_state, (folder / "state.pt",)),
-            (check_length if at_a_glance else _check_weights, (folder / "model.safetensors",)),
+            (read_header if at_a_glance else _check_weights, (folder / "model.safetensors",)),
             (self._check_curve, (run,)),
-            *(
-                (check_record, (self._record_path(run, a),)) if at_a_glance else (self.record, (run, a))
-                for a in attacks
-            ),
+            *((has_record, (self._record_path(run, a),)) if at_a_glance else (self.record, (run, a)) for a in attacks),
         ]
         for check, arguments in checks:
             try:

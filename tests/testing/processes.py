@@ -10,9 +10,8 @@ from functools import partial
 from multiprocessing.synchronize import Barrier
 from pathlib import Path
 
-from benchmarks import execution
+from benchmarks import execution as runner
 from benchmarks.execution import _local as executors
-from benchmarks.execution import _runner as runner
 from benchmarks.store._atomic import read_json, write_json
 
 
@@ -46,7 +45,7 @@ def write_and_die(path: Path) -> None:
     write_json(path, version(1))
 
 
-def execute_and_die(job: execution.Job, place: int) -> None:
+def execute_and_die(job: runner.Job, place: int) -> None:
     """Do a job, but be killed right before the so-manieth file or folder is moved or removed, counted from 1."""
     left = place
 
@@ -58,10 +57,10 @@ def execute_and_die(job: execution.Job, place: int) -> None:
                 os.kill(os.getpid(), signal.SIGKILL)
 
     sys.addaudithook(die)
-    execution.execute(job)
+    runner.execute(job)
 
 
-def run_jobs(jobs: list[execution.Job], together: Barrier) -> None:
+def run_jobs(jobs: list[runner.Job], together: Barrier) -> None:
     """Do all jobs in this process, beginning when the others do; exit with the number that failed."""
     together.wait(60)
     sys.exit(runner.run_all(jobs, partial(executors.local, 1), lambda run, outcome: None))

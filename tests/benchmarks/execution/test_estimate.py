@@ -12,10 +12,9 @@ from benchmarks import grids, protocols
 from benchmarks.__main__ import main
 from benchmarks.config import AttackSpec, Hardening, LossSpec, RunSpec
 from benchmarks.evaluation import measure_all
-from benchmarks.execution import Cost, InProcess, Job, costs, seconds_left, status, to_probe
+from benchmarks.execution import InProcess, Job, Seconds, costs, execute, seconds_left, status
 from benchmarks.execution import _estimate as estimate
 from benchmarks.execution._estimate import extrapolated, probe
-from benchmarks.record import Record
 from benchmarks.store import Store
 
 GRID = replace(grids.digits(), seeds=(0, 1))
@@ -31,6 +30,7 @@ def test_a_line_through_two_sizes_is_followed() -> None:
     assert extrapolated(1.0, 2.0, 50, 250, 10_250) == pytest.approx(2 + 10_000 / 200)
     assert extrapolated(2.0, 1.0, 50, 250, 10_250) == 1.0, "noise gives no time back"
     assert extrapolated(1.0, 2.0, 40, 40, 40) == 2.0, "no two sizes"
+    assert extrapolated(1.0, 2.0, 50, 250, 500, batches=2) == pytest.approx(500 / 200 + 2 * 0.75)
 
 
 def test_a_probe_counts_what_a_run_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -40,18 +40,21 @@ def test_a_probe_counts_what_a_run_does(tmp_path: Path, monkeypatch: pytest.Monk
     attacks = (AttackSpec("none"), AttackSpec("fgm", "ce", 0.1), AttackSpec("fgm", "ce", 0.25))
     cost = probe(job_of(CE_0, tmp_path, attacks))
     # 1257 images where 400 were tried, all 180 of validation, keeping, and 5 curve attacks of a tick, every 10th epoch.
-    assert cost == Cost(pytest.approx(1257 / 400 + 1 + 1 + 5 / 10), 1.0)
-    # Each part is tried once; each kind of attack, whatever its eps, with few images and with more: none, ce, clipped.
-    assert next(ticks) == 2 * (1 + 1 + 1 + 3 * 2)
+    expected = {"epoch": 1257 / 400 + 1 + 1 + 5 / 10, "none": 1.0, "fgm-ce-0.1": 1.0, "fgm-ce-0.25": 1.0}
+    assert cost == pytest.approx(expected)
+    # Each part is tried once, and then the network learns for a tick; each kind of attack, whatever its eps, is tried
+    # with few images and with more: none, ce, clipped.
+    assert next(ticks) == 2 * (1 + 1 + 1 + 1 + 3 * 2)
 
 
 def test_a_probe_leaves_nothing_and_moves_nothing(tmp_path: Path) -> None:
     states = random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist()  # noqa: NPY002
     run = replace(HR_0, recipe=replace(HR_0.recipe, threads=2, curve_every=0, curve_attacks=()))
     threads = torch.get_num_threads()
-    cost = probe(job_of(run, tmp_path, (AttackSpec("pgd", "ce", 0.1, steps=2),)))
-    assert cost.epoch > 0
-    assert cost.record > 0
+    attack = AttackSpec("pgd", "ce", 0.1, steps=2)
+    cost = probe(job_of(run, tmp_path, (attack,)))
+    assert cost.keys() == {"epoch", attack.key()}
+    assert min(cost.values()) > 0
     assert not (tmp_path / "store").exists()
     assert torch.get_num_threads() == threads
     assert states == (random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist())  # noqa: NPY002
@@ -59,7 +62,7 @@ def test_a_probe_leaves_nothing_and_moves_nothing(tmp_path: Path) -> None:
 
 def test_images_that_are_attacked_are_right_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Else strong attacks would have nothing to do, on a network that has hardly learned."""
-    records: list[Record] = []
+    records: list[dict] = []
 
     def noting(specs, *args):
         found = list(measure_all(specs, *args))
@@ -68,8 +71,8 @@ def test_images_that_are_attacked_are_right_before(tmp_path: Path, monkeypatch: 
 
     monkeypatch.setattr(estimate, "measure_all", noting)
     probe(job_of(CE_0, tmp_path, (AttackSpec("none"), AttackSpec("none", split="validation"))))
-    unattacked = [record for record in records if record.zero_gradient is None]
-    assert [(record.right.sum(), record.n) for record in unattacked] == [(n, n) for n in (50, 250, 50, 180)]
+    unattacked = [record for record in records if "zero_gradient" not in record]
+    assert {(record["correct"], record["n"]) for record in unattacked} == {(n, n) for n in (250, 360, 180)}
 
 
 @pytest.mark.parametrize(
@@ -84,35 +87,58 @@ def test_hardened_runs_and_long_attacks_can_be_probed(tmp_path: Path, attack: At
     recipe = replace(CE_0.recipe, batch_size=10, curve_every=0, curve_attacks=())
     plain = probe(job_of(RunSpec("digits", recipe, LossSpec("hr", 1.6), 0), tmp_path, (attack,)))
     hardened = probe(job_of(RunSpec("digits", recipe, loss, 0), tmp_path, (attack,)))
-    assert plain.record > 0
-    assert hardened.epoch > plain.epoch
+    assert plain[attack.key()] > 0
+    assert hardened["epoch"] > plain["epoch"]
 
 
-def test_one_run_of_a_kind_is_probed_and_stands_for_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    store = Store(tmp_path)
-    states = status(GRID, store)
-    assert {run.loss for run in to_probe(states).values()} == set(GRID.losses)
+def test_one_run_of_a_kind_is_probed_for_all_with_as_many_beside_it_as_will_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     asked: list[Job] = []
 
-    def answer(job: Job) -> Cost:
+    def answer(job: Job) -> Seconds:
         asked.append(job)
-        return Cost(2.0 if job.run.loss.name == "ce" else 3.0, 0.5)
+        return {"epoch": 2.0 if job.run.loss.name == "ce" else 3.0, **{a.key(): 0.5 for a in job.attacks}}
 
     monkeypatch.setattr(estimate, "probe", answer)
+    store = Store(tmp_path)
+    states = status(GRID, store)
     expected = costs(states, lambda run: job_of(run, tmp_path), InProcess())
-    assert len(asked) == 2
+    assert [job.run for job in asked] == [CE_0, HR_0]
     assert expected.keys() == {CE_0, HR_0, CE_1, HR_1}
     states = status(GRID, store, costs=expected)
     epochs, records = CE_0.recipe.epochs, len(GRID.attacks)
     assert [state.seconds_left for state in states] == [epochs * n + records * 0.5 for n in (2, 3, 2, 3)]
     assert seconds_left(states, at_once=2) == (epochs * 10 + records * 2) / 2
+    asked.clear()
+    assert costs(status(GRID, store), lambda run: job_of(run, tmp_path), InProcess(), at_once=3) == expected
+    assert [job.run for job in asked] == [CE_0, HR_0, CE_0]
+    assert costs(states, lambda run: job_of(run, tmp_path), InProcess()) == {}, "all is expected already"
+
+
+def test_attacks_that_were_timed_nowhere_are_probed_on_the_networks_that_are_trained(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    small = replace(
+        GRID, seeds=(0,), recipes=(("digits", replace(CE_0.recipe, epochs=1, curve_every=0, curve_attacks=())),)
+    )
+    root = tmp_path / "store"
+    root.mkdir()
+    store = Store(root)
+    for run in small.runs():
+        execute(Job(run, small.attacks, root, tmp_path))
+    square = AttackSpec("square", eps=0.1, steps=2, images=20)
+    more = replace(small, attacks=(*small.attacks, square))
+    monkeypatch.setattr(estimate.Training, "epoch", None)
+    expected = costs(status(more, store), lambda run: Job(run, more.attacks, root, tmp_path), InProcess())
+    assert [cost.keys() for cost in expected.values()] == [{square.key()}] * 2
 
 
 def test_what_was_timed_counts_before_what_is_expected(tmp_path: Path) -> None:
     store = Store(tmp_path)
     with store.lock(CE_0):
         store.log(CE_0, "epoch", epoch=1, training=7.0, seconds=7.0)
-    found = status(GRID, store, costs=dict.fromkeys(GRID.runs(), Cost(1.0, 0.0)))
+    found = status(GRID, store, costs={run: {"epoch": 1.0} for run in GRID.runs()})
     assert [state.seconds_left for state in found] == [CE_0.recipe.epochs * 7.0] * 4
 
 
@@ -132,7 +158,7 @@ def test_the_command_tells_before_it_starts_and_after_each_run(tmp_path: Path, c
 def test_a_probe_that_fails_stops_no_run(
     tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def no_memory(job: Job) -> Cost:
+    def no_memory(job: Job) -> Seconds:
         raise MemoryError("no memory")
 
     monkeypatch.setattr(estimate, "probe", no_memory)

@@ -19,14 +19,13 @@ import psutil
 import pytest
 from distributed import Client, LocalCluster, Nanny, Scheduler, Security, SpecCluster
 
-from benchmarks import execution, grids, protocols
+from benchmarks import grids, protocols
 from benchmarks.__main__ import main
 from benchmarks.config import Recipe, RunSpec
 from benchmarks.execution import Cluster, ClusterError, Job, Outcome, WorkerDiedError
 from benchmarks.execution import _dask as cluster
+from benchmarks.execution import _jobs as worker
 from benchmarks.execution import _local as executors
-from benchmarks.execution import _runner as runner
-from benchmarks.execution import _shared_data as shared_data
 from benchmarks.store import Store, StoreError
 
 ROOT = Path(__file__).parents[3]
@@ -39,7 +38,7 @@ RUNS = [
     for loss in (protocols.CE, protocols.HR)
 ]
 # Long enough to be caught at work.
-LONG = replace(RUNS[0], recipe=replace(RUNS[0].recipe, epochs=40, curve_every=40))
+LONG = replace(RUNS[0], recipe=replace(RUNS[0].recipe, epochs=20, curve_every=20))
 
 
 class Deadly(RunSpec):
@@ -63,7 +62,7 @@ def do(runs: list[RunSpec], store: Path, executor) -> dict[RunSpec, Outcome]:
         assert run not in ended, "each is told once"
         ended[run] = outcome
 
-    failures = runner.run_all(jobs(runs, store), executor, on_end)
+    failures = executors.run_all(jobs(runs, store), executor, on_end)
     assert set(ended) == set(runs)
     assert failures == sum(outcome.error is not None for outcome in ended.values())
     return ended
@@ -183,7 +182,7 @@ def test_a_dask_cluster_gives_the_same_files_as_this_process(
 
 
 def test_threads_of_one_worker_take_turns(reference: Path, tmp_path: Path, monkeypatch) -> None:
-    at_work, most, work = [], [], runner._work
+    at_work, most, work = [], [], worker._work
 
     def watched(job: Job, store: Store) -> list[str]:
         at_work.append(job)
@@ -192,7 +191,7 @@ def test_threads_of_one_worker_take_turns(reference: Path, tmp_path: Path, monke
         at_work.remove(job)
         return messages
 
-    monkeypatch.setattr(runner, "_work", watched)
+    monkeypatch.setattr(worker, "_work", watched)
     with in_this_process("tcp") as threads:
         assert threads.scheduler.total_nthreads == 2
         do(RUNS, tmp_path, Cluster(threads.scheduler_address).executor)
@@ -246,9 +245,9 @@ def test_a_pool_outlives_a_death_and_ends_with_an_interrupt() -> None:
 
 def test_processes_end_with_a_parent_that_is_killed(tmp_path: Path) -> None:
     program = (
-        "import sys; from benchmarks import executors\n"
+        "import sys; from benchmarks.execution import local\n"
         "if __name__ == '__main__':\n"
-        "    with executors.local(2) as pool:\n"
+        "    with local(2) as pool:\n"
         "        print(pool.submit(__import__('os').getpid).result(), flush=True)\n"
         "        sys.stdin.read()\n"
     )
@@ -270,7 +269,7 @@ def test_leaving_a_cluster_by_an_interrupt_takes_back_what_is_not_begun(dask: Sp
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        runner.run_all(jobs(runs, tmp_path), Cluster(dask.scheduler_address).executor, interrupt)
+        executors.run_all(jobs(runs, tmp_path), Cluster(dask.scheduler_address).executor, interrupt)
     eventually(lambda: not dask.scheduler.tasks, "a scheduler without tasks")
     store = Store(tmp_path)
     eventually(lambda: not any(store.is_locked(run) for run in runs), "the end of what was in progress")
@@ -287,7 +286,7 @@ def test_a_call_made_twice_is_done_twice(dask: SpecCluster) -> None:
 def test_a_worker_that_does_not_see_the_store_says_so(tmp_path: Path) -> None:
     (job,) = jobs(RUNS[:1], tmp_path / "elsewhere")
     with pytest.raises(StoreError, match=r"expected the store .*elsewhere on .*, but it is not there"):
-        execution.execute(job)
+        worker.execute(job)
     assert not list(tmp_path.iterdir())
 
 
@@ -407,7 +406,7 @@ def with_threads(threads: int, runs: list[RunSpec]) -> list[RunSpec]:
 def reads(cluster: SpecCluster) -> dict[str, tuple[int, int]]:
     """By worker, how often it has read a data set from its files, and how often it had it already."""
     with Client(cluster.scheduler_address, set_as_default=False) as client:
-        infos = client.run(shared_data._load.cache_info)
+        infos = client.run(worker._load.cache_info)
     workers = cluster.scheduler.workers
     return {workers[address].name: (info.misses, info.hits) for address, info in infos.items()}
 
@@ -430,7 +429,7 @@ def test_runs_go_where_their_threads_are_and_come_back_one_by_one(
         assert store.is_done(run, ATTACKS), "its records are there when its end is told"
         done.append([run for run in runs if store.is_done(run, ATTACKS)])
 
-    assert runner.run_all(jobs(runs, tmp_path), Cluster(dask.scheduler_address).executor, on_end) == 0
+    assert executors.run_all(jobs(runs, tmp_path), Cluster(dask.scheduler_address).executor, on_end) == 0
     assert last not in done[0], "it was not waited for"
     assert len(done) == len(runs)
     assert since(before, dask) == {"two": (1, len(runs) - 1), "one": (0, 0)}
@@ -532,8 +531,9 @@ def test_a_cluster_started_by_hand_and_its_scheduler_lost(reference: Path, tmp_p
 
 def test_dask_is_loaded_only_for_a_scheduler() -> None:
     program = (
-        "import sys; from benchmarks import __main__, cluster, executors\n"
-        "with executors.local(1), executors.local(2): pass\n"
+        "import sys; from benchmarks.execution import local\n"
+        "from benchmarks.cli import _run\n"
+        "with local(1), local(2): pass\n"
         "print([name for name in sys.modules if name.split('.')[0] in ('dask', 'distributed')])"
     )
     shown = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,13 +16,12 @@ import pytest
 import torch
 
 from benchmarks import data, execution, grids
-from benchmarks.__main__ import GridOptions, main
+from benchmarks.cli import GridOptions, main
 from benchmarks.config import AttackSpec, LossSpec, RunSpec
 from benchmarks.data import Dataset
 from benchmarks.execution import Outcome
-from benchmarks.execution import _estimate as estimate
+from benchmarks.execution import _jobs as worker
 from benchmarks.execution import _local as executors
-from benchmarks.execution import _runner as runner
 from benchmarks.store import Store, StoreError
 from benchmarks.store._schema import RECORD_VERSION
 
@@ -85,14 +85,14 @@ def test_a_report_needs_no_training(pool_store: Path, capsys) -> None:
 def test_a_run_that_fails_is_recorded_and_the_others_go_on(tmp_path: Path) -> None:
     good, bad = GRID.runs()[:2]
     bad = replace(bad, recipe=replace(bad.recipe, lr=1e30))
-    jobs = [execution.Job(run, GRID.attacks, tmp_path, tmp_path) for run in (bad, good)]
+    jobs = [worker.Job(run, GRID.attacks, tmp_path, tmp_path) for run in (bad, good)]
     store, ended, trained = Store(tmp_path), {}, []
 
     def on_end(run: RunSpec, outcome: Outcome) -> None:
         ended[run] = outcome.error
         trained.append(store.is_trained(good))
 
-    assert runner.run_all(jobs, lambda: executors.local(1), on_end) == 1
+    assert executors.run_all(jobs, lambda: executors.local(1), on_end) == 1
     assert trained == [False, True], "each is told as it ends, not when all have"
     assert "the loss of digits" in str(ended[bad])
     assert ended[good] is None
@@ -104,7 +104,7 @@ def test_a_command_whose_runs_fail_says_so_and_exits_with_1(tmp_path: Path, monk
     ((name, recipe),) = GRID.recipes
     broken = replace(GRID, name="broken", seeds=(0,), recipes=((name, replace(recipe, lr=1e30)),))
     monkeypatch.setitem(grids.GRIDS, "digits", lambda: broken)
-    monkeypatch.setattr(executors, "available_cpus", lambda: 1)
+    monkeypatch.setattr(execution, "available_cpus", lambda: 1)
     monkeypatch.chdir(tmp_path)
     # Without arguments: the default subcommand, grid and store.
     assert main([]) == 1
@@ -119,8 +119,8 @@ def test_a_command_whose_runs_fail_says_so_and_exits_with_1(tmp_path: Path, monk
     assert "TrainingError" in shown
 
 
-def job_of(run: RunSpec, store: Path) -> execution.Job:
-    return execution.Job(run, GRID.attacks, store, store)
+def job_of(run: RunSpec, store: Path) -> worker.Job:
+    return worker.Job(run, GRID.attacks, store, store)
 
 
 def test_a_job_sent_again_trains_nothing_and_makes_what_is_missing(
@@ -128,24 +128,24 @@ def test_a_job_sent_again_trains_nothing_and_makes_what_is_missing(
 ) -> None:
     shutil.copytree(pool_store / "runs", tmp_path / "runs")
     store, run, attack = Store(tmp_path), GRID.runs()[0], GRID.attacks[-1]
-    assert runner.missing_runs(GRID, store) == []
+    assert executors.missing_runs(GRID, store) == []
     whole = files(tmp_path)
     (store.folder(run) / "records" / f"{attack.key()}.safetensors").unlink()
-    assert runner.missing_runs(GRID, store) == [run]
-    monkeypatch.setattr(runner, "train", None)
-    execution.execute(job_of(run, tmp_path))
+    assert executors.missing_runs(GRID, store) == [run]
+    monkeypatch.setattr(worker, "train", None)
+    worker.execute(job_of(run, tmp_path))
     assert files(tmp_path) == whole
 
 
 def test_a_run_that_other_versions_began_says_so(pool_store: Path, tmp_path: Path) -> None:
     shutil.copytree(pool_store / "runs", tmp_path / "runs")
     store, run = Store(tmp_path), GRID.runs()[0]
-    assert execution.execute(job_of(run, tmp_path)).messages == ()
+    assert worker.execute(job_of(run, tmp_path)).messages == ()
     path = store.folder(run) / "spec.json"
     spec = json.loads(path.read_text())
     spec["made_with"]["torch"] = "0.1"
     path.write_text(json.dumps(spec))
-    (message,) = execution.execute(job_of(run, tmp_path)).messages
+    (message,) = worker.execute(job_of(run, tmp_path)).messages
     assert message.startswith("begun with torch 0.1, and gone on with {")
 
 
@@ -155,15 +155,15 @@ TRANSFER = AttackSpec("transfer", eps=0.1, steps=2, images=20, source=SOURCE)
 
 def test_the_source_of_an_attack_is_trained_once_and_has_no_records(tmp_path: Path, monkeypatch) -> None:
     first, second, *_ = GRID.runs()
-    store, source, train, trained = Store(tmp_path), first.source(SOURCE), runner.train, []
+    store, source, train, trained = Store(tmp_path), first.source(SOURCE), worker.train, []
 
     def noting(run: RunSpec, *args) -> None:
         trained.append(run)
         train(run, *args)
 
-    monkeypatch.setattr(runner, "train", noting)
+    monkeypatch.setattr(worker, "train", noting)
     for run in (first, second, first):
-        assert execution.execute(execution.Job(run, (TRANSFER,), tmp_path, tmp_path)) == Outcome()
+        assert worker.execute(worker.Job(run, (TRANSFER,), tmp_path, tmp_path)) == Outcome()
     assert trained == [source, first, second]
     assert all(store.record(run, TRANSFER) is not None for run in (first, second))
     assert not (store.folder(source) / "records").exists()
@@ -172,8 +172,8 @@ def test_the_source_of_an_attack_is_trained_once_and_has_no_records(tmp_path: Pa
 
 def test_a_pool_makes_the_same_transfers_as_one_process(tmp_path: Path) -> None:
     for name, workers in (("pool", 2), ("one", 1)):
-        jobs = [execution.Job(run, (TRANSFER,), tmp_path / name, tmp_path) for run in GRID.runs()[:2]]
-        assert runner.run_all(jobs, lambda workers=workers: executors.local(workers), lambda *_: None) == 0
+        jobs = [worker.Job(run, (TRANSFER,), tmp_path / name, tmp_path) for run in GRID.runs()[:2]]
+        assert executors.run_all(jobs, lambda workers=workers: executors.local(workers), lambda *_: None) == 0
     kept = files(tmp_path / "pool")
     assert kept == files(tmp_path / "one")
     assert len({name.split("/")[1] for name in kept}) == 3
@@ -181,13 +181,13 @@ def test_a_pool_makes_the_same_transfers_as_one_process(tmp_path: Path) -> None:
 
 def test_a_source_with_damaged_weights_is_told_and_trained_again(tmp_path: Path) -> None:
     run, store = GRID.runs()[1], Store(tmp_path)
-    job = execution.Job(run, (TRANSFER,), tmp_path, tmp_path)
-    execution.execute(job)
+    job = worker.Job(run, (TRANSFER,), tmp_path, tmp_path)
+    worker.execute(job)
     before, record = files(tmp_path), store.record(run, TRANSFER)
     weights = store.folder(run.source(SOURCE)) / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1])
     (store.folder(run) / "records" / f"{TRANSFER.key()}.safetensors").unlink()
-    (message,) = execution.execute(job).messages
+    (message,) = worker.execute(job).messages
     assert "model.safetensors" in message
     assert store.record(run, TRANSFER) == record
     assert {name: kept for name, kept in files(tmp_path).items() if not name.endswith(".bad")} == before
@@ -196,9 +196,9 @@ def test_a_source_with_damaged_weights_is_told_and_trained_again(tmp_path: Path)
 def test_a_source_that_cannot_be_trained_fails_the_runs_that_name_it(tmp_path: Path) -> None:
     ended, run = [], GRID.runs()[1]
     run = replace(run, recipe=replace(run.recipe, lr=1e30))
-    jobs = [execution.Job(run, (TRANSFER,), tmp_path, tmp_path)]
+    jobs = [worker.Job(run, (TRANSFER,), tmp_path, tmp_path)]
     Store(tmp_path).save_error(run, "of another time")
-    assert runner.run_all(jobs, lambda: executors.local(1), lambda run, outcome: ended.append(outcome.error)) == 1
+    assert executors.run_all(jobs, lambda: executors.local(1), lambda run, outcome: ended.append(outcome.error)) == 1
     assert "the loss of digits, CE, seed 100 became" in str(ended[0])
     for failed in (run, run.source(SOURCE)):
         assert "TrainingError: the loss of digits, CE, seed 100" in Store(tmp_path).error(failed)
@@ -208,7 +208,7 @@ def test_a_job_checks_its_data_itself(tmp_path: Path) -> None:
     run = GRID.runs()[0]
     Store(tmp_path).open(run, "other")
     with pytest.raises(StoreError, match="made from data with fingerprint other"):
-        execution.execute(job_of(run, tmp_path))
+        worker.execute(job_of(run, tmp_path))
 
 
 def test_a_job_runs_with_as_many_threads_as_it_says(tmp_path: Path, monkeypatch) -> None:
@@ -217,11 +217,11 @@ def test_a_job_runs_with_as_many_threads_as_it_says(tmp_path: Path, monkeypatch)
         raise KeyError("a failure")
 
     seen: list[int] = []
-    monkeypatch.setattr(runner, "train", watch)
+    monkeypatch.setattr(worker, "train", watch)
     run, before = GRID.runs()[0], torch.get_num_threads()
     run = replace(run, recipe=replace(run.recipe, threads=before + 1))
     with pytest.raises(KeyError, match="a failure"):
-        execution.execute(job_of(run, tmp_path))
+        worker.execute(job_of(run, tmp_path))
     assert seen == [before + 1]
     assert torch.get_num_threads() == before, "given back, even after a failure"
 
@@ -229,7 +229,7 @@ def test_a_job_runs_with_as_many_threads_as_it_says(tmp_path: Path, monkeypatch)
 def test_data_are_split_as_the_recipe_says(tmp_path: Path) -> None:
     recipe = replace(GRID.recipes[0][1], validation_size=100, split_seed=7)
     expected = data.load("digits", data_dir=tmp_path, validation_size=100, split_seed=7)
-    assert execution.load_data("digits", recipe, data_dir=tmp_path).fingerprint == expected.fingerprint
+    assert worker.load_data("digits", recipe, data_dir=tmp_path).fingerprint == expected.fingerprint
 
 
 def test_a_download_is_asked_for_where_the_data_belong(tmp_path: Path, monkeypatch) -> None:
@@ -251,28 +251,34 @@ def test_a_download_is_asked_for_where_the_data_belong(tmp_path: Path, monkeypat
     [
         ([], 8),
         (["--threads", "4"], 2),
-        (["--threads", "16"], 1),
         (["--device", "gpu"], 1),
         (["--together", "4"], 3),  # groups of the ten runs
         (["--workers", "3"], 3),
         (["--seeds", "2"], 4),  # as many as there are runs
         (["--seeds", "1", "--alpha", "3"], 2),
     ],
-    ids=["default", "threads", "more threads than processors", "gpu", "together", "workers", "few runs", "alpha"],
+    ids=["default", "threads", "gpu", "together", "workers", "few runs", "alpha"],
 )
 def test_processors_are_shared_out(arguments: list[str], workers: int, tmp_path: Path, monkeypatch) -> None:
     pools: list[int] = []
-    sent: list[execution.Job] = []
-    monkeypatch.setattr(executors, "available_cpus", lambda: 8)
+    sent: list[worker.Job] = []
+    monkeypatch.setattr(execution, "available_cpus", lambda: 8)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(executors, "local", pools.append)
-    monkeypatch.setattr(runner, "run_all", lambda jobs, executor, ended, **_: sent.extend(jobs) or executor() or 0)
-    monkeypatch.setattr(estimate, "to_probe", lambda states: {})  # which would want another pool
+    monkeypatch.setattr(execution, "local", lambda workers: pools.append(workers) or nullcontext())
+    monkeypatch.setattr(execution, "run_all", lambda jobs, *_, **__: sent.extend(jobs) or 0)
+    monkeypatch.setattr(execution, "costs", lambda *_, **__: {})
     assert main(["run", *arguments, "--store", str(tmp_path)]) == 0
     assert pools == [workers]
     options = dict(zip(arguments[::2], arguments[1::2], strict=True))
     assert {job.run.recipe.threads for job in sent} == {int(options.get("--threads", 1))}
     assert {job.run.recipe.device for job in sent} == {options.get("--device", "cpu")}
+
+
+def test_more_threads_than_processors_are_refused(tmp_path: Path, capsys) -> None:
+    cpus = execution.available_cpus()
+    assert main(["run", "--threads", str(cpus + 1), "--store", str(tmp_path / "store")]) == 2
+    assert f"at most {cpus}, the processors that this process may use, but got {cpus + 1}" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_gpu_that_is_not_there_is_refused(tmp_path: Path, monkeypatch, capsys) -> None:
@@ -358,18 +364,9 @@ def test_ctrl_c_ends_it_soon_and_the_same_command_goes_on(pool_store: Path, tmp_
     assert "the same command goes on from there" in output
     resuming = output.strip().splitlines()[-1].split()
     assert resuming[:3] == ["python", "-m", "benchmarks"]
-    assert main(resuming[3:]) == 0
+    assert resuming[-2:] == ["--workers", "2"]
+    assert main([*resuming[3:-1], "1"]) == 0
     assert files(tmp_path) == files(pool_store)
-
-
-def test_help_names_the_grids_and_what_they_cost(capsys) -> None:
-    with pytest.raises(SystemExit) as ended:
-        main(["run", "--help"])
-    assert ended.value.code == 0
-    shown = " ".join(capsys.readouterr().out.split())
-    for name in grids.GRIDS:
-        assert f"Grid {name}:" in shown
-    assert "two cores" in shown
 
 
 def test_what_is_overridden_is_part_of_every_key_and_of_the_grids_name() -> None:

@@ -7,18 +7,18 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks import data, execution, grids, protocols
+from benchmarks import data, grids, protocols, recipes
 from benchmarks.config import RunSpec
 from benchmarks.data import DataError, Dataset
 from benchmarks.execution import Job
-from benchmarks.execution import _shared_data as shared_data
+from benchmarks.execution import _jobs as worker
 
 CPU = torch.device("cpu")
 
 
 @pytest.fixture(autouse=True)
 def nothing_read() -> None:
-    shared_data._load.cache_clear()
+    worker._load.cache_clear()
 
 
 def write(path: Path, seed: int) -> None:
@@ -29,7 +29,7 @@ def write(path: Path, seed: int) -> None:
 
 
 def load(folder: Path, **options: int) -> Dataset:
-    return shared_data.load("noise", data_dir=folder, **{"validation_size": 6, **options})
+    return worker.load_data("noise", replace(recipes.DIGITS, **{"validation_size": 6, **options}), data_dir=folder)
 
 
 def read_apart(folder: Path) -> Dataset:
@@ -76,7 +76,7 @@ def test_every_file_that_a_data_set_is_read_from_is_watched(name: str, tmp_path:
 
 def test_a_name_that_is_none_is_refused_as_ever(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="expected a plain data set name"):
-        shared_data.load("a\0b", data_dir=tmp_path, validation_size=6)
+        worker.load_data("a\0b", recipes.DIGITS, data_dir=tmp_path)
 
 
 def test_nobody_spoils_it_for_the_next(tmp_path: Path) -> None:
@@ -100,6 +100,6 @@ def test_runs_of_one_process_read_their_data_once(tmp_path: Path, recwarn: pytes
     recipe = replace(recipe, epochs=1, curve_every=1)
     attacks = (protocols.sound("ce", 0.0), protocols.sound("hr", 0.1))
     for seed in range(3):
-        execution.execute(Job(RunSpec(name, recipe, protocols.HR, seed), attacks, tmp_path, tmp_path))
-    assert shared_data._load.cache_info()[:2] == (2, 1), "hits and misses"
+        worker.execute(Job(RunSpec(name, recipe, protocols.HR, seed), attacks, tmp_path, tmp_path))
+    assert worker._load.cache_info()[:2] == (2, 1), "hits and misses"
     assert not recwarn.list

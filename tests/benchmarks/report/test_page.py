@@ -13,7 +13,8 @@ import pytest
 from matplotlib.figure import Figure
 from playwright.sync_api import Browser, sync_playwright
 
-from benchmarks import execution, grids
+from benchmarks import execution as runner
+from benchmarks import grids
 from benchmarks.report import figures
 from benchmarks.report.drawing import Picture
 from benchmarks.report.export import all_tables
@@ -105,7 +106,7 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> Results:
     recipes = tuple((name, replace(recipe, epochs=2, curve_every=1)) for name, recipe in grid.recipes)
     grid = replace(grid, seeds=(0, 1), recipes=recipes)
     for run in grid.runs():
-        execution.execute(execution.Job(run, grid.attacks, store.root, store.root))
+        runner.execute(runner.Job(run, grid.attacks, store.root, store.root))
     return load(grid, store)
 
 

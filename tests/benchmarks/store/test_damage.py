@@ -18,10 +18,10 @@ import pytest
 import torch
 from testing import made_up, processes
 
-from benchmarks import execution, protocols, recipes
+from benchmarks import execution as runner
+from benchmarks import protocols, recipes
 from benchmarks.config import AttackSpec, Grid, RunSpec
 from benchmarks.execution import _local as executors
-from benchmarks.execution import _runner as runner
 from benchmarks.store import Store
 from benchmarks.store._atomic import read_json
 
@@ -63,14 +63,14 @@ def start(elsewhere) -> Iterator[Callable[..., BaseProcess]]:
         process.join(DEADLINE)
 
 
-def jobs_of(runs: list[RunSpec], root: Path, attacks: tuple[AttackSpec, ...] = ATTACKS) -> list[execution.Job]:
+def jobs_of(runs: list[RunSpec], root: Path, attacks: tuple[AttackSpec, ...] = ATTACKS) -> list[runner.Job]:
     root.mkdir(exist_ok=True)
-    return [execution.Job(run, attacks, root, root) for run in runs]
+    return [runner.Job(run, attacks, root, root) for run in runs]
 
 
-def run_all(runs: list[RunSpec], root: Path) -> tuple[int, dict[RunSpec, execution.Outcome]]:
+def run_all(runs: list[RunSpec], root: Path) -> tuple[int, dict[RunSpec, runner.Outcome]]:
     """Do the runs here, one after the other; how many failed, and how each ended."""
-    outcomes: dict[RunSpec, execution.Outcome] = {}
+    outcomes: dict[RunSpec, runner.Outcome] = {}
     return runner.run_all(jobs_of(runs, root), lambda: executors.local(1), outcomes.__setitem__), outcomes
 
 
@@ -87,7 +87,7 @@ def long(tmp_path_factory) -> Path:
     """An undisturbed store of the long run."""
     root = tmp_path_factory.mktemp("long")
     (job,) = jobs_of([LONG], root, MANY_ATTACKS)
-    execution.execute(job)
+    runner.execute(job)
     return root
 
 
@@ -128,7 +128,7 @@ def pace(root: Path, event: str) -> float:
 
 def killed_again_and_again(
     start: Callable[..., BaseProcess],
-    job: execution.Job,
+    job: runner.Job,
     begun: Callable[[int, tuple[int, int, int]], bool],
     seconds: float,
 ) -> Counter[str]:
@@ -146,7 +146,7 @@ def killed_again_and_again(
         if store.is_done(job.run, job.attacks):
             shutil.rmtree(store.folder(job.run) / "records" if job.attacks else store.folder(job.run))
         kills, before = met.total(), progress(store, job)
-        process = start(execution.execute, job)
+        process = start(runner.execute, job)
         wait_until(partial(begun_or_ended, begun, kills, before, process))
         time.sleep(rng.uniform(0, seconds) if kills else 0.0)
         if kill(process):
@@ -158,14 +158,14 @@ def begun_or_ended(begun: Callable, kills: int, before: tuple[int, int, int], pr
     return begun(kills, before) or not process.is_alive()
 
 
-def progress(store: Store, job: execution.Job) -> tuple[int, int, int]:
+def progress(store: Store, job: runner.Job) -> tuple[int, int, int]:
     """Trainings begun, epochs and records."""
     folder = store.folder(job.run) / "records"
     records = len(list(folder.glob("*.safetensors"))) if folder.exists() else 0
     return len(logged(store, job.run, "training")), store.epochs_done(job.run), records
 
 
-def where(store: Store, job: execution.Job) -> str:
+def where(store: Store, job: runner.Job) -> str:
     _, epochs, records = progress(store, job)
     if store.is_trained(job.run):
         return "amid records" if records else "before the first record"
@@ -183,7 +183,7 @@ def test_a_trainer_killed_twenty_times_ends_in_the_same_bytes(start, long: Path,
 
     met = killed_again_and_again(start, job, begun, pace(long, "epoch"))
     assert min(met["before the first epoch"], met["amid epochs"]) > 0, met
-    execution.execute(job)
+    runner.execute(job)
     assert files(tmp_path) == {name: data for name, data in files(long).items() if "/records/" not in name}
 
 
@@ -199,7 +199,7 @@ def test_an_evaluator_killed_twenty_times_ends_in_the_same_bytes(start, long: Pa
     met = killed_again_and_again(start, job, begun, 2 * pace(long, "record"))
     assert set(met) <= {"before the first record", "amid records"}, met
     assert min(met["before the first record"], met["amid records"]) > 0, met
-    execution.execute(job)
+    runner.execute(job)
     assert files(tmp_path) == files(long)
 
 
@@ -233,7 +233,7 @@ def test_a_writer_killed_twenty_times_leaves_a_whole_file_of_one_version(start, 
 def test_a_run_killed_before_any_step_on_its_files_ends_in_the_same_bytes(start, small: Path, tmp_path: Path) -> None:
     run = replace(FIRST, recipe=replace(RECIPE, epochs=1))
     (whole,) = jobs_of([run], tmp_path / "whole", ATTACKS[:1])
-    execution.execute(whole)
+    runner.execute(whole)
     left: list[set[str]] = []
     while True:
         (job,) = jobs_of([run], tmp_path / str(len(left)), ATTACKS[:1])
@@ -243,7 +243,7 @@ def test_a_run_killed_before_any_step_on_its_files_ends_in_the_same_bytes(start,
             break
         assert process.exitcode == -signal.SIGKILL
         left.append({path.name for path in Store(job.store).folder(run).iterdir()})
-        execution.execute(job)
+        runner.execute(job)
         assert files(job.store) == files(whole.store), f"killed before step {len(left)}"
         assert len(left) < 100
     assert len(left) > 10
@@ -267,11 +267,11 @@ def test_two_processes_on_one_store_share_its_runs(start, elsewhere, small: Path
 def test_the_run_of_a_killed_process_is_taken_over(start, long: Path, tmp_path: Path) -> None:
     (job,) = jobs_of([LONG], tmp_path, MANY_ATTACKS[:1])
     store = Store(tmp_path)
-    first = start(execution.execute, job)
+    first = start(runner.execute, job)
     wait_until(lambda: store.epochs_done(LONG) >= 2)
     os.kill(first.pid, signal.SIGSTOP)  # it lives, and holds its lock, for as long as the rest takes
-    assert execution.execute(job).busy, "left alone while the other lives"
-    second = start(execution.execute, replace(job, wait=True))
+    assert runner.execute(job).busy, "left alone while the other lives"
+    second = start(runner.execute, replace(job, wait=True))
     assert kill(first)
     second.join(DEADLINE)
     assert second.exitcode == 0
@@ -418,7 +418,7 @@ def made_good(small: Path, store: Store, path: Path, message: str) -> None:
     (told,) = outcomes[FIRST].messages
     assert told.startswith(f"{path} {message}")
     assert told.endswith(f": set aside as {path.name}.bad, and made again")
-    assert outcomes[SECOND] == execution.Outcome(), "and the rest went on"
+    assert outcomes[SECOND] == runner.Outcome(), "and the rest went on"
     assert [entry["message"] for entry in logged(store, FIRST, "set aside")] == [told.split(": set aside")[0]]
     aside = path.with_name(f"{path.name}.bad")
     shutil.rmtree(aside) if aside.is_dir() else aside.unlink()

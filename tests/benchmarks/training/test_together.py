@@ -10,11 +10,12 @@ import torch
 from testing.killed import KilledError, StoreKilledAfter
 
 from art_hrloss.attacks._constraints import margins
-from benchmarks import data, execution, grids, protocols
+from benchmarks import data, grids, protocols
 from benchmarks.config import AttackSpec, Hardening, LossSpec, Recipe, RunSpec
 from benchmarks.data import Dataset, Split
 from benchmarks.evaluation import trained_classifier
 from benchmarks.execution import InProcess, Job, Outcome, grouped, run_all
+from benchmarks.execution import _jobs as runner
 from benchmarks.report.results import load
 from benchmarks.store import Store
 from benchmarks.training import _loop as training
@@ -271,7 +272,7 @@ def test_of_a_group_what_fails_fails_alone(tmp_path: Path) -> None:
     jobs = [Job(run, (AttackSpec("none"),), tmp_path, tmp_path) for run in (*runs, lost)]
     store = Store(tmp_path)
     with store.lock(runs[1]):  # as another process would
-        outcomes = execution.execute_together(execution.Group(tuple(jobs)))
+        outcomes = runner.execute_together(runner.Group(tuple(jobs)))
     assert outcomes[0] == Outcome()
     assert outcomes[1] == Outcome(busy=True)
     assert isinstance(outcomes[2].error, training.TrainingError)

@@ -1,0 +1,72 @@
+"""What is read from a store: how far a grid is, and its report."""
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+
+from benchmarks import execution
+from benchmarks.cli._grid_options import GridOptions
+from benchmarks.config import ConfigError
+from benchmarks.report import export
+from benchmarks.report.results import Results, load
+from benchmarks.report.tables import alpha_table, table_1
+from benchmarks.store import Store, StoreError
+
+if TYPE_CHECKING:
+    from benchmarks.cli._commands import Report, Status
+
+
+def store_of(options: GridOptions) -> Store:
+    """
+    The store that the options name.
+
+    :raises ConfigError: If it is in a home that is not there.
+    :raises StoreError: If it is no folder.
+    """
+    folder = os.path.expanduser(options.store)
+    if folder.startswith("~"):
+        raise ConfigError(f"expected a home directory for the store {folder}, but there is none: give --store")
+    return Store(Path(folder))
+
+
+def show_status(options: "Status", console: Console) -> int:
+    """Show how far a grid is; returns the exit status."""
+    grid, store = options.resolve(), store_of(options)
+    states = execution.status(grid, store)
+    console.print(execution.table(grid, states))
+    counts = {name: sum(state.state == name for state in states) for name in execution.STATES}
+    console.print(", ".join(f"{count} {name}" for name, count in counts.items() if count))
+    if counts["done"] < len(states):
+        left = execution.duration(execution.seconds_left(states))
+        console.print(f"Time left at this pace: {left}. `{options.resuming}` goes on.", soft_wrap=True)
+    return 0
+
+
+def report(options: "Report", console: Console) -> int:
+    """Make a grid's report from what is there; returns the exit status."""
+    grid, store = options.resolve(), store_of(options)
+    results = load(grid, store)
+    if not results.records:
+        raise StoreError(f"{store.root} holds no results of the grid {grid.name}: `{options.resuming}` makes them")
+    if missing := execution.missing_runs(grid, store):
+        console.print(
+            f"{len(missing)} of {len(grid.runs())} runs are not complete: `{options.resuming}` goes on with them.",
+            soft_wrap=True,
+        )
+    make_report(results, store, console, options.command)
+    return 0
+
+
+def make_report(results: Results, store: Store, console: Console, command: str) -> None:
+    """Write the grid's tables and figures, show the first table, and say where they are."""
+    for problem in results.problems:
+        console.print(f"Counted as missing: {problem}", soft_wrap=True)
+    folder = store.report_folder(results.grid.name)
+    page = export.write(results, folder, command=command)
+    for dataset in results.datasets:
+        for table in (table_1(results, dataset), alpha_table(results, dataset)):
+            if table is not None:
+                console.print(table.rich())
+    console.print(f"Tables and figures: {folder}, and all of them in {page}", soft_wrap=True)
