@@ -32,6 +32,7 @@ from benchmarks.recipes import (
     SVHN_GREY,
     SVHN_SHORT,
 )
+from benchmarks.references import EXAMPLE, refer
 
 SEEDS = (0, 1, 2, 3, 4)
 # Of the test images, those that Fig. 1's attacks of a short training have time for: a tenth of the training's.
@@ -280,7 +281,12 @@ GRIDS = {
 
 
 def get(name: str) -> Grid:
-    """The grid of that name; an unknown one is an error that lists those there are."""
+    """The grid of that name, or what a reference such as "my_study.py:my_grid" returns; an unknown one is an error."""
+    if ":" in name:
+        grid = refer(name).make(Grid)
+        if grid.name in GRIDS and grid != GRIDS[grid.name]():  # whose report it would replace
+            raise ConfigError(f"expected from {name} a grid of a name that is not taken, but got {grid.name!r}")
+        return grid
     if name not in GRIDS:
-        raise ConfigError(f"expected grid to be one of {sorted(GRIDS)}, but got {name!r}")
+        raise ConfigError(f"expected grid to be one of {sorted(GRIDS)}, but got {name!r}: one of your own is {EXAMPLE}")
     return GRIDS[name]()

@@ -13,6 +13,7 @@ from benchmarks.report.drawing import save
 from benchmarks.report.figures import pictures
 from benchmarks.report.hardening import hardening_frame, hardening_table
 from benchmarks.report.markup import Table
+from benchmarks.report.own_attacks import own_attacks_table
 from benchmarks.report.page import page
 from benchmarks.report.strong import broken_frame, strong_table
 from benchmarks.report.table_1 import table_1
@@ -31,6 +32,7 @@ HEADINGS = {
     "table_1": "Accuracy",
     "confusion": "Confusion",
     "alpha": "Choice of alpha",
+    "own_attacks": "Own attacks",
     "strong": "Strong attacks",
     "hardening": "Hardening",
     "diagnostics": "Masked gradients",
@@ -96,6 +98,7 @@ def all_tables(results: Results, found: Sequence[Claim]) -> dict[str, list[Table
         "table_1": table_1,
         "confusion": confusion_table,
         "alpha": alpha_table,
+        "own_attacks": own_attacks_table,
         "strong": strong_table,
         "hardening": hardening_table,
         "diagnostics": diagnoses_table,
@@ -116,6 +119,7 @@ def frames(results: Results, found: Sequence[Claim]) -> dict[str, pd.DataFrame]:
         "confusion": confusion_frame(results),
         "alpha": alpha_frame(results),
         "bounds": bounds_frame(results),
+        "own_attacks": results.cell_frame(),
         "strong": results.cell_frame(),
         "hardening": hardening_frame(results),
         "diagnostics": diagnoses_frame(results),

@@ -6,7 +6,7 @@ from typing import get_args
 
 import pandas as pd
 
-from benchmarks.config import AttackSpec, Grid, Hardening, LossSpec
+from benchmarks.config import AttackSpec, Grid, Hardening, HardeningName, LossSpec
 from benchmarks.report.cells import Results
 from benchmarks.report.markup import Table
 from benchmarks.report.statistics import Interval, paired_interval
@@ -20,7 +20,6 @@ from benchmarks.report.strong import (
     zero_notes,
 )
 from benchmarks.report.tables import interval_text
-from benchmarks.specs import HardeningName
 
 # Columns at every eps, as the table of strong attacks calls them.
 COLUMNS = ("FGSM, paper", "FGSM, sound", "worst case")
