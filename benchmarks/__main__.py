@@ -262,8 +262,9 @@ class Report(GridOptions):
 
 
 def _plain(value: object) -> str:
-    """A value for a grid's name, which is a folder's."""
-    return re.sub(r"[^A-Za-z0-9_.]+", "-", str(value)).strip("-.")
+    """A value for a grid's name, which is a folder's: of a user's own data the reference without its punctuation."""
+    text = str(value)
+    return re.sub(r"[^A-Za-z0-9_.]+", "-", text).strip("-.") if ":" in text else text
 
 
 def _help(command: type) -> str:
