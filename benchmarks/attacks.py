@@ -15,11 +15,14 @@ from art_hrloss import (
     worst_case,
 )
 from art_hrloss.attacks import HopSkipJumpAttack, transfer
-from benchmarks.config import AttackSpec
+from benchmarks.config import AttackSpec, ConfigError
+from benchmarks.references import Reference
 
 # Of the black-box attacks. ART's own Square made the published results; that of art_hrloss finds more.
 # The Square attack's queries per image, and HopSkipJump's rounds.
 SQUARE_ITER, HOP_SKIP_JUMP_ITER = 500, 3
+# Of float32, in the pixels that a user's own attack makes.
+ROUNDING = 1e-6
 # What the ensemble calls the other network.
 SOURCE_NAME = "another CE-trained network"
 
@@ -80,6 +83,34 @@ class WorstCaseAttack:
         return attacks
 
 
+class OwnAttack:
+    """A user's own attack, which is held to images of the same form and to its eps."""
+
+    def __init__(self, reference: Reference, classifier: HRClassifier, eps: float) -> None:
+        """
+        :param reference: To what is called with the classifier, and with eps if that is above 0.
+        :param classifier: The classifier under attack.
+        :param eps: The radius in L-infinity, as a share of the pixel range; 0 if the attack has another bound or none.
+        """
+        self.reference, self.eps = reference, eps
+        self.attack: Any = reference.make(object, classifier, **({"eps": eps} if eps else {}))
+        if not callable(getattr(self.attack, "generate", None)):
+            raise ConfigError(f"expected of {reference} an attack with generate(x, y), but got {self.attack!r:.60}")
+
+    def generate(self, x: npt.NDArray[np.float32], y: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
+        """Return the attacked images; raise a ConfigError if they are not what an attack may make of the images."""
+        attacked = np.asarray(self.attack.generate(x=x.copy(), y=y.copy()), dtype=np.float32)
+        wanted = f"expected of {self.reference} images of shape {x.shape} in [0, 1]"
+        if attacked.shape != x.shape:
+            raise ConfigError(f"{wanted}, but got shape {attacked.shape}")
+        if not (attacked.min() > -ROUNDING and attacked.max() < 1 + ROUNDING):  # nor if one is NaN
+            raise ConfigError(f"{wanted}, but got values from {attacked.min():g} to {attacked.max():g}")
+        change = float(np.abs(attacked - x).max())
+        if self.eps and change > self.eps + ROUNDING:
+            raise ConfigError(f"expected of {self.reference} changes of at most {self.eps:g}, but got {change:g}")
+        return attacked.clip(0, 1)
+
+
 def build(
     spec: AttackSpec,
     classifier: HRClassifier,
@@ -87,7 +118,7 @@ def build(
     batch_size: int,
     input_scale: float = 1.0,
     source: HRClassifier | None = None,
-) -> EvasionAttack | WorstCaseAttack | None:
+) -> EvasionAttack | WorstCaseAttack | OwnAttack | None:
     """
     Return the attack as ART has it; None for no attack.
 
@@ -102,6 +133,8 @@ def build(
     if (spec.source is None) != (source is None):
         raise ValueError(f"expected a source just where the attack names one, but got {source} for {spec.key()}")
     eps = spec.eps if spec.units == "range" else spec.eps / input_scale
+    if isinstance(spec.name, Reference):
+        return OwnAttack(spec.name, classifier, eps)
     options: dict[str, Any] = {"eps": eps, "batch_size": batch_size}
     if spec.name == "worst-case":
         return WorstCaseAttack(classifier, steps=spec.steps, source=source, **options)

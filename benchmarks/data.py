@@ -1,4 +1,4 @@
-"""Data sets by name, as arrays: the embedded digits, torchvision's MNIST, CIFAR-10 and SVHN, and any NAME.npz.
+"""Data sets by name, as arrays: the embedded digits, torchvision's, any NAME.npz, and what a user's function returns.
 
 Every source ends as images uint8 (N, C, H, W) and labels int64 (N,), validated once, here. Files are taken to be
 hostile: no pickle is opened unless its MD5 is torchvision's own, and MNIST and CIFAR-10 must have the official content.
@@ -19,12 +19,25 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from benchmarks.specs import did_you_mean
+from benchmarks.references import Reference, did_you_mean
 
-BUILT_IN = ("digits", "mnist", "cifar10", "svhn")
+# Torchvision's, by their names here: the name of its class, and what tells the part that is meant.
+TORCHVISION: Mapping[str, tuple[str, Mapping[str, str]]] = MappingProxyType(
+    {
+        "mnist": ("MNIST", {}),
+        "cifar10": ("CIFAR10", {}),
+        "svhn": ("SVHN", {}),
+        "fashion-mnist": ("FashionMNIST", {}),
+        "kmnist": ("KMNIST", {}),
+        "emnist-digits": ("EMNIST", {"split": "digits"}),
+        "cifar100": ("CIFAR100", {}),
+    }
+)
+BUILT_IN = ("digits", *TORCHVISION)
 DIGITS_TEST_SIZE = 360
 
-# `digest(train, test)` of the official data. SVHN is not here: its files are known by torchvision's MD5 alone.
+# `digest(train, test)` of the official data. Those of which it is not here are known by torchvision's MD5s alone, which
+# it has of every file but the unpacked ones of the MNIST kind.
 OFFICIAL_SHA256: Mapping[str, str] = MappingProxyType(
     {
         "mnist": "e0130f111822ed58de3ba94ad450971c80ee446d2ff4d08e2b4c8e8be16eae50",
@@ -88,11 +101,11 @@ def digest(*splits: Split) -> str:
 def load(name: str, *, data_dir: Path, download: bool = False, validation_size: int, split_seed: int = 2019) -> Dataset:
     """Load a data set and draw its validation part from its training part.
 
-    MNIST, CIFAR-10 and SVHN are read from torchvision's own files in `data_dir`. Where there are none, MNIST and
-    CIFAR-10 are read from NAME.npz there; where that is missing too, torchvision downloads its files if it may.
+    Torchvision's data sets are read from its own files in `data_dir`. Where there are none, MNIST and CIFAR-10 are read
+    from NAME.npz there; where that is missing too, torchvision downloads its files if it may.
 
-    :param name: "digits", "mnist", "cifar10", "svhn", or the NAME of a NAME.npz with x_train, y_train, x_test, y_test:
-        images uint8 (N, H, W) or (N, H, W, C) with C 1 or 3, labels integers (N,) from 0 to classes - 1.
+    :param name: One of BUILT_IN; the NAME of a NAME.npz with x_train, y_train, x_test, y_test: images uint8 (N, H, W)
+        or (N, H, W, C) with C 1 or 3, labels integers (N,) from 0 to classes - 1; or a reference to what returns these.
     :param data_dir: Folder of the files.
     :param download: Whether torchvision may download files that are missing or damaged.
     :param validation_size: Number of training examples to set aside for validation.
@@ -100,10 +113,12 @@ def load(name: str, *, data_dir: Path, download: bool = False, validation_size: 
     :return: The same arrays in the same order for the same arguments and content.
     :raises DataError: If the data set is unknown, missing, damaged, not what its name says, or too small to split.
     """
-    if not re.fullmatch(r"\w[\w.-]*", name):
+    if not isinstance(name, Reference) and not re.fullmatch(r"\w[\w.-]*", name):
         raise DataError(f"expected a plain data set name (letters, digits, '_', '-', inner '.'), but got {name!r}")
     data_dir = data_dir.expanduser()
-    if name == "digits":
+    if isinstance(name, Reference):
+        train, test = _own(name)
+    elif name == "digits":
         train, test = _digits(split_seed)
     elif name in BUILT_IN:
         train, test = _official(name, data_dir, download=download)
@@ -112,13 +127,16 @@ def load(name: str, *, data_dir: Path, download: bool = False, validation_size: 
     classes = int(train.labels.max()) + 1
     limit = len(train) - classes  # more training examples stay than there are classes
     if not 1 <= validation_size < limit:
-        raise DataError(f"{name}: expected validation_size from 1 to less than {limit}, but got {validation_size}")
+        came = f"{validation_size}: say how many to set aside with --validation-size"
+        raise DataError(f"{name}: expected validation_size from 1 to less than {limit}, but got {came}")
     train, validation = _set_aside(train, validation_size, split_seed)
     return Dataset(name, classes, train, validation, test)
 
 
 def files(name: str, data_dir: Path) -> tuple[Path, ...]:
     """The files that :func:`load` looks for, whether they are there or not; "digits" has none."""
+    if isinstance(name, Reference):
+        return (Path(name.path),) if name.path else ()
     official = tuple(_official_md5s(name, data_dir.expanduser())) if name in BUILT_IN[1:] else ()
     return official if name == "digits" else (*official, data_dir.expanduser() / f"{name}.npz")
 
@@ -136,6 +154,14 @@ def _digits(split_seed: int) -> tuple[Split, Split]:
     levels, labels = load_digits(return_X_y=True)
     images = np.rint(levels.reshape(-1, 1, 8, 8) * 255 / 16).astype(np.uint8)
     return _set_aside(Split(images, labels.astype(np.int64)), DIGITS_TEST_SIZE, split_seed)
+
+
+def _own(reference: Reference) -> tuple[Split, Split]:
+    arrays = reference.make(tuple)
+    if len(arrays) != 4:
+        raise DataError(f"{reference}: expected x_train, y_train, x_test, y_test, but got {len(arrays)} values")
+    with _reading(reference):
+        return _checked(reference, *map(np.asarray, arrays))
 
 
 def _official(name: str, data_dir: Path, *, download: bool) -> tuple[Split, Split]:
@@ -164,7 +190,7 @@ def _ensure_whole(files: Mapping[Path, bool], name: str, data_dir: Path, *, down
     if name in OFFICIAL_SHA256:
         otherwise += f", or, with none of them there, use {data_dir / name}.npz"
     else:  # nothing could show an .npz to be official
-        otherwise += f"; {name}.npz is not accepted: other digits go under their own name, such as {name}_grey.npz"
+        otherwise += f"; {name}.npz is not accepted: other images go under their own name, such as {name}_grey.npz"
     if download and not all(files.values()):
         try:
             _torchvision_arrays(name, data_dir, download=True)
@@ -185,26 +211,34 @@ def _torchvision_files(name: str, data_dir: Path) -> dict[Path, bool]:
 
 
 def _official_md5s(name: str, data_dir: Path) -> dict[Path, str | None]:
-    from torchvision.datasets import CIFAR10, MNIST, SVHN
-
-    if name == "mnist":
-        return {data_dir / "MNIST" / "raw" / Path(archive).stem: None for archive, _ in MNIST.resources}
-    if name == "cifar10":
-        batches = [*CIFAR10.train_list, *CIFAR10.test_list, (CIFAR10.meta["filename"], CIFAR10.meta["md5"])]
-        return {data_dir / CIFAR10.base_folder / file: md5 for file, md5 in batches}
-    return {data_dir / file: md5 for _, file, md5 in (SVHN.split_list["train"], SVHN.split_list["test"])}
+    reader = _reader(name)
+    if name == "svhn":
+        return {data_dir / file: md5 for _, file, md5 in (reader.split_list[part] for part in ("train", "test"))}
+    if name.startswith("cifar"):
+        batches = [*reader.train_list, *reader.test_list, (reader.meta["filename"], reader.meta["md5"])]
+        return {data_dir / reader.base_folder / file: md5 for file, md5 in batches}
+    raw = data_dir / reader.__name__ / "raw"
+    if name == "emnist-digits":  # of which torchvision fetches a single archive, with more in it
+        parts = ("train-images-idx3", "train-labels-idx1", "test-images-idx3", "test-labels-idx1")
+        return {raw / f"{name}-{part}-ubyte": None for part in parts}
+    return {raw / Path(archive).stem: None for archive, _ in reader.resources}
 
 
 def _torchvision_arrays(name: str, data_dir: Path, *, download: bool) -> list[npt.NDArray[Any]]:
     """Training images, (N, H, W) or (N, H, W, C), and labels, test images and labels."""
-    from torchvision.datasets import CIFAR10, MNIST, SVHN
-
+    reader, (_, options) = _reader(name), TORCHVISION[name]
     if name == "svhn":
-        svhn = [SVHN(data_dir, split=split, download=download) for split in ("train", "test")]
+        svhn = [reader(data_dir, split=split, download=download) for split in ("train", "test")]
         return [array for part in svhn for array in (part.data.transpose(0, 2, 3, 1), part.labels)]
-    reader = MNIST if name == "mnist" else CIFAR10  # which unpickles no file before it has compared the MD5
-    parts = [reader(data_dir, train=train, download=download) for train in (True, False)]
+    # CIFAR's readers unpickle no file before they have compared its MD5.
+    parts = [reader(data_dir, train=train, download=download, **options) for train in (True, False)]
     return [np.asarray(array) for part in parts for array in (part.data, part.targets)]
+
+
+def _reader(name: str) -> Any:
+    from torchvision import datasets
+
+    return getattr(datasets, TORCHVISION[name][0])
 
 
 def _npz(path: Path) -> tuple[Split, Split]:
@@ -224,7 +258,7 @@ def _npz(path: Path) -> tuple[Split, Split]:
 
 
 @contextmanager
-def _reading(source: Path) -> Iterator[None]:
+def _reading(source: Path | Reference) -> Iterator[None]:
     """Turn what a reader raises on a damaged file, which can be nearly anything, into a DataError that names it."""
     try:
         yield
@@ -234,7 +268,7 @@ def _reading(source: Path) -> Iterator[None]:
         raise DataError(f"{source}: expected a readable data set, but got {error!r}") from error
 
 
-def _checked(source: Path, *arrays: npt.NDArray[Any]) -> tuple[Split, Split]:
+def _checked(source: Path | Reference, *arrays: npt.NDArray[Any]) -> tuple[Split, Split]:
     """Validate training images and labels, test images and labels, and give them their common form."""
     train = _checked_split(f"{source}: expected train", *arrays[:2])
     test = _checked_split(f"{source}: expected test", *arrays[2:])

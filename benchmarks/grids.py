@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 
-from benchmarks.config import AttackSpec, ConfigError, Grid, Hardening, LossSpec, Recipe, UnitsName, did_you_mean
+from benchmarks.config import AttackSpec, ConfigError, Grid, Hardening, LossSpec, Recipe, UnitsName
 from benchmarks.protocols import (
     ALPHA_ATTACKS,
     ALPHAS,
@@ -32,6 +32,7 @@ from benchmarks.recipes import (
     SVHN_GREY,
     SVHN_SHORT,
 )
+from benchmarks.references import EXAMPLE, did_you_mean, refer
 
 SEEDS = (0, 1, 2, 3, 4)
 # Of the test images, those that Fig. 1's attacks of a short training have time for: a tenth of the training's.
@@ -290,7 +291,13 @@ COSTS = {
 
 
 def get(name: str) -> Grid:
-    """The grid of that name; an unknown one is an error that lists those there are."""
+    """The grid of that name, or what a reference such as "my_study.py:my_grid" returns; an unknown one is an error."""
+    if ":" in name:
+        grid = refer(name).make(Grid)
+        if grid.name in GRIDS and grid != GRIDS[grid.name]():  # whose report it would replace
+            raise ConfigError(f"expected from {name} a grid of a name that is not taken, but got {grid.name!r}")
+        return grid
     if name not in GRIDS:
-        raise ConfigError(f"expected grid to be one of {sorted(GRIDS)}, but got {name!r}{did_you_mean(name, GRIDS)}")
+        advice = did_you_mean(name, GRIDS) or f": one of your own is {EXAMPLE}"
+        raise ConfigError(f"expected grid to be one of {sorted(GRIDS)}, but got {name!r}{advice}")
     return GRIDS[name]()

@@ -3,23 +3,29 @@
 import torch
 from torch import Tensor, nn
 
-from benchmarks.config import Recipe
+from art_hrloss._context import modes_kept
+from benchmarks.config import ConfigError, Recipe
 from benchmarks.data import Dataset
+from benchmarks.references import Reference
 
 
 def build(recipe: Recipe, *, image_shape: tuple[int, int, int], classes: int, seed: int) -> nn.Module:
     """
     A network with its weights drawn from a seed, the same whatever the loss it is to be trained with.
 
-    :param recipe: Names the architecture.
+    :param recipe: Names the architecture, or refers to a user's own.
     :param image_shape: Channels, height and width.
     :param classes: Number of logits.
     :param seed: Seed of the initial weights; torch's global generator is left as it was.
     :return: Modules whose input is a float tensor of shape ``(n, *image_shape)``.
+    :raises ConfigError: If a user's own is not there, or does not return a network for these images and classes.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        if recipe.model == "resnet":
+        if isinstance(recipe.model, Reference):
+            network = recipe.model.make(nn.Module, image_shape=image_shape, classes=classes, seed=seed)
+            _check_logits(network, recipe.model, image_shape, classes)
+        elif recipe.model == "resnet":
             network = resnet(image_shape[0], classes, blocks=recipe.blocks)
         else:
             network = lenet(image_shape, classes, small=recipe.model == "small-cnn")
@@ -28,8 +34,10 @@ def build(recipe: Recipe, *, image_shape: tuple[int, int, int], classes: int, se
         preparation.append(PixelMean(image_shape))
     if recipe.input_scale != 1:
         preparation.append(Scale(recipe.input_scale))
-    # Convolutions on the CPU run about a third faster with the channels last.
-    return nn.Sequential(nn.Sequential(*preparation), network).to(memory_format=torch.channels_last)
+    model = nn.Sequential(nn.Sequential(*preparation), network)
+    # Convolutions on the CPU run about a third faster with the channels last. But such images have no view as rows,
+    # which many networks take of them.
+    return model if isinstance(recipe.model, Reference) else model.to(memory_format=torch.channels_last)
 
 
 def build_for(recipe: Recipe, data: Dataset, *, seed: int = 0) -> nn.Module:
@@ -39,6 +47,20 @@ def build_for(recipe: Recipe, data: Dataset, *, seed: int = 0) -> nn.Module:
         if isinstance(module, PixelMean):
             module.mean.copy_(torch.from_numpy(data.train.images.mean(0) / 255))
     return model
+
+
+@torch.no_grad()
+def _check_logits(network: nn.Module, reference: Reference, image_shape: tuple[int, int, int], classes: int) -> None:
+    """Try a user's own network on two black images."""
+    expected = f"expected {reference} to map images of shape (2, {', '.join(map(str, image_shape))}) to logits"
+    try:
+        with modes_kept(network):
+            logits = network.eval()(torch.zeros(2, *image_shape))
+    except Exception as error:  # from code that is not ours
+        raise ConfigError(f"{expected} of shape (2, {classes}), but got {error!r}") from error
+    shape = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+    if shape != (2, classes):
+        raise ConfigError(f"{expected} of shape (2, {classes}), but got {shape}")
 
 
 @torch.no_grad()

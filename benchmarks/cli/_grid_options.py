@@ -1,5 +1,6 @@
 """Which grid, with what is overridden, and where its results are kept: options of run, status and report."""
 
+import re
 import shlex
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -19,11 +20,13 @@ class GridOptions:
     """
 
     grid: str = "digits"
-    """The grid's name: `python -m benchmarks grids` lists them."""
+    """The grid's name: `python -m benchmarks grids` lists them; or a function of your own that returns a Grid, as
+    FILE.py:NAME or PACKAGE.MODULE:NAME."""
     store: Path = Path("hrloss-store")
     """Folder of results. What it already holds is used, not made again."""
     dataset: str | None = None
-    """Of the grid's data sets, only this one; or, where the grid has a single one, this one in its place."""
+    """Of the grid's data sets, only this one; or, where the grid has a single one, this one in its place. It may be a
+    function of your own that returns x_train, y_train, x_test, y_test, as FILE.py:NAME or PACKAGE.MODULE:NAME."""
     seeds: int | None = None
     """Use the seeds 0, 1, ... so many of them, instead of the grid's own five."""
     epochs: int | None = None
@@ -32,6 +35,8 @@ class GridOptions:
     """Train with the HR loss of this alpha, and of no other."""
     batch_size: int | None = None
     """Images per training step."""
+    validation_size: int | None = None
+    """Training images to set aside for validation."""
     threads: int | None = None
     """Threads of each training on the CPU, instead of 1."""
     device: Literal["cpu", "gpu"] | None = None
@@ -55,7 +60,7 @@ class GridOptions:
             losses = tuple(dict.fromkeys(changed))
         return replace(
             grid,
-            name="-".join([grid.name, *(f"{name.replace('_', '-')}-{value}" for name, value in given.items())]),
+            name="-".join([grid.name, *(f"{name.replace('_', '-')}-{_plain(value)}" for name, value in given.items())]),
             recipes=recipes,
             losses=losses,
             seeds=grid.seeds if self.seeds is None else tuple(range(self.seeds)),
@@ -64,8 +69,8 @@ class GridOptions:
     @property
     def command(self) -> str:
         """What makes these results from nothing, to stand under the tables."""
-        overrides = (f" --{name.replace('_', '-')} {value}" for name, value in self._overrides())
-        return f"python -m benchmarks run --grid {self.grid}" + "".join(overrides)
+        overrides = (f" --{name.replace('_', '-')} {shlex.quote(str(value))}" for name, value in self._overrides())
+        return f"python -m benchmarks run --grid {shlex.quote(self.grid)}" + "".join(overrides)
 
     @property
     def resuming(self) -> str:
@@ -82,5 +87,11 @@ class GridOptions:
         return named or tuple((str(self.dataset), recipe) for _, recipe in grid.recipes)
 
     def _overrides(self) -> list[tuple[str, str | int | float]]:
-        names = ("dataset", "seeds", "epochs", "alpha", "batch_size", "threads", "device")
+        names = ("dataset", "seeds", "epochs", "alpha", "batch_size", "validation_size", "threads", "device")
         return [(name, value) for name in names if (value := getattr(self, name)) is not None]
+
+
+def _plain(value: object) -> str:
+    """A value for a grid's name, which is a folder's: of a user's own data the reference without its punctuation."""
+    text = str(value)
+    return re.sub(r"[^A-Za-z0-9_.]+", "-", text).strip("-.") if ":" in text else text

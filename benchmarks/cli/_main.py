@@ -12,7 +12,8 @@ import tyro
 from rich.console import Console
 
 from benchmarks.cli._commands import COMMANDS, Command
-from benchmarks.config import ConfigError, did_you_mean
+from benchmarks.config import ConfigError
+from benchmarks.references import did_you_mean
 
 ABOUT = """Train and attack the paper's grid, make its tables and figures, and measure how fast all is.
 

@@ -21,6 +21,7 @@ import torch
 from filelock import Timeout
 
 from benchmarks.config import Grid, Recipe, RunSpec
+from benchmarks.execution._checks import try_own_things
 from benchmarks.execution._dask import ClusterError
 from benchmarks.execution._jobs import MOMENT, Group, Job, Outcome, WorkerDiedError, execute_together, load_data
 from benchmarks.store import DamagedError, Store, StoreError
@@ -153,14 +154,16 @@ def _keep_interrupts_from_children() -> None:
 
 def prepare(grid: Grid, store: Store, *, data_dir: Path, download: bool) -> None:
     """
-    Load each data set once, so that what cannot be read or written is known before any work starts.
+    Load each data set once, and try each of a user's own things, so that what is amiss is known before any work starts.
 
+    :raises ConfigError: If a user's own network, loss or attack is not what it must be.
     :raises DataError: If a data set cannot be had.
     :raises StoreError: If the store cannot be written, or has runs on other data of the same name.
     """
     expect_writable(store.root)
     for name, recipe in grid.recipes:
         dataset = load_data(name, recipe, data_dir=data_dir, download=download)
+        try_own_things(grid, name, recipe, dataset)
         for run in grid.runs():
             if run.dataset == name:
                 with suppress(DamagedError):  # set aside, and told, when the run is worked on

@@ -2,6 +2,7 @@
 
 import io
 import math
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,13 +18,15 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from benchmarks.config import LossSpec
+from benchmarks.config import LossSpec, Reference
 from benchmarks.report.statistics import Interval
 from benchmarks.store import write_bytes
 
 # Okabe and Ito, Color Universal Design, 2008: told apart with any colour vision.
 BLUE, VERMILLION = "#0072B2", "#D55E00"
 BLACK, GREY = "#000000", "#767676"
+# Of a user's own losses, colour and marker.
+OWN_LOOKS = (("#009E73", "^"), ("#CC79A7", "D"), ("#E69F00", "v"))
 LINE_STYLES = ("-", "--", ":", "-.")
 MARKERS_PER_LINE = 10
 # Labels of ticks that are nearer than this share of their axis are turned.
@@ -112,6 +115,9 @@ def line_for(loss: LossSpec, label: str, position: int = 0) -> Line:
     # Lines often lie on each other: what is drawn first is wider, and hollow markers stand around the full ones.
     if loss.name == "ce":
         return Line(label, BLUE, "o", style, hollow, width=2.6, size=7 + 4 * hollow)
+    if isinstance(loss.name, Reference):
+        color, marker = OWN_LOOKS[int(loss.name.digest, 16) % len(OWN_LOOKS)]
+        return Line(label, color, marker, style, hollow, width=1.5, size=5 + 4 * hollow)
     return Line(label, VERMILLION, "s", style, hollow, width=1.5, size=4 + 4 * hollow)
 
 
@@ -233,8 +239,9 @@ def save(picture: Picture, folder: Path) -> None:
 
     :raises StoreError: If they cannot be written.
     """
-    write_bytes(folder / f"{picture.name}.png", picture.png)
-    write_bytes(folder / f"{picture.name}.svg", picture.svg)
+    name = re.sub(r"[^A-Za-z0-9_.-]+", "-", picture.name).strip("-")  # a user's own data set has a colon in its name
+    write_bytes(folder / f"{name}.png", picture.png)
+    write_bytes(folder / f"{name}.svg", picture.svg)
 
 
 def _rendered(figure: Figure, kind: str, metadata: dict[str, None]) -> bytes:

@@ -10,6 +10,7 @@ from benchmarks.report.claims import Claim, claims, claims_frame, claims_table
 from benchmarks.report.drawing import save
 from benchmarks.report.figures import pictures
 from benchmarks.report.markup import Table
+from benchmarks.report.own_attacks import own_attacks_table
 from benchmarks.report.page import page
 from benchmarks.report.results import Results, attack_columns
 from benchmarks.report.selection import alpha_eps, chosen_alpha, confusion_attacks
@@ -31,6 +32,7 @@ HEADINGS = {
     "table_1": "Accuracy",
     "confusion": "Confusion",
     "alpha": "Choice of alpha",
+    "own_attacks": "Own attacks",
     "strong": "Strong attacks",
     "hardening": "Hardening",
     "diagnostics": "Masked gradients",
@@ -103,6 +105,7 @@ def all_tables(results: Results, found: Sequence[Claim]) -> dict[str, list[Table
         "table_1": table_1,
         "confusion": confusion_table,
         "alpha": alpha_table,
+        "own_attacks": own_attacks_table,
         "strong": strong_table,
         "hardening": hardening_table,
         "diagnostics": diagnoses_table,
@@ -127,6 +130,7 @@ def _numbers(results: Results, last: pd.DataFrame, found: Sequence[Claim]) -> di
     return {
         "table_1": cells,
         "alpha": cells,
+        "own_attacks": cells,
         "strong": cells,
         "hardening": cells,
         "confusion": lambda: norms.drop(columns=["epoch", "key"]),

@@ -7,12 +7,21 @@ from typing import Any, get_args
 
 import pandas as pd
 
-from benchmarks.config import AttackLossName, AttackSpec, Grid, Hardening, LossSpec, Recipe, SplitName, UnitsName
+from benchmarks.config import (
+    AttackLossName,
+    AttackSpec,
+    Grid,
+    Hardening,
+    HardeningName,
+    LossSpec,
+    Recipe,
+    SplitName,
+    UnitsName,
+)
 from benchmarks.protocols import BOUNDED, HR, protocol
 from benchmarks.record import Record
 from benchmarks.report.results import Results, attacks
 from benchmarks.report.statistics import Interval, mean_interval
-from benchmarks.specs import HardeningName
 
 # The columns of strong attacks: protocol and attacker.
 STRONG = {

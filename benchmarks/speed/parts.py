@@ -7,7 +7,8 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from benchmarks.config import ConfigError, did_you_mean
+from benchmarks.config import ConfigError
+from benchmarks.references import did_you_mean
 from benchmarks.report.drawing import save
 from benchmarks.speed.attacks import ATTACKS
 from benchmarks.speed.cases import Part, Reading, Settings, frame

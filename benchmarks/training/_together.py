@@ -7,6 +7,7 @@ import torch
 
 from benchmarks.config import RunSpec
 from benchmarks.data import Dataset
+from benchmarks.references import Reference
 from benchmarks.store import Store
 from benchmarks.training._loop import Training, TrainingError
 from benchmarks.training._stack import Stack
@@ -25,12 +26,12 @@ def train_together(runs: Sequence[RunSpec], data: Dataset, store: Store) -> dict
     :param data: The data set of all.
     :param store: Where states, curves and weights go.
     :return: The runs that cannot go on, and why; the others are trained.
-    :raises ValueError: If the runs differ in more than loss and seed, or one is hardened.
+    :raises ValueError: If the runs differ in more than loss and seed, or one cannot be stacked.
     """
     if len({(run.dataset, run.recipe) for run in runs}) > 1:
         raise ValueError(f"expected runs of one data set and recipe, but got {', '.join(map(str, runs))}")
-    if hardened := [str(run) for run in runs if not can_be_stacked(run)]:
-        raise ValueError(f"expected runs without hardening, which is trained one by one, but got {hardened}")
+    if alone := [str(run) for run in runs if not can_be_stacked(run)]:
+        raise ValueError(f"expected runs that can be stacked, not hardened and all ours, but got {alone}")
     by_epoch: dict[int, list[Training]] = {}
     for run in runs:
         training = Training(run, data)
@@ -43,8 +44,9 @@ def train_together(runs: Sequence[RunSpec], data: Dataset, store: Store) -> dict
 
 
 def can_be_stacked(run: RunSpec) -> bool:
-    """Whether a run can be trained at once with others."""
-    return run.loss.hardening is None
+    """Whether a run can be trained at once with others: not with a network or loss that vmap is not known to take."""
+    own = isinstance(run.recipe.model, Reference) or isinstance(run.loss.name, Reference)
+    return run.loss.hardening is None and not own
 
 
 def _train(trainings: Sequence[Training], store: Store) -> dict[RunSpec, TrainingError]:

@@ -21,7 +21,7 @@ from distributed import Client, LocalCluster, Nanny, Scheduler, Security, SpecCl
 
 from benchmarks import grids, protocols
 from benchmarks.__main__ import main
-from benchmarks.config import Recipe, RunSpec
+from benchmarks.config import AttackSpec, ConfigError, LossSpec, Recipe, RunSpec
 from benchmarks.execution import Cluster, ClusterError, Job, Outcome, WorkerDiedError
 from benchmarks.execution import _dask as cluster
 from benchmarks.execution import _jobs as worker
@@ -538,3 +538,43 @@ def test_dask_is_loaded_only_for_a_scheduler() -> None:
     )
     shown = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
     assert shown.stdout.strip() == "[]"
+
+
+OWN = """
+import numpy as np
+from torch import nn
+
+class Loss(nn.CrossEntropyLoss):
+    pass
+
+class Attack:
+    def __init__(self, classifier, eps):
+        self.eps = eps
+    def generate(self, x, y):
+        return np.clip(x + self.eps * np.sign(np.random.normal(size=x.shape)), 0, 1)
+
+def build(image_shape, classes, seed):
+    return nn.Sequential(nn.Flatten(), nn.Linear(64, classes))
+"""
+
+
+def test_a_users_own_things_travel_to_a_cluster_and_are_refused_there_once_they_changed(
+    dask: SpecCluster, tmp_path: Path
+) -> None:
+    file = tmp_path / "mine.py"
+    file.write_text(OWN)
+    recipe = replace(RECIPE, model=f"{file}:build", epochs=1, curve_every=0, curve_attacks=())
+    run = RunSpec(DATASET, recipe, LossSpec(f"{file}:Loss"), 0)
+    attacks = (AttackSpec(f"{file}:Attack", eps=0.1),)
+    stores = [tmp_path / name for name in ("here", "there", "later")]
+    errors: list[BaseException | None] = []
+    for store, executor in zip(stores, [in_process, *[Cluster(dask.scheduler_address).executor] * 2], strict=True):
+        if store.name == "later":
+            file.write_text(OWN + "# changed")
+        executors.run_all(
+            [Job(run, attacks, store, store)], executor, lambda run, outcome: errors.append(outcome.error)
+        )
+    assert errors[:2] == [None, None]
+    assert files(stores[0], [run]) == files(stores[1], [run])
+    assert isinstance(errors[2], ConfigError)
+    assert "mine.py" in str(errors[2])

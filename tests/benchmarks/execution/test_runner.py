@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -299,7 +300,11 @@ def test_a_report_says_what_is_not_there_yet(pool_store: Path, capsys) -> None:
         (["run", "--grid", "mnits"], "expected grid to be one of ['alpha', "),
         (["run", "--grid", "mnist-short", "--data-dir", "nowhere"], "mnist"),
         (["run", "--seeds", "-1"], "expected seeds to be at least 1, but got -1"),
-        (["run", "--epochs", "-1"], "expected epochs above 0, but got -1"),
+        (["run", "--epochs", "-1"], "epochs"),
+        (["run", "--grid", "mine.py:grid"], "mine.py"),
+        (["status", "--grid", "no_such_module:grid"], "no_such_module"),
+        (["run", "--dataset", "mine.py:load"], "mine.py"),
+        (["run", "--validation-size", "1500"], "--validation-size"),
         (["run", "--workers", "0"], "expected workers to be at least 1, but got 0"),
         (["run", "--threads", "0"], "expected threads above 0, but got 0"),
         (["run", "--batch-size", "0"], "expected batch_size above 0, but got 0"),
@@ -317,8 +322,9 @@ def test_a_report_says_what_is_not_there_yet(pool_store: Path, capsys) -> None:
         ),
     ],
     ids=[
-        *("grid", "data", "seeds", "epochs", "workers", "threads", "batch size", "alpha", "no such data"),
-        *("a path", "not the grid's data", "two ways", "no cluster", "no grid", "status", "no results"),
+        *("grid", "data", "seeds", "epochs", "own grid", "own module", "own data", "validation size", "workers"),
+        *("threads", "batch size", "alpha", "no such data", "a path", "not the grid's data", "two ways", "no cluster"),
+        *("no grid", "status", "no results"),
     ],
 )
 def test_bad_input_is_answered_before_anything_is_made(
@@ -379,6 +385,7 @@ def test_what_is_overridden_is_part_of_every_key_and_of_the_grids_name() -> None
         # Another alpha leaves the runs with cross-entropy as they are.
         assert len(same) == (5 if name == "alpha" else 0)
     assert {run.recipe.epochs for run in GridOptions(epochs=3).resolve().runs()} == {3}
+    assert {run.recipe.validation_size for run in GridOptions(validation_size=7).resolve().runs()} == {7}
     assert [run.seed for run in GridOptions(seeds=2).resolve().runs()] == [0, 0, 1, 1]
     assert {str(run.loss) for run in GridOptions(alpha=2).resolve().runs()} == {"CE", "HR(2)"}
     assert [str(loss) for loss in GridOptions(grid="alpha-digits", alpha=2).resolve().losses] == ["CE", "HR(2)"]
@@ -393,6 +400,15 @@ def test_what_is_overridden_is_part_of_every_key_and_of_the_grids_name() -> None
         "python -m benchmarks run --grid digits --dataset other --epochs 3 --alpha 2.0 --batch-size 10 --threads 2 "
         "--device gpu"
     )
+
+
+def test_own_data_in_place_of_a_grids_are_named_in_the_report_and_in_full_in_the_command(tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text("def load(): ...")
+    options = GridOptions(dataset=f"{tmp_path}/mine.py:load(n='a b')")
+    grid = options.resolve()
+    assert grid.recipes[0][0] == "mine.py:load(n='a b')"
+    assert grid.name.endswith("mine.py-load-n-a-b")
+    assert shlex.split(options.command)[-1] == options.dataset
 
 
 def test_a_grid_of_several_data_sets_can_be_had_for_one_of_them() -> None:

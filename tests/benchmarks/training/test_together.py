@@ -214,7 +214,7 @@ def test_margins_are_scaled_as_alone(digits: Dataset, tmp_path: Path) -> None:
 def test_what_cannot_be_stacked_is_refused(few: Dataset, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="one data set and recipe"):
         train_together([*runs_of(CE), *runs_of(CE, lr=0.2)], few, Store(tmp_path))
-    with pytest.raises(ValueError, match="without hardening"):
+    with pytest.raises(ValueError, match="stacked"):
         train_together(runs_of(CE, LossSpec("ce", hardening=Hardening("noise", 0.1))), few, Store(tmp_path))
 
 
