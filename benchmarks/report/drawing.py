@@ -22,7 +22,7 @@ from benchmarks.report.statistics import Interval
 from benchmarks.store import write_bytes
 
 # Okabe and Ito, Color Universal Design, 2008: told apart with any colour vision.
-BLUE, VERMILLION = "#0072B2", "#D55E00"
+BLUE, VERMILLION, GREEN = "#0072B2", "#D55E00", "#009E73"
 BLACK, GREY = "#000000", "#767676"
 LINE_STYLES = ("-", "--", ":", "-.")
 MARKERS_PER_LINE = 10

@@ -8,7 +8,7 @@ from typing import Any
 from benchmarks.config import AttackLossName, AttackSpec, LossSpec, Recipe, SplitName, UnitsName
 from benchmarks.protocols import HR
 from benchmarks.report.cells import Results
-from benchmarks.report.statistics import Interval, mean_interval
+from benchmarks.report.statistics import Interval, mean_interval, paired_interval
 
 
 @dataclass(frozen=True)
@@ -67,6 +67,22 @@ class Selection:
         return [loss for loss in self.results.grid.losses if loss in nearest.values()]
 
     @property
+    def pair(self) -> tuple[LossSpec, LossSpec] | None:
+        """CE, and the plain HR loss whose alpha is nearest the paper's; None for a grid without one of them."""
+        by_name = {loss.name: loss for loss in self.losses}
+        return (by_name["ce"], by_name["hr"]) if {"ce", "hr"} <= by_name.keys() else None
+
+    @property
+    def classes(self) -> int | None:
+        """The number of classes, as soon as there is a record to tell it."""
+        for loss in self.results.grid.losses:
+            for attack in self.results.grid.attacks:
+                if attack.name != "diagnostics":
+                    for confusion in self.results.confusions(self.dataset, loss, attack).values():
+                        return len(confusion)
+        return None
+
+    @property
     def left_out(self) -> str:
         """What a caption says of the losses that are not in `losses`; empty if there are none."""
         losses = self.results.grid.losses
@@ -114,6 +130,10 @@ class Selection:
         """Accuracy over the seeds, by the attacks' eps."""
         found = {attack.eps: self.results.accuracies(self.dataset, loss, attack) for attack in attacks}
         return {eps: mean_interval(list(by_seed.values())) for eps, by_seed in found.items() if by_seed}
+
+    def gain(self, over: LossSpec, loss: LossSpec, attack: AttackSpec) -> Interval | None:
+        """The accuracy of a loss less that of another, paired over the seeds; None where no seed has both."""
+        return paired_interval(*(self.results.accuracies(self.dataset, trained, attack) for trained in (loss, over)))
 
     def values(self, loss: LossSpec, attack: AttackSpec, field: str) -> list[Any]:
         """A field of the records there are, in the order of seeds."""

@@ -1,26 +1,36 @@
 """The page of a real run, opened in a real browser at the width of a telephone and of a screen."""
 
 import base64
+import csv
+import io
 import os
 import re
 import shutil
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from html.parser import HTMLParser
+from importlib.metadata import version
 from pathlib import Path
+from urllib.parse import unquote
 
 import pytest
 from matplotlib.figure import Figure
-from playwright.sync_api import Browser, sync_playwright
+from PIL import Image
+from playwright.sync_api import Browser, Locator, Page, sync_playwright
+from testing import made_up
 
 from benchmarks import grids
 from benchmarks.execution import _runner as runner
-from benchmarks.report import figures
+from benchmarks.report import export
 from benchmarks.report.cells import Results, load
+from benchmarks.report.claims import claims
 from benchmarks.report.drawing import Picture
-from benchmarks.report.export import all_tables
+from benchmarks.report.figures import pictures
+from benchmarks.report.headline import Answer
 from benchmarks.report.markup import Table
-from benchmarks.report.page import page
+from benchmarks.report.page import Section, index, page
+from benchmarks.report.provenance import provenance
 from benchmarks.store import Store
 
 WIDTHS = (400, 1400)
@@ -52,6 +62,7 @@ INSPECT = """
       if (rgb(style(e).backgroundColor)[3] !== 0) return style(e).backgroundColor;
     return "rgb(255, 255, 255)";
   };
+  for (const details of document.querySelectorAll("details")) details.open = true;
   if (document.documentElement.scrollWidth > wide)
     found.push(`the body scrolls sideways: ${document.documentElement.scrollWidth} > ${wide}`);
   if (parseFloat(style(document.body).fontSize) < 14) found.push("the body's font is under 14 px");
@@ -73,9 +84,13 @@ INSPECT = """
 """
 
 
+# Whether an element is to be seen; what is folded is not.
+SHOWN = "e => e.checkVisibility({contentVisibilityAuto: true})"
+
+
 @dataclass(frozen=True)
 class Seen:
-    """What a reader has before them."""
+    """What a reader has before them, with all that is folded open."""
 
     problems: list[str]
     title: str
@@ -98,8 +113,16 @@ def browser() -> Iterator[Browser]:
         opened.close()
 
 
+@dataclass(frozen=True)
+class Report:
+    """A report as it lies on the disk, and what it was made of."""
+
+    results: Results
+    file: Path
+
+
 @pytest.fixture(scope="module")
-def results(tmp_path_factory: pytest.TempPathFactory) -> Results:
+def digits(tmp_path_factory: pytest.TempPathFactory) -> Report:
     """Two seeds and two epochs of the digits, by real trainings and attacks."""
     store = Store(tmp_path_factory.mktemp("store"))
     grid = grids.digits()
@@ -107,18 +130,17 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> Results:
     grid = replace(grid, seeds=(0, 1), recipes=recipes)
     for run in grid.runs():
         runner.execute(runner.Job(run, grid.attacks, store.root, store.root))
-    return load(grid, store)
+    results = load(grid, store)
+    folder = store.report_folder(grid.name)
+    return Report(results, export.write(results, folder, command=COMMAND, facts=provenance(grid, store)))
 
 
 @pytest.fixture(scope="module")
-def parts(results: Results) -> tuple[dict[str, list[Table]], list[Picture]]:
-    return {f"Tables: {name}": made for name, made in all_tables(results, []).items()}, figures.pictures(results)
-
-
-@pytest.fixture(scope="module")
-def document(parts: tuple[dict[str, list[Table]], list[Picture]]) -> str:
-    made, pictures = parts
-    return page("The digits", command=COMMAND, tables=made, pictures=pictures, notes=["Two seeds of a short training."])
+def strong(tmp_path_factory: pytest.TempPathFactory) -> Report:
+    """The widest tables that there are, with marks and intervals in every column."""
+    folder = tmp_path_factory.mktemp("strong")
+    results = made_up.results(grids.strong_digits(), zero=lambda run, attack: 5000)
+    return Report(results, export.write(results, folder, command=COMMAND))
 
 
 def look(browser: Browser, file: Path, width: int, scheme: str = "light", shot: Path | None = None) -> Seen:
@@ -145,48 +167,217 @@ def look(browser: Browser, file: Path, width: int, scheme: str = "light", shot: 
     return seen
 
 
+@contextmanager
+def opened(browser: Browser, file: Path, width: int = 1400, **options: object) -> Iterator[Page]:
+    context = browser.new_context(viewport={"width": width, "height": 900}, offline=True, **options)
+    shown = context.new_page()
+    shown.goto(file.as_uri())
+    yield shown
+    context.close()
+
+
+def table_of(shown: Page, title: str) -> Locator:
+    return shown.locator("table", has=shown.locator("caption", has_text=title))
+
+
+def rows_of(table: Locator) -> list[list[str]]:
+    script = "t => [...t.tBodies].flatMap(b => [...b.rows]).map(r => [...r.cells].map(c => c.textContent))"
+    return [[text.replace("\u00a0", " ") for text in row] for row in table.evaluate(script)]
+
+
+def filled(table: Table) -> list[list[str]]:
+    """The rows, with what heads a section before each."""
+    return [[section[0][0], *row[1:]] for section in table.sections for row in section]
+
+
+def downloaded(shown: Page, button: Locator) -> tuple[str, bytes]:
+    with shown.expect_download() as download:
+        button.click()
+    return download.value.suggested_filename, Path(download.value.path()).read_bytes()
+
+
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("width", WIDTHS)
-def test_the_page_is_whole_and_readable(
-    browser: Browser,
-    parts: tuple[dict[str, list[Table]], list[Picture]],
-    document: str,
-    tmp_path: Path,
-    width: int,
-    scheme: str,
-) -> None:
-    file = tmp_path / "report.html"
-    file.write_text(document, encoding="utf-8")
+def test_the_page_is_whole_and_readable(browser: Browser, digits: Report, width: int, scheme: str) -> None:
     shots = os.environ.get("PAGE_SHOTS")  # a folder, to look at the page oneself
-    seen = look(browser, file, width, scheme, Path(shots) / f"page-{width}-{scheme}.png" if shots else None)
+    seen = look(browser, digits.file, width, scheme, Path(shots) / f"page-{width}-{scheme}.png" if shots else None)
     assert seen.problems == []
-    made, pictures = parts
-    assert len(pictures) == 7
-    titles = [table.title for several in made.values() for table in several]
-    assert len(titles) >= 2
-    assert seen.headings == [*titles, *(picture.title for picture in pictures)]
-    assert seen.captions == [picture.caption for picture in pictures]
+    results = digits.results
+    tables = export.all_tables(results, claims(results))
+    titles = [table.title for name, several in tables.items() for table in several if name != "claims"]
+    drawn = pictures(results)
+    assert len(drawn) == 7
+    assert sorted(seen.headings) == sorted(
+        [*titles, *(picture.title for picture in drawn), "Test accuracy on digits, from no attack to the worst case"]
+    )
+    assert sorted(seen.captions) == sorted(picture.caption for picture in drawn)
+    versions = re.search(r"torch ([\d.]+)", seen.text)
+    assert versions
+    assert version("torch").startswith(versions[1])
     assert COMMAND in seen.text
-    assert "Two seeds of a short training." in seen.text
     assert "CE trained, CE attack" in seen.text
 
 
-def test_wide_content_can_be_scrolled_to_its_end(browser: Browser, document: str, tmp_path: Path) -> None:
-    file = tmp_path / "report.html"
-    file.write_text(document, encoding="utf-8")
-    opened = browser.new_page(viewport={"width": 400, "height": 900})
-    opened.goto(file.as_uri())
-    regions = opened.locator(".scroll")
-    wide = [i for i in range(regions.count()) if regions.nth(i).evaluate("e => e.scrollWidth > e.clientWidth")]
-    assert len(wide) >= 6
-    for i in wide:
-        region = regions.nth(i)
-        region.focus()  # by the keyboard as well as by touch
-        assert region.evaluate("e => document.activeElement === e")
-        assert region.evaluate("e => { e.scrollLeft = 1e6; return e.scrollLeft + e.clientWidth >= e.scrollWidth - 1 }")
-    for link in opened.locator("nav a").all():
-        assert opened.locator(f'[id="{link.get_attribute("href").removeprefix("#")}"]').count() == 1
-    opened.close()
+def test_every_link_leads_to_a_file_or_a_part_of_the_page(browser: Browser, digits: Report) -> None:
+    with opened(browser, digits.file, java_script_enabled=False) as shown:
+        links = [link.get_attribute("href") for link in shown.locator("a").all()]
+        for part in [link[1:] for link in links if link.startswith("#")]:
+            assert shown.locator(f'[id="{part}"]').count() == 1
+    files = {link for link in links if not link.startswith("#")}
+    beside = {path.name for path in digits.file.parent.iterdir()} - {"index.html", "summary.json"}
+    assert files == beside
+
+
+def test_the_first_screen_holds_the_verdict_and_the_whole_headline_table(browser: Browser, strong: Report) -> None:
+    with opened(browser, strong.file) as shown:
+        for seen in (shown.locator(".verdict"), shown.locator("table").first):
+            box = seen.bounding_box()
+            assert box["y"] >= 0
+            assert box["y"] + box["height"] <= 900
+            assert box["x"] + box["width"] <= 1400
+        assert "worst case" in shown.locator("table").first.inner_text()
+    with opened(browser, strong.file, 400) as shown:
+        box = shown.locator(".verdict strong").bounding_box()
+        assert box["y"] + box["height"] <= 900
+        frame = shown.locator(".scroll").first
+        assert frame.evaluate("e => e.scrollWidth <= e.clientWidth")
+
+
+def test_no_table_or_figure_is_cut_off_on_a_screen(browser: Browser, strong: Report) -> None:
+    with opened(browser, strong.file) as shown:
+        shown.evaluate("document.querySelectorAll('details').forEach(d => d.open = true)")
+        frames = shown.locator(".scroll")
+        assert frames.count() >= 6
+        for frame in frames.all():
+            assert frame.evaluate("e => e.scrollWidth <= e.clientWidth"), frame.get_attribute("aria-label")
+        worst = table_of(shown, "Strong attacks").locator("thead th").last
+        assert worst.inner_text().startswith("worst")
+        assert worst.bounding_box()["x"] + worst.bounding_box()["width"] <= 1400
+
+
+def test_wide_content_can_be_scrolled_to_its_end(browser: Browser, digits: Report) -> None:
+    with opened(browser, digits.file, 400) as shown:
+        shown.evaluate("document.querySelectorAll('details').forEach(d => d.open = true)")
+        regions = shown.locator(".scroll")
+        wide = [i for i in range(regions.count()) if regions.nth(i).evaluate("e => e.scrollWidth > e.clientWidth")]
+        assert len(wide) >= 6
+        for i in wide:
+            region = regions.nth(i)
+            region.focus()  # by the keyboard as well as by touch
+            assert region.evaluate("e => document.activeElement === e")
+            assert region.evaluate(
+                "e => { e.scrollLeft = 1e6; return e.scrollLeft + e.clientWidth >= e.scrollWidth - 1 }"
+            )
+
+
+@pytest.mark.parametrize("scripts", [True, False])
+def test_sections_are_listed_beside_the_page_or_folded_above_it(
+    browser: Browser, strong: Report, scripts: bool
+) -> None:
+    with opened(browser, strong.file, java_script_enabled=scripts) as shown:
+        link = shown.locator("nav a", has_text="Gradient masking")
+        assert link.bounding_box()["width"] > 0
+        table = table_of(shown, "Masked gradients")
+        assert not table.evaluate(SHOWN)
+        link.click()
+        assert table.evaluate(SHOWN)
+        assert 0 <= shown.locator("h2", has_text="Gradient masking").bounding_box()["y"] <= 200
+    with opened(browser, strong.file, 400, java_script_enabled=scripts) as shown:
+        link = shown.locator("nav a").first
+        assert not link.evaluate(SHOWN)
+        shown.locator("nav summary").focus()
+        shown.keyboard.press("Enter")
+        assert link.evaluate(SHOWN)
+
+
+def test_without_a_script_all_is_there_and_nothing_waits_for_one(browser: Browser, strong: Report) -> None:
+    with opened(browser, strong.file, java_script_enabled=False) as shown:
+        assert shown.locator("button, input").count() == 0
+        (claimed,) = export.all_tables(strong.results, claims(strong.results))["claims"]
+        assert [row[-1] for row in rows_of(table_of(shown, claimed.title))] == [row[-1] for row in claimed.rows]
+        shown.emulate_media(media="print")
+        for table in shown.locator("table").all():
+            assert table.evaluate(SHOWN)
+
+
+def test_a_click_on_a_header_sorts_up_then_down_then_not_at_all(browser: Browser, strong: Report) -> None:
+    with opened(browser, strong.file) as shown:
+        table = table_of(shown, "The paper's claims")
+        head = table.locator("th", has_text="effect")
+        before = table.inner_html()
+        head.locator("button").focus()
+        shown.keyboard.press("Enter")
+        assert head.get_attribute("aria-sort") == "ascending"
+        effects = [row[3] for row in rows_of(table)]
+        numbers = [float(text.split()[0]) for text in effects if re.match(r"[+-]\d", text)]
+        assert len(numbers) > 20
+        assert numbers == sorted(numbers)
+        assert effects[-1] == ""
+        head.locator("button").click()
+        assert head.get_attribute("aria-sort") == "descending"
+        assert [row[3] for row in rows_of(table)][: len(numbers)] != effects[: len(numbers)]
+        (claimed,) = export.all_tables(strong.results, claims(strong.results))["claims"]
+        assert sorted(rows_of(table)) == sorted(filled(claimed)), "sorting loses and invents no row"
+        head.locator("button").click()
+        assert table.inner_html() == before
+
+
+def test_rows_are_filtered_by_what_is_typed_and_downloaded_as_shown(browser: Browser, strong: Report) -> None:
+    (claimed,) = export.all_tables(strong.results, claims(strong.results))["claims"]
+    with opened(browser, strong.file) as shown:
+        table = table_of(shown, claimed.title)
+        tools = shown.locator(".tools", has=shown.locator("input")).first
+        name, everything = downloaded(shown, tools.get_by_role("button"))
+        assert name == "The-paper-s-claims.csv"
+        assert list(csv.reader(io.StringIO(everything.decode()))) == [list(claimed.header), *filled(claimed)]
+        tools.get_by_label("Filter rows").fill("worst case")
+        expected = [row for row in filled(claimed) if "worst case" in " ".join(row).lower()]
+        assert 5 <= len(expected) < len(claimed.rows)
+        assert rows_of(table) == expected
+        assert str(len(expected)) in tools.get_by_role("status").inner_text()
+        _, some = downloaded(shown, tools.get_by_role("button"))
+        assert list(csv.reader(io.StringIO(some.decode()))) == [list(claimed.header), *expected]
+        tools.get_by_label("Filter rows").fill("")
+        assert len(rows_of(table)) == len(claimed.rows)
+
+
+def test_a_figure_downloads_as_svg_and_png_from_the_page_alone(
+    browser: Browser, digits: Report, tmp_path: Path
+) -> None:
+    alone = tmp_path / "moved.html"
+    alone.write_bytes(digits.file.read_bytes())
+    with opened(browser, alone) as shown:
+        figure = shown.locator("figure").first
+        name, svg = downloaded(shown, figure.locator("a", has_text=".svg"))
+        assert name == "figure_1-digits.svg"
+        assert svg == (digits.file.parent / name).read_bytes()
+        name, png = downloaded(shown, figure.locator("a", has_text=".png"))
+        assert name == "figure_1-digits.png"
+        with Image.open(io.BytesIO(png)) as ours, Image.open(digits.file.parent / name) as theirs:
+            assert ours.width / ours.height == pytest.approx(theirs.width / theirs.height, rel=0.01)
+            assert ours.width >= 1000
+            assert len(ours.convert("RGB").getcolors(1 << 24)) > 10
+
+
+def test_the_list_of_grids_has_each_with_its_verdict(browser: Browser, digits: Report, tmp_path: Path) -> None:
+    for name in ("one", "two & <b>"):
+        shutil.copytree(digits.file.parent, tmp_path / name)
+    (tmp_path / "older").mkdir()
+    (tmp_path / "older/index.html").write_text("of an earlier version")
+    for name, text in (("broken", "{"), ("list", "[]"), ("deep", '{"verdict": {"a": 1}}')):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "index.html").touch()
+        (tmp_path / name / "summary.json").write_text(text)
+    file = export.write_index(tmp_path)
+    assert look(browser, file, 400).problems == []
+    with opened(browser, file) as shown:
+        links = [link.get_attribute("href") for link in shown.locator("a").all()]
+        assert [unquote(link) for link in links] == [
+            f"{path.parent.name}/index.html" for path in sorted(tmp_path.glob("*/index.html"))
+        ]
+        assert shown.inner_text("body").count("Robustness is not measured") == 2
+        shown.locator("a", has_text="digits").first.click()
+        assert shown.title() == "HR loss: grid digits"
 
 
 @pytest.mark.parametrize(
@@ -236,15 +427,19 @@ class Tags(HTMLParser):
 def test_hostile_text_stays_text(browser: Browser, tmp_path: Path) -> None:
     figure = Figure(figsize=(2, 2))
     figure.subplots().set_title(HOSTILE[:20])
+    table = Table(HOSTILE, (HOSTILE,), ((HOSTILE,),), (HOSTILE,))
     document = page(
         HOSTILE,
+        answers=[Answer("nothing", HOSTILE, HOSTILE)],
+        first=[table, Picture("x", HOSTILE, HOSTILE, HOSTILE, figure)],
+        sections=[Section(HOSTILE[1:], [table], [HOSTILE])],
         command=HOSTILE,
-        tables={HOSTILE: [Table(HOSTILE, (HOSTILE,), ((HOSTILE,),), (HOSTILE,))]},
-        pictures=[Picture("x", HOSTILE, HOSTILE, HOSTILE, figure)],
+        facts={HOSTILE: HOSTILE},
+        files=[HOSTILE],
         notes=[HOSTILE],
     )
     found = Tags(document)
-    assert "script" not in {tag for tag, _ in found.tags}
+    assert [tag for tag, _ in found.tags].count("script") == 1
     (image,) = [attributes for tag, attributes in found.tags if tag == "img"]
     assert image["alt"] == HOSTILE
     assert not any(name.startswith("on") for _, attributes in found.tags for name in attributes)
@@ -253,26 +448,46 @@ def test_hostile_text_stays_text(browser: Browser, tmp_path: Path) -> None:
     seen = look(browser, tmp_path / "page.html", 400)
     assert seen.problems == []
     assert seen.title == HOSTILE
-    assert seen.headings == [HOSTILE, HOSTILE]
+    assert seen.headings == [HOSTILE, HOSTILE, HOSTILE]
+    entry = dict.fromkeys(("grid", "what", "made", "verdict", "page"), HOSTILE)
+    (tmp_path / "list.html").write_text(index([entry]), encoding="utf-8")
+    seen = look(browser, tmp_path / "list.html", 400)
+    assert seen.problems == []
+    assert seen.text.count(HOSTILE) >= 2
 
 
-def test_the_policy_stops_what_escaping_might_have_missed(browser: Browser, tmp_path: Path, document: str) -> None:
-    smuggled = "<script>document.title = 'run'</script><img src='https://example.invalid/x.png' alt='x'>"
-    (tmp_path / "page.html").write_text(document.replace("</main>", f"{smuggled}</main>"), encoding="utf-8")
-    seen = look(browser, tmp_path / "page.html", 1400)
-    assert seen.title == "The digits"
+def test_the_policy_stops_what_escaping_might_have_missed(browser: Browser, digits: Report, tmp_path: Path) -> None:
+    smuggled = (
+        "<script>document.title = 'run'</script><img src='https://example.invalid/x.png' alt='x'>"
+        "<script src='https://example.invalid/x.js'></script>"
+    )
+    file = tmp_path / "page.html"
+    file.write_text(digits.file.read_text().replace("</main>", f"{smuggled}</main>"), encoding="utf-8")
+    seen = look(browser, file, 1400)
+    assert seen.title == "HR loss: grid digits"
     complaints = [problem for problem in seen.problems if "Content Security Policy" in problem]
-    assert len(complaints) == 2
+    assert len(complaints) == 3
+    with opened(browser, file) as shown:
+        assert shown.locator("th button").count() > 10, "the page's own script is run"
 
 
-def test_the_page_needs_nothing_else(document: str) -> None:
+def test_a_script_changed_by_a_letter_is_not_run(browser: Browser, digits: Report, tmp_path: Path) -> None:
+    changed = digits.file.read_text().replace('"use strict";', '"use strict"; ')
+    (tmp_path / "page.html").write_text(changed, encoding="utf-8")
+    with opened(browser, tmp_path / "page.html") as shown:
+        assert shown.locator("th button").count() == 0
+
+
+def test_the_page_asks_for_nothing_else(digits: Report) -> None:
+    document = digits.file.read_text()
     found = Tags(document)
-    links = [a[name] for _, a in found.tags for name in ("src", "href", "srcset", "action", "data") if name in a]
-    assert links
-    assert all(link.startswith(("data:image/", "#")) for link in links)
+    sources = [a[name] for _, a in found.tags for name in ("src", "srcset", "action", "data") if name in a]
+    assert sources
+    assert all(source.startswith("data:image/") for source in sources)
+    assert not any(":" in a["href"] or a["href"].startswith("/") for _, a in found.tags if "href" in a)
     assert "url(" not in document
     assert "@import" not in document
-    assert {tag for tag, _ in found.tags}.isdisjoint({"script", "iframe", "object", "embed", "link", "form", "base"})
+    assert {tag for tag, _ in found.tags}.isdisjoint({"iframe", "object", "embed", "link", "form", "base"})
     assert found.tags[0] == ("html", {"lang": "en"})
     svgs = re.findall(r"data:image/svg\+xml;base64,([^\"]+)", document)
     assert len(svgs) >= 5
@@ -282,8 +497,7 @@ def test_the_page_needs_nothing_else(document: str) -> None:
 
 
 def test_nothing_to_show_is_still_a_page(browser: Browser, tmp_path: Path) -> None:
-    document = page("Nothing yet", command=COMMAND, tables={"Tables": []}, pictures=[], notes=["No run has ended."])
-    (tmp_path / "page.html").write_text(document, encoding="utf-8")
-    seen = look(browser, tmp_path / "page.html", 400)
+    nothing = made_up.results(grids.digits(), made=lambda run, attack: False, seconds=lambda run: 0)
+    seen = look(browser, export.write(nothing, tmp_path / "report", command=COMMAND), 400)
     assert seen.problems == []
-    assert "No run has ended." in seen.text
+    assert "0 of 110 evaluations" in seen.text
