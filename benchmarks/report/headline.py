@@ -75,7 +75,7 @@ def answer(selection: Selection) -> Answer:
         return Answer("nothing", "No verdict: this grid does not train with both CE and HR")
     if informative is None:
         return Answer("nothing", "No verdict yet: no attack of a network with CE and of one with HR has been evaluated")
-    if WORST in informative.attacks:
+    if _measured(selection, WORST):
         conclusion, verdict, evidence = _worst_case(selection, pair, informative)
     else:
         planned = any(attack.name == "worst-case" for attack in selection.results.grid.attacks)
@@ -117,7 +117,7 @@ def headline_table(selection: Selection) -> Table | None:
     known = [NOTES[name] for name in NOTES if any(name == row[1] for row in rows)]
     notes = [f"{selection.dataset}, {counts} test images, L-infinity. {over_seeds(grid)} {' '.join(known)}"]
     if (more := len(_strengths(selection))) > len(shown):
-        kind = WORST if any(WORST in strength.attacks for strength in shown) else EXACT
+        kind = WORST if _measured(selection, WORST) else EXACT
         notes.append(
             f"Of {more} eps, those where the {kind} of CE is nearest 1/2 and where the paper's protocol is kindest to "
             f"{pair[1]}; the others are below."
