@@ -1,17 +1,12 @@
 "use strict";
 // Tables sort, filter and download; figures download. Without this script the page has all its content.
 
-function save(name, href) {
+function saveBlob(name, blob) {
   const link = document.createElement("a");
   link.download = name;
-  link.href = href;
+  link.href = URL.createObjectURL(blob);
   link.click();
-}
-
-function saveBlob(name, blob) {
-  const href = URL.createObjectURL(blob);
-  save(name, href);
-  setTimeout(() => URL.revokeObjectURL(href), 60000);
+  setTimeout(() => URL.revokeObjectURL(link.href), 60000);
 }
 
 const text = cell => cell.textContent.replaceAll("\u00a0", " ").trim();
@@ -101,21 +96,28 @@ function enliven(table) {
   else frame.after(tools);
 }
 
+function svg(image) {
+  const bytes = Uint8Array.from(atob(image.src.split(",")[1]), character => character.charCodeAt(0));
+  return new Blob([bytes], {type: "image/svg+xml"});
+}
+
+function png(image) {
+  const canvas = document.createElement("canvas");
+  [canvas.width, canvas.height] = [2 * image.naturalWidth, 2 * image.naturalHeight];
+  const context = canvas.getContext("2d");
+  context.fillStyle = "white";
+  context.fillRect(0, 0, canvas.width, canvas.height);
+  context.drawImage(image, 0, 0, canvas.width, canvas.height);
+  return new Promise(resolve => canvas.toBlob(resolve, "image/png"));
+}
+
 // The links lead to the files beside the page; with a script the figure on the page will do.
 function offer(figure) {
   const image = figure.querySelector("img");
   for (const link of figure.querySelectorAll("a[download]")) {
-    const name = link.download;
-    if (name.endsWith(".svg")) link.href = image.src;
-    else link.addEventListener("click", event => {
+    link.addEventListener("click", async event => {
       event.preventDefault();
-      const canvas = document.createElement("canvas");
-      [canvas.width, canvas.height] = [2 * image.naturalWidth, 2 * image.naturalHeight];
-      const context = canvas.getContext("2d");
-      context.fillStyle = "white";
-      context.fillRect(0, 0, canvas.width, canvas.height);
-      context.drawImage(image, 0, 0, canvas.width, canvas.height);
-      canvas.toBlob(blob => saveBlob(name, blob), "image/png");
+      saveBlob(link.download, await (link.download.endsWith(".svg") ? svg : png)(image));
     });
   }
 }
