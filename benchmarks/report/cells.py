@@ -73,7 +73,7 @@ class Results:
     def confusions(self, dataset: str, loss: LossSpec, attack: AttackSpec) -> dict[int, npt.NDArray[np.float64]]:
         """The semi-empirical confusion matrix by seed: entry [i, j] is the mean probability of class i at class j."""
         found = {run.seed: self.records.get((run, attack)) for run in self.runs(dataset, loss)}
-        return {seed: np.array(record["confusion"], dtype=float) for seed, record in found.items() if record}
+        return {seed: np.array(r["confusion"], dtype=float) for seed, r in found.items() if r and "confusion" in r}
 
     def record_frame(self) -> pd.DataFrame:
         """One row per evaluation that is there: how many of n images are classified right."""

@@ -21,6 +21,9 @@ FLAGS = [
     "--disable-sync",
 ]
 
+# Milliseconds until a page that does not open is an error: long enough on a machine with other work.
+PATIENCE = 120_000
+
 # What is wrong with an open page, as a list of sentences. Text is looked at where it stands: in the elements that hold
 # it themselves. Within .scroll it may be wider than the screen.
 INSPECT = """
@@ -84,6 +87,7 @@ def look(browser: Browser, file: Path, width: int, scheme: str = "light", shot: 
     """Open a file without a network, and see what is wrong with it."""
     context = browser.new_context(viewport={"width": width, "height": 900}, color_scheme=scheme, offline=True)
     opened = context.new_page()
+    opened.set_default_timeout(PATIENCE)
     problems: list[str] = []
 
     def hear(message: object) -> None:
@@ -108,6 +112,7 @@ def look(browser: Browser, file: Path, width: int, scheme: str = "light", shot: 
 def opened(browser: Browser, file: Path, width: int = 1400, **options: object) -> Iterator[Page]:
     context = browser.new_context(viewport={"width": width, "height": 900}, offline=True, **options)
     shown = context.new_page()
+    shown.set_default_timeout(PATIENCE)
     shown.goto(file.as_uri())
     yield shown
     context.close()
