@@ -10,6 +10,7 @@ from benchmarks import execution
 from benchmarks.cli._grid_options import GridOptions
 from benchmarks.config import ConfigError
 from benchmarks.report import export
+from benchmarks.report.provenance import provenance
 from benchmarks.report.results import Results, load
 from benchmarks.report.tables import alpha_table, table_1
 from benchmarks.store import Store, StoreError
@@ -64,9 +65,10 @@ def make_report(results: Results, store: Store, console: Console, command: str) 
     for problem in results.problems:
         console.print(f"Counted as missing: {problem}", soft_wrap=True)
     folder = store.report_folder(results.grid.name)
-    page = export.write(results, folder, command=command)
+    page = export.write(results, folder, command=command, facts=provenance(results.grid, store))
+    overview = export.write_index(folder.parent)
     for dataset in results.datasets:
         for table in (table_1(results, dataset), alpha_table(results, dataset)):
             if table is not None:
                 console.print(table.rich())
-    console.print(f"Tables and figures: {folder}, and all of them in {page}", soft_wrap=True)
+    console.print(f"Tables and figures: {folder}, and all of them in {page}; all grids: {overview}", soft_wrap=True)

@@ -23,7 +23,7 @@ from benchmarks.report.statistics import Interval
 from benchmarks.store import write_bytes
 
 # Okabe and Ito, Color Universal Design, 2008: told apart with any colour vision.
-BLUE, VERMILLION = "#0072B2", "#D55E00"
+BLUE, VERMILLION, GREEN = "#0072B2", "#D55E00", "#009E73"
 BLACK, GREY = "#000000", "#767676"
 # Of a user's own losses, colour and marker.
 OWN_LOOKS = (("#009E73", "^"), ("#CC79A7", "D"), ("#E69F00", "v"))

@@ -1,19 +1,22 @@
 """Results -> files. A report is a function of the records: nothing is trained or attacked for it."""
 
-from collections.abc import Callable, Sequence
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
 
-from benchmarks.config import LossSpec
+from benchmarks.config import Grid, LossSpec
 from benchmarks.report.claims import Claim, claims, claims_frame, claims_table
-from benchmarks.report.drawing import save
+from benchmarks.report.drawing import Picture, save
 from benchmarks.report.figures import pictures
+from benchmarks.report.headline import answer, headline_table
 from benchmarks.report.markup import Table
 from benchmarks.report.own_attacks import own_attacks_table
-from benchmarks.report.page import page
+from benchmarks.report.page import Section, index, page
 from benchmarks.report.results import Results, attack_columns
-from benchmarks.report.selection import alpha_eps, chosen_alpha, confusion_attacks
+from benchmarks.report.selection import Selection, alpha_eps, chosen_alpha, confusion_attacks
 from benchmarks.report.statistics import Interval
 from benchmarks.report.tables import (
     alpha_table,
@@ -25,41 +28,108 @@ from benchmarks.report.tables import (
     strong_table,
     table_1,
 )
-from benchmarks.store import write_bytes
+from benchmarks.store import write_bytes, write_json
 
-# What the page calls the tables of each name.
-HEADINGS = {
-    "table_1": "Accuracy",
-    "confusion": "Confusion",
-    "alpha": "Choice of alpha",
-    "own_attacks": "Own attacks",
-    "strong": "Strong attacks",
-    "hardening": "Hardening",
-    "diagnostics": "Masked gradients",
-    "bounds": "Proposition 1",
-    "claims": "Claims",
+# The sections of the page, with the tables and figures of each by name; then those that stand open.
+SECTIONS = {
+    "The paper's claims": (("claims",), ()),
+    "Accuracy against eps": (("strong", "table_1"), ("accuracy_vs_eps", "strong")),
+    "Own attacks": (("own_attacks",), ()),
+    "Margins": ((), ("margins",)),
+    "Attacked images": ((), ("strip",)),
+    "Gradient masking": (("diagnostics",), ()),
+    "Defences": (("hardening",), ("hardening",)),
+    "Choice of alpha": (("alpha",), ("alpha",)),
+    "Confusion": (("confusion",), ("confusion",)),
+    "Proposition 1": (("bounds",), ("bounds",)),
+    "Learning curves": ((), ("learning_curves",)),
 }
+OPEN = ("The paper's claims",)
+# The figure to be seen first is the first of these that a grid has.
+LEADING = ("figure_1", "hardening", "alpha", "strong", "accuracy_vs_eps")
+SUMMARY = "summary.json"
 
 
-def write(results: Results, folder: Path, *, command: str) -> Path:
+def write(results: Results, folder: Path, *, command: str, facts: Mapping[str, str] | None = None) -> Path:
     """
     Write what there is of a grid as tables, figures, and one page that shows them all, each file whole or not at all.
 
     :param results: What there is of a grid.
     :param folder: Takes the files.
     :param command: What makes the results, to stand under the tables.
+    :param facts: When, with what and on what they were made; see benchmarks/report/provenance.py.
     :return: The page, index.html.
     :raises StoreError: If the disk is full, or the folder cannot be written.
     """
-    found, drawn = claims(results), pictures(results)
-    write_tables(results, found, folder, command=command)
+    found, drawn, facts = claims(results), pictures(results), facts or {}
+    written = write_tables(results, found, folder, command=command)
     for picture in drawn:
         save(picture, folder)
-    title = f"HR loss: grid {results.grid.name}"
-    by_heading = {HEADINGS[name]: several for name, several in all_tables(results, found).items()}
-    shown = page(title, command=command, tables=by_heading, pictures=drawn, notes=_notes(results))
+    selections = [Selection(results, dataset) for dataset in results.datasets]
+    answers = [answer(selection) for selection in selections]
+    if len(answers) > 1:
+        answers = [replace(a, verdict=f"{s.dataset}: {a.verdict}") for a, s in zip(answers, selections, strict=True)]
+    first: list[Table | Picture] = [table for selection in selections if (table := headline_table(selection))]
+    leading = [
+        next((p for name in LEADING for p in drawn if p.name == f"{name}-{dataset}"), None)
+        for dataset in results.datasets
+    ]
+    first += [picture for picture in leading if picture is not None]
+    shown = page(
+        f"HR loss: grid {results.grid.name}",
+        answers=answers,
+        first=first,
+        sections=_sections(all_tables(results, found), [picture for picture in drawn if picture not in first]),
+        command=command,
+        facts=facts,
+        files=[path.name for path in written] + [f"{p.name}.{kind}" for p in drawn for kind in ("png", "svg")],
+        notes=_notes(results),
+    )
     write_bytes(folder / "index.html", shown.encode())
+    summary = {"grid": results.grid.name, "what": _what(results.grid), "verdict": " ".join(map(str, answers))}
+    write_json(folder / SUMMARY, summary | {"made": facts.get("Made", "")})
     return folder / "index.html"
+
+
+def write_index(reports: Path) -> Path:
+    """
+    Write index.html, a page that lists the reports of all grids.
+
+    :param reports: The folder of the reports, each in a folder of its own as :func:`write` makes it.
+    :raises StoreError: If it cannot be written.
+    """
+    entries = []
+    for found in sorted(reports.glob("*/index.html")):
+        entry = {"grid": found.parent.name, "what": "", "made": "", "verdict": "No summary: make this report again."}
+        try:
+            summary = json.loads((found.parent / SUMMARY).read_bytes())
+        except (OSError, ValueError):  # of an earlier version, or damaged
+            summary = {}
+        if isinstance(summary, dict):
+            entry |= {key: str(value) for key, value in summary.items() if key in entry}
+        entries.append(entry | {"page": f"{found.parent.name}/index.html"})
+    write_bytes(reports / "index.html", index(entries).encode())
+    return reports / "index.html"
+
+
+def _sections(tables: Mapping[str, Sequence[Table]], drawn: Sequence[Picture]) -> list[Section]:
+    """What there is, by subject: figures, and then their tables."""
+    sections = []
+    for title, (of_tables, of_pictures) in SECTIONS.items():
+        names = [name for name in of_tables if name in tables]
+        parts: list[Table | Picture] = [p for name in of_pictures for p in drawn if p.name.startswith(f"{name}-")]
+        parts += [table for name in names for table in tables[name]]
+        files = [f"{name}.{ending}" for name in names for ending in ("csv", "tex", "md")]
+        sections.append(Section(title, parts, files, folded=title not in OPEN))
+    return sections
+
+
+def _what(grid: Grid) -> str:
+    """A grid in a few words, for a list of grids."""
+    losses = ", ".join(map(str, grid.losses)) if len(grid.losses) <= 3 else f"{len(grid.losses)} losses"
+    seeds = f"{len(grid.seeds)} seed{'s' * (len(grid.seeds) > 1)}"
+    data = ", ".join(dataset for dataset, _ in grid.recipes)
+    return f"{data}: {len(grid.runs())} trainings ({losses}; {seeds}), each under {len(grid.attacks)} attacks"
 
 
 def write_tables(results: Results, found: Sequence[Claim], folder: Path, *, command: str) -> list[Path]:

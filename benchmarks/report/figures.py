@@ -16,7 +16,7 @@ def pictures(results: Results) -> list[Picture]:
 
     :param results: What there is of the grid; it may be a part, or nothing.
     """
-    makers = (figure_1, learning_curves, accuracy_vs_eps, strong, hardening, alpha, bounds, confusion, margins, strip)
+    makers = (figure_1, accuracy_vs_eps, strong, margins, strip, hardening, alpha, confusion, bounds, learning_curves)
     with style():
         made = [maker(Selection(results, dataset)) for dataset in results.datasets for maker in makers]
     return [picture for picture in made if picture is not None]

@@ -21,7 +21,7 @@ from benchmarks.report.drawing import (
     settled,
 )
 from benchmarks.report.selection import SOUND, Selection, confusion_attacks
-from benchmarks.report.statistics import distance_to_identity, mean_interval
+from benchmarks.report.statistics import mean_interval
 
 Floats = npt.NDArray[np.float64]
 
@@ -31,46 +31,53 @@ VANISHING_MARGIN = float(np.log(1e7))
 
 
 def confusion(selection: Selection) -> Picture | None:
-    """Semi-empirical confusion matrices under the CE attack, a column per training loss, a row per protocol."""
-    rows: list[list[tuple[str, Floats]]] = []
-    seeds: list[int] = []
-    for name, attack in confusion_attacks(selection.results.grid).items():
-        row = []
-        for loss in selection.losses if attack.loss else ():
-            matrices = [record.confusion for record in selection.records(loss, attack)]
-            if matrices:
-                norm = mean_interval([distance_to_identity(matrix) for matrix in matrices])
-                title = f"{loss} trained, {name} protocol\neps {attack.eps:g}: ||I - C|| = {norm}"
-                row.append((title, np.mean(matrices, axis=0)))
-                seeds.append(len(matrices))
-        rows += [row] if row else []
-    if not rows:
+    """The semi-empirical confusion matrix of CE under the exact CE attack, and what HR has more of each entry."""
+    results, pair = selection.results, selection.pair
+    attacks = {name: attack for name, attack in confusion_attacks(results.grid).items() if attack.loss}
+    attack = attacks.get("sound")
+    if pair is None or attack is None:
         return None
-    titles = "; ".join(title.replace("\n", ", ") for row in rows for title, _ in row)
+    ce, hr = (results.confusions(selection.dataset, loss, attack) for loss in pair)
+    seeds = sorted(ce.keys() & hr.keys())
+    if not seeds:
+        return None
+    norms = [
+        f"{loss} trained, {name} protocol: {mean_interval(list(by_seed.values()))}"
+        for name, attack in attacks.items()
+        for loss in pair
+        if (by_seed := results.values(selection.dataset, loss, attack, "confusion_norm"))
+    ]
+    baseline = np.mean([ce[seed] for seed in seeds], axis=0)
+    difference = np.mean([hr[seed] - ce[seed] for seed in seeds], axis=0)
+    diagonal = float(np.nanmean(np.diag(difference)))
+    where = f"FGSM with CE gradients (sound protocol, eps {attack.eps:g})"
     return Picture(
         f"confusion-{selection.dataset}",
         f"{selection.dataset}: confusion under attack",
-        f"Data: {selection.dataset}. Semi-empirical confusion matrices C under FGSM with CE gradients: the mean "
-        f"probability of class ŷ over the images of class y, {selection.images}. {seeds_note(seeds)} ||I - C|| is the "
-        f"Frobenius norm, the mean over seeds with its 95% Student t interval.{selection.left_out}",
-        f"Heat maps of the confusion matrices. {titles}.",
-        _matrix_figure(rows),
+        f"Data: {selection.dataset}. Left: the semi-empirical confusion matrix C of {pair[0]} under {where}, the mean "
+        f"probability of class ŷ over the images of class y, {selection.images}. Right: that of {pair[1]} less that of "
+        f"{pair[0]}, paired over the seeds. {seeds_note([len(seeds)])} The Frobenius norm ||I - C||, with its 95% "
+        f"Student t interval over the seeds: {'; '.join(norms)}.{selection.left_out}",
+        f"Heat maps. {pair[0]}: {np.nanmean(np.diag(baseline)):.3f} on average on the diagonal. {pair[1]} less "
+        f"{pair[0]}: {diagonal:+.3f} on average on the diagonal, entries from {np.nanmin(difference):+.3f} to "
+        f"{np.nanmax(difference):+.3f}. ||I - C||: {'; '.join(norms)}.",
+        _matrix_figure(pair, baseline, difference),
     )
 
 
-def _matrix_figure(rows: Sequence[Sequence[tuple[str, Floats]]]) -> Figure:
-    columns = max(len(row) for row in rows)
-    figure = Figure(figsize=(3.6 * columns + 1.2, 3.9 * len(rows)), layout="constrained")
-    grid = figure.subplots(len(rows), columns, squeeze=False)
-    for axes_row, row in zip(grid, rows, strict=True):
-        for axes in axes_row[len(row) :]:
-            axes.set_axis_off()
-        for axes, (title, matrix) in zip(axes_row, row, strict=False):
-            image = axes.imshow(matrix, cmap="cividis", vmin=0, vmax=1)
-            axes.set(title=title, xlabel="true class y", ylabel="predicted class ŷ")
-            if len(matrix) <= 10:
-                axes.set(xticks=range(len(matrix)), yticks=range(len(matrix)))
-    figure.colorbar(image, ax=grid, label="mean probability of class ŷ", shrink=0.8)
+def _matrix_figure(pair: tuple[LossSpec, LossSpec], baseline: Floats, difference: Floats) -> Figure:
+    figure = Figure(figsize=(9.6, 4.4), layout="constrained")
+    most = max(float(np.nanmax(np.abs(difference))), 0.01)
+    panels = (
+        (baseline, f"{pair[0]} trained", "cividis", 0.0, 1.0, "mean probability of class ŷ"),
+        (difference, f"{pair[1]} less {pair[0]}", "RdBu_r", -most, most, "difference of mean probabilities"),
+    )
+    for axes, (matrix, title, colors, low, high, label) in zip(figure.subplots(1, 2), panels, strict=True):
+        image = axes.imshow(matrix, cmap=colors, vmin=low, vmax=high)
+        axes.set(title=title, xlabel="true class y", ylabel="predicted class ŷ")
+        if len(matrix) <= 10:
+            axes.set(xticks=range(len(matrix)), yticks=range(len(matrix)))
+        figure.colorbar(image, ax=axes, label=label, shrink=0.85)
     return settled(figure)
 
 

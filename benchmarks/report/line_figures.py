@@ -4,17 +4,32 @@ from collections.abc import Sequence
 
 from benchmarks.config import AttackSpec, LossSpec, SplitName
 from benchmarks.record import UPPER_ALPHA
-from benchmarks.report.drawing import Panel, Picture, line_figure, line_for, seeds_note, values_in_words
+from benchmarks.report.drawing import (
+    BLACK,
+    BLUE,
+    GREEN,
+    VERMILLION,
+    Line,
+    Panel,
+    Picture,
+    line_figure,
+    line_for,
+    seeds_note,
+    values_in_words,
+)
 from benchmarks.report.selection import PROTOCOLS, SOUND, Selection, has_alphas, has_hardening, strong_attacks
+from benchmarks.report.statistics import Interval
 
 TEST_ACCURACY = "test accuracy (share of images)"
-# What is drawn of Proposition 1, and the fields of ErrorBounds behind it.
+# What is drawn of Proposition 1, and the fields of ErrorBounds behind it; P_e first.
 BOUNDS = {
-    "P_e": "error",
-    f"(1) at alpha {UPPER_ALPHA:g}": "log_upper_bound",
-    "(1) at its best alpha": "log_tightest_upper_bound",
-    "CE / log 2": "log_markov_bound",
+    Line("P_e", BLACK, "o", "-", hollow=False, width=2.2, size=5): "error",
+    Line("CE / log 2", BLUE, "o", "--", hollow=True, width=1.5, size=7): "log_markov_bound",
+    Line("(1) at its best alpha", VERMILLION, "s", ":", hollow=False, width=1.8, size=5): "log_tightest_upper_bound",
+    Line(f"(1) at alpha {UPPER_ALPHA:g}", GREEN, "^", "-.", hollow=True, width=1.5, size=7): "log_upper_bound",
 }
+# Bounds whose means are all above this say nothing.
+VACUOUS = 0.99
 
 
 def figure_1(selection: Selection) -> Picture | None:
@@ -37,25 +52,36 @@ def figure_1(selection: Selection) -> Picture | None:
 
 
 def bounds(selection: Selection) -> Picture | None:
-    """The error probability and its upper bounds against epoch, a panel per strength of the sound CE attack."""
-    panels = []
+    """The error probability and its upper bounds against epoch, a panel per training loss and attack they bound."""
+    panels, vacuous = [], []
     for attack in SOUND.attacks(selection.recipe.curve_attacks, "ce"):
-        lines = [
-            (line_for(loss, f"{loss} trained, {label}", position), points)
+        title = f"FGSM, eps {attack.eps:g}" if attack.eps else "no attack"
+        drawn = [
+            Panel(f"{loss} trained, {title}", "epoch", "P_e and bounds on it", lines, log=True, level=1.0)
             for loss in selection.losses
-            for position, (label, field) in enumerate(BOUNDS.items())
-            if (points := selection.by_epoch(loss, f"labels.{field}", attack, log_probability=field != "error"))
+            if (lines := _bound_lines(selection, loss, attack))
         ]
-        if lines:
-            title = f"FGSM, eps {attack.eps:g}" if attack.eps else "No attack"
-            panels.append(Panel(title, "epoch", "P_e and bounds on it", lines, log=True, level=1.0))
+        bounded = [point.mean for panel in drawn for _, points in panel.lines[1:] for point in points.values()]
+        if attack.eps and bounded and min(bounded) > VACUOUS:
+            vacuous.append(f"eps {attack.eps:g}")
+        else:
+            panels += drawn
     caption = (
-        f"The error probability P_e on {selection.curve_images}, without attack and under FGSM with CE gradients "
-        "(sound protocol), as training goes on, and three upper bounds on it: (1) of Proposition 1 at "
-        f"alpha = {UPPER_ALPHA:g} and at its best alpha, and CE / log 2. A bound of more than 1 says no more than 1 "
-        "does, and is drawn as 1. Where an interval reaches 0, its shading goes down to the lower edge."
+        f"The error probability P_e on {selection.curve_images} as training goes on, and three upper bounds on it: (1) "
+        f"of Proposition 1 at alpha = {UPPER_ALPHA:g} and at its best alpha, and CE / log 2. A bound of more than 1 is "
+        "vacuous, and is drawn as 1. Where an interval reaches 0, its shading goes down to the lower edge."
     )
+    if vacuous:
+        caption += f" Not drawn: FGSM with CE gradients at {' and '.join(vacuous)}, where every bound is vacuous."
     return _picture(selection, "bounds", "Proposition 1 during training", caption, panels)
+
+
+def _bound_lines(selection: Selection, loss: LossSpec, attack: AttackSpec) -> list[tuple[Line, dict[float, Interval]]]:
+    return [
+        (line, points)
+        for line, field in BOUNDS.items()
+        if (points := selection.by_epoch(loss, f"labels.{field}", attack, log_probability=field != "error"))
+    ]
 
 
 def learning_curves(selection: Selection) -> Picture | None:

@@ -75,7 +75,7 @@ class Table:
         return "\n".join(parts) + "\n"
 
     def html(self) -> str:
-        """The table in HTML, its notes as paragraphs under it."""
+        """The table in HTML; its notes are left to who shows it."""
         header = "".join(f'<th scope="col">{escape(name)}</th>' for name in self.header)
         lines = [f"<table>\n<caption>{escape(self.title)}</caption>", f"<thead>\n<tr>{header}</tr>\n</thead>"]
         for section in self.sections:
@@ -83,10 +83,12 @@ class Table:
             scope = 'scope="row"' if len(section) == 1 else f'scope="rowgroup" rowspan="{len(section)}"'
             first = f"<th {scope}>{escape(section[0][0])}</th>"
             for row in section:
-                lines.append(f"<tr>{first}" + "".join(f"<td>{escape(entry)}</td>" for entry in row[1:]) + "</tr>")
+                # A narrow column breaks an interval before its ±, and nowhere else.
+                entries = (escape(entry).replace("± ", "±\N{NO-BREAK SPACE}") for entry in row[1:])
+                lines.append(f"<tr>{first}" + "".join(f"<td>{entry}</td>" for entry in entries) + "</tr>")
                 first = ""  # it spans the section
             lines.append("</tbody>")
-        return "\n".join([*lines, "</table>", *(f"<p>{escape(note)}</p>" for note in self.notes)]) + "\n"
+        return "\n".join([*lines, "</table>"]) + "\n"
 
     def rich(self) -> Group:
         """The table for a terminal."""

@@ -1,85 +1,97 @@
-"""Tables and figures -> one HTML page that needs nothing else: no script, no file beside it, no network."""
+"""Tables and figures -> one HTML page that needs nothing else: no file beside it, no network."""
 
 import base64
+import hashlib
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from html import escape
+from pathlib import Path
+from urllib.parse import quote
 
 from benchmarks.report.drawing import Picture
+from benchmarks.report.headline import Answer
 from benchmarks.report.markup import Table
 
-# A browser keeps to this: nothing is fetched and nothing is run, whatever a record or a message may hold.
-POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; base-uri 'none'; form-action 'none'"
+CSS, SCRIPT = (Path(__file__).with_name(f"page.{ending}").read_text(encoding="utf-8") for ending in ("css", "js"))
+_HASH = base64.b64encode(hashlib.sha256(SCRIPT.encode()).digest()).decode()
+# A browser keeps to this: nothing is fetched and only SCRIPT is run, whatever a record or a message may hold.
+POLICY = (
+    f"default-src 'none'; script-src 'sha256-{_HASH}'; style-src 'unsafe-inline'; img-src data:; base-uri 'none'; "
+    "form-action 'none'"
+)
 
-# The title of a table is the heading above it as well: its caption is left to screen readers. Figures are drawn on
-# white, and are scrolled rather than shrunk where the screen is too narrow to read them.
-CSS = """
-:root { color-scheme: light dark; --text: #1b1b1b; --back: #ffffff; --faint: #595959; --line: #c8c8c8;
-  --band: #f3f4f6; --link: #0b5cad; }
-@media (prefers-color-scheme: dark) {
-  :root { --text: #e6e6e6; --back: #16181b; --faint: #a8adb3; --line: #43484e; --band: #22262b; --link: #7db8f2; }
-}
-* { box-sizing: border-box; }
-body { margin: 0 auto; padding: 1rem; max-width: 76rem; background: var(--back); color: var(--text);
-  font: 1rem/1.55 system-ui, -apple-system, "Segoe UI", "DejaVu Sans", sans-serif; overflow-wrap: anywhere; }
-h1 { font-size: 1.7rem; line-height: 1.25; margin: 0.5rem 0 1rem; }
-h2 { font-size: 1.35rem; line-height: 1.3; margin: 2.5rem 0 0.5rem; padding-top: 0.75rem;
-  border-top: 1px solid var(--line); }
-h3 { font-size: 1.1rem; line-height: 1.3; margin: 1.75rem 0 0.5rem; }
-p, figcaption, li, nav { max-width: 46rem; }
-a { color: var(--link); }
-nav ul { margin: 0.25rem 0; padding-left: 1.25rem; }
-pre { white-space: pre-wrap; background: var(--band); border: 1px solid var(--line); border-radius: 4px;
-  padding: 0.6rem 0.8rem; margin: 0.5rem 0; }
-pre, code { font-family: ui-monospace, "DejaVu Sans Mono", monospace; font-size: 0.9375rem; }
-.scroll { overflow-x: auto; max-width: 100%; position: relative; }
-.scroll:focus-visible, a:focus-visible { outline: 2px solid var(--link); outline-offset: 2px; }
-.scroll p { position: sticky; left: 0; margin: 0.5rem 0; color: var(--faint); font-size: 0.9375rem; }
-table { border-collapse: collapse; width: max-content; font-size: 0.9375rem; line-height: 1.4;
-  font-variant-numeric: tabular-nums; overflow-wrap: normal; }
-caption { position: absolute; width: 1px; height: 1px; overflow: hidden; clip-path: inset(50%); white-space: nowrap; }
-th, td { text-align: left; vertical-align: top; padding: 0.3rem 1.1rem 0.3rem 0; max-width: min(24rem, 60vw); }
-thead th { vertical-align: bottom; border-bottom: 2px solid var(--line); }
-tbody { border-bottom: 1px solid var(--line); }
-figure { margin: 0.5rem 0; }
-figure img { display: block; background: #ffffff; border-radius: 4px; height: auto; max-width: 100%; }
-@media (max-width: 50rem) {
-  figure img { max-width: none; }
-  figure .scroll::before { content: "Scroll sideways for all of it."; position: sticky; left: 0; color: var(--faint);
-    font-size: 0.9375rem; }
-}
-figcaption { margin-top: 0.5rem; color: var(--faint); font-size: 0.9375rem; }
-details { max-width: 46rem; margin: 0.25rem 0; color: var(--faint); font-size: 0.9375rem; }
-"""
+
+@dataclass(frozen=True)
+class Section:
+    """Tables and figures of one subject."""
+
+    title: str
+    parts: Sequence[Table | Picture]
+    files: Sequence[str] = ()
+    """Beside the page, with the numbers of its tables."""
+    folded: bool = True
 
 
 def page(
     title: str,
     *,
+    answers: Sequence[Answer],
+    first: Sequence[Table | Picture],
+    sections: Sequence[Section],
     command: str,
-    tables: Mapping[str, Sequence[Table]],
-    pictures: Sequence[Picture],
+    facts: Mapping[str, str],
+    files: Sequence[str] = (),
     notes: Sequence[str] = (),
 ) -> str:
     """
-    A whole HTML document.
+    A whole HTML document. All texts are text, not HTML.
 
     :param title: Of the page.
+    :param answers: What the results say, to be read first.
+    :param first: The tables and figures to be seen with it.
+    :param sections: The others.
     :param command: What makes the results that it shows.
-    :param tables: Lists of tables, each under its heading.
-    :param pictures: The figures, in order.
-    :param notes: Paragraphs to be read first, such as what is missing; text, not HTML.
+    :param facts: When, with what and on what they were made.
+    :param files: All files beside the page.
+    :param notes: Paragraphs to be read before the numbers, such as what is missing.
     """
-    sections = [(heading, [(t.title, _table(t)) for t in several]) for heading, several in tables.items() if several]
-    if pictures:
-        sections.append(("Figures", [(picture.title, _figure(picture)) for picture in pictures]))
-    contents, body = [], []
-    for i, (heading, parts) in enumerate(sections, 1):
-        links = "".join(f'<li><a href="#s{i}-{j}">{escape(name)}</a></li>' for j, (name, _) in enumerate(parts, 1))
-        contents.append(f'<li><a href="#s{i}">{escape(heading)}</a><ul>{links}</ul></li>')
-        body.append(f'<section aria-labelledby="s{i}">\n<h2 id="s{i}">{escape(heading)}</h2>')
-        body += [f'<h3 id="s{i}-{j}">{escape(name)}</h3>\n{html}' for j, (name, html) in enumerate(parts, 1)]
-        body.append("</section>")
-    paragraphs = "\n".join(f"<p>{escape(note)}</p>" for note in notes)
+    shown = [section for section in sections if section.parts]
+    names = ["Result", *(section.title for section in shown), "How it was made"]
+    links = "\n".join(f'<li><a href="#s{i}">{escape(name)}</a></li>' for i, name in enumerate(names))
+    verdicts = [f'<p class="verdict"><strong>{escape(a.verdict)}.</strong> {escape(a.evidence)}</p>' for a in answers]
+    body = [
+        '<nav aria-label="Contents">\n<details>\n<summary>Contents</summary>',
+        f"<ul>\n{links}\n</ul>\n</details>\n</nav>",
+        f'<main>\n<section class="answer" id="s0">\n<h1>{escape(title)}</h1>',
+        *verdicts,
+        *(f"<p>{escape(note)}</p>" for note in notes),
+        *map(_part, first),
+        "</section>",
+        *(_section(f"s{i}", section) for i, section in enumerate(shown, 1)),
+        _section(f"s{len(names) - 1}", Section(names[-1], (), folded=False), _making(command, facts, files)),
+        f"</main>\n<script>{SCRIPT}</script>",
+    ]
+    return document(title, "\n".join(body))
+
+
+def index(entries: Sequence[Mapping[str, str]]) -> str:
+    """
+    A page that lists others.
+
+    :param entries: Of each its "grid", "what", "made", "verdict", and "page", its address from here.
+    """
+    articles = "\n".join(
+        f'<section aria-label="{escape(entry["grid"])}">\n'
+        f'<h2><a href="{quote(entry["page"])}">{escape(entry["grid"])}</a></h2>\n<p>{escape(entry["verdict"])}</p>\n'
+        f'<p class="note">{escape(". ".join(filter(None, (entry["what"], entry["made"]))))}</p>\n</section>'
+        for entry in entries
+    )
+    title = "HR loss: all grids"
+    return document(title, f'<main class="index">\n<h1>{title}</h1>\n{articles}\n</main>')
+
+
+def document(title: str, body: str) -> str:
+    """An HTML document under the policy; the body is HTML."""
     return f"""<!DOCTYPE html>
 <html lang="en">
 <head>
@@ -90,38 +102,53 @@ def page(
 <style>{CSS}</style>
 </head>
 <body>
-<header>
-<h1>{escape(title)}</h1>
-{paragraphs}
-<p>Made by:</p>
-<pre><code>{escape(command)}</code></pre>
-</header>
-<nav aria-label="Contents">
-<ul>{"".join(contents)}</ul>
-</nav>
-<main>
-{chr(10).join(body)}
-</main>
+{body}
 </body>
 </html>
 """
 
 
+def _section(name: str, section: Section, more: str = "") -> str:
+    # The anchor is within what is folded: a link to it unfolds it.
+    body = [f'<div class="part" id="{name}">', *(_part(part, section.title) for part in section.parts), more]
+    body += [_files("Numbers of these tables", section.files)] if section.files else []
+    inner = "\n".join([*body, "</div>"])
+    head = f"<h2>{escape(section.title)}</h2>"
+    folded = f"<details>\n<summary>{head}</summary>\n{inner}\n</details>" if section.folded else f"{head}\n{inner}"
+    return f'<section aria-label="{escape(section.title)}">\n{folded}\n</section>'
+
+
+def _part(part: Table | Picture, above: str = "") -> str:
+    """A table or a figure under its title, if that is not the heading above it."""
+    title = "" if part.title == above else f"<h3>{escape(part.title)}</h3>\n"
+    return title + (_table(part) if isinstance(part, Table) else _figure(part))
+
+
 def _table(table: Table) -> str:
-    return _scrolled(table.title, table.html())
+    notes = "\n".join(f'<p class="note">{escape(note)}</p>' for note in table.notes)
+    return f"{_scrolled(table.title, table.html())}\n{notes}"
 
 
 def _figure(picture: Picture) -> str:
-    svg, png = picture.svg, picture.png
-    # Pixels gain nothing from an SVG around them.
-    kind, data = ("png", png) if "strip" in picture.name and len(png) < len(svg) else ("svg+xml", svg)
     width = round(picture.figure.get_figwidth() * 96)
-    source = f"data:image/{kind};base64,{base64.b64encode(data).decode()}"
+    source = f"data:image/svg+xml;base64,{base64.b64encode(picture.svg).decode()}"
     image = f'<img src="{source}" width="{width}" alt="{escape(picture.alt)}">'
     return (
-        f"<figure>\n{_scrolled(picture.title, image)}\n<figcaption>{escape(picture.caption)}</figcaption>\n</figure>\n"
-        f"<details><summary>The figure in words</summary>{escape(picture.alt)}</details>"
+        f"<figure>\n{_scrolled(picture.title, image)}\n<figcaption>{escape(picture.caption)}</figcaption>\n"
+        f"{_files('Download', [f'{picture.name}.png', f'{picture.name}.svg'])}\n</figure>\n"
+        f'<details class="words"><summary>The figure as text</summary>{escape(picture.alt)}</details>'
     )
+
+
+def _files(label: str, names: Sequence[str]) -> str:
+    links = ", ".join(f'<a href="{quote(name)}" download="{escape(name)}">{escape(name)}</a>' for name in names)
+    return f'<p class="files">{escape(label)}: {links}</p>'
+
+
+def _making(command: str, facts: Mapping[str, str], files: Sequence[str]) -> str:
+    described = {"Command": f"<code>{escape(command)}</code>"} | {name: escape(text) for name, text in facts.items()}
+    rows = "".join(f"<dt>{escape(name)}</dt><dd>{text}</dd>" for name, text in described.items())
+    return f"<dl>{rows}</dl>" + ("\n" + _files("All files", files) if files else "")
 
 
 def _scrolled(label: str, html: str) -> str:

@@ -7,6 +7,8 @@ from functools import cached_property
 from statistics import median
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import pandas as pd
 
 from benchmarks.config import AttackSpec, Grid, LossSpec, RunSpec
@@ -101,6 +103,11 @@ class Results:
         if less is not None:
             return paired_interval(values, self.values(dataset, less, attack, metric))
         return mean_interval(list(values.values())) if values else None
+
+    def confusions(self, dataset: str, loss: LossSpec, attack: AttackSpec) -> dict[int, npt.NDArray[np.float64]]:
+        """The semi-empirical confusion matrix by seed."""
+        found = {run.seed: self.records.get((run, attack)) for run in self.runs(dataset, loss)}
+        return {seed: record.confusion for seed, record in found.items() if record is not None}
 
     def cell(self, dataset: str, loss: LossSpec, attack: AttackSpec) -> Cell:
         """One entry, from the records that are there."""

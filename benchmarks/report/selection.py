@@ -96,6 +96,18 @@ class Selection:
         return [loss for loss in self.results.grid.losses if loss in nearest.values()]
 
     @property
+    def pair(self) -> tuple[LossSpec, LossSpec] | None:
+        """CE, and the plain HR loss whose alpha is nearest the paper's; None for a grid without one of them."""
+        by_name = {loss.name: loss for loss in self.losses}
+        return (by_name["ce"], by_name["hr"]) if {"ce", "hr"} <= by_name.keys() else None
+
+    @property
+    def classes(self) -> int | None:
+        """The number of classes, as soon as there is a record to tell it."""
+        own = (record for (run, _), record in self.results.records.items() if run.dataset == self.dataset)
+        return next((len(record.confusion) for record in own if record.flags is None), None)
+
+    @property
     def left_out(self) -> str:
         """What a caption says of the losses that are not in `losses`; empty if there are none."""
         losses = self.results.grid.losses
@@ -143,6 +155,10 @@ class Selection:
         """Accuracy over the seeds, by the attacks' eps."""
         found = {attack.eps: self.results.interval(self.dataset, loss, attack) for attack in attacks}
         return {eps: interval for eps, interval in found.items() if interval is not None}
+
+    def gain(self, over: LossSpec, loss: LossSpec, attack: AttackSpec) -> Interval | None:
+        """The accuracy of a loss less that of another, paired over the seeds; None where no seed has both."""
+        return self.results.interval(self.dataset, loss, attack, less=over)
 
     def records(self, loss: LossSpec, attack: AttackSpec) -> list[Record]:
         """The records there are, in the order of seeds."""

@@ -136,8 +136,17 @@ class Store:
 
     def other_versions(self, run: RunSpec) -> str:
         """What began the run, such as "torch 2.8.0", where it is of another version than what goes on with it."""
-        kept = (read_spec(self.folder(run) / "spec.json") or {}).get("made_with", {})
+        kept = self.made_with(run)
         return ", ".join(f"{name} {kept.get(name)}" for name, now in versions().items() if kept.get(name) != now)
+
+    def made_with(self, run: RunSpec) -> dict[str, str]:
+        """
+        The versions that began the run, by name; empty where nothing is there.
+
+        :raises DamagedError: If that cannot be read.
+        """
+        kept = (read_spec(self.folder(run) / "spec.json") or {}).get("made_with")
+        return kept if isinstance(kept, dict) else {}
 
     def _make_consistent(self, run: RunSpec) -> None:
         """

@@ -36,7 +36,7 @@ def test_the_network_that_comes_back_is_the_one_that_was_trained(grid, loss, sto
     test = data.load("digits", data_dir=store, validation_size=180).test
     right = classifier.predict((test.images / 255).astype(np.float32)).argmax(1) == test.labels
     (run,) = [run for run in SHORT.runs() if run.loss.name == "hr"]
-    assert right.sum() == Store(store).record(run, SHORT.attacks[0])["correct"]
+    assert right.sum() == Store(store).record(run, SHORT.attacks[0]).right.sum()
 
 
 def test_a_network_that_is_not_trained_names_the_command_that_trains_it(store: Path) -> None:

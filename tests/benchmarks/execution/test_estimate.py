@@ -72,7 +72,7 @@ def test_images_that_are_attacked_are_right_before(tmp_path: Path, monkeypatch: 
     monkeypatch.setattr(estimate, "measure_all", noting)
     probe(job_of(CE_0, tmp_path, (AttackSpec("none"), AttackSpec("none", split="validation"))))
     unattacked = [record for record in records if "zero_gradient" not in record]
-    assert {(record["correct"], record["n"]) for record in unattacked} == {(n, n) for n in (250, 360, 180)}
+    assert {(int(record.right.sum()), record.n) for record in unattacked} == {(n, n) for n in (250, 360, 180)}
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """Files hold the same numbers as the tables, and the command that makes them."""
 
+import json
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -156,11 +157,13 @@ def test_a_folder_that_cannot_be_written_is_told(tmp_path: Path) -> None:
 def test_the_page_says_what_is_missing(tmp_path: Path) -> None:
     results = made_up.results(DIGITS, made=lambda run, attack: run.seed < 4)
     results = replace(results, problems=("x.json is not valid JSON",))
-    page = export.write(results, tmp_path, command="make it")
+    page = export.write(results, tmp_path, command="make it", facts={"Made": "on a day"})
     assert page == tmp_path / "index.html"
     shown = page.read_text()
     assert "104 of 130 evaluations are there so far." in shown
     assert "Counted as missing: x.json is not valid JSON." in shown
+    assert json.loads((tmp_path / "summary.json").read_bytes())["made"] == "on a day"
+    assert "on a day" in shown
     for name in ("table_1", "confusion", "claims"):
         assert (tmp_path / f"{name}.tex").exists()
     figures = {path.stem for path in tmp_path.glob("*.svg")}

@@ -1,0 +1,58 @@
+"""A browser, and reports to open in it."""
+
+import os
+import shutil
+from collections.abc import Iterator
+from dataclasses import replace
+
+import pytest
+from playwright.sync_api import Browser, sync_playwright
+from testing import made_up
+from testing.browser import BROWSERS, FLAGS, Report
+
+from benchmarks import grids
+from benchmarks.execution import Job
+from benchmarks.execution._jobs import execute
+from benchmarks.report import export
+from benchmarks.report.provenance import provenance
+from benchmarks.report.results import load
+from benchmarks.store import Store
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Browser]:
+    path = next(filter(None, map(shutil.which, BROWSERS)), None)
+    if path is None:
+        reason = f"expected a browser, one of {', '.join(BROWSERS)}, to open the page in"
+        if os.environ.get("CI"):
+            pytest.fail(reason)
+        pytest.skip(reason)
+    with sync_playwright() as playwright:
+        opened = playwright.chromium.launch(executable_path=path, args=FLAGS)
+        yield opened
+        opened.close()
+
+
+@pytest.fixture(scope="session")
+def digits_report(tmp_path_factory: pytest.TempPathFactory) -> Report:
+    """Two seeds and two epochs of the digits, by real trainings and attacks."""
+    store = Store(tmp_path_factory.mktemp("store"))
+    grid = grids.digits()
+    recipes = tuple((name, replace(recipe, epochs=2, curve_every=1)) for name, recipe in grid.recipes)
+    grid = replace(grid, seeds=(0, 1), recipes=recipes)
+    for run in grid.runs():
+        execute(Job(run, grid.attacks, store.root, store.root))
+    results = load(grid, store)
+    folder = store.report_folder(grid.name)
+    return Report(
+        results,
+        export.write(results, folder, command="python -m benchmarks run --grid digits", facts=provenance(grid, store)),
+    )
+
+
+@pytest.fixture(scope="session")
+def strong_report(tmp_path_factory: pytest.TempPathFactory) -> Report:
+    """The widest tables that there are, with marks and intervals in every column."""
+    folder = tmp_path_factory.mktemp("strong")
+    results = made_up.results(grids.strong_digits(), zero=lambda run, attack: 5000)
+    return Report(results, export.write(results, folder, command="python -m benchmarks run --grid strong-digits"))
