@@ -25,8 +25,8 @@ class GridOptions:
     store: Path = Path("hrloss-store")
     """Folder of results. What it already holds is used, not made again."""
     dataset: str | None = None
-    """Of the grid's data sets, only this one; or, where the grid has a single one, this one in its place. It may be a
-    function of your own that returns x_train, y_train, x_test, y_test, as FILE.py:NAME or PACKAGE.MODULE:NAME."""
+    """Of the grid's data sets, only this one; or, where it has a single one, this one in its place, also as
+    FILE.py:NAME, a function of your own that returns x_train, y_train, x_test, y_test."""
     seeds: int | None = None
     """Use the seeds 0, 1, ... so many of them, instead of the grid's own five."""
     epochs: int | None = None

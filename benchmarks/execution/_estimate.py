@@ -30,7 +30,7 @@ MOMENT, CALLS = 0.3, 5
 LEARNING = 1.0
 # Images that an attack is tried on, first few and then more: the difference tells what one costs, and the rest is what
 # any number does. Of attacks that take thousands of passes, fewer.
-FEW_AND_MORE, OF_LONG_ATTACKS = (BATCH_SIZE, 2 * BATCH_SIZE), (8, 40)
+FEW_AND_MORE, OF_LONG_ATTACKS = (BATCH_SIZE, 2 * BATCH_SIZE), (4, 16)
 # Their time depends on eps as well: what one of their attacks has misclassified the others leave alone.
 LONG_ATTACKS = ("square", "transfer", "worst-case", "diagnostics")
 

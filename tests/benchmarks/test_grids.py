@@ -53,16 +53,6 @@ def test_the_first_seeds_of_a_grid_are_those_that_the_command_line_takes(name: s
     assert grids.get(name).seeds == (0, 1, 2, 3, 4)
 
 
-@ALL
-def test_a_docstring_counts_the_trainings(name: str) -> None:
-    assert re.findall(r"(\d+) trainings", documentation(name)) == [str(len(grids.get(name).runs()))]
-
-
-@ALL
-def test_a_docstring_gives_the_cost(name: str) -> None:
-    assert re.search(r"\b(minutes?|hours?|days?) on two cores", documentation(name))
-
-
 @pytest.mark.parametrize("name", ["mnist", "cifar10", *SHORT])
 def test_a_docstring_gives_the_recipes_epochs(name: str) -> None:
     """Those given after it are of what it shortens."""

@@ -15,6 +15,7 @@ from benchmarks.evaluation import measure_all
 from benchmarks.execution import InProcess, Job, Seconds, costs, execute, seconds_left, status
 from benchmarks.execution import _estimate as estimate
 from benchmarks.execution._estimate import extrapolated, probe
+from benchmarks.record import Record
 from benchmarks.store import Store
 
 GRID = replace(grids.digits(), seeds=(0, 1))
@@ -62,7 +63,7 @@ def test_a_probe_leaves_nothing_and_moves_nothing(tmp_path: Path) -> None:
 
 def test_images_that_are_attacked_are_right_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Else strong attacks would have nothing to do, on a network that has hardly learned."""
-    records: list[dict] = []
+    records: list[Record] = []
 
     def noting(specs, *args):
         found = list(measure_all(specs, *args))
@@ -71,7 +72,7 @@ def test_images_that_are_attacked_are_right_before(tmp_path: Path, monkeypatch: 
 
     monkeypatch.setattr(estimate, "measure_all", noting)
     probe(job_of(CE_0, tmp_path, (AttackSpec("none"), AttackSpec("none", split="validation"))))
-    unattacked = [record for record in records if "zero_gradient" not in record]
+    unattacked = [record for record in records if record.zero_gradient is None]
     assert {(int(record.right.sum()), record.n) for record in unattacked} == {(n, n) for n in (250, 360, 180)}
 
 

@@ -182,7 +182,7 @@ def test_a_file_that_cannot_be_used_is_named_and_counts_for_nothing(store: Store
     state = status(GRID, store)[0]
     assert (state.state, state.epochs, state.records, state.accuracy) == ("begun", 0, 1, None)
     assert state.error.startswith(f"{paths[0]} is not valid JSON (")
-    assert state.error.endswith(f"; {paths[1]} should hold a dict, but holds a NoneType")
+    assert f"; {paths[1]} cannot be read (" in state.error
     assert "".join(state.error.split()) in "".join(shown([state]).split())
 
 
@@ -255,7 +255,7 @@ def test_the_table_is_read_at_80_columns_one_line_a_run(store: Store) -> None:
     states = [
         RunStatus(CE_0, "done", 4, 2, 0.9876),
         RunStatus(HR_0, "running", 3, 0, 0.5, seconds_left=700.0),
-        RunStatus(CE_1, "failed", 1, 0, error="benchmarks.training._loop.TrainingError: the loss [x] became nan"),
+        RunStatus(CE_1, "failed", 1, 0, error="benchmarks.training.TrainingError: the loss [x] became nan"),
         RunStatus(HR_1),
     ]
     text = shown(states)
@@ -267,7 +267,7 @@ def test_the_table_is_read_at_80_columns_one_line_a_run(store: Store) -> None:
         "digits, HR(1.6), seed 0   running      3/4       0/2      0.500    12 min",
         "digits, CE, seed 1        failed       1/4       0/2              unknown",
         "digits, HR(1.6), seed 1   missing      0/4       0/2              unknown",
-        "digits, CE, seed 1: benchmarks.training._loop.TrainingError: the loss [x] became nan",
+        "digits, CE, seed 1: benchmarks.training.TrainingError: the loss [x] became nan",
     ]
     long = [replace(state, run=replace(state.run, recipe=replace(RECIPE, epochs=1000))) for state in states]
     assert len(shown(long).splitlines()) == len(text.splitlines()), "the paper's epochs fit as well"

@@ -231,7 +231,7 @@ def test_alpha_draws_both_splits_and_cross_entropy_as_a_level(tmp_path: Path) ->
         check(panel, expected)
     assert "Not drawn" not in picture.caption
     others = [p for p in figures.pictures(made) if p.name != "alpha-digits"]
-    assert [p.name for p in others] == ["accuracy_vs_eps-digits", "confusion-digits", "margins-digits"]
+    assert [p.name for p in others] == ["accuracy_vs_eps-digits", "margins-digits", "confusion-digits"]
     assert "Not drawn: the grid's 8 other values of alpha." in others[0].caption
     assert "HR(1.6) trained" in others[0].alt
 

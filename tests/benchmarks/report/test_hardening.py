@@ -253,8 +253,8 @@ def test_other_figures_draw_plain_losses_and_say_so() -> None:
     assert selection.left_out == " Not drawn: the grid's 20 other trainings."
     assert [picture.name for picture in figures.pictures(results)] == [
         "accuracy_vs_eps-digits",
-        "hardening-digits",
         "margins-digits",
+        "hardening-digits",
     ]
     smoothed = LossSpec("ce", label_smoothing=0.1)
     only = replace(results, grid=replace(GRID, losses=(smoothed, LossSpec("ce"))))

@@ -176,4 +176,4 @@ def test_nothing_to_show_is_still_a_page(browser: Browser, tmp_path: Path) -> No
     nothing = made_up.results(grids.digits(), made=lambda run, attack: False, seconds=lambda run: 0)
     seen = look(browser, export.write(nothing, tmp_path / "report", command=COMMAND), 400)
     assert seen.problems == []
-    assert "0 of 110 evaluations" in seen.text
+    assert "0 of 130 evaluations" in seen.text

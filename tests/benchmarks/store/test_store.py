@@ -396,9 +396,15 @@ def test_a_line_goes_below_what_a_full_disk_left_of_the_one_before(tmp_path: Pat
     assert (tmp_path / "log").read_text() == "one\nmuch t\ntwo\n"
 
 
-def test_a_place_that_cannot_be_made_is_named(tmp_path: Path) -> None:
+def test_a_store_that_is_no_folder_is_named_before_any_work(tmp_path: Path) -> None:
     (tmp_path / "store").write_text("a file, not a folder")
-    store = Store(tmp_path / "store")
+    with pytest.raises(StoreError, match=str(tmp_path / "store")):
+        Store(tmp_path / "store")
+
+
+def test_a_place_that_cannot_be_made_is_named(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    (tmp_path / "runs").write_text("a file, not a folder")
     for use in (lambda: store.lock(RUN), lambda: store.save_error(RUN, "it broke")):
         with pytest.raises(StoreError, match=rf"{store.folder(RUN)}.* cannot be written \(Not a directory\)"):
             use()
