@@ -17,7 +17,7 @@ from benchmarks.references import did_you_mean
 
 ABOUT = """Train and attack the paper's grid, make its tables and figures, and measure how fast all is.
 
-Without arguments: `run`, on the digits that come with scikit-learn, in about half a minute.
+Without arguments: `run`, on the digits that come with scikit-learn, in about two minutes.
 """
 
 
