@@ -113,9 +113,10 @@ def headline_table(selection: Selection) -> Table | None:
             first = first if name == CLEAN else ""
             if name == PAPER:
                 rows.append(("", ZEROS, *(_share(cell.zero_gradient) for cell in cells), ""))
-    counts = " or ".join(map(str, sorted(images))) + (", the fewest in the worst case" if len(images) > 1 else "")
+    fewer = f" (in the worst case the first {min(images)})" if len(images) > 1 else ""
+    counts = f"{max(images, default=0)} test images{fewer}"
     known = [NOTES[name] for name in NOTES if any(name == row[1] for row in rows)]
-    notes = [f"{selection.dataset}, {counts} test images, L-infinity. {over_seeds(grid)} {' '.join(known)}"]
+    notes = [f"{selection.dataset}, {counts}, L-infinity. {over_seeds(grid)} {' '.join(known)}"]
     if (more := len(_strengths(selection))) > len(shown):
         kind = WORST if _measured(selection, WORST) else EXACT
         notes.append(
