@@ -1,6 +1,5 @@
 """One evaluation: a network's logits at attacked images, and the metrics that a report computes from them."""
 
-import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -77,11 +76,6 @@ class Record:
     def accuracy(self) -> float:
         """Share of the attacked images that are classified right."""
         return float(self.right.mean())
-
-    @property
-    def zero_share(self) -> float:
-        """Share of the images whose input gradient is exactly 0; NaN where no gradient drives the attack."""
-        return math.nan if self.zero_gradient is None else float(self.zero_gradient.mean())
 
     @property
     def found(self) -> dict[str, int]:

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 
 import pandas as pd
@@ -62,7 +63,8 @@ def write(results: Results, folder: Path, *, command: str, facts: Mapping[str, s
     :raises StoreError: If the disk is full, or the folder cannot be written.
     """
     found, drawn, facts = claims(results), pictures(results), facts or {}
-    written = write_tables(results, found, folder, command=command)
+    tables = all_tables(results, found)
+    written = _write_tables(results, found, tables, folder, command=command)
     for picture in drawn:
         save(picture, folder)
     selections = [Selection(results, dataset) for dataset in results.datasets]
@@ -79,7 +81,7 @@ def write(results: Results, folder: Path, *, command: str, facts: Mapping[str, s
         f"HR loss: grid {results.grid.name}",
         answers=answers,
         first=first,
-        sections=_sections(all_tables(results, found), [picture for picture in drawn if picture not in first]),
+        sections=_sections(tables, [picture for picture in drawn if picture not in first]),
         command=command,
         facts=facts,
         files=[path.name for path in written] + [f"{p.name}.{kind}" for p in drawn for kind in ("png", "svg")],
@@ -142,6 +144,12 @@ def write_tables(results: Results, found: Sequence[Claim], folder: Path, *, comm
     :param command: What makes the results, to stand under the tables.
     :return: The files.
     """
+    return _write_tables(results, found, all_tables(results, found), folder, command=command)
+
+
+def _write_tables(
+    results: Results, found: Sequence[Claim], tables: Mapping[str, Sequence[Table]], folder: Path, *, command: str
+) -> list[Path]:
     last = results.frame[results.frame.epoch.isna()]
     whole = pd.concat([results.frame, results.bounds]).drop(columns="key")
     texts = {
@@ -151,12 +159,10 @@ def write_tables(results: Results, found: Sequence[Claim], folder: Path, *, comm
     }
     if not (broken := broken_frame(last)).empty:
         texts["broken_by.csv"] = _csv(broken)
-    for name, several in all_tables(results, found).items():
+    for name, several in tables.items():
         texts[f"{name}.md"] = "\n".join(table.markdown() for table in several) + f"\nMade by `{command}`\n"
         texts[f"{name}.tex"] = _latex(several, command)
-    texts |= {
-        f"{name}.csv": _csv(make()) for name, make in _numbers(results, last, found).items() if f"{name}.md" in texts
-    }
+    texts |= {f"{name}.csv": _csv(make()) for name, make in _numbers(results, last, found).items() if name in tables}
     for file, text in texts.items():
         write_bytes(folder / file, text.encode())
     return [folder / file for file in texts]
@@ -194,6 +200,7 @@ def _numbers(results: Results, last: pd.DataFrame, found: Sequence[Claim]) -> di
     keys = [attack.key() for attack in confusion_attacks(results.grid).values()]
     norms = last[last.key.isin(keys) & (last.metric == "confusion_norm")]
 
+    @cache  # several tables show parts of it
     def cells() -> pd.DataFrame:
         return cells_frame(results)
 
@@ -261,11 +268,11 @@ def broken_frame(last: pd.DataFrame) -> pd.DataFrame:
     return frame.astype({"n": "Int64", "broken": "Int64"})
 
 
-def bounds_frame(last: pd.DataFrame) -> pd.DataFrame:
+def bounds_frame(bounds: pd.DataFrame) -> pd.DataFrame:
     """All fields of ErrorBounds, per network, attack and kind of labels; empty where a value is not finite."""
     names = ["dataset", "trained", "seed", "eps"]
-    parts = last.metric.astype(str).str.extract(r"^(noisy_labels|labels)\.(\w+)$")
-    chosen = last[names].assign(labels=parts[0], field=parts[1], value=last.value)[parts[0].notna()]
+    parts = bounds.metric.astype(str).str.extract(r"^(\w+)\.(\w+)$")
+    chosen = bounds[names].assign(labels=parts[0], field=parts[1], value=bounds.value)
     fields = chosen.field.drop_duplicates()
     wide = chosen.pivot_table(index=[*names, "labels"], columns="field", values="value", sort=False)
     return wide.reindex(columns=fields).replace([float("inf"), -float("inf")], float("nan")).reset_index()

@@ -23,7 +23,10 @@ def own_attacks_table(results: Results, dataset: str) -> Table | None:
     clean = [attack for attack in attacks if attack.name == "none" and attack.images in images]
     shown = [*clean, *sorted(own, key=lambda attack: attack.eps)]
     cells = {attack: [results.cell(dataset, loss, attack) for loss in results.grid.losses] for attack in shown}
-    rows = [(*_names(attack), *(cell_text(cell, results.grid) for cell in row)) for attack, row in cells.items()]
+    rows = tuple(
+        (*_names(attack), str(row[0].images or ""), *(cell_text(cell, results.grid) for cell in row))
+        for attack, row in cells.items()
+    )
     names = dict.fromkeys(attack.name for attack in own if isinstance(attack.name, Reference))
     sources = [f"{name} (SHA-256 {name.code[:16]}...)" for name in names]
     every = [cell for row in cells.values() for cell in row]
@@ -34,8 +37,7 @@ def own_attacks_table(results: Results, dataset: str) -> Table | None:
         *of_flags(every),
     )
     header = ("eps", "attack", "test images", *(f"{loss} trained" for loss in results.grid.losses))
-    filled = [(*row[:2], str(cells[attack][0].images or ""), *row[2:]) for attack, row in zip(shown, rows, strict=True)]
-    return Table(f"Own attacks on {dataset}: test accuracy", header, tuple(filled), notes)
+    return Table(f"Own attacks on {dataset}: test accuracy", header, rows, notes)
 
 
 def _names(attack: AttackSpec) -> tuple[str, str]:
