@@ -7,12 +7,10 @@ from typing import Any
 
 from art_hrloss import HRClassifier
 from benchmarks import data, grids
-from benchmarks.config import ConfigError, Grid, LossSpec, Recipe, RunSpec
+from benchmarks.config import DATA_DIR, ConfigError, Grid, LossSpec, Recipe, RunSpec
 from benchmarks.evaluation import trained_classifier
 from benchmarks.references import refer
 from benchmarks.store import Store, StoreError
-
-DATA_DIR = Path("~/.cache/art_hrloss")
 
 
 def load_classifier(

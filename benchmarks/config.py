@@ -6,13 +6,27 @@ import math
 import re
 from dataclasses import dataclass, fields, is_dataclass, replace
 from itertools import product
+from pathlib import Path
 from types import NoneType
 from typing import Any, Literal, get_args, get_origin
 
 from benchmarks.references import EXAMPLE, ConfigError, Reference, did_you_mean, refer
 
-__all__ = ["AttackSpec", "ConfigError", "Grid", "Hardening", "LossSpec", "Recipe", "Reference", "RunSpec", "canonical"]
+__all__ = [
+    "DATA_DIR",
+    "AttackSpec",
+    "ConfigError",
+    "Grid",
+    "Hardening",
+    "LossSpec",
+    "Recipe",
+    "Reference",
+    "RunSpec",
+    "canonical",
+]
 
+# Where data sets are looked for, unless another folder is given.
+DATA_DIR = Path("~/.cache/art_hrloss")
 # Part of every key: raise it when a field changes its meaning or default, so that no old result passes for a new one.
 SPEC_VERSION = 1
 AttackName = Literal["none", "fgm", "pgd", "apgd", "square", "transfer", "worst-case", "diagnostics"]

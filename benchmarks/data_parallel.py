@@ -23,6 +23,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from art_hrloss import HRLoss
 from benchmarks import models, recipes
+from benchmarks.config import DATA_DIR
 from benchmarks.data import Dataset, load
 from benchmarks.store._atomic import write_bytes
 from benchmarks.training import accuracy, build_optimizer, train_epoch
@@ -36,7 +37,7 @@ class Options:
 
     dataset: str = "cifar10"
     """digits, mnist or cifar10, with the recipe of its short grid."""
-    data_dir: Path = Path("~/.cache/art_hrloss")
+    data_dir: Path = DATA_DIR
     """Folder of the data sets."""
     download: bool = False
     """Fetch the data set if it is not there."""

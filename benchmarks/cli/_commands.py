@@ -12,6 +12,7 @@ from rich.table import Table
 
 from benchmarks import grids
 from benchmarks.cli._grid_options import GridOptions
+from benchmarks.config import DATA_DIR
 from benchmarks.speed.command import Speed
 
 
@@ -21,7 +22,7 @@ class Run(GridOptions):
 
     NEEDS: ClassVar = ("benchmarks.cli._run",)
 
-    data_dir: Path = Path("~/.cache/art_hrloss")
+    data_dir: Path = DATA_DIR
     """Folder of the data sets, torchvision's own files or NAME.npz."""
     download: bool = False
     """Let torchvision download what is not there, into the data folder."""

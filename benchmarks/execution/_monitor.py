@@ -147,14 +147,14 @@ def _look(grid: Grid, store: Store, run: RunSpec) -> RunStatus:
                 accuracy = record.accuracy
     left = {part: times for part, times in left.items() if times}
     records = len(grid.attacks) - len(left.keys() - {"epoch"})
-    state, error = _state(grid, store, run, begun=bool(curve or records))
+    # Every record has just been looked at; the rest is.
+    done = not left and store.is_done(run, ())
+    state, error = ("done", "") if done else _unfinished(grid, store, run, begun=bool(curve or records))
     return RunStatus(run, state, len(curve), records, accuracy, error, _seconds(store, run), left)
 
 
-def _state(grid: Grid, store: Store, run: RunSpec, *, begun: bool) -> tuple[State, str]:
-    """Its state, and what is wrong with it."""
-    if store.is_done(run, grid.attacks):
-        return "done", ""
+def _unfinished(grid: Grid, store: Store, run: RunSpec, *, begun: bool) -> tuple[State, str]:
+    """The state of a run that is not done, and what is wrong with it."""
     if store.is_locked(run):
         return "running", ""
     failure = store.error(run)

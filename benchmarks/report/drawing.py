@@ -42,6 +42,7 @@ STYLE: Mapping[str, object] = MappingProxyType(
         "legend.frameon": False,
         "axes.spines.top": False,
         "axes.spines.right": False,
+        "image.composite_image": False,  # images that share axes stay images in an SVG
         "svg.hashsalt": "art_hrloss",  # else the identifiers in an SVG are drawn at random
     }
 )

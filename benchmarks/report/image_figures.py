@@ -6,6 +6,7 @@ import numpy as np
 import numpy.typing as npt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
 
 from benchmarks.config import AttackSpec, LossSpec
 from benchmarks.record import MARGIN_EDGES, Sample
@@ -165,25 +166,35 @@ def _strip_figure(rows: Sequence[tuple[str, Sequence[Sample]]]) -> Figure:
     side, gap, words, names = 0.8, 0.08, 0.42, 1.65  # inches: an image, between two, the lines under it, a row's name
     width, height = names + columns * (side + gap), len(rows) * (side + words) + 0.1
     figure = Figure(figsize=(width, height))
+    # One pair of axes, in inches, for all images: a pair for each would take seconds to draw.
+    axes = figure.add_axes((0, 0, 1, 1), xlim=(0, width), ylim=(0, height))
+    axes.set_axis_off()
     for i, (name, row) in enumerate(rows):
         bottom = height - 0.1 - i * (side + words) - side
-        figure.text(0.1 / width, (bottom + side / 2) / height, name, va="center")
+        axes.text(0.1, bottom + side / 2, name, va="center")
         for j, sample in enumerate(row):
-            left = names + j * (side + gap)
-            axes = figure.add_axes((left / width, bottom / height, side / width, side / height))
-            _draw_sample(axes, sample)
+            _draw_sample(axes, sample, names + j * (side + gap), bottom, side)
     return figure
 
 
-def _draw_sample(axes: Axes, sample: Sample) -> None:
+def _draw_sample(axes: Axes, sample: Sample, left: float, bottom: float, side: float) -> None:
     image, wrong = pixels(sample), _is_wrong(sample)
-    axes.imshow(image, cmap="gray" if image.ndim == 2 else None, vmin=0, vmax=255, interpolation="nearest")
-    axes.set(xticks=(), yticks=())
-    for spine in axes.spines.values():
-        spine.set(visible=True, color=VERMILLION if wrong else GREY, linewidth=2.5 if wrong else 0.8)
-        spine.set(linestyle=(0, (2, 1)) if wrong else "-", capstyle="butt")
+    axes.imshow(
+        image,
+        cmap="gray" if image.ndim == 2 else None,
+        vmin=0,
+        vmax=255,
+        interpolation="nearest",
+        extent=(left, left + side, bottom, bottom + side),
+        aspect="auto",
+    )
+    frame = Rectangle((left, bottom), side, side, fill=False, zorder=2, color=GREY, linewidth=0.8)
+    if wrong:
+        frame.set(color=VERMILLION, linewidth=2.5, linestyle=(0, (2, 1)))
+    axes.add_patch(frame)
     text = f"{'✗ ' if wrong else ''}{sample.label} → {sample.prediction}\n{sample.confidence:.0%}"
-    axes.set_xlabel(text, fontsize=9.5, fontweight="bold" if wrong else "normal", labelpad=3)
+    weight = "bold" if wrong else "normal"
+    axes.text(left + side / 2, bottom - 0.05, text, ha="center", va="top", fontsize=9.5, fontweight=weight)
 
 
 def pixels(sample: Sample) -> npt.NDArray[np.uint8]:

@@ -11,6 +11,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+_KINDS = {False: "file", True: "directory"}
+
 
 class StoreError(RuntimeError):
     """A file of the store that cannot be used or written; says which and what to do."""
@@ -150,6 +152,16 @@ def read_json(path: Path, kind: type) -> Any:
     if not isinstance(value, kind):
         raise DamagedError(path, f"should hold a {kind.__name__}, but holds a {type(value).__name__}")
     return value
+
+
+def expect_kind(path: Path, *, folder: bool = False) -> None:
+    """
+    Make sure that what is there, if anything, is a file, or a folder.
+
+    :raises DamagedError: If it is the other.
+    """
+    if path.exists() and path.is_dir() != folder:
+        raise DamagedError(path, f"should be a {_KINDS[folder]}, but is a {_KINDS[not folder]}")
 
 
 def set_aside(path: Path) -> Path:

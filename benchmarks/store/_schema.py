@@ -4,9 +4,11 @@ import hashlib
 import io
 import json
 import math
+import platform
 import zipfile
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +32,12 @@ _OF_STATE = {"model": dict, "optimizer": dict, "order": torch.Tensor, "curve": l
 # Of a record's arrays, those with an entry for every image.
 OF_EVERY_IMAGE = ("labels", "logits", "robust", "zero_gradient", "found_by")
 _NUMBERS_OF_EVENT = {"epoch": ("epoch", "training", "seconds"), "record": ("seconds",)}
+
+
+def versions() -> dict[str, str]:
+    """The versions of what makes results."""
+    packages = ("art_hrloss", "torch", "adversarial-robustness-toolbox", "numpy")
+    return {"python": platform.python_version(), **{package: version(package) for package in packages}}
 
 
 def read_spec(path: Path) -> dict[str, Any] | None:

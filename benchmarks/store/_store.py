@@ -20,7 +20,7 @@ import json
 import platform
 import time
 from collections.abc import Callable, Iterator
-from importlib.metadata import version
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +35,7 @@ from benchmarks.store._atomic import (
     UnreadableError,
     append_line,
     expect_folder,
+    expect_kind,
     read_bytes,
     set_aside,
     write_bytes,
@@ -52,6 +53,7 @@ from benchmarks.store._schema import (
     read_weights,
     record_bytes,
     state_bytes,
+    versions,
     weights_bytes,
 )
 
@@ -193,13 +195,7 @@ class Store:
         write_bytes(self.folder(run) / "state.pt", state_bytes(state))
 
     def load_state(self, run: RunSpec) -> dict[str, Any] | None:
-        """
-        The state to resume from, or None.
-
-        Only tensors and plain containers are read: a file from elsewhere cannot run code.
-
-        :raises DamagedError: If it cannot be read, or is of another version.
-        """
+        """The state to resume from, or None; DamagedError as of read_state."""
         return read_state(self.folder(run) / "state.pt")
 
     def save_checkpoint(self, run: RunSpec, weights: dict[str, torch.Tensor]) -> None:
@@ -214,27 +210,15 @@ class Store:
         return (folder / "model.safetensors").exists() and not (folder / "state.pt").exists()
 
     def load_checkpoint(self, run: RunSpec) -> dict[str, torch.Tensor]:
-        """
-        The trained weights.
-
-        :raises DamagedError: If they are not there, cannot be read, or are not as they were written.
-        """
+        """The trained weights; DamagedError as of read_weights, which names those that are not there as well."""
         return read_weights(self.folder(run) / "model.safetensors")
 
     def epochs_done(self, run: RunSpec) -> int:
-        """
-        How many epochs of the run are behind it.
-
-        :raises DamagedError: If its curve cannot be read.
-        """
+        """How many epochs of the run are behind it; DamagedError if its curve cannot be read."""
         return len(self.curve(run))
 
     def curve(self, run: RunSpec) -> list[dict[str, Any]]:
-        """
-        One row per epoch done: see benchmarks/training.py.
-
-        :raises DamagedError: If it cannot be read.
-        """
+        """One row per epoch done, as the training left it; DamagedError if it cannot be read."""
         return read_curve(self.folder(run) / "curve.json")
 
     def save_record(self, run: RunSpec, attack: AttackSpec, record: Record) -> None:
@@ -242,19 +226,11 @@ class Store:
         write_bytes(self._record_path(run, attack), record_bytes(record))
 
     def record(self, run: RunSpec, attack: AttackSpec) -> Record | None:
-        """
-        One evaluation, or None if it is not there yet.
-
-        :raises DamagedError: If it cannot be read, or is of another version.
-        """
+        """One evaluation, or None if it is not there yet; DamagedError as of read_record."""
         return read_record(self._record_path(run, attack), attack)
 
     def has_record(self, run: RunSpec, attack: AttackSpec) -> bool:
-        """
-        Whether an evaluation is there, by a look at the header of its file.
-
-        :raises DamagedError: If it is there, but of another version or cut short.
-        """
+        """Whether an evaluation is there, by a look at the header of its file; DamagedError if it is of no use."""
         return has_record(self._record_path(run, attack))
 
     def is_done(self, run: RunSpec, attacks: tuple[AttackSpec, ...]) -> bool:
@@ -274,19 +250,20 @@ class Store:
         :param at_a_glance: Look at large files no further than at their headers and lengths.
         """
         folder = self.folder(run)
-        checks: list[tuple[Callable[..., object], tuple[object, ...]]] = [
-            (_expect_file, (folder / "log.jsonl",)),  # first, for the others are noted in it
-            (_expect_file, (folder / "error.txt",)),
-            (_expect_folder, (folder / "records",)),
-            (read_spec, (folder / "spec.json",)),
-            (_expect_file if at_a_glance else read_state, (folder / "state.pt",)),
-            (read_header if at_a_glance else _check_weights, (folder / "model.safetensors",)),
-            (self._check_curve, (run,)),
-            *((has_record, (self._record_path(run, a),)) if at_a_glance else (self.record, (run, a)) for a in attacks),
+        weights = folder / "model.safetensors"
+        checks: list[Callable[[], object]] = [
+            partial(expect_kind, folder / "log.jsonl"),  # first, for the others are noted in it
+            partial(expect_kind, folder / "error.txt"),
+            partial(expect_kind, folder / "records", folder=True),
+            partial(read_spec, folder / "spec.json"),
+            partial(expect_kind if at_a_glance else read_state, folder / "state.pt"),
+            lambda: weights.exists() and (read_header if at_a_glance else read_weights)(weights),
+            partial(self._check_curve, run),
+            *(partial(self.has_record if at_a_glance else self.record, run, attack) for attack in attacks),
         ]
-        for check, arguments in checks:
+        for check in checks:
             try:
-                check(*arguments)
+                check()
             except DamagedError as error:
                 yield error
 
@@ -327,24 +304,3 @@ class Store:
 
     def _record_path(self, run: RunSpec, attack: AttackSpec) -> Path:
         return self.folder(run) / "records" / f"{attack.key()}.safetensors"
-
-
-def versions() -> dict[str, str]:
-    """The versions of what makes results."""
-    packages = ("art_hrloss", "torch", "adversarial-robustness-toolbox", "numpy")
-    return {"python": platform.python_version(), **{package: version(package) for package in packages}}
-
-
-def _check_weights(path: Path) -> None:
-    if path.exists():
-        read_weights(path)
-
-
-def _expect_file(path: Path) -> None:
-    if path.is_dir():
-        raise DamagedError(path, "should be a file, but is a directory")
-
-
-def _expect_folder(path: Path) -> None:
-    if path.exists() and not path.is_dir():
-        raise DamagedError(path, "should be a directory, but is a file")

@@ -10,6 +10,7 @@ from dataclasses import fields
 from pathlib import Path
 
 import pytest
+from testing import studies
 
 from benchmarks import grids
 from benchmarks.cli import main
@@ -17,7 +18,7 @@ from benchmarks.cli._commands import COMMANDS
 from benchmarks.speed.parts import PARTS
 
 PROGRAM = [sys.executable, "-m", "benchmarks"]
-SMALL = ["run", "--seeds", "1", "--epochs", "1", "--workers", "1"]
+SMALL = ["run", "--grid", studies.SMALL, "--seeds", "1", "--workers", "1"]
 
 
 def program(*arguments: str | bytes, before: tuple[str, ...] = (), **environment: str) -> subprocess.CompletedProcess:

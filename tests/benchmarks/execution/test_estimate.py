@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from testing import studies
 
 from benchmarks import grids, protocols
 from benchmarks.__main__ import main
@@ -18,7 +19,7 @@ from benchmarks.execution._estimate import extrapolated, probe
 from benchmarks.record import Record
 from benchmarks.store import Store
 
-GRID = replace(grids.digits(), seeds=(0, 1))
+GRID = replace(grids.digits(), seeds=(0, 1), attacks=protocols.TABLE_1_ATTACKS)
 CE_0, HR_0, CE_1, HR_1 = GRID.runs()
 
 
@@ -144,7 +145,7 @@ def test_what_was_timed_counts_before_what_is_expected(tmp_path: Path) -> None:
 
 
 def test_the_command_tells_before_it_starts_and_after_each_run(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
-    command = ["run", "--seeds", "1", "--epochs", "1", "--workers", "1", "--store", str(tmp_path)]
+    command = ["run", "--grid", studies.SMALL, "--seeds", "1", "--workers", "1", "--store", str(tmp_path)]
     assert main(command) == 0
     lines = [line for line in capsys.readouterr().out.splitlines() if "Estimated" in line or "accuracy 0" in line]
     assert lines[0].startswith("Estimated: ")
@@ -152,7 +153,7 @@ def test_the_command_tells_before_it_starts_and_after_each_run(tmp_path: Path, c
     assert lines[0].endswith("(from a few batches of training and a few images of each attack).")
     assert ["; left: " in line for line in lines[1:3]] == [True, True]
     assert lines[2].endswith("left: 0 s")
-    assert main([*command[:2], "2", *command[3:]]) == 0
+    assert main([*command[:4], "2", *command[5:]]) == 0
     assert "(from the runs that were timed)." in capsys.readouterr().out
 
 
@@ -163,5 +164,5 @@ def test_a_probe_that_fails_stops_no_run(
         raise MemoryError("no memory")
 
     monkeypatch.setattr(estimate, "probe", no_memory)
-    assert main(["run", "--seeds", "1", "--epochs", "1", "--workers", "1", "--store", str(tmp_path)]) == 0
+    assert main(["run", "--grid", studies.SMALL, "--seeds", "1", "--workers", "1", "--store", str(tmp_path)]) == 0
     assert "Estimated: unknown (the estimate failed: no memory)." in capsys.readouterr().out

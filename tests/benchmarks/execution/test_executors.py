@@ -18,6 +18,7 @@ from pathlib import Path
 import psutil
 import pytest
 from distributed import Client, LocalCluster, Nanny, Scheduler, Security, SpecCluster
+from testing import studies
 
 from benchmarks import grids, protocols
 from benchmarks.__main__ import main
@@ -356,7 +357,7 @@ def test_tls_keeps_out_who_has_not(given: str, tls: str, certificates: dict[str,
 def test_the_command_line_reaches_a_cluster_with_its_certificates(
     tls: str, certificates: dict[str, list[Path]], tmp_path: Path, capsys
 ) -> None:
-    command = ["run", "--seeds", "1", "--epochs", "1", "--store", str(tmp_path), "--scheduler", tls]
+    command = ["run", "--grid", studies.SMALL, "--seeds", "1", "--store", str(tmp_path), "--scheduler", tls]
     assert main(command) == 2
     assert f"expected a Dask scheduler at '{tls}', but got: TLS expects" in capsys.readouterr().err
     ca, cert, key = map(str, certificates["ours"])

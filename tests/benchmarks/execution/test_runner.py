@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from testing import made_up
+from testing import made_up, studies
 
 from benchmarks import data, execution, grids
 from benchmarks.cli import GridOptions, main
@@ -27,13 +27,8 @@ from benchmarks.execution import _local as executors
 from benchmarks.store import Store, StoreError
 from benchmarks.store._schema import RECORD_VERSION
 
-SMALL = ["--seeds", "2", "--epochs", "1"]
-# What the command line makes of these overrides.
-GRID = replace(
-    grids.digits(),
-    seeds=(0, 1),
-    recipes=tuple((name, replace(recipe, epochs=1)) for name, recipe in grids.digits().recipes),
-)
+SMALL = ["--grid", studies.SMALL]
+GRID = studies.small()
 
 
 def files(root: Path) -> dict[str, bytes]:
@@ -58,9 +53,9 @@ def test_a_grid_leaves_weights_curves_records_and_tables(pool_store: Path) -> No
         names = {name.removeprefix(f"runs/{key}/") for name in kept if key in name}
         records = {f"records/{attack.key()}.safetensors" for attack in GRID.attacks}
         assert names == {"spec.json", "curve.json", "model.safetensors", *records}
-    reports = pool_store / "reports" / "digits-seeds-2-epochs-1"
+    reports = pool_store / "reports" / "small"
     for name in ("table_1.md", "index.html"):
-        assert "python -m benchmarks run --grid digits --seeds 2 --epochs 1" in (reports / name).read_text()
+        assert f"python -m benchmarks run --grid {studies.SMALL}" in (reports / name).read_text()
 
 
 def test_one_process_gives_the_same_files_as_a_pool(pool_store: Path, tmp_path: Path) -> None:
@@ -76,7 +71,7 @@ def test_what_is_there_is_used_again_and_said(pool_store: Path, capsys) -> None:
 
 
 def test_a_report_needs_no_training(pool_store: Path, capsys) -> None:
-    table = pool_store / "reports/digits-seeds-2-epochs-1/table_1.md"
+    table = pool_store / "reports/small/table_1.md"
     text = table.read_text()
     table.unlink()
     assert main(["report", *SMALL, "--store", str(pool_store)]) == 0
@@ -291,7 +286,7 @@ def test_a_gpu_that_is_not_there_is_refused(tmp_path: Path, monkeypatch, capsys)
 
 
 def test_a_report_says_what_is_not_there_yet(pool_store: Path, capsys) -> None:
-    assert main(["report", "--seeds", "3", "--epochs", "1", "--store", str(pool_store)]) == 0
+    assert main(["report", *SMALL, "--seeds", "3", "--store", str(pool_store)]) == 0
     assert "2 of 6 runs are not complete" in capsys.readouterr().out
 
 
@@ -435,15 +430,15 @@ def test_damaged_files_are_told_and_made_again(pool_store: Path, tmp_path: Path,
 
 
 def test_status_tells_what_is_done_and_what_is_left(pool_store: Path, capsys) -> None:
-    assert main(["status", "--seeds", "3", "--epochs", "1", "--store", str(pool_store)]) == 0
+    assert main(["status", *SMALL, "--seeds", "3", "--store", str(pool_store)]) == 0
     shown = " ".join(capsys.readouterr().out.split())
     assert "4 done, 2 missing" in shown
     assert "Time left at this pace:" in shown
-    assert f"run --grid digits --seeds 3 --epochs 1 --store {pool_store}` goes on" in shown
+    assert f"run --grid {studies.SMALL} --seeds 3 --store {pool_store}` goes on" in shown
 
 
 def test_without_a_terminal_progress_is_told_in_plain_lines(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "benchmarks", "run", "--seeds", "1", "--epochs", "1", "--store", str(tmp_path)]
+    command = [sys.executable, "-m", "benchmarks", "run", *SMALL, "--seeds", "1", "--store", str(tmp_path)]
     shown = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120).stdout
     assert re.search(r"^0/2 runs, 0/2 epochs, left: \d+ s$", shown, re.MULTILINE)
     assert "digits, CE, seed 0: accuracy 0." in shown

@@ -2,7 +2,7 @@
 
 import io
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 from matplotlib.axes import Axes
 from matplotlib.colors import to_hex
-from matplotlib.figure import Figure
 from PIL import Image
 from testing import made_up
 from testing.browser import Report
@@ -322,12 +321,6 @@ def test_margins_are_the_seeds_counts_as_shares(results: Results, pictures: dict
         assert marks == [0, pytest.approx(16.118, abs=1e-3)]
 
 
-def strip_axes(figure: Figure) -> Iterator[tuple[Axes, np.ndarray]]:
-    for axes in figure.axes:
-        (image,) = axes.get_images()
-        yield axes, np.asarray(image.get_array())
-
-
 def test_strip_shows_the_records_pixels_and_marks_what_is_wrong(results: Results, pictures: dict[str, Picture]) -> None:
     attacks = (AttackSpec("none"), protocols.sound("ce", 0.1), protocols.sound("ce", 0.25))
     samples = [
@@ -338,13 +331,17 @@ def test_strip_shows_the_records_pixels_and_marks_what_is_wrong(results: Results
     ]
     assert len(samples) == 60
     right = 0
-    for (axes, image), sample in zip(strip_axes(pictures["strip"].figure), samples, strict=True):
-        np.testing.assert_array_equal(image.ravel(), sample.pixels.ravel())
+    (axes,) = pictures["strip"].figure.axes
+    texts = [text.get_text() for text in axes.texts if "→" in text.get_text()]
+    for image, frame, text, sample in zip(axes.images, axes.patches, texts, samples, strict=True):
+        np.testing.assert_array_equal(np.asarray(image.get_array()).ravel(), sample.pixels.ravel())
         words = f"{sample.label} → {sample.prediction}\n{sample.confidence:.0%}"
         wrong = sample.label != sample.prediction
         right += not wrong
-        assert axes.get_xlabel() == ("✗ " if wrong else "") + words
-        assert (axes.spines["left"].get_linestyle() == "-") == (not wrong)
+        assert text == ("✗ " if wrong else "") + words
+        assert (frame.get_linestyle() == "solid") == (not wrong)
+        left, right_edge, bottom, top = image.get_extent()
+        assert frame.get_bbox().extents == pytest.approx([left, bottom, right_edge, top])
     assert 0 < right < 60
 
 
