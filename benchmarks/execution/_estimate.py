@@ -25,7 +25,7 @@ from benchmarks.training import Training, accuracy
 # What is tried: enough for the first calls' extra time to be small, few enough for a moment.
 BATCHES, VALIDATION_IMAGES = 8, 500
 # Short calls are timed again, until so many seconds or calls are behind them: a single one says little.
-MOMENT, CALLS = 0.3, 5
+MOMENT, CALLS = 0.1, 5
 # Seconds in which a network that is not trained yet learns something, so that attacks meet one that has margins.
 LEARNING = 1.0
 # Images that an attack is tried on, first few and then more: the difference tells what one costs, and the rest is what

@@ -28,6 +28,9 @@ from benchmarks.store import DamagedError, Store, StoreError
 from benchmarks.store._atomic import expect_writable, writing
 from benchmarks.training import can_be_stacked
 
+# The second is what torch imports, for a second or two, with the first optimizer.
+PRELOAD = ("benchmarks.execution", "torch._dynamo")
+
 OnEnd = Callable[[RunSpec, Outcome], None]
 
 
@@ -128,7 +131,7 @@ def _one_process() -> ProcessPoolExecutor:
     # there is a GPU: whatever began to use it in the server could not be used in a fork.
     if "forkserver" in multiprocessing.get_all_start_methods() and not torch.cuda.is_available():
         context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(["benchmarks.execution"])
+        context.set_forkserver_preload(list(PRELOAD))
         return ProcessPoolExecutor(1, context, _end_with_the_parent)
     return ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), _end_with_the_parent)
 

@@ -42,8 +42,7 @@ MANY_ATTACKS = tuple(protocols.sound("ce", eps / 200) for eps in range(1, 41))
 def elsewhere() -> multiprocessing.context.BaseContext:
     """Processes that begin within a moment, being forked from one that has imported everything and done nothing."""
     context = multiprocessing.get_context("forkserver")
-    # torch imports the second with the first step of an optimizer.
-    context.set_forkserver_preload(["torch", "torch._dynamo", "sklearn.datasets", "art.attacks.evasion", "processes"])
+    context.set_forkserver_preload([*executors.PRELOAD, "sklearn.datasets"])
     return context
 
 
