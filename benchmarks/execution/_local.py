@@ -132,11 +132,12 @@ def _one_process() -> ProcessPoolExecutor:
     if "forkserver" in multiprocessing.get_all_start_methods() and not torch.cuda.is_available():
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload(list(PRELOAD))
-        return ProcessPoolExecutor(1, context, _end_with_the_parent)
-    return ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), _end_with_the_parent)
+        return ProcessPoolExecutor(1, context, _begin)
+    return ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), _begin)
 
 
-def _end_with_the_parent() -> None:
+def _begin() -> None:
+    _keep_interrupts_from_children()  # again: the server may be somebody else's, who has not
     # A parent that is killed cannot end its workers, which would wait for its next job for ever.
     parent = multiprocessing.parent_process()
     assert parent is not None

@@ -13,10 +13,12 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import BrokenExecutor, Executor, Future
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
+from multiprocessing import forkserver
 from pathlib import Path
 
 import psutil
 import pytest
+from dask import config as dask_config
 from distributed import Client, LocalCluster, Nanny, Scheduler, Security, SpecCluster
 from testing import studies
 
@@ -169,7 +171,11 @@ def dask() -> Iterator[SpecCluster]:
         name: {"cls": Nanny, "options": {**options, "resources": {"CPU": cpus}}}
         for name, cpus in (("two", 2), ("one", 1))
     }
-    with SpecCluster(workers, {"cls": Scheduler, "options": local}) as cluster:
+    # Forked, as a pool's, from a server that has imported torch and ART: spawned, each would import them for seconds.
+    multiprocessing.get_context("forkserver").set_forkserver_preload(list(executors.PRELOAD))
+    forkserver.ensure_running()
+    forked = dask_config.set({"distributed.worker.multiprocessing-method": "forkserver"})
+    with forked, SpecCluster(workers, {"cls": Scheduler, "options": local}) as cluster:
         yield cluster
 
 
