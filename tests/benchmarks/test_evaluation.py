@@ -287,10 +287,6 @@ def test_an_attack_goes_as_far_as_its_units_say_and_no_further(
     assert_holds(record, recomputed(attacked, logits, digits.test.labels), digits.test)
 
 
-def test_no_attack_is_no_attack(fresh: Store, digits: Dataset) -> None:
-    assert attacks.build(AttackSpec("none"), load(RUN, digits, fresh), batch_size=1) is None
-
-
 @pytest.mark.parametrize("batch_size", [1, 7])
 def test_the_batch_size_changes_no_attacked_image(fresh: Store, digits: Dataset, batch_size: int) -> None:
     classifier = load(RUN, digits, fresh)

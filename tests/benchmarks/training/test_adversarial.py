@@ -12,7 +12,7 @@ from testing.killed import KilledError, StoreKilledAfter
 
 from art_hrloss import HRClassifier, ProjectedGradientDescent, seeded
 from art_hrloss.attacks._constraints import margins
-from benchmarks import data, evaluation, models
+from benchmarks import evaluation, models
 from benchmarks.config import Hardening, LossSpec, Recipe, RunSpec
 from benchmarks.data import Dataset, Split
 from benchmarks.store import Store
@@ -30,14 +30,9 @@ CPU = torch.device("cpu")
 
 
 @pytest.fixture(scope="module")
-def digits() -> Dataset:
-    return data.load("digits", data_dir=Path("none"), validation_size=180)
-
-
-@pytest.fixture(scope="module")
-def few(digits: Dataset) -> Dataset:
-    parts = {name: getattr(digits, name) for name in ("train", "validation", "test")}
-    return replace(digits, **{name: Split(part.images[:100], part.labels[:100]) for name, part in parts.items()})
+def few(few: Dataset) -> Dataset:
+    """As many as whole batches of TRADES's and Madry's trainers take, so that the last is no smaller one."""
+    return replace(few, train=Split(few.train.images[:100], few.train.labels[:100]))
 
 
 def run_of(kind: Hardening | None = None, loss: str = "hr", **changes) -> RunSpec:

@@ -11,9 +11,9 @@ import pytest
 import torch
 from testing.killed import KilledError, StoreKilledAfter
 
-from benchmarks import data, evaluation, models
+from benchmarks import evaluation, models
 from benchmarks.config import AttackSpec, LossSpec, Recipe, RunSpec
-from benchmarks.data import Dataset, Split
+from benchmarks.data import Dataset
 from benchmarks.protocols import BOUNDED, protocol
 from benchmarks.store import Store
 from benchmarks.store import _store as store_module
@@ -29,18 +29,6 @@ CURVE_ATTACKS = (
     AttackSpec("fgm", "clipped-ce", 0.1, units="data"),
 )
 CURVE = {"curve_every": 2, "curve_attacks": CURVE_ATTACKS}
-
-
-@pytest.fixture(scope="module")
-def digits() -> Dataset:
-    return data.load("digits", data_dir=Path("none"), validation_size=180)
-
-
-@pytest.fixture(scope="module")
-def few(digits: Dataset) -> Dataset:
-    """Few digits, for what does not depend on how many there are."""
-    parts = {name: getattr(digits, name) for name in ("train", "validation", "test")}
-    return replace(digits, **{name: Split(part.images[:120], part.labels[:120]) for name, part in parts.items()})
 
 
 @pytest.fixture
@@ -62,19 +50,6 @@ RESUMED = [
 
 def files(store: Store, run: RunSpec) -> list[bytes]:
     return [(store.folder(run) / name).read_bytes() for name in ("model.safetensors", "curve.json")]
-
-
-@pytest.mark.parametrize("changes", RESUMED[:2])
-def test_resuming_ends_in_the_bits_of_an_uninterrupted_run(digits: Dataset, tmp_path: Path, changes: dict) -> None:
-    run = run_of(**changes, **CURVE)
-    whole = Store(tmp_path / "whole")
-    training.train(run, digits, whole)
-    for epoch in (1, 3):
-        with pytest.raises(KilledError):
-            training.train(run, digits, StoreKilledAfter(tmp_path / "parts", epoch))
-        assert Store(tmp_path / "parts").epochs_done(run) == epoch
-    training.train(run, digits, Store(tmp_path / "parts"))
-    assert files(Store(tmp_path / "parts"), run) == files(whole, run)
 
 
 @pytest.mark.parametrize("changes", RESUMED)
@@ -123,11 +98,6 @@ def test_it_learns_real_digits(digits: Dataset, store: Store, loss: str) -> None
     model.load_state_dict(store.load_checkpoint(run))
     assert curve[-1]["validation_accuracy"] == training.accuracy(model, *digits.validation.tensors(CPU))
     assert training.accuracy(model, *digits.test.tensors(CPU)) > 0.9
-
-
-def test_the_learning_rate_of_each_epoch_is_the_recipes(digits: Dataset, store: Store) -> None:
-    training.train(run_of(), digits, store)
-    assert [row["lr"] for row in store.curve(run_of())] == pytest.approx([0.1, 0.1, 0.01, 0.01], rel=1e-12)
 
 
 def test_a_loss_that_is_no_longer_finite_stops_the_run(digits: Dataset, store: Store) -> None:
@@ -212,6 +182,7 @@ def test_each_epoch_is_trained_at_its_learning_rate(digits: Dataset, store: Stor
     expected = [0.1, 0.1, 0.01, 0.01]
     for epoch, rate in zip(epochs, expected, strict=True):
         assert epoch["rates"] == pytest.approx([rate, rate]), "for kernels and the rest alike"
+    assert [row["lr"] for row in store.curve(run_of())] == pytest.approx(expected, rel=1e-12)
 
 
 def test_an_epoch_is_steps_of_sgd_with_momentum_and_its_figures_are_means(digits: Dataset) -> None:
@@ -283,11 +254,6 @@ def test_the_curve_is_attacked_every_so_many_epochs(few: Dataset, store: Store, 
         assert set(row) - {"attacks", "bounds"} == plain
         if "attacks" in row:
             assert set(row["attacks"]) == {spec.key() for spec in CURVE_ATTACKS}
-
-
-def test_without_attacks_the_curve_has_none(few: Dataset, store: Store) -> None:
-    training.train(run_of(), few, store)
-    assert not any("attacks" in row for row in store.curve(run_of()))
 
 
 @pytest.mark.parametrize("input_scale", [1.0, 255.0])

@@ -10,9 +10,9 @@ import torch
 from testing.killed import KilledError, StoreKilledAfter
 
 from art_hrloss.attacks._constraints import margins
-from benchmarks import data, grids, protocols
+from benchmarks import grids, protocols
 from benchmarks.config import AttackSpec, Hardening, LossSpec, Recipe, RunSpec
-from benchmarks.data import Dataset, Split
+from benchmarks.data import Dataset
 from benchmarks.evaluation import trained_classifier
 from benchmarks.execution import InProcess, Job, Outcome, grouped, run_all
 from benchmarks.execution import _jobs as runner
@@ -36,16 +36,6 @@ KINDS = [
 # Adam divides a gradient by its own size: one that is nothing but rounding, as that of a bias before batch
 # normalisation, moves the weight as far as any other. In float32 no two orders of summing agree on such steps.
 KINDS_IN_FLOAT64 = [*KINDS, pytest.param(ADAM | {"model": "resnet", "subtract_pixel_mean": True}, id="resnet adam")]
-
-
-@pytest.fixture(scope="module")
-def digits() -> Dataset:
-    return data.load("digits", data_dir=Path("none"), validation_size=180)
-
-
-@pytest.fixture(scope="module")
-def few(digits: Dataset) -> Dataset:
-    return replace(digits, train=Split(digits.train.images[:120], digits.train.labels[:120]))
 
 
 def runs_of(*losses: LossSpec, seeds: int = 2, **changes) -> list[RunSpec]:
@@ -191,14 +181,6 @@ def test_a_run_whose_loss_is_lost_ends_and_the_others_go_on(few: Dataset, tmp_pa
     assert not store.is_trained(runs[1])
     others = [runs[0], *runs[2:]]
     expect_alike(others, store, healthy, within=1e-4)
-
-
-def test_the_ends_are_within_the_spread_of_the_seeds(digits: Dataset, tmp_path: Path) -> None:
-    runs = runs_of(CE, HR, seeds=4, epochs=5)
-    stores = [together(runs, digits, tmp_path / "together"), alone(runs, digits, tmp_path / "alone")]
-    for loss in (CE, HR):
-        ends = np.array([[s.curve(run)[-1]["train_loss"] for run in runs if run.loss == loss] for s in stores])
-        assert abs(ends[0].mean() - ends[1].mean()) <= ends[1].std(ddof=1)
 
 
 def test_margins_are_scaled_as_alone(digits: Dataset, tmp_path: Path) -> None:
