@@ -34,7 +34,6 @@ TORCHVISION: Mapping[str, tuple[str, Mapping[str, str]]] = MappingProxyType(
     }
 )
 BUILT_IN = ("digits", *TORCHVISION)
-DIGITS_TEST_SIZE = 360
 
 # `digest(train, test)` of the official data. Those of which it is not here are known by torchvision's MD5s alone, which
 # it has of every file but the unpacked ones of the MNIST kind.
@@ -153,7 +152,7 @@ def _digits(split_seed: int) -> tuple[Split, Split]:
 
     levels, labels = load_digits(return_X_y=True)
     images = np.rint(levels.reshape(-1, 1, 8, 8) * 255 / 16).astype(np.uint8)
-    return _set_aside(Split(images, labels.astype(np.int64)), DIGITS_TEST_SIZE, split_seed)
+    return _set_aside(Split(images, labels.astype(np.int64)), 360, split_seed)
 
 
 def _own(reference: Reference) -> tuple[Split, Split]:

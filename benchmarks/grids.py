@@ -37,8 +37,6 @@ from benchmarks.references import EXAMPLE, did_you_mean, refer
 SEEDS = (0, 1, 2, 3, 4)
 # Of the test images, those that Fig. 1's attacks of a short training have time for: a tenth of the training's.
 CURVE_IMAGES = 2000
-# Of the worst case of the digits, which is to take no longer than their training.
-WORST_CASE_STEPS, WORST_CASE_IMAGES = 10, 50
 
 
 def _strong(
@@ -75,7 +73,7 @@ def digits() -> Grid:
     The network has the LeNet's shape. The learning rate times the epochs is 5, where the paper's MNIST has 1. The worst
     case is of the first 50 test images.
     """
-    worst = tuple(AttackSpec("worst-case", eps=eps, steps=WORST_CASE_STEPS, images=WORST_CASE_IMAGES) for eps in EPS)
+    worst = tuple(AttackSpec("worst-case", eps=eps, steps=10, images=50) for eps in EPS)
     return replace(_table_1("digits", ("digits", _with_curve(DIGITS, 10))), attacks=(*TABLE_1_ATTACKS, *worst))
 
 
@@ -182,8 +180,7 @@ def strong_mnist() -> Grid:
     """
     mnist-long, and its networks under strong attacks, at eps from 0.1 to 0.5; trainings shared with mnist-long.
 
-    The first 300 test images; 50 steps; transfer from one network more; reports on masked gradients at eps 0.2. About
-    40 minutes on two cores, and 60 more for the trainings.
+    The first 300 test images; 50 steps; transfer from one network more; reports on masked gradients at eps 0.2.
     """
     return _strong("strong-mnist", mnist_long().recipes[0], images=300, steps=50, reports=(0.2,))
 
@@ -192,8 +189,7 @@ def strong_cifar10() -> Grid:
     """
     cifar10-short, and its networks under strong attacks, at eps from 0.004 to 0.03; trainings shared with it.
 
-    The first 100 test images; 50 steps; transfer from one network more; reports on masked gradients at eps 0.008. About
-    40 minutes on two cores, and 50 more for the trainings.
+    The first 100 test images; 50 steps; transfer from one network more; reports on masked gradients at eps 0.008.
     """
     recipe, eps = cifar10_short().recipes[0], STRONG_EPS_OF_PHOTOGRAPHS
     return _strong("strong-cifar10", recipe, images=100, steps=50, reports=(0.008,), strengths=eps)

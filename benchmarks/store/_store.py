@@ -64,10 +64,7 @@ class Store:
     """The results under one folder; made as they come."""
 
     def __init__(self, root: Path) -> None:
-        """
-        :param root: The folder.
-        :raises StoreError: If it is something else.
-        """
+        """Raise StoreError if the root is something else than a folder."""
         expect_folder(root)
         self.root = root
         self._folders: dict[RunSpec, Path] = {}
@@ -109,8 +106,7 @@ class Store:
         """
         Make sure that what is kept of the run, if anything, was made from the same data.
 
-        :raises StoreError: If the data of that name have changed since.
-        :raises DamagedError: If that cannot be read.
+        :raises StoreError: If the data of that name have changed since, or it cannot be read.
         """
         kept = read_spec(self.folder(run) / "spec.json")
         if kept is not None and kept["data"] != data_fingerprint:
@@ -181,11 +177,7 @@ class Store:
         append_line(self.folder(run) / "log.jsonl", json.dumps(entry))
 
     def log_entries(self, run: RunSpec) -> list[dict[str, Any]]:
-        """
-        The run's log, oldest first: what :meth:`log` added.
-
-        Lines that a killed process left unfinished are skipped.
-        """
+        """The run's log, oldest first: what :meth:`log` added, without lines that a killed process left unfinished."""
         return list(read_log(self.folder(run) / "log.jsonl"))
 
     def save_state(self, run: RunSpec, state: dict[str, Any]) -> None:

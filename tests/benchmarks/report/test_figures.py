@@ -18,7 +18,6 @@ from testing.browser import Report
 
 from benchmarks import grids, protocols
 from benchmarks.config import AttackSpec, Grid, LossSpec, RunSpec
-from benchmarks.data import DIGITS_TEST_SIZE
 from benchmarks.record import Record, Sample
 from benchmarks.report import drawing, figures
 from benchmarks.report.drawing import Picture
@@ -105,7 +104,7 @@ def test_a_grid_has_all_its_figures_and_each_says_of_what(pictures: dict[str, Pi
     for picture in pictures.values():
         assert "digits" in picture.title
         assert "Data: digits." in picture.caption
-        assert f"{DIGITS_TEST_SIZE} test images" in picture.caption or "180 validation images" in picture.caption
+        assert "360 test images" in picture.caption or "180 validation images" in picture.caption
         assert len(picture.alt) > 100
     for name in ("figure_1", "learning_curves", "accuracy_vs_eps", "bounds"):
         assert "Mean over 2 seeds; shaded: 95% Student t interval over the seeds." in pictures[name].caption
@@ -309,7 +308,7 @@ def test_margins_are_the_seeds_counts_as_shares(results: Results, pictures: dict
         steps = {str(patch.get_label()): patch.get_data() for patch in panel.patches}
         for loss in (CE, HR):
             counts = [results.records[run, attack].histogram for run in results.runs("digits", loss)]
-            expected = [(a + b) / (2 * DIGITS_TEST_SIZE) for a, b in zip(*counts, strict=True)]
+            expected = [(a + b) / (2 * 360) for a, b in zip(*counts, strict=True)]
             values, edges, _ = steps[f"{loss} trained"]
             np.testing.assert_allclose(values, expected, atol=1e-15)
             assert values.sum() == pytest.approx(1)

@@ -31,7 +31,7 @@ CPU = torch.device("cpu")
 
 @pytest.fixture(scope="module")
 def few(few: Dataset) -> Dataset:
-    """As many as whole batches of TRADES's and Madry's trainers take, so that the last is no smaller one."""
+    """A hundred: one batch of as many, or two of 50."""
     return replace(few, train=Split(few.train.images[:100], few.train.labels[:100]))
 
 
