@@ -1,7 +1,9 @@
 """What the tests share: scikit-learn's real digits, a small network trained on them, and classifiers around it."""
 
 import copy
+import os
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -12,6 +14,12 @@ from sklearn.datasets import load_digits
 from torch import Tensor, nn
 
 from art_hrloss import HRClassifier, HRLoss
+
+# Processes that tests start find the project and the tests' helpers, whatever folder the tests are run from.
+TESTS = Path(__file__).parent
+os.environ["PYTHONPATH"] = os.pathsep.join(
+    [str(TESTS.parent), str(TESTS), *filter(None, [os.environ.get("PYTHONPATH")])]
+)
 
 INPUT_SHAPE = (1, 8, 8)
 CLASSES = 10

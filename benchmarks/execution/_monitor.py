@@ -148,8 +148,10 @@ def _look(grid: Grid, store: Store, run: RunSpec) -> RunStatus:
     left = {part: times for part, times in left.items() if times}
     records = len(grid.attacks) - len(left.keys() - {"epoch"})
     # Every record has just been looked at; the rest is.
-    done = not left and store.is_done(run, ())
-    state, error = ("done", "") if done else _unfinished(grid, store, run, begun=bool(curve or records))
+    state: State = "done"
+    error = ""
+    if left or not store.is_done(run, ()):
+        state, error = _unfinished(grid, store, run, begun=bool(curve or records))
     return RunStatus(run, state, len(curve), records, accuracy, error, _seconds(store, run), left)
 
 

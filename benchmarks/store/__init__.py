@@ -1,8 +1,8 @@
 """Results on disk: one folder per run, and nothing in it that is half written."""
 
 from benchmarks.store._atomic import DamagedError, StoreError, UnreadableError, write_bytes, write_json
-from benchmarks.store._schema import RECORD_VERSION
-from benchmarks.store._store import Store, versions
+from benchmarks.store._schema import RECORD_VERSION, versions
+from benchmarks.store._store import Store
 
 __all__ = [
     "RECORD_VERSION",

@@ -1,6 +1,5 @@
 """The page for users with things of their own does what it says: its code and its command, run as it stands."""
 
-import os
 import re
 import subprocess
 import sys
@@ -28,9 +27,8 @@ def write(folder: Path) -> Path:
 
 def python(arguments: Sequence[str], folder: Path) -> str:
     """What Python shows, run in a folder with nothing but this project beside it."""
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     command = [sys.executable, *arguments]
-    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 

@@ -259,11 +259,8 @@ def test_processes_end_with_a_parent_that_is_killed(tmp_path: Path) -> None:
         "        sys.stdin.read()\n"
     )
     (tmp_path / "program.py").write_text(program)
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     command = [sys.executable, str(tmp_path / "program.py")]
-    with subprocess.Popen(
-        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=environment
-    ) as parent:
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as parent:
         child = psutil.Process(int(parent.stdout.readline()))
         parent.kill()
     eventually(lambda: not child.is_running() or child.status() == psutil.STATUS_ZOMBIE, "the end of the child")

@@ -42,7 +42,7 @@ MANY_ATTACKS = tuple(protocols.sound("ce", eps / 200) for eps in range(1, 41))
 def elsewhere() -> multiprocessing.context.BaseContext:
     """Processes that begin within a moment, being forked from one that has imported everything and done nothing."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([*executors.PRELOAD, "sklearn.datasets"])
+    context.set_forkserver_preload([*executors.PRELOAD, "testing.processes"])
     return context
 
 
