@@ -141,14 +141,12 @@ def measure(kind: AttackKind, subject: Subject, device: torch.device, settings: 
     case, found = at(f"{subject.name}, {kind}", device), contenders(kind, subject, device)
     attacks = {name: attack for name, attack in found.items() if not isinstance(attack, str)}
     made: dict[tuple[str, int], Images] = {}
-    times = interleaved(
-        {name: partial(seeded, attack, subject) for name, attack in attacks.items()},
-        settings,
-        device=device,
-        rounds=3 * len(subject.images) // subject.batch,
-        warm=kind.steps == 1,
-        observe=lambda name, index, images: made.update({(name, index): images}),
-    )
+
+    def call(name: str, index: int) -> None:
+        made[name, index] = seeded(attacks[name], subject, index)
+
+    calls, most = {name: partial(call, name) for name in attacks}, 3 * len(subject.images) // subject.batch
+    times = interleaved(calls, settings, device=device, rounds=most, warm=kind.steps == 1)
     missing = [reading(case, name, SECONDS, (), note=why) for name, why in found.items() if isinstance(why, str)]
     return timed_readings(case, times, AGAINST, note=subject.note) + missing + differences(case, made)
 

@@ -1,12 +1,13 @@
 """Time and memory of contenders, taken in turn so that what disturbs the machine disturbs all alike, as readings."""
 
-import gc
 import json
 import os
 import tempfile
 import time
+import timeit
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -71,7 +72,6 @@ def interleaved(
     device: torch.device = CPU,
     warm: bool = True,
     cores: int = 1,
-    observe: Callable[[str, int, Any], None] = lambda name, index, result: None,
 ) -> dict[str, list[float]]:
     """
     Time contenders round by round, each once in a round, another one first in each.
@@ -85,7 +85,6 @@ def interleaved(
     :param warm: Whether to call each before the first round, which also shows how often it fits into SAMPLE; without it
            each is called once.
     :param cores: Threads of torch on the CPU.
-    :param observe: Called with contender, round, and what the last call in it returned.
     :return: Seconds per call, one per round, by contender.
     """
     with threads(cores), seeded(0):
@@ -98,40 +97,27 @@ def interleaved(
                 break
             first = i % len(names)
             for name in names[first:] + names[:first]:
-                taken, result = _timed(calls[name], i, repeats[name], device)
-                times[name].append(taken)
-                observe(name, i, result)
+                times[name].append(_timed(calls[name], i, repeats[name], device))
     return times
 
 
 def _repeats(call: Call, device: torch.device) -> int:
     """Return how many calls fill a sample, from one after the first, in which much is made ready."""
-    first, _ = _timed(call, 0, 1, device)
-    if first > 20 * SAMPLE:
+    if _timed(call, 0, 1, device) > 20 * SAMPLE:
         return 1
-    warm = min(_timed(call, 0, 1, device)[0] for _ in range(3))
+    warm = min(_timed(call, 0, 1, device) for _ in range(3))
     return max(1, int(np.ceil(SAMPLE / max(warm, 1e-9))))
 
 
-def _timed(call: Call, index: int, repeats: int, device: torch.device) -> tuple[float, Any]:
-    """Return seconds per call, and what the last one returned; nothing is collected meanwhile."""
-    collecting, result = gc.isenabled(), None
-    gc.disable()
-    try:
-        _wait(device)
-        begun = time.perf_counter()
-        for _ in range(repeats):
-            result = call(index)
-        _wait(device)
-        return (time.perf_counter() - begun) / repeats, result
-    finally:
-        if collecting:
-            gc.enable()
+def _timed(call: Call, index: int, repeats: int, device: torch.device) -> float:
+    """Return seconds per call; nothing is collected meanwhile."""
+    clock = _clock_of_the_gpu if device.type == "cuda" else time.perf_counter
+    return timeit.Timer(partial(call, index), timer=clock).timeit(repeats) / repeats
 
 
-def _wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
+def _clock_of_the_gpu() -> float:
+    torch.cuda.synchronize()  # what is in its queue belongs to what came before
+    return time.perf_counter()
 
 
 def peak_bytes(call: Callable[[], Any], device: torch.device) -> int:
@@ -145,11 +131,11 @@ def peak_bytes(call: Callable[[], Any], device: torch.device) -> int:
     :param device: Where it allocates.
     """
     if device.type == "cuda":
-        _wait(device)
+        torch.cuda.synchronize()
         torch.cuda.reset_peak_memory_stats(device)
         before = torch.cuda.memory_allocated(device)
         call()
-        _wait(device)
+        torch.cuda.synchronize()
         return torch.cuda.max_memory_allocated(device) - before
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # else the profiler writes on the screen that it starts and stops
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
