@@ -16,7 +16,7 @@ from torch import Tensor, nn
 import art_hrloss.attacks
 from art_hrloss import HRClassifier, HRLoss
 from benchmarks.report.markup import Table
-from benchmarks.speed import plain_loops
+from benchmarks.speed import reference_attacks
 from benchmarks.speed.measuring import (
     RATIO,
     SECONDS,
@@ -30,7 +30,7 @@ from benchmarks.speed.measuring import (
     tabulated,
     timed_readings,
 )
-from benchmarks.speed.plain_loops import FOOLBOX, TORCHATTACKS, library_attack
+from benchmarks.speed.reference_attacks import FOOLBOX, TORCHATTACKS, library_attack
 from benchmarks.speed.subjects import AttackKind, Subject, subjects
 
 Images = npt.NDArray[np.float32]
@@ -85,7 +85,7 @@ def by_hand(kind: AttackKind, network: nn.Module, subject: Subject, loss: nn.Mod
     :param network: On the device that it runs on.
     :param loss: Gives one value per example.
     """
-    loop = plain_loops.auto_pgd if kind.name == "AutoPGD" else plain_loops.pgd
+    loop = reference_attacks.auto_pgd if kind.name == "AutoPGD" else reference_attacks.pgd
     eps_step = {"FGM": subject.eps, "PGD": subject.eps_step, "AutoPGD": 2 * subject.eps}[kind.name]
     attack = partial(loop, network, loss, eps=subject.eps, eps_step=eps_step, steps=kind.steps)
     return partial(_through_torch, attack, next(network.parameters()).device)

@@ -134,7 +134,7 @@ class TrainingSubject:
 
 def training_subjects(settings: Settings, device: torch.device) -> list[TrainingSubject]:
     """
-    Return the digits' network, LeNet on MNIST and ResNet-8 on CIFAR-10; only the digits if it is to be quick.
+    Return the digits' network, LeNet on MNIST and ResNet-8 on CIFAR-10; only some digits if it is to be quick.
 
     Where a data set is not in the data folder, the digits' note says so.
     """
@@ -151,6 +151,7 @@ def training_subjects(settings: Settings, device: torch.device) -> list[Training
             continue
         on_cpu = device.type == "cpu"
         share = min(1.0, SHARES[dataset] * settings.seconds / 20) if on_cpu and dataset != "digits" else 1.0
+        share = 0.25 if settings.quick else share
         kept = ((part, max(1, round(len(part) * share))) for part in (data.train, data.validation, data.test))
         parts = (Split(part.images[:size], part.labels[:size]) for part, size in kept)
         epochs = 2 if settings.quick else EPOCHS[dataset]

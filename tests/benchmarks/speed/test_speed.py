@@ -36,7 +36,7 @@ from benchmarks.speed.measuring import (
     timed_readings,
 )
 from benchmarks.speed.parts import PARTS, Part
-from benchmarks.speed.plain_loops import FOOLBOX, LACKING, MISSING, TORCHATTACKS, library_attack
+from benchmarks.speed.reference_attacks import FOOLBOX, LACKING, MISSING, TORCHATTACKS, library_attack
 from benchmarks.speed.subjects import AttackKind, Subject, subjects
 
 CPU = torch.device("cpu")

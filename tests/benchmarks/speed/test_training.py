@@ -73,14 +73,14 @@ def steps_of(train: Callable[[Start], nn.Module], start: Start) -> list[int]:
 
 @pytest.mark.parametrize("train", [bare_loop, loader_loop, art_fit])
 def test_every_contender_makes_the_same_steps(train: Callable[[Start], nn.Module], subject: TrainingSubject) -> None:
-    """25 batches of 50 and one of 7 make the 1257 training images, in each of two epochs."""
-    assert steps_of(train, Start(subject, CE)) == 2 * [*[50] * 25, 7]
-    assert subject.images == 2 * 1257
+    """6 batches of 50 and one of 14 make the 314 training images, in each of two epochs."""
+    assert steps_of(train, Start(subject, CE)) == 2 * [*[50] * 6, 14]
+    assert subject.images == 2 * 314
 
 
 def test_where_the_order_cannot_matter_all_end_in_the_same_weights(subject: TrainingSubject) -> None:
     """All images in one batch, twice: DataLoader and ART draw orders of their own, and only sums are rounded apart."""
-    start = Start(replace(subject, recipe=replace(subject.recipe, batch_size=1257)), CE)
+    start = Start(replace(subject, recipe=replace(subject.recipe, batch_size=314)), CE)
     bare = bare_loop(start).state_dict()
     for train in (loader_loop, art_fit):
         torch.testing.assert_close(dict(train(start).state_dict()), dict(bare))
@@ -110,13 +110,13 @@ def test_larger_data_are_cut_to_a_share(tmp_path: Path, monkeypatch: pytest.Monk
 
 
 def test_throughput_is_images_over_seconds_and_its_ratio_that_of_the_bare_loop(subject: TrainingSubject) -> None:
-    """2514 images in 2 s, 4 s; the bare loop in 1 s, 3 s, so that the ratios are 1/2 and 3/4."""
+    """628 images in 2 s, 4 s; the bare loop in 1 s, 3 s, so that the ratios are 1/2 and 3/4."""
     times = {training.BARE["HR"]: [1.0, 3.0], training.OURS["HR"]: [2.0, 4.0]}
     readings = frame(training.throughputs("digits", times, subject))
     ours = readings[readings.contender == training.OURS["HR"]].set_index("quantity")
     assert ours.loc[training.RELATIVE, "against"] == training.BARE["HR"]
     shown = ours[["median", "lower", "upper", "n"]]
-    assert shown.loc[training.IMAGES].tolist() == [942.75, 785.625, 1099.875, 2]
+    assert shown.loc[training.IMAGES].tolist() == [235.5, 196.25, 274.75, 2]
     assert shown.loc[training.RELATIVE].tolist() == [0.625, 0.5625, 0.6875, 2]
 
 
