@@ -28,15 +28,13 @@ Labels = npt.NDArray[np.int64]
 class Network(nn.Module):
     """Layers with an adapter before and after them; a plain module, because ART treats nn.Sequential in its own way."""
 
-    def __init__(
-        self, layers: nn.Module, adapt: Callable[[Tensor], Tensor], finish: Callable[[Tensor], Tensor]
-    ) -> None:
+    def __init__(self, layers: nn.Module, form: "Form") -> None:
         super().__init__()
-        self.layers, self.adapt, self.finish = layers, adapt, finish
+        self.layers, self.form = layers, form
 
     def forward(self, images: Tensor) -> Tensor:
-        """Return what `finish` makes of the logits, shape ``(n, classes)``."""
-        return self.finish(self.layers(self.adapt(images)))
+        """Return what the form's `finish` makes of the logits, shape ``(n, classes)``."""
+        return self.form.finish(self.layers(self.form.adapt(images)))
 
 
 def _same(values: Any) -> Any:
@@ -68,7 +66,7 @@ class Form:
     def network(self, layers: nn.Sequential) -> nn.Module:
         """Return a network for this form on a copy of these layers."""
         layers = copy.deepcopy(layers)
-        return layers if self.sequential else Network(layers, self.adapt, self.finish)
+        return layers if self.sequential else Network(layers, self)
 
 
 PLAIN = Form()
@@ -177,15 +175,12 @@ class Victim:
     attack_loss: nn.Module | None = None
     stock: bool = False
 
-    def classifier(self, network: nn.Module, form: Form = PLAIN, optimizer: torch.optim.Optimizer | None = None) -> Any:
+    def classifier(self, network: nn.Module, form: Form, optimizer: torch.optim.Optimizer) -> Any:
         """Return a classifier on this network that notes how it is used."""
         options: dict[str, Any] = {"clip_values": (0.0, 1.0), "device_type": "cpu", "optimizer": optimizer}
-        options |= {"channels_first": form.channels_first}
-        if self.stock:
-            return WatchedClassifier(network, self.loss, form.shape, form.classes, **options)
-        return WatchedHRClassifier(
-            network, self.loss, form.shape, form.classes, attack_loss=self.attack_loss, **options
-        )
+        options |= {"channels_first": form.channels_first} | ({} if self.stock else {"attack_loss": self.attack_loss})
+        kind: Any = WatchedClassifier if self.stock else WatchedHRClassifier
+        return kind(network, self.loss, form.shape, form.classes, **options)
 
 
 @dataclass(frozen=True, eq=False)

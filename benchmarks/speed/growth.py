@@ -96,7 +96,8 @@ def panels(settings: Settings) -> list[Panel]:
     def loss(examples: int, classes: int) -> dict[str, Call]:
         workload = losses.Workload((examples, classes))
         logits, target = workload.example(CPU)
-        return {name: losses.step(losses.eager(workload, CPU)[name], logits, target) for name in (losses.CE, losses.HR)}
+        both = losses.eager(workload, CPU)
+        return {name: losses.step(both[name], logits, target) for name in (losses.CE, losses.HR)}
 
     def attack(subject: Subject, steps: int) -> dict[str, Call]:
         kind, network = AttackKind("PGD", steps), subject.on(CPU)

@@ -184,27 +184,22 @@ def reading(
 
 
 def timed_readings(
-    case: str,
-    times: Mapping[str, Sequence[float]],
-    against: Mapping[str, Sequence[str]],
-    *,
-    x: float | None = None,
-    note: str = "",
+    case: str, times: Mapping[str, Sequence[float]], against: Mapping[str, Sequence[str]], **stated: Any
 ) -> list[Reading]:
     """
     Return seconds and ratios as readings, each ratio taken within a round: what slows several rounds cancels.
 
     :param times: Seconds by contender, one per round.
     :param against: For each contender, those that it is compared with, as far as they are in `times`.
-    :param note: What is to be known of all of them.
+    :param stated: `x` and `note` of all of them.
     """
     readings = []
     for name, taken in times.items():
-        readings.append(reading(case, name, SECONDS, taken, x=x, note=note))
+        readings.append(reading(case, name, SECONDS, taken, **stated))
         for other in against.get(name, ()):
             if other in times:
                 ratios = [one / beside for one, beside in zip(taken, times[other], strict=True)]
-                readings.append(reading(case, name, RATIO, ratios, other, x=x, note=note))
+                readings.append(reading(case, name, RATIO, ratios, other, **stated))
     return readings
 
 

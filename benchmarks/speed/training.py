@@ -148,25 +148,22 @@ def art_fit(start: Start) -> nn.Module:
     return network
 
 
-def contenders(subject: TrainingSubject, folder: Path) -> dict[str, Callable[[], object]]:
-    """Return every way to train the subject's network from the same weights, by its name; stores go into the folder."""
-    starts = {name: Start(subject, loss) for name, loss in LOSSES.items()}
-    runs = {name: partial(trained, [subject.run(loss)], subject.data, folder) for name, loss in LOSSES.items()}
-    return {
-        **{BARE[name]: partial(bare_loop, start) for name, start in starts.items()},
-        **{OURS[name]: run for name, run in runs.items()},
-        FOLLOWED: partial(runs["HR"], followed=True),
-        LOADER: partial(loader_loop, starts["CE"]),
-        FIT: partial(art_fit, starts["CE"]),
-    }
-
-
 def measure(subject: TrainingSubject, device: torch.device, settings: Settings) -> list[Reading]:
-    """Return images a second of every contender on one network."""
+    """Return images a second of every way to train the subject's network from the same weights."""
+    starts = {name: Start(subject, loss) for name, loss in LOSSES.items()}
     with tempfile.TemporaryDirectory() as folder:
+
+        def run(loss: LossSpec, *, followed: bool = False) -> Store:
+            return trained([subject.run(loss)], subject.data, Path(folder), followed=followed)
+
         calls: dict[str, Call] = {
-            name: lambda _, call=call: call()  # type: ignore[misc]
-            for name, call in contenders(subject, Path(folder)).items()
+            BARE["CE"]: lambda _: bare_loop(starts["CE"]),
+            BARE["HR"]: lambda _: bare_loop(starts["HR"]),
+            OURS["CE"]: lambda _: run(CE),
+            OURS["HR"]: lambda _: run(HR),
+            FOLLOWED: lambda _: run(HR, followed=True),
+            LOADER: lambda _: loader_loop(starts["CE"]),
+            FIT: lambda _: art_fit(starts["CE"]),
         }
         times = interleaved(calls, settings, device=device, rounds=50, warm=False)
     return throughputs(at(subject.name, device), times, subject)
