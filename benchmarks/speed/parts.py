@@ -22,6 +22,7 @@ from benchmarks.report.markup import Table
 from benchmarks.speed import attacks, growth, losses, training
 from benchmarks.speed.measuring import Reading, Settings, frame
 from benchmarks.store import write_bytes
+from benchmarks.store._atomic import expect_writable
 
 # Load per core from which on the machine is called busy.
 BUSY = 0.3
@@ -138,7 +139,9 @@ def run(names: Sequence[str], settings: Settings, folder: Path, console: Console
     :param names: Of the parts.
     :param command: The command without the parts, to stand in NAME.md.
     :return: The exit status: 130 if it was interrupted, when the finished parts are kept.
+    :raises StoreError: If the folder cannot be written to, before anything is measured.
     """
+    expect_writable(folder)
     head = machine()
     for note in head:
         console.print(note, soft_wrap=True)

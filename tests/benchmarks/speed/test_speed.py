@@ -411,8 +411,14 @@ def test_interrupted_run_keeps_what_is_finished(
     assert f"  {command} --part half never\n" in capsys.readouterr().out
 
 
-def test_an_unknown_part_and_no_seconds_are_errors(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["speed", "--output", str(tmp_path), "--part", "losses"]) == 2
-    said = capsys.readouterr().err
-    assert all(name in said for name in ("losses", *PARTS))
-    assert main(["speed", "--output", str(tmp_path), "--seconds", "0"]) == 2
+def test_bad_options_are_errors_before_anything_is_measured(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "file").touch()
+    for options, named in (
+        ("--part losses", "losses"),
+        ("--seconds 0", "0.0"),
+        (f"--output {tmp_path}/file/a", "file"),
+    ):
+        assert main(["speed", "--output", str(tmp_path), *options.split()]) == 2
+        shown = capsys.readouterr()
+        assert named in shown.err
+        assert not shown.out
