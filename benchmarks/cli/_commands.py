@@ -1,5 +1,6 @@
 """The commands and their options, as tyro reads them. What a command does is imported when it is called."""
 
+import os
 import shlex
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,8 +13,7 @@ from rich.table import Table
 
 from benchmarks import grids
 from benchmarks.cli._grid_options import GridOptions
-from benchmarks.config import DATA_DIR
-from benchmarks.speed.command import Speed
+from benchmarks.config import DATA_DIR, ConfigError
 
 
 @dataclass(frozen=True)
@@ -49,9 +49,7 @@ class Run(GridOptions):
     def resuming(self) -> str:
         """The same command, with where it finds and keeps things."""
         names = ("data_dir", "workers", "together", "scheduler", "tls_ca", "tls_cert", "tls_key")
-        given = {name: value for name in names if (value := getattr(self, name)) != getattr(Run, name)}
-        options = (f" --{name.replace('_', '-')} {shlex.quote(str(value))}" for name, value in given.items())
-        return super().resuming + "".join(options) + (" --download" if self.download else "")
+        return super().resuming + _changed(self, *names) + (" --download" if self.download else "")
 
 
 @dataclass(frozen=True)
@@ -99,6 +97,53 @@ class Grids:
             table.add_row(name, what, str(len(build().runs())), grids.COSTS[name])
         console.print(table)
         return 0
+
+
+@dataclass(frozen=True)
+class Speed:
+    """
+    Measure how fast the loss, the attacks and training are, beside cross-entropy, loops by hand, ART and others.
+
+    About 20 minutes on two cores. What is measured in turn is shown as ratios, with medians and quartiles; the machine
+    should have nothing else to do.
+    """
+
+    NEEDS: ClassVar = ("benchmarks.speed.parts",)
+
+    part: tuple[str, ...] = ("loss", "attacks", "growth", "training")
+    """Only these parts, one or more of those that are the default."""
+    output: Path = Path("hrloss-speed")
+    """Folder for PART.md, PART.csv and the figures; those of parts that are not measured are left as they are."""
+    data_dir: Path = DATA_DIR
+    """Folder of the data sets MNIST and CIFAR-10, as for `run`; where they are not there, digits stand in for them."""
+    seconds: float = 20.0
+    """For the rounds of one case, of which there are three at least. More give more rounds."""
+    quick: bool = False
+    """Small sizes, one round and the digits, to see that all works: the timings say little."""
+
+    def __call__(self, console: Console) -> int:
+        """Measure; returns the exit status."""
+        from benchmarks.speed import parts
+        from benchmarks.speed.measuring import Settings
+
+        if not self.seconds > 0:
+            raise ConfigError(f"expected seconds to be above 0, but got {self.seconds}")
+        # Unlike Path's own, this leaves a path as it is where there is no home.
+        data_dir, output = (Path(os.path.expanduser(folder)) for folder in (self.data_dir, self.output))
+        settings = Settings(data_dir, self.quick, self.seconds)
+        return parts.run(parts.chosen(self.part), settings, output, console, command=self.resuming)
+
+    @property
+    def resuming(self) -> str:
+        """The same command, but for the parts."""
+        quick = " --quick" if self.quick else ""
+        return f"python -m benchmarks speed{quick}{_changed(self, 'output', 'data_dir', 'seconds')}"
+
+
+def _changed(command: Run | Speed, *names: str) -> str:
+    """Return the options of these names that are not at their defaults, as one types them."""
+    given = {name: value for name in names if (value := getattr(command, name)) != getattr(type(command), name)}
+    return "".join(f" --{name.replace('_', '-')} {shlex.quote(str(value))}" for name, value in given.items())
 
 
 COMMANDS = {"run": Run, "status": Status, "report": Report, "grids": Grids, "speed": Speed}

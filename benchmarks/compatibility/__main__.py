@@ -7,9 +7,8 @@ import tyro
 from rich.console import Console
 from rich.progress import track
 
-from benchmarks.compatibility import table
-from benchmarks.compatibility.measuring import find
-from benchmarks.compatibility.subjects import make_subject
+from benchmarks.compatibility.cases import make_subject
+from benchmarks.compatibility.findings import PUBLISHED, conditions, find, lacking, markdown, tables
 
 
 def main(write: bool = False) -> None:
@@ -21,18 +20,18 @@ def main(write: bool = False) -> None:
     """
     torch.set_num_threads(1)  # the fastest for networks this small, and the same sums in every run
     errors = Console(stderr=True)
-    todo = [(case, hide) for case, hide in table.conditions() if not table.lacking(case, hide=hide)]
-    missing = sorted({need for case, hide in table.conditions() for need in table.lacking(case, hide=hide)})
+    missing = sorted({need for case, hide in conditions() for need in lacking(case, hide=hide)})
     if missing and write:
         sys.exit(f"expected everything that a row needs, but these are missing: pip install {' '.join(missing)}")
     subject = make_subject()
+    todo = [(case, hide) for case, hide in conditions() if not lacking(case, hide=hide)]
     findings = [find(case, subject, hide=hide) for case, hide in track(todo, "running", console=errors)]
-    for part in table.tables(findings):
+    for part in tables(findings):
         Console().print(part.rich())
     if missing:
         errors.print(f"Rows left out for want of: {', '.join(missing)}")
     if write:
-        table.PUBLISHED.write_text(table.markdown(findings))
+        PUBLISHED.write_text(markdown(findings))
 
 
 if __name__ == "__main__":

@@ -1,18 +1,165 @@
-"""What a case is: one attack or trainer of ART, one way of using it, and what came of it."""
+"""What a case is, and what it acts on: the digits in several forms, a network for each, and watched classifiers."""
 
-import importlib
+import copy
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
-from dataclasses import KW_ONLY, dataclass, field
+from collections.abc import Callable
+from dataclasses import KW_ONLY, dataclass
+from functools import partial, partialmethod
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import nn
+from art.estimators.classification import PyTorchClassifier
+from torch import Tensor, nn
 
-from benchmarks.compatibility.subjects import CLASSES, PLAIN, Form, Images, Labels, Subject
-from benchmarks.compatibility.watching import Watched, WatchedClassifier, WatchedHRClassifier
+from art_hrloss import HRClassifier, HRLoss
+from benchmarks import data, models
+from benchmarks.training import train_epoch
+
+CLASSES = 10
+# What goes past the classifier, straight to its network: with a gradient by the images, or without.
+NETWORK_GRADIENTS, NETWORK = "gradients of the network", "the network"
+Images = npt.NDArray[np.float32]
+Labels = npt.NDArray[np.int64]
+
+
+class Network(nn.Module):
+    """Layers with an adapter before and after them; a plain module, because ART treats nn.Sequential in its own way."""
+
+    def __init__(self, layers: nn.Module, form: "Form") -> None:
+        super().__init__()
+        self.layers, self.form = layers, form
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return what the form's `finish` makes of the logits, shape ``(n, classes)``."""
+        return self.form.finish(self.layers(self.form.adapt(images)))
+
+
+def _same(values: Any) -> Any:
+    return values
+
+
+@dataclass(frozen=True)
+class Form:
+    """
+    A form in which digits are given to an attack that does not take them as they are, and the network for that form.
+
+    :param shape: Of one image.
+    :param present: Images of shape ``(n, 1, 8, 8)`` in this form.
+    :param adapt: The way back, in torch, inside the network.
+    :param finish: What follows the logits.
+    :param classes: Only digits below this are used.
+    :param sequential: Whether the network is an nn.Sequential.
+    :param channels_first: ART's option of that name.
+    """
+
+    shape: tuple[int, ...] = (1, 8, 8)
+    present: Callable[[Images], Images] = _same
+    adapt: Callable[[Tensor], Tensor] = _same
+    finish: Callable[[Tensor], Tensor] = _same
+    classes: int = CLASSES
+    sequential: bool = False
+    channels_first: bool = True
+
+    def network(self, layers: nn.Sequential) -> nn.Module:
+        """Return a network for this form on a copy of these layers."""
+        layers = copy.deepcopy(layers)
+        return layers if self.sequential else Network(layers, self)
+
+
+PLAIN = Form()
+SEQUENTIAL = Form(sequential=True)
+TWO_CLASSES = Form(finish=lambda logits: logits[:, :2], classes=2)
+PROBABILITIES = Form(finish=partial(torch.softmax, dim=1))
+COLUMNS = Form(shape=(64,), present=lambda x: x.reshape(-1, 64), adapt=lambda x: x.reshape(-1, 1, 8, 8))
+COLOUR = Form(shape=(3, 8, 8), present=lambda x: x.repeat(3, axis=1), adapt=lambda x: x.mean(1, keepdim=True))
+CHANNELS_LAST = Form(
+    shape=(8, 8, 3),
+    present=lambda x: x.repeat(3, axis=1).transpose(0, 2, 3, 1),
+    adapt=lambda x: x.permute(0, 3, 1, 2).mean(1, keepdim=True),
+    channels_first=False,
+)
+VIDEO = Form(  # four frames, the channels last
+    shape=(4, 8, 8, 1),
+    present=lambda x: x[:, np.newaxis].transpose(0, 1, 3, 4, 2).repeat(4, axis=1),
+    adapt=lambda x: x.mean(1).permute(0, 3, 1, 2),
+    channels_first=False,
+)
+
+
+@dataclass(frozen=True, eq=False)
+class Subject:
+    """Digits, as images of shape ``(n, 1, 8, 8)`` in [0, 1] with their labels, and a small CNN's layers."""
+
+    x_train: Images
+    y_train: Labels
+    x_test: Images
+    y_test: Labels
+    trained: nn.Sequential
+    untrained: nn.Sequential
+
+
+def make_subject() -> Subject:
+    """Load the digits, and train the small CNN for eight epochs with the HR loss; about two seconds."""
+    digits = data.load("digits", data_dir=Path(), validation_size=100)
+    (x, y), (x_test, y_test) = (split.tensors(torch.device("cpu")) for split in (digits.train, digits.test))
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        untrained = models.lenet((1, 8, 8), CLASSES, small=True)
+    assert isinstance(untrained, nn.Sequential)
+    trained = copy.deepcopy(untrained)
+    optimizer, order = torch.optim.Adam(trained.parameters(), lr=2e-3), torch.Generator().manual_seed(0)
+    for _ in range(8):
+        batches = torch.randperm(len(x), generator=order).split(64)
+        train_epoch(trained, HRLoss(), optimizer, ((x[batch], y[batch]) for batch in batches))
+    return Subject(x.numpy(), y.numpy(), x_test.numpy(), y_test.numpy(), trained.eval(), untrained)
+
+
+class Watched:
+    """
+    Put before a PyTorchClassifier: the methods through which ART asks it for something note that they were called.
+
+    Only calls from outside are noted, not those that one method makes to another. `calls` holds the methods' names,
+    and NETWORK_GRADIENTS and NETWORK for what goes past them all.
+    """
+
+    def __init__(self, model: nn.Module, *args: Any, **kwargs: Any) -> None:
+        """:param model: A network with a convolution, by whose forward passes it is watched."""
+        self.calls: set[str] = set()
+        self._inside = False
+        super().__init__(model, *args, **kwargs)  # type: ignore[call-arg]  # the classifier's
+        first = next(module for module in self._model.modules() if isinstance(module, nn.Conv2d))  # type: ignore[attr-defined]
+        first.register_forward_hook(self._note_forward)
+
+    def _note(self, name: str, *args: Any, **kwargs: Any) -> Any:
+        outside, self._inside = not self._inside, True
+        if outside:
+            self.calls.add(name)
+        try:
+            return getattr(super(), name)(*args, **kwargs)
+        finally:
+            self._inside = not outside
+
+    loss_gradient = partialmethod(_note, "loss_gradient")
+    compute_loss = partialmethod(_note, "compute_loss")
+    class_gradient = partialmethod(_note, "class_gradient")
+    predict = partialmethod(_note, "predict")
+    get_activations = partialmethod(_note, "get_activations")
+    fit = partialmethod(_note, "fit")
+
+    def _note_forward(self, module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        if not self._inside:
+            self.calls.add(NETWORK_GRADIENTS if inputs[0].requires_grad else NETWORK)
+
+
+class WatchedHRClassifier(Watched, HRClassifier):
+    """An HRClassifier that notes how it is used."""
+
+
+class WatchedClassifier(Watched, PyTorchClassifier):
+    """ART's own classifier, noting how it is used."""
 
 
 @dataclass(frozen=True)
@@ -28,15 +175,12 @@ class Victim:
     attack_loss: nn.Module | None = None
     stock: bool = False
 
-    def classifier(self, network: nn.Module, form: Form = PLAIN, optimizer: torch.optim.Optimizer | None = None) -> Any:
-        """A classifier on this network that notes how it is used."""
+    def classifier(self, network: nn.Module, form: Form, optimizer: torch.optim.Optimizer) -> Any:
+        """Return a classifier on this network that notes how it is used."""
         options: dict[str, Any] = {"clip_values": (0.0, 1.0), "device_type": "cpu", "optimizer": optimizer}
-        options |= {"channels_first": form.channels_first}
-        if self.stock:
-            return WatchedClassifier(network, self.loss, form.shape, form.classes, **options)
-        return WatchedHRClassifier(
-            network, self.loss, form.shape, form.classes, attack_loss=self.attack_loss, **options
-        )
+        options |= {"channels_first": form.channels_first} | ({} if self.stock else {"attack_loss": self.attack_loss})
+        kind: Any = WatchedClassifier if self.stock else WatchedHRClassifier
+        return kind(network, self.loss, form.shape, form.classes, **options)
 
 
 @dataclass(frozen=True, eq=False)
@@ -85,50 +229,11 @@ class Case(ABC):
 
 
 def right(network: nn.Module, images: Images, labels: Labels) -> int:
-    """How many of the images the network has right."""
+    """Count the images that the network has right."""
     with torch.no_grad():
         return int((network.eval()(torch.from_numpy(images)).argmax(1).numpy() == labels).sum())
 
 
 def one_hot(labels: Labels) -> Images:
-    """Labels as rows of 0 and 1."""
+    """Return labels as rows of 0 and 1."""
     return np.eye(CLASSES, dtype=np.float32)[labels]
-
-
-def away(attack: Any, images: Images, labels: Labels) -> Any:
-    """Adversarial images, away from the labels, which are class indices."""
-    return attack.generate(images, y=labels)
-
-
-@dataclass(frozen=True)
-class AttackCase(Case):
-    """
-    An evasion attack; see :class:`Case`.
-
-    :param options: The attack's arguments beside the classifier, or a function of the classifier that gives them.
-    :param form: The form of the digits.
-    :param count: How many images.
-    :param generate: From attack, images and class indices to adversarial images.
-    """
-
-    options: Mapping[str, Any] | Callable[[Any], Mapping[str, Any]] = field(default_factory=dict)
-    _: KW_ONLY
-    form: Form = PLAIN
-    count: int = 12
-    generate: Callable[[Any, Images, Labels], Any] = away
-
-    def perform(self, subject: Subject, victim: Victim) -> Outcome:
-        """Attack the first test images that the network has right."""
-        network = self.form.network(subject.trained)
-        images, labels = self.form.present(subject.x_test), subject.y_test
-        with torch.no_grad():
-            predicted = network(torch.from_numpy(images)).argmax(1).numpy()
-        chosen = np.flatnonzero((predicted == labels) & (labels < self.form.classes))[: self.count]
-        x, y = np.ascontiguousarray(images[chosen]), labels[chosen]
-        classifier: Watched = victim.classifier(network, self.form, torch.optim.Adam(network.parameters()))
-        options = self.options(classifier) if callable(self.options) else self.options
-        exports = importlib.import_module("art.attacks.evasion")  # not above: see measuring.hidden
-        attack = getattr(exports, self.name)(classifier, **options)
-        x_adv = np.asarray(self.generate(attack, x.copy(), y.copy()), dtype=np.float32)
-        calls = frozenset(classifier.calls)
-        return Outcome(x_adv, right(network, x, y), right(network, x_adv, y), calls)

@@ -1,147 +1,208 @@
 """ART's trainers as small cases, each from an untrained network, on the digits."""
 
 import tempfile
-from collections.abc import Callable
-from dataclasses import replace
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
+import torch
 from art.attacks.evasion import ProjectedGradientDescent
 from art.defences import trainer as trainers
 from art.defences.preprocessor import Mixup
+from art.estimators.certification.deep_z import PytorchDeepZ
+from art.estimators.certification.interval import PyTorchIBPClassifier
+from torch import Tensor, nn
 
-from benchmarks.compatibility.subjects import SEQUENTIAL
-from benchmarks.compatibility.workshop import Bare, TrainerCase, WatchedDeepZ, WatchedIBP, Workshop
+from benchmarks.compatibility import cases
+
+TRAINING_IMAGES, TEST_IMAGES = 320, 100
+New = Callable[[], Any]
+
+
+class Bare(nn.Module):
+    """A loss that is no CrossEntropyLoss to ART, which then hands it one-hot labels."""
+
+    def __init__(self, loss: nn.Module) -> None:
+        super().__init__()
+        self.loss = loss
+
+    def forward(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """Return the loss under it."""
+        value: Tensor = self.loss(logits, labels)
+        return value
+
+
+class FlatReLU(nn.ReLU):
+    """A ReLU whose output is flat: ART's certifiers read no layer that flattens."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Return the ReLU of features of any shape, one row per image."""
+        return super().forward(input).flatten(1)
+
+
+def certifiable_network() -> nn.Sequential:
+    """Return what ART's certifiers can read, with the weights it begins with, the same in every call."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return nn.Sequential(nn.Conv2d(1, 4, 3, stride=2), FlatReLU(), nn.Linear(4 * 3 * 3, cases.CLASSES))
+
+
+class WatchedDeepZ(cases.Watched, PytorchDeepZ):
+    """ART's zonotope certifier, noting how it is used."""
+
+
+class WatchedIBP(cases.Watched, PyTorchIBPClassifier):
+    """ART's interval certifier, noting how it is used."""
+
+
+@dataclass(frozen=True)
+class TrainerCase(cases.Case):
+    """
+    A trainer; see :class:`Case`.
+
+    :param make: From a function that gives untrained classifiers, each on a network of its own, and a folder for what
+           the trainer writes, to the trainer.
+    :param fit: Arguments of the trainer's `fit` in place of those that all others have.
+    :param form: The form of the network.
+    :param sgd: Whether to train by SGD: FBF sets a learning rate of its own, far too high a one for Adam.
+    :param bare: Whether ART shall not know the loss by its class.
+    :param certifier: The class of ART's certifying classifiers that it needs, and its options.
+    """
+
+    make: Callable[[New, str], Any]
+    fit: Mapping[str, Any] = field(default_factory=dict)
+    form: cases.Form = cases.PLAIN
+    sgd: bool = False
+    bare: bool = False
+    certifier: tuple[type, Mapping[str, Any]] | None = None
+
+    def classifier(self, subject: cases.Subject, victim: cases.Victim) -> Any:
+        """Return a classifier on an untrained network."""
+        if self.bare:
+            victim = replace(victim, loss=Bare(victim.loss))
+        network = certifiable_network() if self.certifier else self.form.network(subject.untrained)
+        optimizer: torch.optim.Optimizer = torch.optim.Adam(network.parameters(), lr=0.02 if self.certifier else 0.01)
+        if self.sgd:
+            optimizer = torch.optim.SGD(network.parameters(), momentum=0.9)
+        if self.certifier is None:
+            return victim.classifier(network, self.form, optimizer)
+        kind, own = self.certifier
+        options = {"clip_values": (0.0, 1.0), "device_type": "cpu", "optimizer": optimizer, "nb_classes": cases.CLASSES}
+        return kind(network, loss=victim.loss, input_shape=(1, 8, 8), **options, **own)
+
+    def perform(self, subject: cases.Subject, victim: cases.Victim) -> cases.Outcome:
+        """Train on some of the images, and count the test images that are right before and after."""
+        images, labels = subject.x_train[:TRAINING_IMAGES], cases.one_hot(subject.y_train[:TRAINING_IMAGES])
+        with tempfile.TemporaryDirectory() as folder:
+            trainer = self.make(lambda: self.classifier(subject, victim), folder)
+            trainer.fit(images, labels, **{"batch_size": 32, "nb_epochs": 3, **self.fit})
+        if self.certifier:
+            trainer.set_forward_mode("concrete")
+        classifier = trainer.classifier
+        x, y = subject.x_test[:TEST_IMAGES], subject.y_test[:TEST_IMAGES]
+        calls = frozenset(classifier.calls)
+        untrained = certifiable_network() if self.certifier else self.form.network(subject.untrained)
+        weights = [parameter.detach().numpy().ravel() for parameter in classifier.model.parameters()]
+        after = int((classifier.predict(x).argmax(1) == y).sum())
+        return cases.Outcome(np.concatenate(weights), cases.right(untrained, x, y), after, calls)
 
 
 def _pgd(classifier: Any) -> ProjectedGradientDescent:
     return ProjectedGradientDescent(classifier, eps=0.1, eps_step=0.05, max_iter=2, batch_size=64, verbose=False)
 
 
-def _adversarial(shop: Workshop) -> Any:
-    classifier = shop.classifier()
-    return shop.fit(trainers.AdversarialTrainer(classifier, _pgd(classifier)))
+def _adversarial(new: New, folder: str) -> Any:
+    classifier = new()
+    return trainers.AdversarialTrainer(classifier, _pgd(classifier))
 
 
-def _madry(shop: Workshop) -> Any:
-    return shop.fit(trainers.AdversarialTrainerMadryPGD(shop.classifier(), eps=0.1, eps_step=0.05, max_iter=2))
+def _trades(new: New, folder: str) -> Any:
+    classifier = new()
+    return trainers.AdversarialTrainerTRADESPyTorch(classifier, _pgd(classifier), beta=1.0)
 
 
-def _trades(shop: Workshop) -> Any:
-    classifier = shop.classifier()
-    return shop.fit(trainers.AdversarialTrainerTRADESPyTorch(classifier, _pgd(classifier), beta=1.0))
+def _fast(new: New, folder: str) -> Any:
+    return trainers.AdversarialTrainerFBFPyTorch(new(), eps=0.1)
 
 
-def _fast(shop: Workshop) -> Any:
-    return shop.fit(trainers.AdversarialTrainerFBFPyTorch(shop.classifier(sgd=True), eps=0.1), epochs=5, batch_size=16)
-
-
-def _bare(train: Callable[[Workshop], Any]) -> Callable[[Workshop], Any]:
-    return lambda shop: train(replace(shop, victim=replace(shop.victim, loss=Bare(shop.victim.loss))))
-
-
-def _awp(mode: str) -> Callable[[Workshop], Any]:
-    def train(shop: Workshop) -> Any:
-        classifier, proxy = shop.classifier(), shop.classifier()
+def _awp(mode: str) -> Callable[[New, str], Any]:
+    def make(new: New, folder: str) -> Any:
+        classifier, proxy = new(), new()
         options = {"mode": mode, "gamma": 0.005, "beta": 1.0, "warmup": 1}
-        return shop.fit(trainers.AdversarialTrainerAWPPyTorch(classifier, proxy, _pgd(classifier), **options))
+        return trainers.AdversarialTrainerAWPPyTorch(classifier, proxy, _pgd(classifier), **options)
 
-    return train
+    return make
 
 
-def _oaat(shop: Workshop) -> Any:
-    classifier = shop.classifier()
+def _oaat(new: New, folder: str) -> Any:
     schedule = {"lr": 0.01, "lr_schedule": "cosine", "momentum": 0.9, "weight_decay": 0.0, "oaat_warmup": 0}
     attack = {"norm": np.inf, "i_epsilon": 0.05, "epsilon": 0.1, "mixup_epsilon": 0.1, "max_iter": 2}
     distance = {"alternate_iter_eps": 0.06, "lpips_weight": 1.0, "i_lpips_weight": 0.0, "layer_names_activation": [2]}
     weights = {"beta": 1.0, "beta_final": 1.5, "alpha": 1.0, "mixup_alpha": 0.5, "awp_warmup": 0, "awp_gamma": 0.005}
     average = {"list_swa_epoch": [0], "list_swa_tau": [0.9], "load_swa_model_tau": 0.9, "swa_save_epoch": 0}
-    with tempfile.TemporaryDirectory() as folder:
-        options = schedule | attack | distance | weights | average | {"models_path": folder}
-        others = (shop.classifier(), shop.classifier(), [shop.classifier()])
-        trainer = trainers.AdversarialTrainerOAATPyTorch(classifier, *others, _pgd(classifier), options)
-        return shop.fit(trainer)
+    options = schedule | attack | distance | weights | average | {"models_path": folder}
+    classifier, proxy, distances, average_1 = (new() for _ in range(4))
+    return trainers.AdversarialTrainerOAATPyTorch(classifier, proxy, distances, [average_1], _pgd(classifier), options)
 
 
-def _insta_hide(shop: Workshop) -> Any:
-    return shop.fit(trainers.DPInstaHideTrainer(shop.classifier(), [Mixup(num_classes=10)]))
+def _certified(new: New, folder: str) -> Any:
+    pgd = {"eps": 0.1, "eps_step": 0.05, "max_iter": 2, "batch_size": 32, "num_random_init": 0}
+    return trainers.AdversarialTrainerCertifiedPytorch(new(), bound=0.05, pgd_params=pgd)
 
 
 def _zonotope(x: Any, eps: float) -> tuple[Any, Any]:
-    """As ART's own, without the clipping at 0 and 1: centre and error terms."""
+    """Return centre and error terms as ART does, without its clipping at 0 and 1."""
     return x[np.newaxis], (np.eye(x.size) * eps).reshape(-1, *x.shape)
 
 
-def _certified(**options: Any) -> Callable[[Workshop], Any]:
-    def train(shop: Workshop) -> Any:
-        classifier = shop.certifier(WatchedDeepZ, **options)
-        pgd = {"eps": 0.1, "eps_step": 0.05, "max_iter": 2, "batch_size": 32, "num_random_init": 0}
-        trainer = trainers.AdversarialTrainerCertifiedPytorch(classifier, bound=0.05, pgd_params=pgd)
-        shop.fit(trainer, batch_size=2, verbose=False)
-        trainer.set_forward_mode("concrete")
-        return classifier
-
-    return train
-
-
-def _interval(shop: Workshop) -> Any:
-    trainer = trainers.AdversarialTrainerCertifiedIBPPyTorch(shop.certifier(WatchedIBP), bound=0.05)
-    classifier = shop.fit(trainer, limits=[0.0, 1.0], verbose=False)
-    trainer.set_forward_mode("concrete")
-    return classifier
-
-
-ONE_HOT = "a loss that is no CrossEntropyLoss gets one-hot labels, with which ART's accuracy fails"
-FIRST_LAYER = "ART takes the first layer's output for the logits"
-CERTIFIER = "in place of HRClassifier it takes ART's {}, with HRLoss; beside the loss there is ART's own bound"
-
-TRAINERS: tuple[TrainerCase, ...] = (
-    TrainerCase("AdversarialTrainer", train=_adversarial, note="attack and training need the same classifier object"),
-    TrainerCase("AdversarialTrainerMadryPGD", train=_madry),
-    TrainerCase("AdversarialTrainerTRADESPyTorch", train=_trades, note="the loss plus ART's own KL term"),
-    TrainerCase(
-        "AdversarialTrainerTRADESPyTorch", variant="nn.Sequential", train=_trades, form=SEQUENTIAL, note=FIRST_LAYER
-    ),
-    TrainerCase(
-        "AdversarialTrainerTRADESPyTorch", variant="HRLoss in another module", train=_bare(_trades), note=ONE_HOT
-    ),
-    TrainerCase("AdversarialTrainerFBFPyTorch", train=_fast, note="it sets its own learning rate: use SGD"),
-    TrainerCase(
-        "AdversarialTrainerFBFPyTorch", variant="nn.Sequential", train=_fast, form=SEQUENTIAL, note=FIRST_LAYER
-    ),
-    TrainerCase("AdversarialTrainerFBFPyTorch", variant="HRLoss in another module", train=_bare(_fast), note=ONE_HOT),
-    TrainerCase("AdversarialTrainerAWPPyTorch", variant='mode="PGD"', train=_awp("PGD")),
-    TrainerCase(
-        "AdversarialTrainerAWPPyTorch",
-        variant='mode="TRADES"',
-        train=_awp("TRADES"),
-        note="the loss plus ART's own KL term",
-    ),
-    TrainerCase(
-        "AdversarialTrainerOAATPyTorch",
-        train=_oaat,
-        form=SEQUENTIAL,
-        note="the loss plus ART's own KL and LPIPS terms",
-    ),
-    TrainerCase("DPInstaHideTrainer", train=_insta_hide, note="it has no attack; with Mixup"),
-    TrainerCase(
-        "AdversarialTrainerCertifiedPytorch",
-        train=_certified(),
-        numpy="2.4",
-        stock=False,
-        note="ART's own zonotopes need an older NumPy",
-    ),
-    TrainerCase(
-        "AdversarialTrainerCertifiedPytorch",
+def _cases() -> Iterator[TrainerCase]:
+    case = TrainerCase
+    note = "attack and training need the same classifier object"
+    yield case("AdversarialTrainer", _adversarial, note=note)
+    madry = {"eps": 0.1, "eps_step": 0.05, "max_iter": 2}
+    yield case("AdversarialTrainerMadryPGD", lambda new, folder: trainers.AdversarialTrainerMadryPGD(new(), **madry))
+    kl = "the loss plus ART's own KL term"
+    fast: dict[str, Any] = {"fit": {"nb_epochs": 5, "batch_size": 16}, "sgd": True}
+    for name, make, options, note in (
+        ("AdversarialTrainerTRADESPyTorch", _trades, {}, kl),
+        ("AdversarialTrainerFBFPyTorch", _fast, fast, "it sets its own learning rate: use SGD"),
+    ):
+        yield case(name, make, **options, note=note)
+        note = "ART takes the first layer's output for the logits"
+        yield case(name, make, **options, variant="nn.Sequential", form=cases.SEQUENTIAL, note=note)
+        note = "a loss that is no CrossEntropyLoss gets one-hot labels, with which ART's accuracy fails"
+        yield case(name, make, **options, variant="HRLoss in another module", bare=True, note=note)
+    yield case("AdversarialTrainerAWPPyTorch", _awp("PGD"), variant='mode="PGD"')
+    yield case("AdversarialTrainerAWPPyTorch", _awp("TRADES"), variant='mode="TRADES"', note=kl)
+    note = "the loss plus ART's own KL and LPIPS terms"
+    yield case("AdversarialTrainerOAATPyTorch", _oaat, form=cases.SEQUENTIAL, note=note)
+    yield case(
+        "DPInstaHideTrainer",
+        lambda new, folder: trainers.DPInstaHideTrainer(new(), [Mixup(num_classes=cases.CLASSES)]),
+        note="it has no attack; with Mixup",
+    )
+    zonotopes: dict[str, Any] = {"fit": {"batch_size": 2, "verbose": False}, "stock": False}
+    note = "ART's own zonotopes need an older NumPy"
+    name = "AdversarialTrainerCertifiedPytorch"
+    yield case(name, _certified, **zonotopes, certifier=(WatchedDeepZ, {}), numpy="2.4", note=note)
+    certifier = "in place of HRClassifier it takes ART's {}, with HRLoss; beside the loss there is ART's own bound"
+    yield case(
+        name,
+        _certified,
+        **zonotopes,
+        certifier=(WatchedDeepZ, {"concrete_to_zonotope": _zonotope}),
         variant="concrete_to_zonotope given",
-        train=_certified(concrete_to_zonotope=_zonotope),
-        stock=False,
-        note=CERTIFIER.format("PytorchDeepZ"),
-    ),
-    TrainerCase(
+        note=certifier.format("PytorchDeepZ"),
+    )
+    yield case(
         "AdversarialTrainerCertifiedIBPPyTorch",
-        train=_interval,
+        lambda new, folder: trainers.AdversarialTrainerCertifiedIBPPyTorch(new(), bound=0.05),
+        {"limits": [0.0, 1.0], "verbose": False},
         stock=False,
-        note=CERTIFIER.format("PyTorchIBPClassifier"),
-    ),
-)
+        certifier=(WatchedIBP, {}),
+        note=certifier.format("PyTorchIBPClassifier"),
+    )
+
+
+TRAINERS = tuple(_cases())

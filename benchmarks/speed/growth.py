@@ -1,117 +1,259 @@
-"""Part "growth": how the cost of the loss and of the attacks grows with classes, batch, image size and steps."""
+"""How the cost of the loss, of attacks and of training grows: part "growth", and the end of part "training"."""
 
+import tempfile
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
+from typing import Any
 
+import numpy as np
+import pandas as pd
 import torch
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
 import art_hrloss.attacks
-from art_hrloss import HRClassifier, HRLoss, seeded
-from benchmarks.execution import threads
+from art_hrloss import HRLoss
+from benchmarks.config import AttackSpec, RunSpec
+from benchmarks.execution import Job, available_cpus, load_data, local, run_all
+from benchmarks.protocols import CE, HR
+from benchmarks.recipes import DIGITS
+from benchmarks.report import drawing
 from benchmarks.report.markup import Table
-from benchmarks.speed import attacks, losses
-from benchmarks.speed.cases import (
-    HOW,
+from benchmarks.speed import attacks, losses, training
+from benchmarks.speed.measuring import (
+    CPU,
     RATIO,
     SECONDS,
-    Case,
-    Findings,
-    Part,
+    Call,
     Reading,
     Settings,
-    remarks,
-    shown,
+    at,
+    entry,
+    interleaved,
+    tabulated,
     timed_readings,
 )
-from benchmarks.speed.growth_figure import growth_figure
-from benchmarks.speed.subjects import AttackKind, Subject, resnet_for, subjects
-from benchmarks.speed.timing import Call, interleaved
+from benchmarks.speed.subjects import AttackKind, Subject, TrainingSubject, noise, subjects
 
-CLASSES, BATCHES = (10, 30, 100, 300, 1000, 3000, 10_000, 50_000), (16, 64, 256, 1024, 4096, 8192)
-SIDES, STEPS = (16, 24, 32, 48, 64), (1, 3, 10, 30, 100)
-QUICK_CLASSES, QUICK_BATCHES, QUICK_SIDES, QUICK_STEPS = (10, 100), (16, 64), (8, 16), (1, 3)
-BY_CLASSES = "classes (batch 128)"
-BY_BATCH = "batch (10 classes)"
-BY_SIDE = "pixels of a side (PGD-3 on ResNet-8, 32 images)"
-BY_STEPS = "steps (PGD on LeNet, one batch)"
-OURS, HAND = attacks.OURS["HR"], attacks.HAND["HR"]
-AGAINST = {losses.HR: losses.CE, OURS: HAND}
+TOGETHER, ONE_BY_ONE, POOL = "trained at once", "one after the other", "pool of processes"
+AGAINST = {
+    losses.HR: (losses.CE,),
+    attacks.OURS["HR"]: (attacks.HAND["HR"],),
+    TOGETHER: (ONE_BY_ONE,),
+    training.OURS["HR"]: (training.BARE["HR"],),
+}
+BY_EPOCHS = "epochs (digits)"
+# Of the grid that is given to a pool; a process takes seconds to start.
+POOL_RUNS, POOL_EPOCHS = 8, 60
 NOTES = (
     "On the CPU with one thread. Classes and batch: forward and backward of the loss alone, float32, eager. Sides and "
     "steps: the attack of art_hrloss.attacks with the HR loss beside the loop by hand. Ratios are to cross-entropy, "
     "or to the loop by hand.",
-    HOW,
+)
+TRAINING_NOTES = (
+    "The network and recipe of the digits, in batches of 50 where nothing else is said. Of the runs, half have each "
+    "loss. One thread for each process of the CPU, or the GPU where it is named. A pool's seconds have in them the "
+    "start of its processes, which import torch; a pool of one worker is the process that is there.",
+    "Ratios are of times: to the same runs one after the other, or to the bare loop.",
 )
 
 
-def _measure(case: str, x: float, calls: Mapping[str, Call], settings: Settings, note: str = "") -> list[Reading]:
-    with threads(1), seeded(0):
-        times = interleaved(
-            calls,
-            device=torch.device("cpu"),
-            rounds=3 if settings.quick else 15,
-            seconds=settings.seconds / 5,
-            sample=0.001 if settings.quick else 0.005,
-        )
-    against = {name: (other,) for name, other in AGAINST.items() if name in calls}
-    return timed_readings(case, times, against, x=x, note=note)
+@dataclass(frozen=True)
+class Panel:
+    """What grows, and what is timed."""
+
+    name: str
+    sizes: Sequence[int]
+    calls: Callable[[int, Path], Mapping[str, Call]]
+    """From a size, and a folder for what is written, to what is timed, by contender."""
+    options: Mapping[str, Any]
+    """Of :func:`interleaved`."""
+    note: str = ""
+
+    def measure(self, size: int, settings: Settings) -> list[Reading]:
+        """Return the readings of one size."""
+        with tempfile.TemporaryDirectory() as folder:
+            times = interleaved(self.calls(size, Path(folder)), settings, rounds=15, **self.options)
+        return timed_readings(self.name, times, AGAINST, x=size, note=self.note)
 
 
-def _loss(case: str, size: tuple[int, int], settings: Settings) -> list[Reading]:
-    logits, target = losses.example(size, torch.device("cpu"))
-    eager = losses.eager()
-    calls = {name: losses.step(eager[name], logits, target) for name in (losses.CE, losses.HR)}
-    return _measure(case, float(size[1] if case == BY_CLASSES else size[0]), calls, settings)
+def cases(settings: Settings, panels: Sequence[Panel]) -> dict[str, Callable[[], list[Reading]]]:
+    """Return every size of every panel."""
+    return {
+        f"{panel.name}: {size}": partial(panel.measure, size, settings)
+        for panel in panels
+        for size in settings.few(panel.sizes)
+    }
 
 
-def _attack(case: str, x: float, kind: AttackKind, subject: Callable[[], Subject], settings: Settings) -> list[Reading]:
-    made = subject()
-    network, shape = made.on(torch.device("cpu")), made.images.shape[1:]
-    classifier = HRClassifier(network, HRLoss(), shape, made.classes, clip_values=(0.0, 1.0), device_type="cpu")
-    ours = partial(attacks.generate, attacks.build(art_hrloss.attacks, kind, classifier, made))
-    hand = attacks.by_hand(kind, network, made, HRLoss(reduction="none"))
-    calls = {OURS: partial(attacks.seeded, ours, made), HAND: partial(attacks.seeded, hand, made)}
-    return _measure(case, x, calls, settings, made.note)
-
-
-def cases(settings: Settings) -> list[Case]:
-    """Every point of every panel."""
-    quick = settings.quick
+def panels(settings: Settings) -> list[Panel]:
+    """Return what the part "growth" measures."""
     lenet = subjects(settings)[0]
-    found = [
-        Case(f"{classes} classes", partial(_loss, BY_CLASSES, (128, classes), settings))
-        for classes in (QUICK_CLASSES if quick else CLASSES)
-    ]
-    found += [
-        Case(f"batch {batch}", partial(_loss, BY_BATCH, (batch, 10), settings))
-        for batch in (QUICK_BATCHES if quick else BATCHES)
-    ]
-    found += [
-        Case(
-            f"{side} x {side} pixels",
-            partial(_attack, BY_SIDE, side, AttackKind("PGD", 3), partial(resnet_for, side), settings),
-        )
-        for side in (QUICK_SIDES if quick else SIDES)
-    ]
-    return found + [
-        Case(f"{steps} steps", partial(_attack, BY_STEPS, steps, AttackKind("PGD", steps), lambda: lenet, settings))
-        for steps in (QUICK_STEPS if quick else STEPS)
+
+    def loss(examples: int, classes: int) -> dict[str, Call]:
+        workload = losses.Workload((examples, classes))
+        logits, target = workload.example(CPU)
+        both = losses.eager(workload, CPU)
+        return {name: losses.step(both[name], logits, target) for name in (losses.CE, losses.HR)}
+
+    def attack(subject: Subject, steps: int) -> dict[str, Call]:
+        kind, network = AttackKind("PGD", steps), subject.on(CPU)
+        ours = attacks.build(art_hrloss.attacks, kind, attacks.art_classifier(network, subject, HRLoss()), subject)
+        hand = attacks.by_hand(kind, network, subject, HRLoss(reduction="none"))
+        calls = {attacks.OURS["HR"]: ours, attacks.HAND["HR"]: hand}
+        return {name: partial(attacks.seeded, call, subject) for name, call in calls.items()}
+
+    warm = {"share": 1 / 5}
+    classes, batches = (10, 30, 100, 300, 1000, 3000, 10_000, 50_000), (16, 64, 256, 1024, 4096, 8192)
+    sides, side = (16, 24, 32, 48, 64), "pixels of a side (PGD-3 on ResNet-8, 32 images)"
+    steps, step = (1, 3, 10, 30, 100), "steps (PGD on LeNet, one batch)"
+    return [
+        Panel("classes (batch 128)", classes, lambda size, _: loss(128, size), warm),
+        Panel("batch (10 classes)", batches, lambda size, _: loss(size, 10), warm),
+        Panel(side, sides, lambda size, _: attack(noise(size), 3), warm),
+        Panel(step, steps, lambda size, _: attack(lenet, size), warm, lenet.note),
     ]
 
 
-def findings(readings: Sequence[Reading]) -> Findings:
-    """One table, a section per panel, and one figure of four panels."""
-    ratios = {(r.case, r.x, r.contender): r for r in readings if r.quantity == RATIO}
-    rows, panel = [], ""
-    for reading in (r for r in readings if r.quantity == SECONDS):
-        beside = shown(ratios.get((reading.case, reading.x, reading.contender)))
-        first = "" if reading.case == panel else reading.case
-        panel = reading.case
-        rows.append((first, f"{reading.x:g}", reading.contender, shown(reading, 1e3), beside))
-    header = ("what grows", "to", "contender", "ms", "ratio")
-    return Findings(
-        [Table("How cost grows", header, tuple(rows), (*remarks(readings), *NOTES))], [growth_figure(readings)]
+def training_panels(settings: Settings) -> list[Panel]:
+    """Return what the part "training" measures of growth, all of it on the digits."""
+    data, few = load_data("digits", DIGITS, data_dir=settings.data_dir), replace(DIGITS, epochs=2)
+
+    def runs(number: int, **options: Any) -> list[RunSpec]:
+        return [RunSpec("digits", replace(few, **options), HR if i % 2 else CE, seed=i // 2) for i in range(number)]
+
+    def at_once(device: torch.device, number: int, folder: Path) -> dict[str, Call]:
+        several = runs(number, device="cpu" if device.type == "cpu" else "gpu")
+        return {
+            TOGETHER: lambda _: training.trained(several, data, folder, together=True),
+            ONE_BY_ONE: lambda _: training.trained(several, data, folder),
+        }
+
+    def alone(folder: Path, **options: Any) -> dict[str, Call]:
+        subject = TrainingSubject("digits", data, replace(few, **options))
+        start = training.Start(subject, HR)
+        return {
+            training.OURS["HR"]: lambda _: training.trained([subject.run(HR)], data, folder),
+            training.BARE["HR"]: lambda _: training.bare_loop(start),
+        }
+
+    def pool(workers: int, folder: Path) -> dict[str, Call]:
+        several = runs(2, epochs=1) if settings.quick else runs(POOL_RUNS, epochs=POOL_EPOCHS)
+        return {POOL: lambda _: pooled(workers, several, (AttackSpec("none"),), folder, settings.data_dir)}
+
+    batches, epochs, workers = (16, 32, 64, 128, 256, 512), (1, 2, 5, 10, 20), worker_counts(available_cpus())
+    by_runs, by_workers = "runs (digits, 2 epochs)", f"workers ({POOL_RUNS} runs of the digits, {POOL_EPOCHS} epochs)"
+    cold: dict[str, Any] = {"share": 1 / 10, "warm": False}
+    return [
+        *(
+            Panel(at(by_runs, device), (1, 2, 5, 10), partial(at_once, device), cold | {"device": device})
+            for device in settings.devices
+        ),
+        Panel("batch (digits, 2 epochs)", batches, lambda size, folder: alone(folder, batch_size=size), cold),
+        Panel(BY_EPOCHS, epochs, lambda size, folder: alone(folder, epochs=size), cold),
+        Panel(by_workers, workers[:1] if settings.quick else workers, pool, cold | {"least": 1}),
+    ]
+
+
+def pooled(workers: int, runs: Sequence[RunSpec], under: tuple[AttackSpec, ...], folder: Path, data_dir: Path) -> Path:
+    """
+    Train and attack runs in a pool, as a grid is, into a new store.
+
+    :raises RuntimeError: If a run fails.
+    """
+    root = Path(tempfile.mkdtemp(dir=folder))
+    todo = [Job(run, under, root, data_dir) for run in runs]
+    if failed := run_all(todo, partial(local, workers), lambda run, outcome: None):
+        raise RuntimeError(f"expected all of {len(todo)} runs to be done, but {failed} failed: see {root}")
+    return root
+
+
+def worker_counts(cpus: int) -> list[int]:
+    """Return 1, 2, 4, 8 and so on, and as many as there are processors."""
+    return sorted({*(2**i for i in range(cpus.bit_length()) if 2**i < cpus), cpus})
+
+
+def fixed_and_each(readings: pd.DataFrame, contender: str) -> tuple[float, float]:
+    """Return seconds of a training whatever its epochs, and those of an epoch, by least squares through medians."""
+    own = readings[(readings.case == BY_EPOCHS) & (readings.contender == contender) & (readings.quantity == SECONDS)]
+    each, fixed = np.polyfit(own.x, own["median"], 1)
+    return float(fixed), float(each)
+
+
+def tables(readings: pd.DataFrame) -> list[Table]:
+    """Return the table of the part "growth"."""
+    return [_table("How cost grows", readings, "ms", 1e3, NOTES)]
+
+
+def training_tables(readings: pd.DataFrame) -> list[Table]:
+    """Return the table of how training's cost grows."""
+    grown = readings[readings.x.notna()]
+    lines = (
+        f"{name}: {fixed:.3g} s and {each:.3g} s an epoch, by least squares."
+        for name in (training.OURS["HR"], training.BARE["HR"])
+        for fixed, each in [fixed_and_each(grown, name)]
     )
+    return [_table("How training's cost grows", grown, "seconds", 1.0, (*lines, *TRAINING_NOTES))]
 
 
-GROWTH = Part("growth", 2, cases, findings)
+def _table(title: str, readings: pd.DataFrame, unit: str, factor: float, notes: Sequence[str]) -> Table:
+    entries = {unit: entry(SECONDS, factor=factor), "ratio": entry(RATIO)}
+    return tabulated(title, readings, ("what grows", "to", "contender"), entries, notes)
+
+
+def picture(readings: pd.DataFrame, name: str, what: str, unit: str, factor: float) -> drawing.Picture:
+    """
+    Draw median times against what grows, both logarithmic, with shaded quartiles: a panel per case.
+
+    :param readings: Those of seconds, with an x, are drawn: a line per contender.
+    :param name: The figure's file.
+    :param what: What it shows, in a few words.
+    :param unit: Of the times.
+    :param factor: From seconds to the unit.
+    """
+    drawn = readings[(readings.quantity == SECONDS) & readings.x.notna()]
+    drawn = drawn.assign(**{part: factor * drawn[part] for part in ("lower", "median", "upper")})
+    panels = list(drawn.groupby("case", sort=False))
+    words, short = [], {"milliseconds": "ms", "seconds": "s"}[unit]
+    with drawing.style():
+        figure = Figure(figsize=(9.2, 3.6 * ((len(panels) + 1) // 2) + 0.6), layout="constrained")
+        all_axes = figure.subplots((len(panels) + 1) // 2, 2, squeeze=False).ravel()
+        for axes in all_axes[len(panels) :]:
+            axes.set_visible(False)
+        for axes, (panel, of_panel) in zip(all_axes, panels, strict=False):
+            axes.set(xscale="log", yscale="log", xlabel=panel, ylabel=unit)
+            for contender, own in of_panel.groupby("contender"):
+                line = _line(contender)
+                drawing.plot_line(axes, line, own.x, own["median"])
+                axes.fill_between(own.x, own.lower, own.upper, color=line.color, alpha=0.15, linewidth=0)
+                ends = (f"{y:.3g} {short} at {x:g}" for x, y in own[["x", "median"]].iloc[[0, -1]].to_numpy())
+                words.append(f"{panel}: {contender}, {' to '.join(ends)}.")
+            _draw_scale(axes, sorted(of_panel.x.unique()))
+        drawing.draw_legend(figure, list(all_axes[: len(panels)]))
+        drawing.settled(figure)
+    caption = (
+        f"{unit.capitalize()} against what grows, both axes logarithmic; medians over the rounds, quartiles shaded. On "
+        "one thread of the CPU where nothing else is said; the machine is named above."
+    )
+    return drawing.Picture(name, what, caption, " ".join(words), figure)
+
+
+def _draw_scale(axes: Axes, ticks: Sequence[float]) -> None:
+    axes.grid(color=drawing.GREY, alpha=0.25, linewidth=0.6)
+    axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks], rotation=40)
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axes.yaxis.set_minor_locator(NullLocator())
+
+
+def _line(name: str) -> drawing.Line:
+    """Draw what is measured against wide with hollow marks, dashed if it is a loop, and the HR loss's own full."""
+    if name == losses.CE:
+        return drawing.Line(name, drawing.BLUE, "o", "-", True, width=2.6, size=9)
+    if (name,) in AGAINST.values():
+        return drawing.Line(name, drawing.BLACK, "D", "--", True, width=2.6, size=9)
+    return drawing.Line(name, drawing.VERMILLION, "s" if name == losses.HR else "^", "-", False, width=1.5, size=4.5)

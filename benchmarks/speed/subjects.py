@@ -1,8 +1,9 @@
-"""What is attacked: two networks, each trained for a moment, and 1024 images of each one's data set."""
+"""What is attacked and trained: three networks with their data sets, by the recipes of the grids."""
 
 import copy
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from types import MappingProxyType
 
 import numpy as np
 import numpy.typing as npt
@@ -10,12 +11,21 @@ import torch
 from torch import nn
 
 from benchmarks import models
-from benchmarks.data import DataError, Dataset, load
-from benchmarks.speed.cases import Settings
+from benchmarks.config import LossSpec, Recipe, RunSpec
+from benchmarks.data import DataError, Dataset, Split
+from benchmarks.execution import load_data
+from benchmarks.recipes import CIFAR10_SHORT, DIGITS, MNIST_SHORT
+from benchmarks.speed.measuring import CPU, Settings
+from benchmarks.training import train_epoch
 
-IMAGES, BATCH = 1024, 128
-QUICK_IMAGES, QUICK_BATCH = 48, 16
-TRAINING_STEPS = 40
+SMALL_CNN, LENET, RESNET = "small CNN", "LeNet", "ResNet-8"
+# By network, its data set and recipe.
+NETWORKS: Mapping[str, tuple[str, Recipe]] = MappingProxyType(
+    {SMALL_CNN: ("digits", DIGITS), LENET: ("mnist", MNIST_SHORT), RESNET: ("cifar10", CIFAR10_SHORT)}
+)
+# What is trained in a round: epochs, and of the images, on the CPU, the share that 20 seconds of rounds have time for.
+EPOCHS = {"digits": 20, "mnist": 1, "cifar10": 1}
+SHARES = {"digits": 1.0, "mnist": 0.1, "cifar10": 0.025}
 
 
 @dataclass(frozen=True)
@@ -38,89 +48,114 @@ class Subject:
     """On the CPU, in evaluation mode; `on` gives copies for a device."""
     images: npt.NDArray[np.float32]
     labels: npt.NDArray[np.int64]
-    classes: int
     eps: float
     eps_step: float
     batch: int
     note: str = ""
 
     def on(self, device: torch.device) -> nn.Module:
-        """A copy of the network there."""
+        """Return a copy of the network there."""
         return copy.deepcopy(self.network).to(device)
 
     def part(self, index: int) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]:
-        """The batch of this number, counted around."""
+        """Return the batch of this number, counted around."""
         first = index % (len(self.images) // self.batch) * self.batch
         return self.images[first : first + self.batch], self.labels[first : first + self.batch]
 
 
 def subjects(settings: Settings) -> list[Subject]:
-    """LeNet on MNIST and ResNet-8 on CIFAR-10; where a data set is not in the data folder, the digits in its place."""
-    return [
-        _subject("LeNet", "mnist", 0.1, 0.02, settings),
-        _subject("ResNet-8", "cifar10", 8 / 255, 2 / 255, settings),
-    ]
+    """Return LeNet on MNIST and ResNet-8 on CIFAR-10; the digits stand in for a data set that is not there."""
+    return [_attacked(LENET, 0.1, 0.02, settings), _attacked(RESNET, 8 / 255, 2 / 255, settings)]
 
 
-def _subject(architecture: str, wanted: str, eps: float, eps_step: float, settings: Settings) -> Subject:
-    data, note = _data(wanted, settings)
-    network = _trained(architecture, data, steps=20 if settings.quick else TRAINING_STEPS)
-    images, labels = data.test.tensors(torch.device("cpu"))
-    count, batch = (QUICK_IMAGES, QUICK_BATCH) if settings.quick else (IMAGES, BATCH)
+def _attacked(architecture: str, eps: float, eps_step: float, settings: Settings) -> Subject:
+    (wanted, recipe), note, data = NETWORKS[architecture], "", None
+    try:
+        data = None if settings.quick else load_data(wanted, recipe, data_dir=settings.data_dir)
+    except DataError as error:
+        note = f"Digits (8 x 8 pixels) stand in for {wanted}: {error}."
+    if data is None:
+        data = load_data("digits", DIGITS, data_dir=settings.data_dir)
+        recipe = replace(recipe, model="small-cnn") if architecture == LENET else recipe
+    network = _trained(recipe, data)
+    images, labels = data.test.tensors(CPU)
+    batch = 16 if settings.quick else 128
     # Those that the network has right, as far as there are: Auto-PGD leaves the others alone.
     with torch.no_grad():
         wrong = torch.cat([network(part).argmax(1) for part in images.split(1000)]) != labels
-    order = wrong.int().argsort(stable=True)[: min(count, len(labels) // batch * batch)]
-    images, labels = images[order], labels[order]
+    order = wrong.int().argsort(stable=True)[: min(8 * batch, len(labels) // batch * batch)]
     name = f"{architecture}, {data.name}"
-    return Subject(name, network, images.numpy(), labels.numpy(), data.classes, eps, eps_step, batch, note)
+    return Subject(name, network, images[order].numpy(), labels[order].numpy(), eps, eps_step, batch, note)
 
 
-def _data(wanted: str, settings: Settings) -> tuple[Dataset, str]:
-    """The data set, and what is to be said if it is another than was wanted."""
-    if settings.quick:
-        return load("digits", data_dir=settings.data_dir, validation_size=100), ""
-    try:
-        return load(wanted, data_dir=settings.data_dir, validation_size=1000), ""
-    except DataError as error:
-        digits = load("digits", data_dir=settings.data_dir, validation_size=100)
-        return digits, f"Digits (8 x 8 pixels) stand in for {wanted}: {error}."
-
-
-def _trained(architecture: str, data: Dataset, *, steps: int) -> nn.Module:
-    """After so many steps of Adam: gradients are then neither noise nor saturated. Speed does not depend on it."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        network = _network(architecture, data.image_shape, data.classes)
-    count = min(len(data.train), steps * 64)
-    images = torch.from_numpy(data.train.images[:count]).float() / 255
-    labels = torch.from_numpy(data.train.labels[:count])
-    optimizer, loss = torch.optim.Adam(network.parameters(), lr=1e-3), nn.CrossEntropyLoss()
-    for step in range(steps):
-        chosen = (torch.arange(64) + 64 * step) % count
-        optimizer.zero_grad()
-        loss(network(images[chosen]), labels[chosen]).backward()
-        optimizer.step()
-    return network.eval()
-
-
-def _network(architecture: str, image_shape: Sequence[int], classes: int) -> nn.Module:
-    channels, height, width = image_shape
-    if architecture == "LeNet":
-        network = models.lenet((channels, height, width), classes, small=height < 16)
-    else:
-        network = models.resnet(channels, classes, blocks=1)
+def _trained(recipe: Recipe, data: Dataset) -> nn.Module:
+    """Train for 40 steps of Adam: gradients are then neither noise nor saturated. Speed does not depend on it."""
+    network = models.build_for(recipe, data)
     for module in network.modules():
         if isinstance(module, nn.BatchNorm2d):
             module.momentum = None  # the statistics of all steps so far, for there are few
-    return network.to(memory_format=torch.channels_last)  # as the grids' networks are
+    images, labels = Split(data.train.images[: 40 * 64], data.train.labels[: 40 * 64]).tensors(CPU)
+    steps = (torch.arange(40 * 64) % len(labels)).split(64)
+    optimizer = torch.optim.Adam(network.parameters(), lr=1e-3)
+    train_epoch(network, nn.CrossEntropyLoss(), optimizer, ((images[step], labels[step]) for step in steps))
+    return network.eval()
 
 
-def resnet_for(size: int) -> Subject:
-    """An untrained ResNet-8 and noise of this height and width, for how cost grows with them."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        network = _network("ResNet-8", (3, size, size), 10).eval()
-    generator = np.random.default_rng(0)
-    images = generator.random((32, 3, size, size), dtype=np.float32)
-    return Subject("ResNet-8, noise", network, images, generator.integers(0, 10, 32), 10, 8 / 255, 2 / 255, 32)
+def noise(size: int) -> Subject:
+    """Return an untrained ResNet-8 and noise of this height and width, for how cost grows with them."""
+    recipe, generator = NETWORKS[RESNET][1], np.random.default_rng(0)
+    network = models.build(recipe, image_shape=(3, size, size), classes=10, seed=0).eval()
+    images, labels = generator.random((32, 3, size, size), dtype=np.float32), generator.integers(0, 10, 32)
+    return Subject("ResNet-8, noise", network, images, labels, 8 / 255, 2 / 255, 32)
+
+
+@dataclass(frozen=True, eq=False)
+class TrainingSubject:
+    """A data set, as much of it as there is time for, and the recipe by which its networks are trained."""
+
+    name: str
+    data: Dataset
+    recipe: Recipe
+    share: float = 1.0
+    """Of the images of each part of the data set, how many there are here."""
+    tested: int = 0
+    """Test images that the whole data set has."""
+    note: str = ""
+
+    @property
+    def images(self) -> int:
+        """Images that a training goes through, counted once an epoch."""
+        return len(self.data.train) * self.recipe.epochs
+
+    def run(self, loss: LossSpec) -> RunSpec:
+        """Return the run that all contenders do."""
+        return RunSpec(self.data.name, self.recipe, loss, seed=0)
+
+
+def training_subjects(settings: Settings, device: torch.device) -> list[TrainingSubject]:
+    """
+    Return the digits' network, LeNet on MNIST and ResNet-8 on CIFAR-10; only some digits if it is to be quick.
+
+    Where a data set is not in the data folder, the digits' note says so.
+    """
+    trained: list[TrainingSubject] = []
+    missing: list[str] = []
+    for architecture, (dataset, recipe) in NETWORKS.items():
+        name = f"{architecture}, {dataset}"
+        if settings.quick and trained:
+            break
+        try:
+            data = load_data(dataset, recipe, data_dir=settings.data_dir)
+        except DataError as error:
+            missing.append(f"Without {name}: {error}.")
+            continue
+        on_cpu = device.type == "cpu"
+        share = min(1.0, SHARES[dataset] * settings.seconds / 20) if on_cpu and dataset != "digits" else 1.0
+        share = 0.25 if settings.quick else share
+        kept = ((part, max(1, round(len(part) * share))) for part in (data.train, data.validation, data.test))
+        parts = (Split(part.images[:size], part.labels[:size]) for part, size in kept)
+        epochs = 2 if settings.quick else EPOCHS[dataset]
+        recipe = replace(recipe, epochs=epochs, lr_drops=(), device="cpu" if on_cpu else "gpu")
+        cut = Dataset(data.name, data.classes, *parts)
+        trained.append(TrainingSubject(name, cut, recipe, share, len(data.test)))
+    return [replace(trained[0], note=" ".join(missing)), *trained[1:]]

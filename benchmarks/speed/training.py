@@ -1,37 +1,52 @@
-"""Part "training": images a second of a run, the share of Fig. 1's attacks in it, and how its cost grows."""
+"""Part "training": images a second of a run beside loops by hand, and the share of Fig. 1's attacks in it."""
 
+import copy
+import io
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
+from typing import Any
 
+import pandas as pd
 import torch
+from art.estimators.classification import PyTorchClassifier
+from rich.console import Console
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
 
-from art_hrloss import seeded
-from benchmarks.execution import threads
-from benchmarks.protocols import CE, HR
+from benchmarks import grids
+from benchmarks.config import Grid, LossSpec, Recipe, RunSpec
+from benchmarks.data import Dataset
+from benchmarks.evaluation import measure_all
+from benchmarks.execution import following
+from benchmarks.protocols import CE, FIGURE_1_ATTACKS, HR, TABLE_1_ATTACKS
 from benchmarks.report.markup import Table
-from benchmarks.speed import training_growth, training_share
-from benchmarks.speed.cases import HOW, SECONDS, Case, Findings, Part, Reading, Settings, find, remarks, shown
-from benchmarks.speed.timing import interleaved, ratio, spread
-from benchmarks.speed.training_loops import (
-    Start,
-    TrainingSubject,
-    art_fit,
-    bare_loop,
-    followed_run,
-    loader_loop,
-    training_subjects,
-    whole_run,
+from benchmarks.speed.measuring import (
+    HOW,
+    SECONDS,
+    Call,
+    Reading,
+    Settings,
+    at,
+    entry,
+    interleaved,
+    reading,
+    rounds,
+    tabulated,
 )
+from benchmarks.speed.subjects import TrainingSubject, training_subjects
+from benchmarks.store import Store
+from benchmarks.training import Training, train, train_together
 
-IMAGES, RELATIVE = "images / s", "throughput / bare loop"
+IMAGES, RELATIVE, SHARE = "images / s", "throughput / bare loop", "share of a run"
 LOSSES = {"CE": CE, "HR": HR}
 BARE = {name: f"bare loop, {name}" for name in LOSSES}
 OURS = {name: f"whole run, {name}" for name in LOSSES}
 FOLLOWED = "whole run, followed, HR"
 LOADER, FIT = "DataLoader loop, CE", "ART's fit, CE"
-ORDER = (BARE["CE"], BARE["HR"], OURS["CE"], OURS["HR"], FOLLOWED, LOADER, FIT)
+ORDER = (*BARE.values(), *OURS.values(), FOLLOWED, LOADER, FIT)
 NOTES = (
     "Images go through training once an epoch; those of the validation are not counted, but their time is. One thread "
     "of the CPU, or the GPU where it is named. A whole run is benchmarks.training.train into a store in the temporary "
@@ -40,80 +55,199 @@ NOTES = (
     "a second. The bare loop draws an order and for each batch goes forward, back and a step, over tensors that are "
     "in memory before it begins. All have the same network, weights, optimizer, batches and number of steps.",
     "The ratio is of throughputs, above 1 if the contender is faster than the bare loop with the same loss.",
+)
+EVALUATION, EPOCH = "Fig. 1's attacks, once", "an epoch"
+GRIDS = ("digits", "mnist-short", "mnist", "cifar10-short", "cifar10")
+SHARE_HEADER = ("grid", "epochs", "attacked every", "seconds of an epoch", "seconds of the attacks", SHARE)
+SHARE_NOTES = (
+    "The attacks of Fig. 1 are those of the grid's recipe, after every so many epochs, on all test images, or on the "
+    f"first {grids.CURVE_IMAGES} in the short grids; the seconds are of one time, and of an epoch of training with all "
+    "that is kept of it. Where other numbers of images were measured, both are scaled. The share is that of the "
+    "attacks in the whole training, which the records of Table 1 are no part of. One thread of the CPU, or the GPU "
+    "where it is named.",
     HOW,
 )
 
 
-def contenders(subject: TrainingSubject, folder: Path) -> dict[str, Callable[[], object]]:
-    """Every way to train the subject's network from the same weights, by its name; the stores go into the folder."""
-    starts = {name: Start(subject, loss) for name, loss in LOSSES.items()}
-    return {
-        **{BARE[name]: partial(bare_loop, start) for name, start in starts.items()},
-        **{OURS[name]: partial(whole_run, subject, loss, folder) for name, loss in LOSSES.items()},
-        FOLLOWED: partial(followed_run, subject, HR, folder),
-        LOADER: partial(loader_loop, starts["CE"]),
-        FIT: partial(art_fit, starts["CE"]),
-    }
+def trained(
+    runs: Sequence[RunSpec], data: Dataset, folder: Path, *, together: bool = False, followed: bool = False
+) -> Store:
+    """
+    Train runs as `python -m benchmarks run` does, into a new store: with curves, and checkpoints after every epoch.
+
+    :param together: Whether to train all in one step, or one after the other.
+    :param followed: Whether to show it as in a terminal, as a part of ten runs.
+    :raises Exception: If a run fails.
+    """
+    store, shown = Store(Path(tempfile.mkdtemp(dir=folder))), ExitStack()
+    if followed:
+        grid = Grid("speed", ((data.name, runs[0].recipe),), (CE, HR), tuple(range(5)), TABLE_1_ATTACKS)
+        console = Console(file=io.StringIO(), force_terminal=True)
+        shown.enter_context(following(grid, store, console, at_once=1))
+    with shown:
+        for run in runs:
+            shown.enter_context(store.lock(run))
+            store.open(run, data.fingerprint)
+        for run in () if together else runs:
+            train(run, data, store)
+        for error in train_together(runs, data, store).values() if together else ():
+            raise error
+    return store
+
+
+class Start:
+    """A network before its training, images and labels in memory: where loops by hand begin, as often as is wanted."""
+
+    def __init__(self, subject: TrainingSubject, loss: LossSpec) -> None:
+        self.subject, self.training = subject, Training(subject.run(loss), subject.data)
+        self.loss, self.device = self.training.loss, self.training.device
+        self.images, self.labels = self.training.train
+        self.in_main_memory = self.images.cpu(), self.labels.cpu()
+
+    def fresh(self) -> tuple[nn.Module, torch.optim.Optimizer, torch.Generator]:
+        """Return the network as drawn from the run's seed, its optimizer, and the generator of the run's order."""
+        network, optimizer = copy.deepcopy((self.training.model, self.training.optimizer))
+        order = torch.Generator()
+        order.set_state(self.training.order.get_state())
+        return network.train(), optimizer, order
+
+
+def bare_loop(start: Start) -> nn.Module:
+    """Do nothing but train: draw the order of the run, and for each batch go forward, back and a step."""
+    network, optimizer, generator = start.fresh()
+    images, labels, recipe = start.images, start.labels, start.subject.recipe
+    for _ in range(recipe.epochs):
+        for batch in torch.randperm(len(images), generator=generator).to(start.device).split(recipe.batch_size):
+            optimizer.zero_grad()
+            start.loss(network(images[batch]), labels[batch]).backward()
+            optimizer.step()
+    return network
+
+
+def loader_loop(start: Start) -> nn.Module:
+    """Train as torch's tutorials do, over a shuffled DataLoader of this process and tensors in main memory."""
+    network, optimizer, generator = start.fresh()
+    recipe, data = start.subject.recipe, TensorDataset(*start.in_main_memory)
+    loader = DataLoader(data, batch_size=recipe.batch_size, shuffle=True, generator=generator)
+    for _ in range(recipe.epochs):
+        for images, labels in loader:
+            optimizer.zero_grad()
+            start.loss(network(images.to(start.device)), labels.to(start.device)).backward()
+            optimizer.step()
+    return network
+
+
+def art_fit(start: Start) -> nn.Module:
+    """Train by ART's own classifier and its `fit`, from NumPy arrays."""
+    network, optimizer, _ = start.fresh()
+    data, recipe = start.subject.data, start.subject.recipe
+    options: dict[str, Any] = {"optimizer": optimizer, "clip_values": (0.0, 1.0), "device_type": recipe.device}
+    classifier = PyTorchClassifier(network, start.loss, data.image_shape, data.classes, **options)
+    images, labels = (part.numpy() for part in start.in_main_memory)
+    classifier.fit(images, labels, batch_size=recipe.batch_size, nb_epochs=recipe.epochs)
+    return network
 
 
 def measure(subject: TrainingSubject, device: torch.device, settings: Settings) -> list[Reading]:
-    """Images a second of every contender on one network."""
-    with tempfile.TemporaryDirectory() as folder, threads(1), seeded(0):
-        calls = contenders(subject, Path(folder))
-        times = interleaved(
-            {name: lambda _, call=call: call() for name, call in calls.items()},  # type: ignore[misc]
-            device=device,
-            rounds=1 if settings.quick else 50,
-            seconds=settings.seconds,
-            warm=False,
-        )
-    case = f"{subject.name}" + (f", {device.type}" if device.type != "cpu" else "")
-    return readings_of(case, times, subject)
+    """Return images a second of every way to train the subject's network from the same weights."""
+    starts = {name: Start(subject, loss) for name, loss in LOSSES.items()}
+    with tempfile.TemporaryDirectory() as folder:
+
+        def run(loss: LossSpec, *, followed: bool = False) -> Store:
+            return trained([subject.run(loss)], subject.data, Path(folder), followed=followed)
+
+        calls: dict[str, Call] = {
+            BARE["CE"]: lambda _: bare_loop(starts["CE"]),
+            BARE["HR"]: lambda _: bare_loop(starts["HR"]),
+            OURS["CE"]: lambda _: run(CE),
+            OURS["HR"]: lambda _: run(HR),
+            FOLLOWED: lambda _: run(HR, followed=True),
+            LOADER: lambda _: loader_loop(starts["CE"]),
+            FIT: lambda _: art_fit(starts["CE"]),
+        }
+        times = interleaved(calls, settings, device=device, rounds=50, warm=False)
+    return throughputs(at(subject.name, device), times, subject)
 
 
-def readings_of(case: str, times: Mapping[str, Sequence[float]], subject: TrainingSubject) -> list[Reading]:
+def throughputs(case: str, times: Mapping[str, Sequence[float]], subject: TrainingSubject) -> list[Reading]:
     """
-    Seconds, images a second and ratios to the bare loop.
+    Return seconds, images a second and ratios to the bare loop.
 
     :param times: Seconds of a training by contender, one per round.
     """
-    note = (
-        f"{case}: {len(subject.data.train)} images, epochs in a round: {subject.recipe.epochs}. {subject.note}".rstrip()
-    )
-    readings = []
+    size = f"{len(subject.data.train)} images, epochs in a round: {subject.recipe.epochs}"
+    note, readings = f"{case}: {size}. {subject.note}".rstrip(), []
     for name, taken in times.items():
-        bare = BARE["HR" if name.endswith("HR") else "CE"]
+        bare = BARE[name[-2:]]
+        ratios = [beside / seconds for beside, seconds in zip(times[bare], taken, strict=True)]
         readings += [
-            Reading(case, name, SECONDS, spread(taken), note=note),
-            Reading(case, name, IMAGES, spread([subject.images / seconds for seconds in taken])),
-            Reading(case, name, RELATIVE, ratio(times, bare, name), bare),
+            reading(case, name, SECONDS, taken, note=note),
+            reading(case, name, IMAGES, [subject.images / seconds for seconds in taken]),
+            reading(case, name, RELATIVE, ratios, bare),
         ]
     return readings
 
 
-def cases(settings: Settings) -> list[Case]:
-    """The throughput of every network on every device; then the share of Fig. 1, and growth."""
-    found = [
-        Case(f"{subject.name} ({device.type})", partial(measure, subject, device, settings))
-        for device in settings.devices
-        for subject in training_subjects(settings, device)
-    ]
-    return [*found, *training_share.cases(settings), *training_growth.cases(settings)]
+def measure_share(subject: TrainingSubject, device: torch.device, settings: Settings) -> list[Reading]:
+    """Return seconds of Fig. 1's attacks and of an epoch, and the share that follows, by grid."""
+    training = Training(subject.run(HR), subject.data)
+    training.epoch(0)
+    with tempfile.TemporaryDirectory() as folder:
+        calls: dict[str, Call] = {
+            EVALUATION: lambda _: dict(measure_all(FIGURE_1_ATTACKS, training.classifier, subject.data)),
+            EPOCH: lambda _: trained([subject.run(HR)], subject.data, Path(folder)),
+        }
+        times = interleaved(calls, settings, device=device, rounds=20, share=1 / 2, warm=False)
+    epoch = [seconds / subject.recipe.epochs / subject.share for seconds in times[EPOCH]]
+    readings = []
+    for name, recipe in recipes(subject.data.name).items():
+        attacked = recipe.curve_attacks[0].images or subject.tested
+        once = [seconds * attacked / len(subject.data.test) for seconds in times[EVALUATION]]
+        shares = [share(recipe, *pair) for pair in zip(once, epoch, strict=True)]
+        case, note = at(name, device), f"{recipe.epochs}, {recipe.curve_every}"
+        readings += [reading(case, EVALUATION, SECONDS, once), reading(case, EPOCH, SECONDS, epoch)]
+        readings.append(reading(case, EVALUATION, SHARE, shares, note=note))
+    return readings
 
 
-def findings(readings: Sequence[Reading]) -> Findings:
-    """Three tables, and the figure of how cost grows."""
-    own = [r for r in readings if r.quantity in (SECONDS, IMAGES, RELATIVE) and r.contender in ORDER and r.x is None]
+def recipes(dataset: str) -> dict[str, Recipe]:
+    """Return, by grid, the recipes for this data set that ask for Fig. 1."""
+    found = {name: dict(grids.get(name).recipes).get(dataset) for name in GRIDS}
+    return {name: recipe for name, recipe in found.items() if recipe is not None}
+
+
+def share(recipe: Recipe, evaluation: float, epoch: float) -> float:
+    """
+    Return, of the whole training's seconds, those of the attacks.
+
+    :param evaluation: Seconds of the attacks, each made once.
+    :param epoch: Seconds of an epoch.
+    """
+    attacked = recipe.epochs // recipe.curve_every * evaluation
+    return attacked / (attacked + recipe.epochs * epoch)
+
+
+def cases(settings: Settings) -> dict[str, Callable[[], list[Reading]]]:
+    """Return the throughput of every network on every device, and then the share of Fig. 1."""
+    measures = {"": measure, "Fig. 1, ": measure_share}
+    subjects = [(device, subject) for device in settings.devices for subject in training_subjects(settings, device)]
+    return {
+        f"{what}{subject.name} ({device.type})": partial(measuring, subject, device, settings)
+        for what, measuring in measures.items()
+        for device, subject in subjects
+    }
+
+
+def tables(readings: pd.DataFrame) -> list[Table]:
+    """Return the table of throughputs and that of the shares."""
+    entries = {"images / s": entry(IMAGES), "/ bare loop": entry(RELATIVE), "rounds": rounds}
+    timed = readings[readings.contender.isin(ORDER) & readings.x.isna()]
     rows = []
-    for case in dict.fromkeys(reading.case for reading in own):
-        for i, name in enumerate(ORDER):
-            speed, bare = find(own, case, name, IMAGES), BARE["HR" if name.endswith("HR") else "CE"]
-            rounds = str(speed.value.n) if speed and speed.value else "-"
-            rows.append(("" if i else case, name, shown(speed), shown(find(own, case, name, RELATIVE, bare)), rounds))
-    header = ("training", "contender", "images / s", "/ bare loop", "rounds")
-    tables = [Table("Training throughput", header, tuple(rows), (*remarks(own), *NOTES))]
-    table, picture = training_growth.shown_growth(readings)
-    return Findings([*tables, training_share.shown_share(readings), table], [picture])
-
-
-TRAINING = Part("training", 8, cases, findings)
+    for case, own in readings[readings.contender.isin((EPOCH, EVALUATION))].groupby("case", sort=False):
+        seconds = [entry(SECONDS)(own[own.contender == name]) for name in (EPOCH, EVALUATION)]
+        stated = own.note[own.quantity == SHARE].item().split(", ")
+        rows.append((case, *stated, *seconds, entry(SHARE)(own)))
+    return [
+        tabulated("Training throughput", timed, ("training", "contender"), entries, NOTES, ORDER),
+        Table("Fig. 1's share", SHARE_HEADER, tuple(rows), SHARE_NOTES),
+    ]

@@ -10,13 +10,15 @@ import torch
 from torch import nn
 
 from benchmarks import grids
-from benchmarks.config import AttackSpec, LossSpec
+from benchmarks.config import AttackSpec, LossSpec, RunSpec
+from benchmarks.execution import load_data
 from benchmarks.protocols import CE, HR
-from benchmarks.recipes import DIGITS
-from benchmarks.speed import training, training_growth, training_loops, training_share
-from benchmarks.speed.cases import RATIO, SECONDS, Reading, Settings, find, one
-from benchmarks.speed.timing import Spread
-from benchmarks.speed.training_loops import Start, TrainingSubject, art_fit, bare_loop, loader_loop, whole_run
+from benchmarks.recipes import DIGITS, MNIST_SHORT
+from benchmarks.speed import growth, subjects, training
+from benchmarks.speed.measuring import SECONDS, Settings, frame, reading
+from benchmarks.speed.subjects import TrainingSubject, training_subjects
+from benchmarks.speed.training import Start, art_fit, bare_loop, loader_loop, trained
+from benchmarks.store import Store
 from benchmarks.training import build_optimizer
 
 CPU = torch.device("cpu")
@@ -29,7 +31,7 @@ def settings(tmp_path: Path) -> Settings:
 
 @pytest.fixture
 def subject(settings: Settings) -> TrainingSubject:
-    (digits,) = training_loops.training_subjects(settings, CPU)
+    (digits,) = training_subjects(settings, CPU)
     return digits
 
 
@@ -52,8 +54,8 @@ def test_whole_run_ends_in_the_weights_of_the_bare_loop(
     assert not same(before, bare)
     assert same(start.fresh()[0].state_dict(), before)
     assert same(bare_loop(start).state_dict(), bare)
-    for run in (whole_run, training_loops.followed_run):
-        store = run(subject, loss, tmp_path)
+    for followed in (False, True):
+        store = trained([subject.run(loss)], subject.data, tmp_path, followed=followed)
         assert same(store.load_checkpoint(subject.run(loss)), bare)
         curve = store.curve(subject.run(loss))
         assert [row["epoch"] for row in curve] == [1, 2]
@@ -71,14 +73,14 @@ def steps_of(train: Callable[[Start], nn.Module], start: Start) -> list[int]:
 
 @pytest.mark.parametrize("train", [bare_loop, loader_loop, art_fit])
 def test_every_contender_makes_the_same_steps(train: Callable[[Start], nn.Module], subject: TrainingSubject) -> None:
-    """25 batches of 50 and one of 7 make the 1257 training images, in each of two epochs."""
-    assert steps_of(train, Start(subject, CE)) == 2 * [*[50] * 25, 7]
-    assert subject.images == 2 * 1257
+    """6 batches of 50 and one of 14 make the 314 training images, in each of two epochs."""
+    assert steps_of(train, Start(subject, CE)) == 2 * [*[50] * 6, 14]
+    assert subject.images == 2 * 314
 
 
 def test_where_the_order_cannot_matter_all_end_in_the_same_weights(subject: TrainingSubject) -> None:
     """All images in one batch, twice: DataLoader and ART draw orders of their own, and only sums are rounded apart."""
-    start = Start(replace(subject, recipe=replace(subject.recipe, batch_size=1257)), CE)
+    start = Start(replace(subject, recipe=replace(subject.recipe, batch_size=314)), CE)
     bare = bare_loop(start).state_dict()
     for train in (loader_loop, art_fit):
         torch.testing.assert_close(dict(train(start).state_dict()), dict(bare))
@@ -91,13 +93,14 @@ def test_larger_data_are_cut_to_a_share(tmp_path: Path, monkeypatch: pytest.Monk
     arrays = {f"x_{part}": generator.integers(0, 256, (n, 28, 28), np.uint8) for part, n in sizes.items()}
     labels = {f"y_{part}": np.arange(n) % 10 for part, n in sizes.items()}
     np.savez(tmp_path / "small.npz", **arrays, **labels)
-    recipe = replace(training_loops.MNIST_SHORT, validation_size=100)
-    monkeypatch.setattr(training_loops, "LARGER", (("small", "small", recipe), ("none", "nothing", recipe)))
-    for table in (training_loops.SHARES, training_loops.EPOCHS):
-        monkeypatch.setitem(table, "small", 0.1 if table is training_loops.SHARES else 3)
+    recipe = replace(MNIST_SHORT, validation_size=100)
+    networks = {"small CNN": ("digits", DIGITS), "small": ("small", recipe), "none": ("nothing", recipe)}
+    monkeypatch.setattr(subjects, "NETWORKS", networks)
+    monkeypatch.setitem(subjects.SHARES, "small", 0.1)
+    monkeypatch.setitem(subjects.EPOCHS, "small", 3)
     for device, sizes_left in ((CPU, [20, 10, 7]), (torch.device("cuda"), [200, 100, 70])):
-        digits, small = training_loops.training_subjects(Settings(tmp_path, seconds=20), device)
-        assert digits.note.startswith("Without none: ")
+        digits, small = training_subjects(Settings(tmp_path, seconds=20), device)
+        assert digits.note.startswith("Without none, nothing: ")
         assert [len(part) for part in (small.data.train, small.data.validation, small.data.test)] == sizes_left
         assert small.images == 3 * sizes_left[0]
         assert small.recipe.device == ("cpu" if device == CPU else "gpu")
@@ -107,15 +110,14 @@ def test_larger_data_are_cut_to_a_share(tmp_path: Path, monkeypatch: pytest.Monk
 
 
 def test_throughput_is_images_over_seconds_and_its_ratio_that_of_the_bare_loop(subject: TrainingSubject) -> None:
-    """2514 images in 2 s, 4 s; the bare loop in 1 s, 3 s, so that the ratios are 1/2 and 3/4."""
+    """628 images in 2 s, 4 s; the bare loop in 1 s, 3 s, so that the ratios are 1/2 and 3/4."""
     times = {training.BARE["HR"]: [1.0, 3.0], training.OURS["HR"]: [2.0, 4.0]}
-    readings = training.readings_of("digits", times, subject)
-    speed = find(readings, "digits", training.OURS["HR"], training.IMAGES)
-    beside = find(readings, "digits", training.OURS["HR"], training.RELATIVE, training.BARE["HR"])
-    assert speed is not None
-    assert beside is not None
-    assert speed.value == Spread(942.75, 785.625, 1099.875, 2)
-    assert beside.value == Spread(0.625, 0.5625, 0.6875, 2)
+    readings = frame(training.throughputs("digits", times, subject))
+    ours = readings[readings.contender == training.OURS["HR"]].set_index("quantity")
+    assert ours.loc[training.RELATIVE, "against"] == training.BARE["HR"]
+    shown = ours[["median", "lower", "upper", "n"]]
+    assert shown.loc[training.IMAGES].tolist() == [235.5, 196.25, 274.75, 2]
+    assert shown.loc[training.RELATIVE].tolist() == [0.625, 0.5625, 0.6875, 2]
 
 
 # --------------------------------------------------------------------------------------------------------------- Fig. 1
@@ -123,21 +125,21 @@ def test_throughput_is_images_over_seconds_and_its_ratio_that_of_the_bare_loop(s
 
 def test_share_of_the_attacks_is_that_of_all_times_in_the_whole_training() -> None:
     """The digits' recipe attacks 5 times in 50 epochs: 5 x 2 s beside 50 x 0.2 s."""
-    (recipe,) = training_share.recipes("digits").values()
-    assert training_share.share(recipe, 2.0, 0.2) == pytest.approx(0.5)
-    assert list(training_share.recipes("mnist")) == ["mnist-short", "mnist"]
-    assert training_share.recipes("cifar10")["cifar10"] == dict(grids.get("cifar10").recipes)["cifar10"]
+    (recipe,) = training.recipes("digits").values()
+    assert training.share(recipe, 2.0, 0.2) == pytest.approx(0.5)
+    assert list(training.recipes("mnist")) == ["mnist-short", "mnist"]
+    assert training.recipes("cifar10")["cifar10"] == dict(grids.get("cifar10").recipes)["cifar10"]
 
 
 # --------------------------------------------------------------------------------------------------------------- growth
 
 
-def test_runs_at_once_begin_as_those_one_after_the_other(tmp_path: Path, settings: Settings) -> None:
+def test_runs_at_once_begin_as_those_one_after_the_other(tmp_path: Path) -> None:
     """After a step they agree to 1e-4, and are told apart by more. Later a unit at its kink may part them."""
-    runs = training_growth.runs_of(3, replace(DIGITS, epochs=1, batch_size=1257))
-    assert [(str(run.loss), run.seed) for run in runs] == [("CE", 0), ("HR(1.6)", 0), ("CE", 1)]
-    data = training_growth.load_data("digits", DIGITS, data_dir=settings.data_dir)
-    together, alone = (way(runs, data, tmp_path) for way in (training_growth.at_once, training_growth.one_by_one))
+    recipe = replace(DIGITS, epochs=1, batch_size=1257)
+    runs = [RunSpec("digits", recipe, loss, seed) for loss, seed in ((CE, 0), (HR, 0), (CE, 1))]
+    data = load_data("digits", DIGITS, data_dir=tmp_path)
+    together, alone = (trained(runs, data, tmp_path, together=way) for way in (True, False))
     assert together.root != alone.root
     for run in runs:
         for other in runs:
@@ -147,52 +149,20 @@ def test_runs_at_once_begin_as_those_one_after_the_other(tmp_path: Path, setting
 
 
 def test_pool_does_every_run_and_tells_of_failures(tmp_path: Path) -> None:
-    runs = training_growth.runs_of(2, replace(DIGITS, epochs=1))
+    runs = [RunSpec("digits", replace(DIGITS, epochs=1), loss, seed=0) for loss in (CE, HR)]
     attacks = (AttackSpec("none"),)
-    store = training_growth.pooled(1, [(run, attacks) for run in runs], tmp_path, tmp_path)
+    store = Store(growth.pooled(1, runs, attacks, tmp_path, tmp_path))
     assert all(store.is_done(run, attacks) for run in runs)
-    unknown = replace(runs[0], dataset="nothing")
     with pytest.raises(RuntimeError, match="expected all of 1 runs to be done, but 1 failed"):
-        training_growth.pooled(1, [(unknown, attacks)], tmp_path, tmp_path)
+        growth.pooled(1, [replace(runs[0], dataset="nothing")], attacks, tmp_path, tmp_path)
 
 
 @pytest.mark.parametrize(("cpus", "counts"), [(1, [1]), (2, [1, 2]), (6, [1, 2, 4, 6]), (8, [1, 2, 4, 8])])
 def test_worker_counts(cpus: int, counts: list[int]) -> None:
-    assert training_growth.worker_counts(cpus) == counts
+    assert growth.worker_counts(cpus) == counts
 
 
 def test_line_through_the_epochs() -> None:
     """0.5 s and 2 s an epoch."""
-    readings = [
-        Reading(training_growth.BY_EPOCHS, training_growth.OURS, SECONDS, one(0.5 + 2 * x), x=x) for x in (1, 2, 5)
-    ]
-    assert training_growth.fixed_and_each(readings, training_growth.OURS) == pytest.approx((0.5, 2.0))
-
-
-# ------------------------------------------------------------------------------------------------------------- findings
-
-
-@pytest.mark.slow
-def test_findings_show_what_was_measured(settings: Settings) -> None:
-    readings = [reading for case in training.cases(settings) for reading in case.measure()]
-    found = training.findings(readings)
-    speed, share, growth = found.tables
-    names = [table.title for table in found.tables]
-    assert names == ["Training throughput", "Fig. 1's share", "How training's cost grows"]
-    assert [cells[1] for cells in speed.rows] == list(training.ORDER)
-    assert speed.rows[0][0] == "small CNN, digits"
-    bare = find(readings, "small CNN, digits", training.BARE["CE"], SECONDS)
-    assert bare is not None
-    assert bare.value is not None
-    assert float(speed.rows[0][2]) == pytest.approx(2 * 1257 / bare.value.median, rel=0.005)
-    assert [cells[3] for cells in speed.rows[:2]] == ["1", "1"]
-    assert [cells[:3] for cells in share.rows] == [("digits", "50", "10")]
-    assert 0 < float(share.rows[0][-1]) < 1
-    panels = [cells[0] for cells in growth.rows if cells[0]]
-    wanted = ["BY_RUNS", "BY_BATCH", "BY_EPOCHS", "BY_WORKERS"]
-    assert panels == [getattr(training_growth, name) for name in wanted]
-    against = {(r.contender, r.against) for r in readings if r.quantity == RATIO}
-    assert against == set(training_growth.AGAINST.items())
-    (picture,) = found.pictures
-    assert picture.name == "training-growth"
-    assert all(panel in picture.alt for panel in panels)
+    readings = [reading(growth.BY_EPOCHS, "a", SECONDS, [0.5 + 2 * x], x=x) for x in (1, 2, 5)]
+    assert growth.fixed_and_each(frame(readings), "a") == pytest.approx((0.5, 2.0))
