@@ -191,5 +191,5 @@ def measure(
 def _chosen(spec: AttackSpec, split: Split) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]:
     """The images that are attacked, in [0, 1], and their labels."""
     chosen = slice(spec.images or None)
-    images, labels = split.tensors(torch.device("cpu"))
-    return images.numpy()[chosen], labels.numpy()[chosen]
+    images, labels = Split(split.images[chosen], split.labels[chosen]).tensors(torch.device("cpu"))
+    return images.numpy(), labels.numpy()
