@@ -3,7 +3,7 @@
 from dataclasses import replace
 from typing import Literal
 
-from benchmarks.config import AttackSpec, Hardening, LossSpec, SplitName, UnitsName
+from benchmarks.config import AttackSpec, Hardening, LossSpec, Reference, SplitName, UnitsName
 
 CE = LossSpec("ce")
 HR = LossSpec("hr", alpha=1.6)
@@ -28,19 +28,25 @@ def paper(loss: Literal["ce", "hr"], eps: float) -> AttackSpec:
 
 def protocol(attack: AttackSpec) -> tuple[str, str]:
     """
-    Return the protocol of an attack, and the loss whose gradient drives it: what rows and columns are called by.
+    Return the protocol of an attack and its attacker: what rows and columns are called, and nowhere else decided.
+
+    The attacker is the loss whose gradient drives the attack; of a report on masked gradients it is the protocol.
 
     >>> protocol(paper("hr", 0.1))
     ('paper', 'HR')
     >>> protocol(AttackSpec("apgd", "margin", 0.1, steps=5))
     ('Auto-PGD', 'margin')
     """
-    if attack.name != "fgm":
-        return _PROTOCOLS.get(attack.name, attack.name), _ATTACKERS.get(attack.loss or "", attack.loss or "")
-    clipped = "paper" if attack.units == "data" else "clipped"
-    name = {"torch-ce": "torch's CE", "clipped-ce": clipped, "clipped-hr": clipped}.get(attack.loss or "", "sound")
-    base = (attack.loss or "").removeprefix("clipped-").removeprefix("torch-")
-    return name, _ATTACKERS.get(base, base)
+    loss = attack.loss or ""
+    attacker, clipped = _ATTACKERS.get(loss, loss), loss.startswith("clipped-")
+    if attack.name == "fgm":
+        base = loss.removeprefix("clipped-").removeprefix("torch-")
+        name = "torch's CE" if loss == "torch-ce" else "sound"
+        name = ("paper" if attack.units == "data" else "clipped") if clipped else name
+        return name, _ATTACKERS.get(base, base)
+    if attack.name == "diagnostics":
+        return "report", "paper" if clipped else "sound" if loss == "ce" else attacker
+    return "own attack" if isinstance(attack.name, Reference) else _PROTOCOLS.get(attack.name, attack.name), attacker
 
 
 _ATTACKERS = {"ce": "CE", "hr": "HR", "dlr": "DLR"}
@@ -50,7 +56,6 @@ _PROTOCOLS = {
     "apgd": "Auto-PGD",
     "square": "Square",
     "worst-case": "worst case",
-    "diagnostics": "report",
 }
 # The protocols and attackers beside which Proposition 1 is shown.
 BOUNDED = (("no attack", ""), ("sound", "CE"))

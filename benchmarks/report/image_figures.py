@@ -20,7 +20,7 @@ from benchmarks.report.drawing import (
     seeds_note,
     settled,
 )
-from benchmarks.report.selection import SOUND, Selection, confusion_attacks
+from benchmarks.report.selection import Selection, confusion_attacks, fgsm
 from benchmarks.report.statistics import mean_interval
 
 Floats = npt.NDArray[np.float64]
@@ -32,20 +32,20 @@ VANISHING_MARGIN = float(np.log(1e7))
 
 def confusion(selection: Selection) -> Picture | None:
     """The semi-empirical confusion matrix of CE under the exact CE attack, and what HR has more of each entry."""
-    results, pair = selection.results, selection.pair
-    attacks = {name: attack for name, attack in confusion_attacks(results.grid).items() if attack.loss}
-    attack = attacks.get("sound")
+    pair = selection.pair
+    known = {name: attack for name, attack in confusion_attacks(selection.grid).items() if attack.eps}
+    attack = known.get("sound")
     if pair is None or attack is None:
         return None
-    ce, hr = (results.confusions(selection.dataset, loss, attack) for loss in pair)
+    ce, hr = ({seed: record.confusion for seed, record in selection.records(loss, attack).items()} for loss in pair)
     seeds = sorted(ce.keys() & hr.keys())
     if not seeds:
         return None
     norms = [
         f"{loss} trained, {name} protocol: {mean_interval(list(by_seed.values()))}"
-        for name, attack in attacks.items()
+        for name, attack in known.items()
         for loss in pair
-        if (by_seed := results.values(selection.dataset, loss, attack, "confusion_norm"))
+        if (by_seed := selection.values(loss, attack, "confusion_norm"))
     ]
     baseline = np.mean([ce[seed] for seed in seeds], axis=0)
     difference = np.mean([hr[seed] - ce[seed] for seed in seeds], axis=0)
@@ -85,8 +85,8 @@ def margins(selection: Selection) -> Picture | None:
     """Histograms of margins, a panel per attack."""
     panels: list[tuple[AttackSpec, dict[LossSpec, Floats]]] = []
     seeds: list[int] = []
-    for attack in SOUND.attacks(selection.results.grid.attacks, "ce"):
-        found = {loss: [r.histogram for r in selection.records(loss, attack)] for loss in selection.losses}
+    for attack in fgsm(selection.grid.attacks, "sound", "CE"):
+        found = {loss: [r.histogram for r in selection.records(loss, attack).values()] for loss in selection.losses}
         shares = {loss: np.sum(counts, axis=0) / np.sum(counts) for loss, counts in found.items() if counts}
         seeds += [len(counts) for counts in found.values() if counts]
         panels += [(attack, shares)] if shares else []
@@ -132,18 +132,16 @@ def _margin_figure(panels: Sequence[tuple[AttackSpec, Mapping[LossSpec, Floats]]
 
 def strip(selection: Selection) -> Picture | None:
     """Attacked images of the first seed that has any, a row per training loss and attack."""
-    results, attacks = selection.results, SOUND.attacks(selection.results.grid.attacks, "ce")
     by_seed: dict[int, list[tuple[str, Sequence[Sample]]]] = {}
     for loss in selection.losses:
-        for run in results.runs(selection.dataset, loss):
-            for attack in attacks:
-                record = results.records.get((run, attack))
-                if record is not None and (samples := record.shown()):
+        for attack in fgsm(selection.grid.attacks, "sound", "CE"):
+            for seed, record in selection.records(loss, attack).items():
+                if samples := record.shown():
                     row = (f"{loss} trained\n{_attack_name(attack)}", samples[:STRIP_CLASSES])
-                    by_seed.setdefault(run.seed, []).append(row)
+                    by_seed.setdefault(seed, []).append(row)
     if not by_seed:
         return None
-    seed = min(by_seed, key=results.grid.seeds.index)
+    seed = min(by_seed, key=selection.grid.seeds.index)
     rows = by_seed[seed]
     wrong = "; ".join(
         f"{name.replace(chr(10), ', ')}: {sum(map(_is_wrong, row))} of {len(row)} are wrong" for name, row in rows
@@ -196,4 +194,4 @@ def _is_wrong(sample: Sample) -> bool:
 
 
 def _attack_name(attack: AttackSpec) -> str:
-    return f"CE attack, eps {attack.eps:g}" if attack.loss else "no attack"
+    return f"CE attack, eps {attack.eps:g}" if attack.eps else "no attack"

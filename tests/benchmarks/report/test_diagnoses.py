@@ -6,13 +6,13 @@ from pathlib import Path
 import pandas as pd
 import pytest
 from testing import made_up
+from testing.made_up import tables
 
 from benchmarks import grids, protocols
 from benchmarks.config import AttackSpec, RunSpec
-from benchmarks.report import export, figures
-from benchmarks.report.export import diagnoses_frame
+from benchmarks.report import export
+from benchmarks.report.export import Report
 from benchmarks.report.selection import Selection
-from benchmarks.report.tables import diagnoses_table
 
 ATTACKS = (AttackSpec("none", images=200), *protocols.diagnostics(0.2), *protocols.diagnostics(0.1))
 GRID = replace(grids.strong_digits(), seeds=(0, 1, 2), attacks=ATTACKS)
@@ -29,7 +29,7 @@ def flags(run: RunSpec, attack: AttackSpec) -> dict[str, str]:
 
 
 def test_the_verdict_counts_the_seeds_that_raise_each_flag() -> None:
-    table = diagnoses_table(made_up.results(GRID, flags=flags), "digits")
+    (table,) = tables(made_up.results(GRID, flags=flags), "diagnostics")
     assert table.header == ("eps", "trained", "attacker", "verdict", "flags (seeds)")
     of_hr = ("flagged in 3 of 3 seeds", "zero gradients (3), NaN gradients (2), masked gradients (2)")
     assert table.rows == (
@@ -49,7 +49,7 @@ def test_the_verdict_counts_the_seeds_that_raise_each_flag() -> None:
 
 def test_what_is_missing_is_said() -> None:
     made = made_up.results(GRID, flags=flags, made=lambda run, attack: run.seed < 2 and attack.eps != 0.2)
-    rows = diagnoses_table(made, "digits").rows
+    rows = tables(made, "diagnostics")[0].rows
     assert rows[0][3:] == ("no flag (n = 2)", "")
     assert rows[2][3:] == ("flagged in 2 of 2 seeds", "zero gradients (2), NaN gradients (1), masked gradients (1)")
     assert {row[3:] for row in rows[4:]} == {("not yet", "")}
@@ -58,34 +58,25 @@ def test_what_is_missing_is_said() -> None:
 def test_data_sets_are_kept_apart() -> None:
     grid = replace(GRID, recipes=(*GRID.recipes, ("mnist", GRID.recipes[0][1])))
     made = made_up.results(grid, flags=lambda run, attack: {"units of eps": "x"} if run.dataset == "mnist" else {})
-    assert {row[4] for row in diagnoses_table(made, "digits").rows} == {""}
-    assert {row[4] for row in diagnoses_table(made, "mnist").rows} == {"units of eps (3)"}
+    assert [{row[4] for row in table.rows} for table in tables(made, "diagnostics")] == [{""}, {"units of eps (3)"}]
     fewer = {
         key: replace(record, labels=record.labels[:5]) if key[0].dataset == "digits" else record
         for key, record in made.records.items()
     }
-    assert "the first 5 test images" in diagnoses_table(replace(made, records=fewer), "digits").notes[0]
+    assert "the first 5 test images" in tables(replace(made, records=fewer), "diagnostics")[0].notes[0]
 
 
 @pytest.mark.parametrize("name", ["digits", "alpha-digits", "hardening-digits"])
 def test_a_grid_without_reports_has_no_such_table(name: str) -> None:
-    grid = grids.get(name)
-    assert diagnoses_table(made_up.results(grid), grid.recipes[0][0]) is None
+    assert not tables(made_up.results(grids.get(name)), "diagnostics")
 
 
 def test_files_hold_the_evidence_of_every_flag(tmp_path: Path) -> None:
     made = made_up.results(GRID, flags=flags)
-    export.write_tables(made, [], tmp_path, command="make it")
-    assert {path.name for path in tmp_path.iterdir()} == {
-        "records.csv",
-        "results.csv",
-        "results.json",
-        "diagnostics.md",
-        "diagnostics.tex",
-        "diagnostics.csv",
-    }
+    export.write_tables(Report(made), tmp_path, command="make it")
+    assert "Masked gradients on digits" in (tmp_path / "diagnostics.md").read_text()
     rows = pd.read_csv(tmp_path / "diagnostics.csv", keep_default_na=False)
-    assert len(rows) == len(diagnoses_frame(made))
+    assert len(rows) == len(made.flags)
     found = rows.groupby(["trained", "seed", "eps", "attacker"]).apply(
         lambda part: dict(zip(part.flag, part.evidence, strict=True)), include_groups=False
     )
@@ -102,7 +93,7 @@ def test_files_hold_the_evidence_of_every_flag(tmp_path: Path) -> None:
 
 def test_reports_are_drawn_nowhere_and_their_images_are_not_those_of_the_attacks() -> None:
     made = made_up.results(GRID, flags=flags)
-    assert [picture.name for picture in figures.pictures(made)] == ["margins-digits"], "of no attack"
+    assert [picture.name for picture in Report(made).pictures] == ["margins-digits"], "of no attack"
     records = {
         key: replace(record, labels=record.labels[:7]) if key[1].name == "diagnostics" else record
         for key, record in made.records.items()

@@ -12,14 +12,15 @@ from matplotlib.axes import Axes
 from matplotlib.colors import to_hex
 from matplotlib.container import ErrorbarContainer
 from testing import made_up
+from testing.made_up import tables
 
 from benchmarks import grids, protocols, recipes
 from benchmarks.config import AttackSpec, Hardening, LossSpec, RunSpec
-from benchmarks.report import export, figures
+from benchmarks.report import export
 from benchmarks.report.drawing import Picture
+from benchmarks.report.export import Report
 from benchmarks.report.results import Results
 from benchmarks.report.selection import Selection
-from benchmarks.report.tables import hardening_table
 
 GRID = replace(grids.hardening_digits(), seeds=(0, 1))
 MNIST = replace(grids.hardening_mnist(), seeds=(0, 1))
@@ -56,7 +57,7 @@ def text(pair: tuple[float, ...]) -> str:
 def test_rows_stand_in_blocks_with_what_each_loss_has_more_than_ce_hardened_alike() -> None:
     backwards = replace(GRID, losses=tuple(reversed(GRID.losses)))
     for grid in (GRID, backwards):
-        table = hardening_table(replace(made(), grid=grid), "digits")
+        (table,) = tables(replace(made(), grid=grid), "hardening")
         trades = [Hardening("trades", 0.1, 7, beta) for beta in (3.0, 6.0, 12.0)]
         kinds = [None, Hardening("noise", 0.1), Hardening("madry", 0.1, 7)]
         kinds += trades if grid is GRID else trades[::-1]
@@ -86,20 +87,20 @@ def test_rows_stand_in_blocks_with_what_each_loss_has_more_than_ce_hardened_alik
 def test_gains_are_paired_over_the_seeds_that_both_have() -> None:
     ce, hr = LossSpec("ce"), LossSpec("hr", 1.0)
     missing = {(ce, 0), (hr, 1)}
-    rows = hardening_table(made(made=lambda run, attack: (run.loss, run.seed) not in missing), "digits").rows
+    rows = tables(made(made=lambda run, attack: (run.loss, run.seed) not in missing), "hardening")[0].rows
     place = GRID.losses.index(hr)
     assert rows[0][5].endswith("(n = 1)")
     assert rows[place][5].endswith("(n = 1)")
     assert rows[place][6] == "not yet", "no seed has both"
     assert rows[1][6].endswith("(n = 1)")
     assert rows[0][6] == ""
-    none = hardening_table(made(made=lambda run, attack: False), "digits").rows
+    none = tables(made(made=lambda run, attack: False), "hardening")[0].rows
     assert {entry for row in none for entry in row[2:]} == {"not yet", ""}
 
 
 def test_without_ce_of_a_block_nothing_is_gained() -> None:
     losses = tuple(loss for loss in GRID.losses if str(loss) != "CE, Madry 0.1")
-    rows = hardening_table(replace(made(), grid=replace(GRID, losses=losses)), "digits").rows
+    rows = tables(replace(made(), grid=replace(GRID, losses=losses)), "hardening")[0].rows
     first = next(i for i, row in enumerate(rows) if row[0] == "Madry 0.1")
     assert [(row[1], row[6]) for row in rows[first : first + 3]] == [("HR(1)", ""), ("HR(1.6)", ""), ("HR(3)", "")]
     assert rows[1][6] != ""
@@ -107,7 +108,7 @@ def test_without_ce_of_a_block_nothing_is_gained() -> None:
 
 def test_notes_tell_of_what_is_in_the_grid_and_of_nothing_else() -> None:
     (margin,) = (loss.margin for loss in GRID.losses if loss.margin)
-    notes = " ".join(hardening_table(made(), "digits").notes)
+    notes = " ".join(tables(made(), "hardening")[0].notes)
     for words in (
         f"Data: digits, the first {made_up.N} test images. Mean and 95% t interval over 2 seeds.",
         "not corrected for their number",
@@ -124,7 +125,7 @@ def test_notes_tell_of_what_is_in_the_grid_and_of_nothing_else() -> None:
         assert words in notes
     assert "†" not in notes
     results = made_up.results(MNIST, zero=lambda run, attack: 101 * (attack.loss == "clipped-ce"))
-    table = hardening_table(results, "mnist")
+    (table,) = tables(results, "hardening")
     others = " ".join(table.notes)
     assert "of the eps beside the name, 7 steps" in others
     assert [row[0] for row in table.rows if row[0]][1:] == ["Madry 0.2", *(f"TRADES 0.2, beta {b}" for b in (3, 6, 12))]
@@ -138,19 +139,19 @@ def test_notes_tell_of_what_is_in_the_grid_and_of_nothing_else() -> None:
 def test_a_grid_without_hardened_networks_has_no_such_table(name: str) -> None:
     grid = grids.get(name)
     results = made_up.results(grid)
-    assert hardening_table(results, "digits") is None
-    assert not any(picture.name.startswith("hardening") for picture in figures.pictures(results))
+    assert not tables(results, "hardening")
+    assert not any(picture.name.startswith("hardening") for picture in Report(results).pictures)
 
 
 def test_without_a_worst_case_there_is_no_table() -> None:
     attacks = tuple(attack for attack in GRID.attacks if attack.name != "worst-case")
     results = made_up.results(replace(GRID, attacks=attacks))
-    assert hardening_table(results, "digits") is None
-    assert not any(picture.name.startswith("hardening") for picture in figures.pictures(results))
+    assert not tables(results, "hardening")
+    assert not any(picture.name.startswith("hardening") for picture in Report(results).pictures)
 
 
 def test_files_hold_every_entry_and_its_gain_unrounded(tmp_path: Path) -> None:
-    export.write_tables(made(), [], tmp_path, command="make it")
+    export.write_tables(Report(made()), tmp_path, command="make it")
     assert "Hardened networks on digits" in (tmp_path / "hardening.md").read_text()
     assert not (tmp_path / "strong.md").exists()
     rows = pd.read_csv(tmp_path / "hardening.csv")
@@ -174,7 +175,7 @@ def test_files_hold_every_entry_and_its_gain_unrounded(tmp_path: Path) -> None:
 
 
 def drawn(results: Results) -> Picture:
-    return {picture.name: picture for picture in figures.pictures(results)}["hardening-digits"]
+    return {picture.name: picture for picture in Report(results).pictures}["hardening-digits"]
 
 
 def dots(axes: Axes) -> dict[str, dict[float, tuple[float, float, float]]]:
@@ -251,7 +252,7 @@ def test_other_figures_draw_plain_losses_and_say_so() -> None:
     selection = Selection(results, "digits")
     assert selection.losses == [LossSpec("ce"), LossSpec("hr", 1.6)]
     assert selection.left_out == " Not drawn: the grid's 20 other trainings."
-    assert [picture.name for picture in figures.pictures(results)] == [
+    assert [picture.name for picture in Report(results).pictures] == [
         "accuracy_vs_eps-digits",
         "margins-digits",
         "hardening-digits",

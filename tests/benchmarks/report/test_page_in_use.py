@@ -11,7 +11,6 @@ from playwright.sync_api import Browser, Locator, Page
 from testing.browser import SHOWN, Report, opened
 
 from benchmarks.report import export
-from benchmarks.report.claims import claims
 from benchmarks.report.markup import Table
 
 
@@ -102,7 +101,7 @@ def test_sections_are_listed_beside_the_page_or_folded_above_it(
 def test_without_a_script_all_is_there_and_nothing_waits_for_one(browser: Browser, strong_report: Report) -> None:
     with opened(browser, strong_report.file, java_script_enabled=False) as shown:
         assert shown.locator("button, input").count() == 0
-        (claimed,) = export.all_tables(strong_report.results, claims(strong_report.results))["claims"]
+        (claimed,) = export.Report(strong_report.results).tables["claims"]
         assert [row[-1] for row in rows_of(table_of(shown, claimed.title))] == [row[-1] for row in claimed.rows]
         shown.emulate_media(media="print")
         for table in shown.locator("table").all():
@@ -125,7 +124,7 @@ def test_a_click_on_a_header_sorts_up_then_down_then_not_at_all(browser: Browser
         head.locator("button").click()
         assert head.get_attribute("aria-sort") == "descending"
         assert [row[3] for row in rows_of(table)][: len(numbers)] != effects[: len(numbers)]
-        (claimed,) = export.all_tables(strong_report.results, claims(strong_report.results))["claims"]
+        (claimed,) = export.Report(strong_report.results).tables["claims"]
         assert sorted(rows_of(table)) == sorted(filled(claimed)), "sorting loses and invents no row"
         head.locator("button").click()
         assert rows_of(table) == before
@@ -133,7 +132,7 @@ def test_a_click_on_a_header_sorts_up_then_down_then_not_at_all(browser: Browser
 
 
 def test_rows_are_filtered_by_what_is_typed_and_downloaded_as_shown(browser: Browser, strong_report: Report) -> None:
-    (claimed,) = export.all_tables(strong_report.results, claims(strong_report.results))["claims"]
+    (claimed,) = export.Report(strong_report.results).tables["claims"]
     with opened(browser, strong_report.file) as shown:
         table = table_of(shown, claimed.title)
         tools = shown.locator(".tools", has=shown.locator("input")).first
