@@ -11,13 +11,13 @@ HR = LossSpec("hr", alpha=1.6)
 EPS = (0.1, 0.25)
 
 
-def sound(loss: Literal["ce", "hr"], eps: float, split: SplitName = "test") -> AttackSpec:
-    """The sound protocol: FGSM along the exact gradient of the per-example loss; eps is a share of the pixel range."""
+def exact(loss: Literal["ce", "hr"], eps: float, split: SplitName = "test") -> AttackSpec:
+    """The exact-gradient protocol: FGSM along that of the per-example loss; eps is a share of the pixel range."""
     return AttackSpec("fgm", loss, eps, split=split) if eps else AttackSpec("none", split=split)
 
 
 def torch_ce(eps: float) -> AttackSpec:
-    """The sound protocol but for its numerics: torch's own float32 cross-entropy."""
+    """The exact-gradient protocol but for its numerics: torch's own float32 cross-entropy."""
     return AttackSpec("fgm", "torch-ce", eps)
 
 
@@ -41,11 +41,11 @@ def protocol(attack: AttackSpec) -> tuple[str, str]:
     attacker, clipped = _ATTACKERS.get(loss, loss), loss.startswith("clipped-")
     if attack.name == "fgm":
         base = loss.removeprefix("clipped-").removeprefix("torch-")
-        name = "torch's CE" if loss == "torch-ce" else "sound"
+        name = "torch's CE" if loss == "torch-ce" else "exact"
         name = ("paper" if attack.units == "data" else "clipped") if clipped else name
         return name, _ATTACKERS.get(base, base)
     if attack.name == "diagnostics":
-        return "report", "paper" if clipped else "sound" if loss == "ce" else attacker
+        return "report", "paper" if clipped else "exact" if loss == "ce" else attacker
     return "own attack" if isinstance(attack.name, Reference) else _PROTOCOLS.get(attack.name, attack.name), attacker
 
 
@@ -58,12 +58,12 @@ _PROTOCOLS = {
     "worst-case": "worst case",
 }
 # The protocols and attackers beside which Proposition 1 is shown.
-BOUNDED = (("no attack", ""), ("sound", "CE"))
+BOUNDED = (("no attack", ""), ("exact", "CE"))
 
 # Table 1 of the paper: no attack, and both losses as the attacker's, at both strengths, in both protocols.
 TABLE_1_ATTACKS = (
     AttackSpec("none"),
-    *(sound(loss, eps) for loss in ("ce", "hr") for eps in EPS),
+    *(exact(loss, eps) for loss in ("ce", "hr") for eps in EPS),
     *(torch_ce(eps) for eps in EPS),
     *(paper(loss, eps) for loss in ("ce", "hr") for eps in EPS),
 )
@@ -80,13 +80,13 @@ SQUARE_QUERIES = 500
 # Fig. 1 has the cross-entropy attack alone.
 FIGURE_1_ATTACKS = (
     AttackSpec("none"),
-    *(protocol("ce", eps) for protocol in (sound, paper) for eps in EPS),
+    *(protocol("ce", eps) for protocol in (exact, paper) for eps in EPS),
 )
 # The alphas that are tried, alpha = 1 being the limit H + KL, and the attacks: alpha is chosen on validation images in
-# the sound protocol, and the choice shown on test images in both.
+# the exact-gradient protocol, and the choice shown on test images in both.
 ALPHAS = (1.0, 1.2, 1.4, 1.6, 1.8, 2.0, 2.5, 3.0, 4.0)
 ALPHA_ATTACKS = (
-    *(sound("ce", eps, split) for split in ("validation", "test") for eps in (0.0, *EPS)),
+    *(exact("ce", eps, split) for split in ("validation", "test") for eps in (0.0, *EPS)),
     *(paper("ce", eps) for eps in EPS),
 )
 
@@ -100,7 +100,7 @@ def strong(eps: float, images: int, steps: int) -> tuple[AttackSpec, ...]:
     """
     return (
         AttackSpec("fgm", "clipped-ce", eps, images=images),
-        replace(sound("ce", eps), images=images),
+        replace(exact("ce", eps), images=images),
         AttackSpec("pgd", "ce", eps, steps=steps, images=images),
         *(AttackSpec("apgd", loss, eps, steps=steps, images=images) for loss in ("ce", "hr", "margin", "dlr")),
         AttackSpec("square", eps=eps, steps=SQUARE_QUERIES, images=images),
@@ -115,7 +115,7 @@ def worst_case(eps: float, images: int, steps: int, units: UnitsName = "range") 
 
 
 def diagnostics(eps: float) -> tuple[AttackSpec, ...]:
-    """Reports on masked gradients, of the paper's attacker and of the sound one."""
+    """Reports on masked gradients, of the paper's attacker and of the exact one."""
     report = AttackSpec("diagnostics", "ce", eps, steps=REPORT_STEPS, images=REPORT_IMAGES)
     return replace(report, loss="clipped-ce"), report
 

@@ -1,7 +1,6 @@
 """The figure that is dots with their intervals: a row per training loss, a panel per eps."""
 
 from collections.abc import Mapping, Sequence
-from itertools import groupby
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -10,13 +9,13 @@ from matplotlib.figure import Figure
 from benchmarks.config import LossSpec
 from benchmarks.report.drawing import BLACK, BLUE, GREY, VERMILLION, Line, Picture, draw_legend, seeds_note, settled
 from benchmarks.report.line_figures import TEST_ACCURACY
-from benchmarks.report.selection import UNHARDENED, Selection, blocks, hardening_attacks, without_hardening
+from benchmarks.report.selection import Selection, blocks, hardening_attacks, without_hardening
 from benchmarks.report.statistics import Interval
 
 MARKS = {
     "no attack": Line("no attack", BLACK, "o", "none", hollow=True, width=1.1, size=4.5),
     "FGSM, paper": Line("FGSM, paper", VERMILLION, "^", "none", hollow=True, width=1.1, size=4.5),
-    "FGSM, sound": Line("FGSM, sound", BLUE, "s", "none", hollow=False, width=1.1, size=4.5),
+    "FGSM, exact": Line("FGSM, exact", BLUE, "s", "none", hollow=False, width=1.1, size=4.5),
     "worst case": Line("worst case", BLACK, "D", "none", hollow=False, width=1.1, size=4.5),
 }
 # How far below the middle of its row, in rows, a dot is drawn: intervals of one row lie beside each other.
@@ -28,7 +27,8 @@ Points = Mapping[tuple[LossSpec, str], Interval]
 def hardening(selection: Selection) -> Picture | None:
     """Accuracy of hardened networks without and under attack, a panel per eps; None for a grid without them."""
     known = hardening_attacks(selection.grid)
-    losses = [loss for block in blocks(selection.grid).values() for loss in block]
+    by_kind = blocks(selection.grid)
+    losses = [loss for block in by_kind.values() for loss in block]
     panels: dict[float, Points] = {}
     for eps in sorted({eps for eps, _ in known if eps}):
         specs = {name: attack for (at, name), attack in known.items() if at in (0, eps)}
@@ -38,15 +38,16 @@ def hardening(selection: Selection) -> Picture | None:
     if not seeds:
         return None
     # The losses that have a dot, and before those of each hardening its name.
-    shown = dict.fromkeys(loss for points in panels.values() for loss, _ in points)
-    by_kind = groupby(shown, key=lambda loss: loss.hardening)
-    rows = [row for kind, block in by_kind for row in (str(kind or UNHARDENED), *block)]
+    shown = {loss for points in panels.values() for loss, _ in points}
+    rows: list[LossSpec | str] = []
+    for kind, block in by_kind.items():
+        rows += [kind, *(loss for loss in block if loss in shown)] if shown.intersection(block) else []
     return Picture(
         f"hardening-{selection.dataset}",
         f"{selection.dataset}: hardened networks under attack",
         f"Data: {selection.dataset}. Accuracy on the first {selection.images} (L-infinity, eps as a share of the pixel "
         "range), by the loss and by what the networks are hardened with: without attack, under FGSM through clipped "
-        "probabilities (paper) and along the exact gradient (sound), and in the worst case over an ensemble of strong "
+        "probabilities (paper) and along the exact gradient (exact), and in the worst case over an ensemble of strong "
         f"attacks. {seeds_note(seeds, intervals='bars')}",
         f"Dots, in {len(panels)} panel{'s' * (len(panels) > 1)}. {' '.join(map(_in_words, panels.items()))}",
         _figure(rows, panels),

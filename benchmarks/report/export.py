@@ -3,7 +3,7 @@
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 
 import pandas as pd
@@ -21,14 +21,13 @@ from benchmarks.report.results import ATTACK, Results
 from benchmarks.report.selection import Selection, confusion_attacks, where
 from benchmarks.report.tables import (
     alpha_table,
+    bounds_table,
     confusion_table,
     diagnoses_table,
     hardening_table,
-    lower_bounds_table,
     own_attacks_table,
     strong_table,
     table_1,
-    upper_bounds_table,
 )
 from benchmarks.store import write_bytes, write_json
 
@@ -40,7 +39,7 @@ TABLES: dict[str, tuple[Callable[[Selection], Table | None], ...]] = {
     "strong": (strong_table,),
     "hardening": (hardening_table,),
     "diagnostics": (diagnoses_table,),
-    "bounds": (upper_bounds_table, lower_bounds_table),
+    "bounds": (partial(bounds_table, what="upper"), partial(bounds_table, what="lower")),
 }
 PICTURES = (figure_1, accuracy_vs_eps, strong, margins, strip, hardening, alpha, confusion, bounds, learning_curves)
 # The sections of the page, with the tables and figures of each by name; then those that stand open.

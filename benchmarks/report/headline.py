@@ -10,20 +10,17 @@ from benchmarks.protocols import protocol
 from benchmarks.report.markup import Table
 from benchmarks.report.notes import over_seeds
 from benchmarks.report.results import attacks
-from benchmarks.report.selection import Cell, Selection, blocks, hardening_attacks
+from benchmarks.report.selection import MAIN, STRONG, Cell, Selection, hardening_attacks
 from benchmarks.report.statistics import Interval, judge
-from benchmarks.report.tables import interval_text
 
-CLEAN, PAPER, EXACT, WORST, ZEROS = "no attack", "paper's protocol", "exact gradient", "worst case", "gradients of 0"
-# The rows of attacks, by protocol and attacker.
-KINDS = {("paper", "CE"): PAPER, ("clipped", "CE"): PAPER, ("sound", "CE"): EXACT, ("worst case", ""): WORST}
+CLEAN, ZEROS, (PAPER, EXACT, WORST) = "no attack", "gradients of 0", MAIN
 NOTES = {
-    PAPER: "Paper's protocol: FGSM with the gradient of clipped float32 probabilities.",
-    EXACT: "Exact gradient: FGSM with that of cross-entropy.",
+    PAPER: f"{PAPER}: with the gradient of clipped float32 probabilities.",
+    EXACT: f"{EXACT}: with the gradient of cross-entropy.",
     WORST: "Worst case: over an ensemble of strong attacks, image by image.",
-    ZEROS: "Gradients of 0: the share of images on which the paper's protocol has a gradient of exactly 0.",
+    ZEROS: f"Gradients of 0: the share of images on which {PAPER}, has a gradient of exactly 0.",
 }
-
+WHERE = {EXACT: "along the exact gradient", WORST: "in the worst case"}
 Conclusion = Literal["more", "less", "mixed", "not robust", "no gain", "undecided", "not measured", "nothing"]
 VERDICTS: Mapping[Conclusion, str] = {
     "more": "HR training made these networks more robust",
@@ -57,7 +54,7 @@ class Row:
     """As it is shown, with its units where they are not the range of a pixel."""
     kind: str
     papers: bool
-    """Whether the paper's protocol is there in the paper's units of eps."""
+    """Whether the paper protocol is there in the paper's units of eps."""
     ce: Cell
     hr: Cell
 
@@ -94,7 +91,7 @@ class Headline:
 
     @property
     def kindest(self) -> Row | None:
-        """The row, at the paper's eps if there are any, where HR is most above CE in the paper's protocol."""
+        """The row, at the paper's eps if there are any, where HR is most above CE in the paper protocol."""
         rows = self.measured(PAPER)
         return max([row for row in rows if row.papers] or rows, key=lambda row: row.hr.gain.mean, default=None)
 
@@ -106,7 +103,7 @@ def headline(selection: Selection) -> Headline | None:
     known, scale = selection.grid.attacks, selection.recipe.input_scale
     by_share: dict[float, dict[str, list[AttackSpec]]] = {}
     for attack in attacks(known):
-        if kind := KINDS.get(protocol(attack)):
+        if (kind := STRONG.get(protocol(attack))) in MAIN:
             share = round(attack.eps / (scale if attack.units == "data" else 1.0), 9)
             by_share.setdefault(share, {CLEAN: attacks(known, "no attack")}).setdefault(kind, []).append(attack)
     rows: dict[str, dict[str, Row]] = {}
@@ -129,7 +126,7 @@ def answer(found: Headline | None) -> Answer:
 
     Robust accuracy is that in the worst case, and without one nothing is said of it. A difference counts where its
     whole interval is on one side of 0; nothing counts with fewer than two seeds. Numbers are those at the eps where the
-    worst case of CE, not the difference, is nearest 1/2, and at the eps where the paper's protocol is kindest to HR.
+    worst case of CE, not the difference, is nearest 1/2, and at the eps where the paper protocol is kindest to HR.
     Without a gain at any eps, networks are called not robust if they are below guessing at the latter.
     """
     if found is None:
@@ -144,7 +141,7 @@ def answer(found: Headline | None) -> Answer:
         conclusion = "not measured"
         verdict = "Robustness is not measured " + ("yet: the worst case is missing" if planned else "by this grid")
         evidence = "" if planned else "It has no worst case, and FGSM alone is a weak attack. "
-        evidence += f"Along the {_numbers(found, row)}{', undecided' * row.undecided}."
+        evidence += f"{_numbers(found, row)}{', undecided' * row.undecided}."
     return Answer(conclusion, verdict, " ".join(filter(None, (evidence, _kindest(found), _defences(found.selection)))))
 
 
@@ -164,7 +161,7 @@ def headline_table(found: Headline | None) -> Table | None:
                 continue
             row = by_kind[kind]
             images |= {row.ce.n, row.hr.n} - {0}
-            texts = (interval_text(cell.accuracy, selection) for cell in (row.ce, row.hr))
+            texts = (selection.text(cell.accuracy) for cell in (row.ce, row.hr))
             rows.append(("0" if kind == CLEAN else first, kind, *texts, row.gain))
             first = first if kind == CLEAN else ""
             if kind == PAPER:
@@ -174,10 +171,10 @@ def headline_table(found: Headline | None) -> Table | None:
     known = [NOTES[name] for name in NOTES if any(name == row[1] for row in rows)]
     notes = [f"{selection.dataset}, {counts}, L-infinity. {over_seeds(selection.grid)} {' '.join(known)}"]
     if len(found.rows) > len(quoted):
-        kind = WORST if found.measured(WORST) else EXACT
+        where = WHERE[WORST if found.measured(WORST) else EXACT]
         notes.append(
-            f"Of {len(found.rows)} eps, those where the {kind} of CE is nearest 1/2 and where the paper's protocol is "
-            f"kindest to {found.hr}; the others are below."
+            f"Of {len(found.rows)} eps, those where CE is nearest 1/2 {where} and where the paper protocol is kindest "
+            f"to {found.hr}; the others are below."
         )
     header = ("eps", "attack", str(found.ce), str(found.hr), f"{found.hr} - {found.ce}, paired")
     title = f"Test accuracy on {selection.dataset}, from no attack to the worst case"
@@ -203,7 +200,7 @@ def _worst_case(found: Headline, informative: Row) -> tuple[Conclusion, str, str
         end = f", undecided{many}"
     else:
         end = f"; undecided at {others} of {total} eps" if others else ""
-    return conclusion, f"{VERDICTS[conclusion]}{where}", f"In the {_numbers(found, informative)}{end}."
+    return conclusion, f"{VERDICTS[conclusion]}{where}", f"{_numbers(found, informative)}{end}."
 
 
 def _below_guessing(found: Headline, row: Row) -> Interval | None:
@@ -219,22 +216,21 @@ def _numbers(found: Headline, row: Row) -> str:
     n = row.hr.gain.n
     seeds = f"{n} seeds, 95% t interval" if n > 1 else "one seed, so no interval"
     return (
-        f"{row.kind} at eps {row.eps} the accuracy of {found.ce} is {row.ce.accuracy} and that of {found.hr} "
-        f"{row.hr.accuracy}: a paired difference of {row.gain} ({row.ce.n} images, {seeds})"
+        f"{WHERE[row.kind].capitalize()} at eps {row.eps} the accuracy of {found.ce} is {row.ce.accuracy} and that of "
+        f"{found.hr} {row.hr.accuracy}: a paired difference of {row.gain} ({row.ce.n} images, {seeds})"
     )
 
 
 def _kindest(found: Headline) -> str:
-    """The largest gain in the paper's protocol, with what a reader must know of it."""
+    """The largest gain in the paper protocol, with what a reader must know of it."""
     row = found.kindest
     if row is None:
         return ""
     text = (
-        f"The paper's protocol shows at most {row.gain}{', undecided' * row.undecided}, at eps {row.eps}: its gradient "
+        f"The paper protocol shows at most {row.gain}{', undecided' * row.undecided}, at eps {row.eps}: its gradient "
         f"there is exactly 0 on {_share(row.hr)} of the images of {found.hr} ({found.ce}: {_share(row.ce)})"
     )
-    words = {EXACT: "along the exact gradient", WORST: "in the worst case"}
-    beside = [(found.rows[row.eps][kind].gain, where) for kind, where in words.items() if kind in found.rows[row.eps]]
+    beside = [(found.rows[row.eps][kind].gain, where) for kind, where in WHERE.items() if kind in found.rows[row.eps]]
     known = [f"{gain} {where}" for gain, where in beside if gain]
     text += f", and the difference is {' and '.join(known)}" if known else ""
     left = _below_guessing(found, row)
@@ -245,10 +241,9 @@ def _defences(selection: Selection) -> str:
     """What HR adds to a defence, counted over all comparisons; nothing for a grid without one."""
     gains = [
         selection.cell(loss, attack).gain
-        for hardening, losses in blocks(selection.grid).items()
-        for loss in losses
+        for loss in selection.grid.losses
         for (_, name), attack in hardening_attacks(selection.grid).items()
-        if hardening is not None and loss.name == "hr" and name == "worst case"
+        if loss.hardening is not None and loss.name == "hr" and name == "worst case"
     ]
     verdicts = [judge(gain) for gain in gains if gain.n]
     above, below = verdicts.count("supported"), verdicts.count("contradicted")

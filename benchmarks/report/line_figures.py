@@ -1,8 +1,9 @@
 """The figures that are lines with their intervals: against the epoch, eps and alpha."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 from benchmarks.config import AttackSpec, LossSpec
+from benchmarks.protocols import CE, HR
 from benchmarks.record import UPPER_ALPHA
 from benchmarks.report.drawing import (
     BLACK,
@@ -18,7 +19,7 @@ from benchmarks.report.drawing import (
     values_in_words,
 )
 from benchmarks.report.results import attacks
-from benchmarks.report.selection import OF_HARDENED, Selection, fgsm, has_hardening, strong_attacks
+from benchmarks.report.selection import MAIN, Selection, fgsm, has_hardening, strong_attacks
 from benchmarks.report.statistics import Interval
 
 TEST_ACCURACY = "test accuracy (share of images)"
@@ -30,7 +31,7 @@ BOUNDS = {
     Line(f"(1) at alpha {UPPER_ALPHA:g}", GREEN, "^", "-.", hollow=True, width=1.5, size=7): "log_upper_bound",
 }
 # The protocols that are drawn, by the titles of their panels.
-PROTOCOLS = {"Sound protocol": "sound", "Paper protocol": "paper"}
+PROTOCOLS = {"Exact-gradient protocol": "exact", "Paper protocol": "paper"}
 EPS_LABEL = "eps (share of the pixel range)"
 # Bounds whose means are all above this say nothing.
 VACUOUS = 0.99
@@ -47,8 +48,7 @@ def figure_1(selection: Selection) -> Picture | None:
             for position, attack in enumerate(known)
             if (points := selection.by_epoch(loss, "accuracy", attack))
         ]
-        if lines and len(known) > 1:
-            panels.append(Panel(title, "epoch", TEST_ACCURACY, lines))
+        panels.append(Panel(title, "epoch", TEST_ACCURACY, lines if len(known) > 1 else []))
     caption = (
         f"Accuracy on {_curve_images(selection)} under FGSM with CE gradients as training goes on; eps 0 is no attack."
     )
@@ -58,7 +58,7 @@ def figure_1(selection: Selection) -> Picture | None:
 def bounds(selection: Selection) -> Picture | None:
     """The error probability and its upper bounds against epoch, a panel per training loss and attack they bound."""
     panels, vacuous = [], []
-    for attack in fgsm(selection.recipe.curve_attacks, "sound", "CE"):
+    for attack in fgsm(selection.recipe.curve_attacks, "exact", "CE"):
         title = f"FGSM, eps {attack.eps:g}" if attack.eps else "no attack"
         drawn = [
             Panel(f"{loss} trained, {title}", "epoch", "P_e and bounds on it", lines, log=True, level=1.0)
@@ -81,11 +81,8 @@ def bounds(selection: Selection) -> Picture | None:
 
 
 def _bound_lines(selection: Selection, loss: LossSpec, attack: AttackSpec) -> list[tuple[Line, dict[float, Interval]]]:
-    return [
-        (line, points)
-        for line, field in BOUNDS.items()
-        if (points := selection.by_epoch(loss, f"labels.{field}", attack, log_probability=field != "error"))
-    ]
+    lines = {line: selection.by_epoch(loss, f"labels.{field}", attack) for line, field in BOUNDS.items()}
+    return [(line, points) for line, points in lines.items() if points]
 
 
 def learning_curves(selection: Selection) -> Picture | None:
@@ -100,8 +97,7 @@ def learning_curves(selection: Selection) -> Picture | None:
             for position, loss in enumerate(selection.losses)
             if (points := selection.by_epoch(loss, field))
         ]
-        if lines:
-            panels.append(Panel(title, "epoch", y_label, lines, log=field == "train_loss"))
+        panels.append(Panel(title, "epoch", y_label, lines, log=field == "train_loss"))
     caption = (
         "Training loss, of each network its own (CE and HR are different quantities: compare their course, not their "
         f"height), and accuracy on {selection.recipe.validation_size} validation images. Where an interval of the loss "
@@ -120,10 +116,8 @@ def accuracy_vs_eps(selection: Selection) -> Picture | None:
             for position, attacker in enumerate(("CE", "HR"))
             if max(points := selection.by_eps(loss, fgsm(selection.grid.attacks, name, attacker)), default=0) > 0
         ]
-        if lines:
-            units = f"eps (units of the network's input, 0 to {selection.recipe.input_scale:g})"
-            label = units if name == "paper" else EPS_LABEL
-            panels.append(Panel(title, label, TEST_ACCURACY, lines, x_ticks=_ticks(lines)))
+        units = f"eps (units of the network's input, 0 to {selection.recipe.input_scale:g})"
+        panels.append(Panel(title, units if name == "paper" else EPS_LABEL, TEST_ACCURACY, lines, ticks=True))
     caption = (
         f"Accuracy on {selection.images} under FGSM (L-infinity) with the gradients of CE or HR; eps 0 is no attack."
     )
@@ -138,19 +132,17 @@ def strong(selection: Selection) -> Picture | None:
     unattacked = attacks(grid.attacks, "no attack", images=images)
     lines = []
     for loss in selection.losses:
-        for position, name in enumerate(OF_HARDENED):
+        for position, name in enumerate(MAIN):
             points = selection.by_eps(loss, [*unattacked, *(row[name] for row in by_eps.values() if name in row)])
             if max(points, default=0) > 0:
                 lines.append((line_for(loss, f"{loss} trained, {name}", position), points))
-    if not lines:
-        return None
     shown = f"the first {images} test images" if images else selection.images
     caption = (
-        f"Accuracy on {shown} (L-infinity): under FGSM in the paper protocol, which clips probabilities, and in the "
-        "sound one, and in the worst case over an ensemble of strong attacks; eps 0 is no attack."
+        f"Accuracy on {shown} (L-infinity): under FGSM in the paper protocol, which clips probabilities, and along "
+        "the exact gradient, and in the worst case over an ensemble of strong attacks; eps 0 is no attack."
     )
     title = "From the paper's attack to the worst case"
-    panel = Panel(title, EPS_LABEL, TEST_ACCURACY, lines, x_ticks=_ticks(lines))
+    panel = Panel(title, EPS_LABEL, TEST_ACCURACY, lines, ticks=True)
     return _picture(selection, "strong", "accuracy under ever stronger attacks", caption, [panel])
 
 
@@ -158,28 +150,26 @@ def alpha(selection: Selection) -> Picture | None:
     """Accuracy against the HR loss's alpha, validation and test; None where a grid has no alphas to choose from."""
     if not selection.alpha_eps:
         return None
-    tried = sorted(loss.alpha for loss in selection.grid.losses if loss.plain and loss.alpha is not None)
-    panels = [panel for split in ("validation", "test") if (panel := _alpha_panel(selection, split, tried)).lines]
+    panels = []
+    tried = {loss.alpha: loss for loss in selection.grid.losses if loss.plain and loss.alpha is not None}
+    for split in ("validation", "test"):
+        ce_lines, hr_lines = [], []
+        for position, attack in enumerate(fgsm(selection.grid.attacks, "exact", "CE", split)):
+            cells = {a: selection.cell(tried[a], attack).accuracy for a in sorted(tried)}
+            if points := {a: accuracy for a, accuracy in cells.items() if accuracy.n}:
+                hr_lines.append((line_for(HR, f"HR trained, eps {attack.eps:g}", position), points))
+            if (level := selection.cell(CE, attack).accuracy).n:
+                ce_lines.append(
+                    (line_for(CE, f"CE trained, eps {attack.eps:g}", position), {min(tried): level, max(tried): level})
+                )
+        axes = f"{split.capitalize()} images", "alpha of the HR loss", "accuracy (share of images)"
+        panels.append(Panel(*axes, ce_lines + hr_lines, ticks=True))
     caption = (
         f"Accuracy on {selection.recipe.validation_size} validation images, on which alpha is chosen, and on "
-        f"{selection.images}, under FGSM with CE gradients (sound protocol); eps 0 is no attack. CE has no alpha: its "
-        "lines are level."
+        f"{selection.images}, under FGSM with CE gradients (exact-gradient protocol); eps 0 is no attack. CE has no "
+        "alpha: its lines are level."
     )
     return _picture(selection, "alpha", "the choice of alpha", caption, panels, left_out="")
-
-
-def _alpha_panel(selection: Selection, split: str, tried: Sequence[float]) -> Panel:
-    ce, hr = LossSpec("ce"), LossSpec("hr", tried[0])
-    ce_lines, hr_lines = [], []
-    for position, attack in enumerate(fgsm(selection.grid.attacks, "sound", "CE", split)):
-        cells = {a: selection.by_eps(LossSpec("hr", a), [attack]).get(attack.eps) for a in tried}
-        if points := {a: accuracy for a, accuracy in cells.items() if accuracy is not None}:
-            hr_lines.append((line_for(hr, f"HR trained, eps {attack.eps:g}", position), points))
-        if level := selection.by_eps(ce, [attack]):
-            points = {tried[0]: level[attack.eps], tried[-1]: level[attack.eps]}
-            ce_lines.append((line_for(ce, f"CE trained, eps {attack.eps:g}", position), points))
-    title = f"{split.capitalize()} images"
-    return Panel(title, "alpha of the HR loss", "accuracy (share of images)", ce_lines + hr_lines, x_ticks=tried)
 
 
 def _curve_images(selection: Selection) -> str:
@@ -188,14 +178,10 @@ def _curve_images(selection: Selection) -> str:
     return f"the first {first} test images" if first else selection.images
 
 
-def _ticks(lines: Sequence[tuple[Line, Mapping[float, Interval]]]) -> list[float]:
-    """Every x that is drawn."""
-    return sorted({x for _, points in lines for x in points})
-
-
 def _picture(
     selection: Selection, name: str, title: str, caption: str, panels: Sequence[Panel], *, left_out: str | None = None
 ) -> Picture | None:
+    panels = [panel for panel in panels if panel.lines]
     if not panels:
         return None
     seeds = [point.n for panel in panels for _, points in panel.lines for point in points.values()]

@@ -15,7 +15,7 @@ PAPER_NOTE = (
 )
 ZERO = f"† On more than {ZERO_GRADIENT_LIMIT:.1%} of the images the gradient is exactly 0"
 ZERO_IN_TABLE_1 = (
-    f"{ZERO}, and the attack cannot move them: not to be quoted alone, and in Table 1 to be compared with the sound "
+    f"{ZERO}, and the attack cannot move them: not to be quoted alone, and in Table 1 to be compared with the exact "
     "row."
 )
 
@@ -32,12 +32,12 @@ def of_table_1(selection: Selection, cells: pd.DataFrame, labels: set[str], wors
     units = "" if scale == 1 else f", which is given pixels in [0, {scale:g}]: eps 0.1 is 0.1/{scale:g} of their range"
     more = "masking" if scale == 1 else "masking or the smaller eps"
     by_label = {
-        "sound": "sound: the exact gradient of the per-example loss; eps as a share of the pixel range.",
-        "torch's CE": "torch's CE: as sound, but through torch.nn.CrossEntropyLoss, whose float32 gradient loses the "
+        "exact": "exact: the exact gradient of the per-example loss; eps as a share of the pixel range.",
+        "torch's CE": "torch's CE: as exact, but through torch.nn.CrossEntropyLoss, whose float32 gradient loses the "
         "true class as the margin nears 17.",
         "paper": "paper: the paper's protocol, as we read it. The gradient of a loss computed from float32 "
         "probabilities clipped to [1e-7, 1 - 1e-7], as in Keras 2, is exactly 0 past a margin of about 16; eps in "
-        f"units of the network's input{units}. What this row leaves above sound is {more}, not robustness.",
+        f"units of the network's input{units}. What this row leaves above exact is {more}, not robustness.",
         "printed": "printed: what the paper prints; no measurement of ours.",
     }
     few = ", ".join(f"the first {n}" if n else "all" for n in sorted(set(worst.images)))
@@ -61,7 +61,7 @@ def of_confusion(selection: Selection, eps: float, *, printed: bool) -> tuple[st
     return (
         f"Data: {selection.dataset}. C[i, j] is the mean probability of class i over the test images of class j; I - C "
         "is the zero matrix for a classifier that is right and certain. " + over_seeds(selection.grid),
-        "The attack is FGSM by the CE loss; sound and paper are the protocols of Table 1. A row CE - HR is the "
+        "The attack is FGSM by the CE loss; exact and paper are the protocols of Table 1. A row CE - HR is the "
         "difference paired over the seeds.",
         *([f"printed: what the paper prints, under the CE attack at eps {eps:g}."] if printed else []),
     )
@@ -72,8 +72,9 @@ def of_alpha(selection: Selection, cells: pd.DataFrame) -> tuple[str, ...]:
     images = cells.groupby("split").n.max()
     return (
         f"Data: {selection.dataset}, {images['validation']} validation images, held out of training, and "
-        f"{images.get('test', 0)} test images. {over_seeds(selection.grid)} FGSM by the CE loss, sound protocol, eps "
-        "as a share of the pixel range. In brackets: the share of images whose input gradient is exactly 0.",
+        f"{images.get('test', 0)} test images. {over_seeds(selection.grid)} FGSM by the CE loss, exact-gradient "
+        "protocol, eps as a share of the pixel range. In brackets: the share of images whose input gradient is exactly "
+        "0.",
         "‡ The alpha chosen at this eps: the highest mean accuracy on validation, over the seeds that all alphas have.",
         *of_flags(cells),
     )
@@ -170,7 +171,7 @@ def of_bounds(selection: Selection, images: int, what: str) -> tuple[str, ...]:
         f"are for labels that are, with probability {LABEL_NOISE:g}, drawn anew from all classes, and P_e with them."
     )
     common = (
-        f"Data: {selection.dataset}, {images} test images; FGSM by the CE loss (sound protocol). "
+        f"Data: {selection.dataset}, {images} test images; FGSM by the CE loss (exact-gradient protocol). "
         f"{over_seeds(selection.grid)} A mean of bounds bounds the mean."
     )
     return common, upper if what == "upper" else lower
@@ -185,7 +186,7 @@ def of_diagnoses(dataset: str, images: int, reports: Sequence[AttackSpec]) -> tu
         "Each verdict is that of art_hrloss's gradient_masking_report: whether input gradients vanish, whether other "
         "losses on the same network or attacks without gradients break more than the attacker's own gradient, whether "
         f"more steps and larger eps do what they must, and other signs of an attack that fails; {steps} steps of "
-        "projected gradient descent. paper: an attacker through clipped probabilities. sound: along the exact gradient "
+        "projected gradient descent. paper: an attacker through clipped probabilities. exact: along the exact gradient "
         "of cross-entropy.",
         "A flag is about the attack: what it leaves standing is not to be believed. No flag is no proof of robustness.",
     )

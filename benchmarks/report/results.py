@@ -47,7 +47,7 @@ class Results:
     @cached_property
     def bounds(self) -> pd.DataFrame:
         """
-        Proposition 1 without attack and under the sound CE attack, in the form of `frame`; computed where it is shown.
+        Proposition 1 without attack and under the exact CE attack, in the form of `frame`; computed where it is shown.
 
         Metrics are the fields of ErrorBounds as labels.FIELD and noisy_labels.FIELD.
         """

@@ -8,7 +8,7 @@ from typing import Any, get_args
 
 import pandas as pd
 
-from benchmarks.config import AttackSpec, Grid, Hardening, HardeningName, LossSpec, Recipe
+from benchmarks.config import AttackSpec, Grid, HardeningName, LossSpec, Recipe
 from benchmarks.protocols import HR, protocol
 from benchmarks.record import Record
 from benchmarks.report.results import Results, attack_columns, attacks, exact_attacks
@@ -16,8 +16,9 @@ from benchmarks.report.statistics import Interval, mean_interval, paired_interva
 
 # The columns of strong attacks, by protocol and attacker.
 STRONG = {
+    ("paper", "CE"): "FGSM, paper",
     ("clipped", "CE"): "FGSM, paper",
-    ("sound", "CE"): "FGSM, sound",
+    ("exact", "CE"): "FGSM, exact",
     ("PGD", "CE"): "PGD, CE",
     ("Auto-PGD", "CE"): "Auto-PGD, CE",
     ("Auto-PGD", "HR"): "Auto-PGD, HR",
@@ -27,8 +28,8 @@ STRONG = {
     ("transfer", ""): "transfer",
     ("worst case", ""): "worst case",
 }
-OF_HARDENED = ("FGSM, paper", "FGSM, sound", "worst case")
-UNHARDENED = "as they are"
+# Those that tell gradient masking from robustness.
+MAIN = ("FGSM, paper", "FGSM, exact", "worst case")
 
 
 @dataclass(frozen=True)
@@ -111,6 +112,11 @@ class Selection:
             sum(zeros.values()) / counted if counted else math.nan,
         )
 
+    def text(self, interval: Interval, spec: str = "") -> str:
+        """An interval over the grid's seeds, with their number where some are missing."""
+        missing = 0 < interval.n < len(self.grid.seeds)
+        return f"{interval:{spec}}" + (f" (n = {interval.n})" if missing else "")
+
     def values(self, loss: LossSpec, attack: AttackSpec, metric: str = "accuracy") -> dict[int, float]:
         """A metric of the trained networks by seed, for the seeds that have been evaluated."""
         return self.results.values(self.dataset, loss, attack, metric)
@@ -139,21 +145,17 @@ class Selection:
         count = next(counts, None)
         return "the test images" if count is None else f"{count} test images"
 
-    def by_epoch(
-        self, loss: LossSpec, metric: str, attack: AttackSpec | None = None, *, log_probability: bool = False
-    ) -> dict[float, Interval]:
+    def by_epoch(self, loss: LossSpec, metric: str, attack: AttackSpec | None = None) -> dict[float, Interval]:
         """
         A metric over the seeds, by epoch.
 
         :param loss: The training loss.
-        :param metric: Its name in the frame of the results.
+        :param metric: Its name in the frame; of the logarithm of a bound on a probability, the bound, at most 1.
         :param attack: The attack that it is of; None for what an epoch has without attacks.
-        :param log_probability: Whether the values are logarithms of bounds on a probability: they are then taken as the
-               bound, at most 1.
         """
         frame = where(self.results.frame, dataset=self.dataset, trained=str(loss), metric=metric)
         frame = frame[frame.epoch.notna() & (frame.key.isna() if attack is None else frame.key == attack.key())]
-        values = frame.value.clip(upper=0).map(math.exp) if log_probability else frame.value
+        values = frame.value.clip(upper=0).map(math.exp) if ".log_" in metric else frame.value
         by_epoch: Any = values.groupby(pd.to_numeric(frame.epoch))
         return {float(epoch): mean_interval(list(seeds)) for epoch, seeds in by_epoch}
 
@@ -201,10 +203,10 @@ def fgsm(known: Sequence[AttackSpec], name: str, attacker: str, split: str = "te
 
 def confusion_attacks(grid: Grid) -> dict[str, AttackSpec]:
     """No attack, and the CE attack at the grid's smallest eps in each protocol: those that the grid has, by name."""
-    known = attacks(grid.attacks, "no attack", "sound", "paper", images=0, attacker=("", "CE"))
+    known = attacks(grid.attacks, "no attack", "exact", "paper", images=0, attacker=("", "CE"))
     smallest = min((attack.eps for attack in known if attack.eps), default=0.0)
     by_name = {protocol(attack)[0]: attack for attack in known if attack.eps in (0, smallest)}
-    return {name: by_name[name] for name in ("no attack", "sound", "paper") if name in by_name}
+    return {name: by_name[name] for name in ("no attack", "exact", "paper") if name in by_name}
 
 
 def strong_attacks(grid: Grid) -> dict[float, dict[str, AttackSpec]]:
@@ -221,17 +223,16 @@ def hardening_attacks(grid: Grid) -> dict[tuple[float, str], AttackSpec]:
     """By eps and column, what hardened networks are compared under, no attack first; empty without any of them."""
     by_eps = strong_attacks(grid) if has_hardening(grid) else {}
     images = tuple({row["worst case"].images for row in by_eps.values()})
-    clean = attacks(grid.attacks, "no attack", images=images)[:1]
-    found = dict(zip([(0.0, "no attack")], clean, strict=False))
-    return found | {(eps, name): row[name] for eps, row in by_eps.items() for name in OF_HARDENED if name in row}
+    clean = {(attack.eps, "no attack"): attack for attack in attacks(grid.attacks, "no attack", images=images)}
+    return clean | {(eps, name): row[name] for eps, row in by_eps.items() for name in MAIN if name in row}
 
 
-def blocks(grid: Grid) -> dict[Hardening | None, list[LossSpec]]:
-    """A grid's losses by what they are hardened with: first those with nothing, then noise, Madry and TRADES."""
+def blocks(grid: Grid) -> dict[str, list[LossSpec]]:
+    """A grid's losses by the name of what they are hardened with: nothing first, then noise, Madry and TRADES."""
     order = (None, *get_args(HardeningName))
-    found: dict[Hardening | None, list[LossSpec]] = {}
+    found: dict[str, list[LossSpec]] = {}
     for loss in sorted(grid.losses, key=lambda loss: order.index(loss.hardening and loss.hardening.name)):
-        found.setdefault(loss.hardening, []).append(loss)
+        found.setdefault(str(loss.hardening or "as they are"), []).append(loss)
     return found
 
 

@@ -1,7 +1,8 @@
 """Every table of a report, each a pivot of the results: entries over seeds, by attack and training loss."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from itertools import pairwise, product
 
 import pandas as pd
 
@@ -13,7 +14,6 @@ from benchmarks.report.paper import PAPER_COLUMNS, PAPER_CONFUSION, PAPER_CONFUS
 from benchmarks.report.results import attacks, exact_attacks
 from benchmarks.report.selection import (
     STRONG,
-    UNHARDENED,
     Selection,
     blocks,
     confusion_attacks,
@@ -25,9 +25,9 @@ from benchmarks.report.selection import (
 )
 from benchmarks.report.statistics import Interval, mean_interval, paired_interval
 
-TABLE_1_ROWS = ("no attack", "sound", "torch's CE", "paper")
+TABLE_1_ROWS = ("no attack", "exact", "torch's CE", "paper")
 # The protocol of Table 1 beside which a worst case stands, by the units of its eps.
-BESIDE = {"range": "sound", "data": "paper"}
+BESIDE = {"range": "exact", "data": "paper"}
 # Columns and the fields of ErrorBounds behind them; a field whose name begins with log_ is shown as a probability.
 UPPER = {
     "P_e": "error",
@@ -60,25 +60,27 @@ def table_1(selection: Selection) -> Table | None:
     attackers = {"CE": losses, "HR": losses[::-1]}
     present = [name for name in attackers if name in set(cells.attacker)] or ["CE"]
     # What is not attacked stands in the columns of every attacker.
-    shown = pd.concat([where(cells, attacker=("", name)).assign(attacker=name) for name in present])
+    shown = pd.concat([where(cells, attacker=("", name)).assign(by=f"{name} attack") for name in present])
     if shown.empty:
         return None
     worst = entries(selection, protocol="worst case", split="test")
-    worst = worst.assign(protocol=worst.units.map(BESIDE)).merge(shown[["eps", "protocol"]].drop_duplicates())
+    worst = worst.assign(protocol=worst.units.map(BESIDE), by="worst case", entry=worst.short)
+    worst = worst.merge(shown[["eps", "protocol"]].drop_duplicates())
     printed = [
-        {"eps": eps, "protocol": "printed", "trained": trained, "attacker": attacker, "entry": f"{value:.3f}"}
+        (eps, "printed", trained, f"{attacker} attack", f"{value:.3f}")
         for eps, values in PAPER_TABLE_1.get(selection.dataset, {}).items()
         for (trained, attacker), value in zip(PAPER_COLUMNS, values, strict=True)
         if eps in set(shown.eps) and trained in losses and attacker in present
     ]
-    rows = pd.concat([shown, pd.DataFrame(printed), worst.assign(attacker="worst case", entry=worst.short)])
-    by = rows.attacker.map(lambda name: name if name == "worst case" else f"{name} attack")
+    fields = ["eps", "protocol", "trained", "by", "entry"]
+    parts = (shown, worst, pd.DataFrame(printed, columns=fields))
+    rows = pd.concat([part[fields] for part in parts if len(part)])
     columns = [f"{loss} trained, {name} attack" for name in present for loss in attackers[name]]
     columns += [f"{loss} trained, worst case" for loss in losses if len(worst)]
-    rows = rows.assign(column=rows.trained + " trained, " + by)
-    wide = pivot(in_order(rows, "protocol", (*TABLE_1_ROWS, "printed")), ["eps", "protocol"], columns)
+    rows = in_order(rows.assign(column=rows.trained + " trained, " + rows.by), "protocol", (*TABLE_1_ROWS, "printed"))
+    shown_notes = notes.of_table_1(selection, shown, set(rows.protocol), worst)
     title = f"Table 1 on {selection.dataset}: test accuracy"
-    return table(title, ("eps", "protocol"), wide, notes.of_table_1(selection, shown, set(rows.protocol), worst))
+    return table(title, pivot(rows, ["eps", "protocol"], columns), shown_notes)
 
 
 def confusion_table(selection: Selection) -> Table | None:
@@ -98,12 +100,12 @@ def confusion_table(selection: Selection) -> Table | None:
         for loss in losses if CE in losses else ():
             norms |= {} if loss == CE else {f"{CE} - {loss}": paired_interval(by_loss[CE], by_loss[loss])}
         column = f"eps {eps:g}, {name}" if attack.eps else name
-        wide[column] = {trained: interval_text(norm, selection) for trained, norm in norms.items()}
+        wide[column] = {trained: selection.text(norm) for trained, norm in norms.items()}
     if printed := PAPER_CONFUSION.get(selection.dataset, {}) if eps == PAPER_CONFUSION_EPS else {}:
         wide["printed"] = {str(loss): f"{printed[str(loss)]:.2f}" for loss in losses if str(loss) in printed}
+    shown = pd.DataFrame(wide).fillna("").rename_axis("trained")
     title = f"Confusion on {selection.dataset}: the Frobenius norm ||I - C||"
-    shown = pd.DataFrame(wide).fillna("")
-    return table(title, ("trained",), shown, notes.of_confusion(selection, eps, printed=bool(printed)))
+    return table(title, shown, notes.of_confusion(selection, eps, printed=bool(printed)))
 
 
 def alpha_table(selection: Selection) -> Table | None:
@@ -117,8 +119,7 @@ def alpha_table(selection: Selection) -> Table | None:
         return None
     marks = ["‡" if marked else "" for marked in cells.chosen & (cells.split == "validation")]
     wide = pivot(cells.assign(column=cells.split, entry=cells.entry + marks), columns=["validation", "test"])
-    title = f"The choice of alpha on {selection.dataset}"
-    return table(title, ("eps", "trained"), wide, notes.of_alpha(selection, cells))
+    return table(f"The choice of alpha on {selection.dataset}", wide, notes.of_alpha(selection, cells))
 
 
 def strong_table(selection: Selection) -> Table | None:
@@ -135,9 +136,9 @@ def strong_table(selection: Selection) -> Table | None:
     cells = cells.assign(column=cells.key.map(names), entry=cells.short)
     gains = where(cells, compared=True)
     gains = gains.assign(trained=gains.trained + f" - {CE}", entry=gains.more)
-    wide = pivot(pd.concat([cells, gains]), columns=[name for name in STRONG.values() if name in names.values()])
+    columns = [name for name in dict.fromkeys(STRONG.values()) if name in names.values()]
     title = f"Strong attacks on {selection.dataset}: test accuracy"
-    return table(title, ("eps", "trained"), wide, notes.of_strong(selection, cells))
+    return table(title, pivot(pd.concat([cells, gains]), columns=columns), notes.of_strong(selection, cells))
 
 
 def hardening_table(selection: Selection) -> Table | None:
@@ -149,24 +150,22 @@ def hardening_table(selection: Selection) -> Table | None:
     known = hardening_attacks(selection.grid)
     if not known:
         return None
-    losses = {str(loss): loss for loss in selection.grid.losses}
+    by_kind = blocks(selection.grid)
+    kinds = {str(loss): kind for kind, losses in by_kind.items() for loss in losses}
     names = {attack.key(): f"eps {eps:g}: {name}" if eps else name for (eps, name), attack in known.items()}
     cells = entries(selection, key=tuple(names))
     cells = cells.assign(
-        hardening=[str(losses[name].hardening or UNHARDENED) for name in cells.trained],
-        loss=[without_hardening(losses[name]) for name in cells.trained],
+        hardening=cells.trained.map(kinds),
+        trained=cells.trained.map({str(loss): without_hardening(loss) for loss in selection.grid.losses}),
         column=cells.key.map(names),
         entry=cells.short,
     )
     gains = where(cells, protocol="worst case")
     gains = gains.assign(column=gains.column + ", less CE's", entry=gains.more)
-    rows = in_order(
-        pd.concat([cells, gains]), "hardening", [str(kind or UNHARDENED) for kind in blocks(selection.grid)]
-    )
+    rows = in_order(pd.concat([cells, gains]), "hardening", [*by_kind])
     columns = [c for name in names.values() for c in (name, f"{name}, less CE's") if c in set(rows.column)]
-    wide = pivot(rows, ["hardening", "loss"], columns)
     title = f"Hardened networks on {selection.dataset}: test accuracy"
-    return table(title, ("hardening", "trained"), wide, notes.of_hardening(selection, cells))
+    return table(title, pivot(rows, ["hardening", "trained"], columns), notes.of_hardening(selection, cells))
 
 
 def own_attacks_table(selection: Selection) -> Table | None:
@@ -180,10 +179,8 @@ def own_attacks_table(selection: Selection) -> Table | None:
         return None
     clean = attacks(selection.grid.attacks, "no attack", images=tuple({attack.images for attack in known}))
     cells = entries(selection, key=tuple(attack.key() for attack in clean + known))
-    rows = []
-    for attack in clean + known:
-        row = where(cells, key=attack.key())
-        rows.append((*_own_name(attack), str(row.n.iloc[0] or ""), *row.entry))
+    by_attack = [(attack, where(cells, key=attack.key())) for attack in clean + known]
+    rows = [(*_own_name(attack), str(of_attack.n.iloc[0] or ""), *of_attack.entry) for attack, of_attack in by_attack]
     header = ("eps", "attack", "test images", *(f"{loss} trained" for loss in selection.grid.losses))
     title = f"Own attacks on {selection.dataset}: test accuracy"
     return Table(title, header, tuple(rows), notes.of_own_attacks(selection, known, cells))
@@ -196,20 +193,18 @@ def _own_name(attack: AttackSpec) -> tuple[str, str]:
     return eps if attack.eps else "", attack.name.label + (f" by {attack.loss}" if attack.loss else "")
 
 
-def upper_bounds_table(selection: Selection) -> Table | None:
-    """The upper bounds of Proposition 1 on the test images; None where the grid has no such evaluation yet."""
-    return _bounds_table(selection, "upper", "labels", UPPER)
+def bounds_table(selection: Selection, what: str) -> Table | None:
+    """
+    The bounds of Proposition 1 on the test images, without attack and under the exact CE attack.
 
-
-def lower_bounds_table(selection: Selection) -> Table | None:
-    """The lower bounds, of labels with noise; None where the grid has no such evaluation yet."""
-    return _bounds_table(selection, "lower", "noisy_labels", LOWER)
-
-
-def _bounds_table(selection: Selection, what: str, labels: str, columns: Mapping[str, str]) -> Table | None:
+    :param selection: The results of a data set.
+    :param what: "upper", or "lower" with labels that are wrong at a known rate.
+    :return: None where there is no such evaluation yet.
+    """
     measured = where(selection.results.bounds, dataset=selection.dataset)
     if measured.empty:
         return None
+    labels, columns = ("labels", UPPER) if what == "upper" else ("noisy_labels", LOWER)
     by_entry = measured.groupby(["eps", "trained", "metric"]).value.agg(list).to_dict()
     cells = where(bounded(selection), split="test")
     rows = [
@@ -219,7 +214,7 @@ def _bounds_table(selection: Selection, what: str, labels: str, columns: Mapping
     ]
     wide = pivot(pd.DataFrame(rows, columns=["eps", "trained", "column", "entry"]), columns=[*columns])
     title = f"Proposition 1 on {selection.dataset}: {what} bounds on P_e"
-    return table(title, ("eps", "trained"), wide, notes.of_bounds(selection, max(cells.n), what))
+    return table(title, wide, notes.of_bounds(selection, max(cells.n), what))
 
 
 def _bound_text(values: Sequence[float], field: str, selection: Selection) -> str:
@@ -227,7 +222,7 @@ def _bound_text(values: Sequence[float], field: str, selection: Selection) -> st
         return " to ".join(dict.fromkeys(f"{edge:.3g}" for edge in (min(values), max(values)))) if values else ""
     interval = mean_interval([math.exp(min(v, 700.0)) if field.startswith("log_") else v for v in values])
     # A bound that says nothing has the same value for all.
-    return interval_text(interval if interval.half_width else Interval(interval.mean, n=interval.n), selection, ".3g")
+    return selection.text(interval if interval.half_width else Interval(interval.mean, n=interval.n), ".3g")
 
 
 def diagnoses_table(selection: Selection) -> Table | None:
@@ -239,22 +234,19 @@ def diagnoses_table(selection: Selection) -> Table | None:
     reports, seeds = attacks(selection.grid.attacks, "report"), len(selection.grid.seeds)
     if not reports:
         return None
-    flags, rows = where(selection.results.flags, dataset=selection.dataset), []
-    for eps in dict.fromkeys(report.eps for report in reports):
-        for loss in selection.grid.losses:
-            for report in (report for report in reports if report.eps == eps):
-                attacker = protocol(report)[1]
-                of_entry = where(flags, trained=str(loss), eps=eps, attacker=attacker)
-                made, raised = of_entry.seed.nunique(), of_entry[of_entry.flag != ""]
-                counts = raised.flag.value_counts().sort_index().sort_values(ascending=False, kind="stable")
-                verdict = f"flagged in {raised.seed.nunique()} of {made} seeds" if len(raised) else "no flag"
-                verdict += f" (n = {made})" if not len(raised) and made < seeds else ""
-                texts = ", ".join(f"{flag} ({count})" for flag, count in counts.items())
-                rows.append((eps, str(loss), attacker, verdict if made else "not yet", texts))
+    flags, losses, rows = where(selection.results.flags, dataset=selection.dataset), selection.grid.losses, []
+    for report, loss in sorted(product(reports, losses), key=lambda pair: (pair[0].eps, losses.index(pair[1]))):
+        of_entry = where(flags, trained=str(loss), eps=report.eps, attacker=(attacker := protocol(report)[1]))
+        made, raised = of_entry.seed.nunique(), of_entry[of_entry.flag != ""]
+        verdict = f"flagged in {raised.seed.nunique()} of {made} seeds"
+        if raised.empty:
+            verdict = ("no flag" + f" (n = {made})" * (made < seeds)) if made else "not yet"
+        counts = raised.flag.value_counts().sort_index().sort_values(ascending=False, kind="stable")
+        texts = ", ".join(f"{flag} ({count})" for flag, count in counts.items())
+        rows.append((report.eps, str(loss), attacker, verdict, texts))
     wide = pd.DataFrame(rows, columns=["eps", "trained", "attacker", "verdict", "flags (seeds)"])
-    wide = wide.set_index(["eps", "trained", "attacker"])
     shown = notes.of_diagnoses(selection.dataset, int(max(flags.n, default=0)), reports)
-    return table(f"Masked gradients on {selection.dataset}", ("eps", "trained", "attacker"), wide, shown)
+    return table(f"Masked gradients on {selection.dataset}", wide.set_index("eps"), shown)
 
 
 def bounded(selection: Selection) -> pd.DataFrame:
@@ -281,23 +273,17 @@ def entries(selection: Selection, **fields: object) -> pd.DataFrame:
     compared = [ce[name] != name and ce[name] in ce for name in cells.trained]
     return cells.assign(
         entry=[f"{a}{mark}{more}" for a, mark, more in zip(cells.accuracy, marks, brackets, strict=True)],
-        short=[interval_text(a, selection) + mark for a, mark in zip(cells.accuracy, marks, strict=True)],
+        short=[selection.text(a) + mark for a, mark in zip(cells.accuracy, marks, strict=True)],
         compared=compared,
-        more=[interval_text(g, selection) if c else "" for g, c in zip(cells.gain, compared, strict=True)],
+        more=[selection.text(g) if c else "" for g, c in zip(cells.gain, compared, strict=True)],
     )
-
-
-def interval_text(interval: Interval, selection: Selection, spec: str = "") -> str:
-    """An interval over a grid's seeds, with their number where some are missing."""
-    missing = 0 < interval.n < len(selection.grid.seeds)
-    return f"{interval:{spec}}" + (f" (n = {interval.n})" if missing else "")
 
 
 def pivot(rows: pd.DataFrame, index: Sequence[str] = ("eps", "trained"), columns: Sequence[str] = ()) -> pd.DataFrame:
     """The texts entry by index and column; sorted by eps if the index has it, and else in the order of the rows."""
     rows = rows.sort_values("eps", kind="stable") if "eps" in index else rows
     wide = rows.pivot_table(index=[*index], columns="column", values="entry", aggfunc="last", sort=False)
-    order = pd.MultiIndex.from_frame(rows[[*index]].drop_duplicates())
+    order = rows.drop_duplicates([*index]).set_index([*index]).index
     return wide.reindex(index=order, columns=columns).fillna("")
 
 
@@ -306,11 +292,9 @@ def in_order(rows: pd.DataFrame, column: str, names: Sequence[str]) -> pd.DataFr
     return rows.sort_values(column, key=lambda values: values.map([*names].index), kind="stable")
 
 
-def table(title: str, index: Sequence[str], wide: pd.DataFrame, shown: Sequence[str]) -> Table:
+def table(title: str, wide: pd.DataFrame, shown: Sequence[str]) -> Table:
     """A table of entries by row and column; rows that begin alike are a section, named in the first of them alone."""
-    rows, last = [], ""
-    for name, *others in wide.reset_index().itertuples(index=False, name=None):
-        first = f"{name:g}" if isinstance(name, float) else str(name)
-        rows.append(("" if first == last else first, *map(str, others)))
-        last = first
-    return Table(title, (*index, *map(str, wide.columns)), tuple(rows), tuple(shown))
+    firsts = ["", *(f"{name:g}" if isinstance(name, float) else name for name in wide.index.get_level_values(0))]
+    others = wide.reset_index().iloc[:, 1:].itertuples(index=False, name=None)
+    rows = [("" if a == b else b, *row) for (a, b), row in zip(pairwise(firsts), others, strict=True)]
+    return Table(title, (*wide.index.names, *wide.columns), tuple(rows), tuple(shown))

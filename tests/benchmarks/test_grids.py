@@ -291,10 +291,10 @@ def test_hardening_tries_each_loss_with_each_hardening_and_the_baselines_with_no
 
 @pytest.mark.parametrize("loss", ["ce", "hr"])
 def test_the_protocols_are_what_they_are_called(loss: str) -> None:
-    assert protocols.sound(loss, 0.25) == AttackSpec("fgm", loss, 0.25, units="range", split="test")
-    assert protocols.sound(loss, 0.25, "validation") == AttackSpec("fgm", loss, 0.25, split="validation")
-    assert protocols.sound(loss, 0.0) == NO_ATTACK
-    assert protocols.sound(loss, 0, "validation") == AttackSpec("none", split="validation")
+    assert protocols.exact(loss, 0.25) == AttackSpec("fgm", loss, 0.25, units="range", split="test")
+    assert protocols.exact(loss, 0.25, "validation") == AttackSpec("fgm", loss, 0.25, split="validation")
+    assert protocols.exact(loss, 0.0) == NO_ATTACK
+    assert protocols.exact(loss, 0, "validation") == AttackSpec("none", split="validation")
     assert protocols.paper(loss, 0.25) == AttackSpec("fgm", f"clipped-{loss}", 0.25, units="data", split="test")
     assert protocols.torch_ce(0.25) == AttackSpec("fgm", "torch-ce", 0.25, units="range", split="test")
 

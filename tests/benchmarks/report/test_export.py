@@ -1,21 +1,28 @@
 """Files hold the same numbers as the tables, and the command that makes them."""
 
 import json
+import platform
 import re
 from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 import scipy.stats
+import torch
 from testing import made_up
 
 from benchmarks import grids
+from benchmarks.config import AttackSpec
+from benchmarks.execution import Job
+from benchmarks.execution._jobs import execute
 from benchmarks.report import export
 from benchmarks.report.claims import claims
+from benchmarks.report.provenance import provenance
 from benchmarks.report.results import Results
-from benchmarks.store import StoreError
+from benchmarks.store import Store, StoreError
 
 GRID = grids.mnist_short()
 DIGITS = grids.digits()
@@ -120,14 +127,7 @@ def test_claims_are_written_with_their_effects_and_verdicts(tmp_path: Path) -> N
     found = claims(results)
     columns = ["claim", "where", "verdict"]
     assert written[columns].to_numpy().tolist() == found[columns].to_numpy().tolist()
-    clean = written.iloc[0]
-    seeds = range(5)
-    first, second = ([r for r in GRID.runs() if r.loss == loss] for loss in reversed(GRID.losses))
-    hr, ce = ([made_up.distinct(GRID, r, GRID.attacks[0]) / made_up.N for r in runs] for runs in (first, second))
-    test = scipy.stats.ttest_rel(hr, ce).confidence_interval(0.95)
-    assert clean.effect == pytest.approx(np.mean(hr) - np.mean(ce), rel=1e-5)
-    assert clean.half_width_95 == pytest.approx((test.high - test.low) / 2, rel=1e-5)
-    assert (clean.pairs, clean.seeds) == (5, " ".join(map(str, seeds)))
+    assert written.effect.to_numpy() == pytest.approx(found.effect.to_numpy(), rel=1e-5, nan_ok=True)
     assert re.search(r"^\| C1 \| .* \| supported \|$", (tmp_path / "claims.md").read_text(), re.MULTILINE)
 
 
@@ -159,12 +159,31 @@ def test_the_page_says_what_is_missing(tmp_path: Path) -> None:
     page = export.write(results, tmp_path, command="make it", facts={"Made": "on a day"})
     assert page == tmp_path / "index.html"
     shown = page.read_text()
-    assert "104 of 130 evaluations are there so far." in shown
-    assert "Counted as missing: x.json is not valid JSON." in shown
+    assert all(text in shown for text in ("104 of 130 evaluations", "x.json is not valid JSON", "on a day"))
     assert json.loads((tmp_path / "summary.json").read_bytes())["made"] == "on a day"
-    assert "on a day" in shown
-    for name in ("table_1", "confusion", "claims"):
-        assert (tmp_path / f"{name}.tex").exists()
     figures = {path.stem for path in tmp_path.glob("*.svg")}
     assert figures == {path.stem for path in tmp_path.glob("*.png")}
     assert shown.count("<figure>") == len(figures) > 0
+
+
+def test_a_report_knows_when_with_what_and_where_its_runs_were_made(tmp_path: Path) -> None:
+    store, (dataset, recipe) = Store(tmp_path), DIGITS.recipes[0]
+    recipe = replace(recipe, epochs=1, curve_every=0, curve_attacks=())
+    grid = replace(DIGITS, recipes=((dataset, recipe),), seeds=(0,), attacks=DIGITS.attacks[:1])
+    assert provenance(grid, store) == {}
+    execute(Job(grid.runs()[0], grid.attacks, store.root, store.root))
+    facts = provenance(grid, store)
+    assert facts["Made"].startswith(str(datetime.now(UTC).year))
+    assert torch.__version__.split("+")[0] in facts["Versions"]
+    assert platform.node() in facts["Machine"]
+
+
+def test_a_users_own_attacks_have_a_table(tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text("def noise(classifier, eps=0.1): ...")
+    name = f"{tmp_path}/mine.py:noise"
+    grid = replace(DIGITS, attacks=(*DIGITS.attacks, AttackSpec(name, eps=0.2), AttackSpec(name, "ce", units="data")))
+    (table,) = made_up.tables(made_up.results(grid), "own_attacks")
+    names = [("0", "no attack"), ("", "noise by ce"), ("0.2", "noise")]
+    assert [row[:3] for row in table.rows] == [(*pair, str(made_up.N)) for pair in names]
+    shares = [made_up.distinct(grid, run, grid.attacks[-2]) / made_up.N for run in grid.runs() if run.loss.name == "hr"]
+    assert table.rows[-1][4].startswith(f"{np.mean(shares):.3f} ±")

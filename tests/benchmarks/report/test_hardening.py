@@ -15,16 +15,18 @@ from testing import made_up
 from testing.made_up import tables
 
 from benchmarks import grids, protocols, recipes
-from benchmarks.config import AttackSpec, Hardening, LossSpec, RunSpec
+from benchmarks.config import AttackSpec, Grid, Hardening, LossSpec, RunSpec
 from benchmarks.report import export
+from benchmarks.report.dot_figures import hardening
 from benchmarks.report.drawing import Picture
 from benchmarks.report.export import Report
 from benchmarks.report.results import Results
 from benchmarks.report.selection import Selection
+from benchmarks.report.tables import hardening_table
 
 GRID = replace(grids.hardening_digits(), seeds=(0, 1))
 MNIST = replace(grids.hardening_mnist(), seeds=(0, 1))
-NAMES = {"none": "no attack", "clipped-ce": "FGSM, paper", "ce": "FGSM, sound", None: "worst case"}
+NAMES = {"none": "no attack", "clipped-ce": "FGSM, paper", "ce": "FGSM, exact", None: "worst case"}
 # The 97.5% quantile of Student's t with one degree of freedom, tan(0.475 pi).
 T_1 = math.tan(0.475 * math.pi)
 
@@ -36,7 +38,7 @@ def name_of(attack: AttackSpec) -> str:
 def correct(run: RunSpec, attack: AttackSpec) -> int:
     """Of N images, a number that no other entry has; seeds differ, and a loss gains more than CE on the second."""
     place = GRID.losses.index(run.loss)
-    base = {"no attack": 60_000, "FGSM, paper": 40_000, "FGSM, sound": 20_000, "worst case": 8_000}[name_of(attack)]
+    base = {"no attack": 60_000, "FGSM, paper": 40_000, "FGSM, exact": 20_000, "worst case": 8_000}[name_of(attack)]
     return base + 330 * place - round(15_000 * attack.eps) + (500 + 10 * place) * run.seed
 
 
@@ -79,7 +81,7 @@ def test_rows_stand_in_blocks_with_what_each_loss_has_more_than_ce_hardened_alik
         assert len(table.rows) == 22
         entries = [entry for row in table.rows for entry in (*row[2:6], *row[7:10])]
         assert len({entry.split()[0] for entry in entries}) == len(entries), "no entry is another's"
-    columns = ("FGSM, paper", "FGSM, sound", "worst case", "worst case, less CE's")
+    columns = ("FGSM, paper", "FGSM, exact", "worst case", "worst case, less CE's")
     at_eps = [f"eps {eps}: {column}" for eps in ("0.1", "0.2") for column in columns]
     assert table.header == ("hardening", "trained", "no attack", *at_eps)
 
@@ -106,48 +108,27 @@ def test_without_ce_of_a_block_nothing_is_gained() -> None:
     assert rows[1][6] != ""
 
 
-def test_notes_tell_of_what_is_in_the_grid_and_of_nothing_else() -> None:
-    (margin,) = (loss.margin for loss in GRID.losses if loss.margin)
-    notes = " ".join(tables(made(), "hardening")[0].notes)
-    for words in (
-        f"Data: digits, the first {made_up.N} test images. Mean and 95% t interval over 2 seeds.",
-        "not corrected for their number",
-        "uniform noise in every pixel",
-        "in place of the clean ones, by ART's trainer",
-        "beta times the divergence",
-        "of the eps beside the name, 7 steps",
-        "climb the trained loss",
-        "HR(1), with hard labels: cross-entropy plus the entropy",
-        f"margin {margin:g}: ",
-        "FGSM, paper: through clipped probabilities",
-        "images made on another network",
-    ):
-        assert words in notes
-    assert "†" not in notes
+def test_marks_of_gradients_that_are_0_have_their_note() -> None:
+    assert not any("†" in text for text in tables(made(), "hardening")[0].notes)
     results = made_up.results(MNIST, zero=lambda run, attack: 101 * (attack.loss == "clipped-ce"))
     (table,) = tables(results, "hardening")
-    others = " ".join(table.notes)
-    assert "of the eps beside the name, 7 steps" in others
     assert [row[0] for row in table.rows if row[0]][1:] == ["Madry 0.2", *(f"TRADES 0.2, beta {b}" for b in (3, 6, 12))]
-    for words in ("noise", "HR(1),", "margin"):
-        assert words not in others
     assert table.notes[-1].startswith("†")
     assert [{row[i].endswith("†") for row in table.rows} for i in range(2, 7)] == [{False}, {True}, *[{False}] * 3]
 
 
-@pytest.mark.parametrize("name", ["digits", "strong-digits", "alpha-digits"])
-def test_a_grid_without_hardened_networks_has_no_such_table(name: str) -> None:
-    grid = grids.get(name)
-    results = made_up.results(grid)
-    assert not tables(results, "hardening")
-    assert not any(picture.name.startswith("hardening") for picture in Report(results).pictures)
+WITHOUT = replace(GRID, attacks=tuple(attack for attack in GRID.attacks if attack.name != "worst-case"))
 
 
-def test_without_a_worst_case_there_is_no_table() -> None:
-    attacks = tuple(attack for attack in GRID.attacks if attack.name != "worst-case")
-    results = made_up.results(replace(GRID, attacks=attacks))
-    assert not tables(results, "hardening")
-    assert not any(picture.name.startswith("hardening") for picture in Report(results).pictures)
+@pytest.mark.parametrize(
+    "grid",
+    [grids.digits(), grids.strong_digits(), grids.alpha_digits(), WITHOUT],
+    ids=["digits", "strong", "alpha", "no worst case"],
+)
+def test_a_grid_without_hardened_networks_or_a_worst_case_has_no_such_table_or_figure(grid: Grid) -> None:
+    selection = Selection(made_up.results(grid), "digits")
+    assert hardening_table(selection) is None
+    assert hardening(selection) is None
 
 
 def test_files_hold_every_entry_and_its_gain_unrounded(tmp_path: Path) -> None:
@@ -175,7 +156,9 @@ def test_files_hold_every_entry_and_its_gain_unrounded(tmp_path: Path) -> None:
 
 
 def drawn(results: Results) -> Picture:
-    return {picture.name: picture for picture in Report(results).pictures}["hardening-digits"]
+    picture = hardening(Selection(results, "digits"))
+    assert picture is not None
+    return picture
 
 
 def dots(axes: Axes) -> dict[str, dict[float, tuple[float, float, float]]]:
@@ -240,7 +223,7 @@ def test_the_figure_draws_what_there_is() -> None:
     found = dots(picture.figure.axes[1])
     assert found["worst case"] == {}
     x = correct(RunSpec("digits", recipes.DIGITS, noisy, 1), AttackSpec("fgm", "ce", 0.2)) / made_up.N
-    assert found["FGSM, sound"] == {1: pytest.approx((x, x, x))}
+    assert found["FGSM, exact"] == {1: pytest.approx((x, x, x))}
     assert "One seed, so there is no interval." in picture.caption
     box = picture.figure.get_tightbbox()
     assert box.x0 >= -0.02
@@ -248,15 +231,9 @@ def test_the_figure_draws_what_there_is() -> None:
 
 
 def test_other_figures_draw_plain_losses_and_say_so() -> None:
-    results = made()
-    selection = Selection(results, "digits")
+    selection = Selection(made(), "digits")
     assert selection.losses == [LossSpec("ce"), LossSpec("hr", 1.6)]
-    assert selection.left_out == " Not drawn: the grid's 20 other trainings."
-    assert [picture.name for picture in Report(results).pictures] == [
-        "accuracy_vs_eps-digits",
-        "margins-digits",
-        "hardening-digits",
-    ]
+    assert "20 other trainings" in selection.left_out
     smoothed = LossSpec("ce", label_smoothing=0.1)
-    only = replace(results, grid=replace(GRID, losses=(smoothed, LossSpec("ce"))))
+    only = replace(selection.results, grid=replace(GRID, losses=(smoothed, LossSpec("ce"))))
     assert Selection(only, "digits").losses == [LossSpec("ce")]
