@@ -3,7 +3,6 @@
 from dataclasses import replace
 from itertools import product
 
-import pytest
 from testing import made_up
 from testing.made_up import tables
 
@@ -60,11 +59,6 @@ def test_data_sets_are_kept_apart() -> None:
         for key, record in made.records.items()
     }
     assert "the first 5 test images" in tables(replace(made, records=fewer), "diagnostics")[0].notes[0]
-
-
-@pytest.mark.parametrize("name", ["digits", "alpha-digits", "hardening-digits"])
-def test_a_grid_without_reports_has_no_such_table(name: str) -> None:
-    assert not tables(made_up.results(grids.get(name)), "diagnostics")
 
 
 def test_the_frame_holds_the_evidence_of_every_flag() -> None:

@@ -4,7 +4,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
-import pytest
 from testing import made_up
 from testing.made_up import tables
 
@@ -83,11 +82,6 @@ def test_what_is_missing_is_said() -> None:
     assert ce[2] == "0.360 (n = 1)"
     assert (ce[-1], hr[-1], gain[-1]) == ("not yet",) * 3
     assert gain[2] == "0.100 (n = 1)"
-
-
-@pytest.mark.parametrize("name", ["digits", "mnist-short", "alpha-digits"])
-def test_a_grid_without_strong_attacks_has_no_such_table(name: str) -> None:
-    assert not tables(made_up.results(grids.get(name)), "strong")
 
 
 def test_attacks_on_other_images_or_in_other_units_are_not_compared() -> None:

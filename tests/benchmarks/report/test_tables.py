@@ -24,18 +24,16 @@ ALPHA = grids.alpha_digits()
 ALPHAS = replace(DIGITS, losses=(*DIGITS.losses, LossSpec("hr", 3.0)))
 CE, HR = GRID.losses
 NONE = AttackSpec("none")
-# One of each kind of grid, and one with several alphas.
-KINDS = ["paper", "digits", "alpha-digits", "strong-svhn-grey", "hardening-digits", "alphas"]
-
-
-def grid_named(name: str) -> Grid:
-    return ALPHAS if name == "alphas" else grids.get(name)
-
-
-def tables(results: Results) -> dict[str, list[Table]]:
-    """Those of a grid that are told of here."""
-    made = Report(results).tables
-    return {name: made[name] for name in ("table_1", "confusion", "alpha") if name in made}
+# The tables of each kind of grid.
+BOTH = {"table_1", "confusion", "claims"}
+TABLES = {
+    "paper": BOTH,
+    "digits": BOTH,
+    "alphas": BOTH,
+    "alpha-digits": BOTH | {"alpha"},
+    "strong-svhn-grey": BOTH | {"strong", "diagnostics"},
+    "hardening-digits": {"hardening", "claims"},  # its attacks are of a part of the test images
+}
 
 
 def only(results: Results, name: str) -> Table:
@@ -162,7 +160,7 @@ def test_one_seed_claims_no_interval() -> None:
 def test_data_sets_and_alphas_are_kept_apart() -> None:
     losses = (*GRID.losses, LossSpec("hr", 3.0))
     grid = replace(GRID, recipes=GRID.recipes + DIGITS.recipes, losses=losses)
-    made = tables(made_up.results(grid))["table_1"]
+    made = made_up.tables(made_up.results(grid), "table_1")
     assert [table.title for table in made] == [
         f"Table 1 on {dataset}: test accuracy" for dataset in ("mnist", "digits")
     ]
@@ -234,19 +232,18 @@ def test_a_terminal_of_80_columns_shows_every_entry(name: str) -> None:
 
 
 @pytest.mark.parametrize("made", [True, False], ids=["full", "empty"])
-@pytest.mark.parametrize("name", KINDS)
+@pytest.mark.parametrize("name", TABLES)
 def test_every_grid_has_its_tables_full_or_empty(name: str, made: bool) -> None:
-    results = made_up.results(grid_named(name), made=lambda run, attack: made)
-    found = tables(results)
-    of_part = name == "hardening-digits"  # whose attacks are of a part of the test images
-    assert set(found) == (
-        set() if of_part else {"table_1", "confusion"} | ({"alpha"} if name == "alpha-digits" else set())
+    grid = ALPHAS if name == "alphas" else grids.get(name)
+    results = made_up.results(grid, made=lambda run, attack: made)
+    found = Report(results).tables
+    assert set(found) == TABLES[name]
+    for table in [table for kind in TABLES[name] - {"claims"} for table in found[kind]]:
+        assert {len(row) for row in table.rows} == {len(table.header)}
+        assert any("not yet" in text for row in table.rows for text in row) != made
+    assert {kind: len(several) for kind, several in found.items() if kind != "claims"} == dict.fromkeys(
+        TABLES[name] - {"claims"}, len(results.datasets)
     )
-    for several in found.values():
-        assert len(several) == len(results.datasets)
-        for table in several:
-            assert {len(row) for row in table.rows} == {len(table.header)}
-            assert any("not yet" in text for row in table.rows for text in row) != made
 
 
 def uncertain(run: RunSpec, attack: AttackSpec) -> float:
@@ -276,7 +273,7 @@ def test_confusion_has_only_the_attacks_of_the_grid() -> None:
     later = replace(GRID, attacks=(under("exact", "ce", 0.25), under("paper", "ce", 0.3)))
     table = only(made_up.results(later), "confusion")
     assert table.header == ("trained", "eps 0.25, exact"), "nothing is printed of another eps"
-    assert "confusion" not in tables(made_up.results(replace(GRID, attacks=(under("exact", "hr", 0.1),))))
+    assert made_up.tables(made_up.results(replace(GRID, attacks=(under("exact", "hr", 0.1),))), "confusion") == []
     alone = replace(GRID, losses=(HR,))
     assert [row[0] for row in only(made_up.results(alone), "confusion").rows] == ["HR(1.6)"]
 
@@ -358,8 +355,6 @@ def test_reports_on_masked_gradients_are_no_attack_of_table_1() -> None:
 @pytest.mark.parametrize(
     ("grid", "has"),
     [
-        (DIGITS, False),
-        (ALPHAS, False),
         (replace(ALPHA, losses=(CE, HR)), False),
         (
             replace(ALPHA, losses=(CE, LossSpec("hr", 1.2), LossSpec("hr", 2.0, hardening=Hardening("noise", 0.1)))),
@@ -367,7 +362,7 @@ def test_reports_on_masked_gradients_are_no_attack_of_table_1() -> None:
         ),
         (replace(ALPHA, attacks=(*ALPHA.attacks, under("exact", "hr", 0.1))), True),
     ],
-    ids=["digits", "no validation", "one alpha", "one plain alpha", "more attacks"],
+    ids=["one alpha", "one plain alpha", "more attacks"],
 )
 def test_a_grid_with_one_alpha_or_no_validation_has_no_table_of_alphas(grid: Grid, has: bool) -> None:
-    assert ("alpha" in tables(made_up.results(grid))) == has
+    assert bool(made_up.tables(made_up.results(grid), "alpha")) == has
