@@ -53,11 +53,11 @@ class Results:
         """
         bounded = exact_attacks(self.grid.attacks)
         return _frame(
-            (*_who(run), None, *attack_columns(attack).values(), f"{labels}.{field}", value)
+            row
             for (run, attack), record in self.records.items()
             if attack in bounded
             for labels in ("labels", "noisy_labels")
-            for field, value in record.bounds(labels).items()
+            for row in _rows_of(run, {f"{labels}.{k}": v for k, v in record.bounds(labels).items()}, attack)
         )
 
     @cached_property
@@ -101,20 +101,16 @@ class Results:
 
     def _rows(self) -> Iterator[tuple[object, ...]]:
         for run in self.grid.runs():
-            who = _who(run)
             for row in self.curves.get(run, []):
-                for metric, value in row.items():
-                    if isinstance(value, float):
-                        yield (*who, row["epoch"], *NO_ATTACK.values(), metric, value)
+                alone = {metric: value for metric, value in row.items() if isinstance(value, float)}
+                yield from _rows_of(run, alone, epoch=row["epoch"])
                 for attack in run.recipe.curve_attacks:
-                    for metric, value in _of_epoch(row, attack):
-                        yield (*who, row["epoch"], *attack_columns(attack).values(), metric, value)
+                    yield from _rows_of(run, dict(_of_epoch(row, attack)), attack, epoch=row["epoch"])
             if run in self.epoch_seconds:
-                yield (*who, None, *NO_ATTACK.values(), "seconds_per_epoch", self.epoch_seconds[run])
+                yield from _rows_of(run, {"seconds_per_epoch": self.epoch_seconds[run]})
             for attack in self.grid.attacks:
                 if (record := self.records.get((run, attack))) is not None:
-                    for metric, value in measured(record).items():
-                        yield (*who, None, *attack_columns(attack).values(), metric, value)
+                    yield from _rows_of(run, measured(record), attack)
 
 
 def attacks(known: Iterable[AttackSpec], *protocols: str, split: object = "test", **fields: object) -> list[AttackSpec]:
@@ -153,15 +149,16 @@ def measured(record: Record) -> dict[str, float]:
     return values
 
 
-def _who(run: RunSpec) -> tuple[object, ...]:
-    return run.dataset, run.recipe.model, str(run.loss), run.seed
+def _rows_of(
+    run: RunSpec, metrics: Mapping[str, object], attack: AttackSpec | None = None, *, epoch: int | None = None
+) -> list[tuple[object, ...]]:
+    columns = [None] * len(ATTACK) if attack is None else attack_columns(attack).values()
+    place = (run.dataset, run.recipe.model, str(run.loss), run.seed, epoch, *columns)
+    return [(*place, metric, value) for metric, value in metrics.items()]
 
 
 def _frame(rows: Iterable[tuple[object, ...]]) -> pd.DataFrame:
     return pd.DataFrame(list(rows), columns=COLUMNS).astype({"epoch": "Int64"})
-
-
-NO_ATTACK = dict.fromkeys(ATTACK)
 
 
 @cache
