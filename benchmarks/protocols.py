@@ -3,7 +3,7 @@
 from dataclasses import replace
 from typing import Literal
 
-from benchmarks.config import AttackSpec, Hardening, LossSpec, SplitName, UnitsName
+from benchmarks.config import AttackSpec, Hardening, LossSpec, Reference, SplitName, UnitsName
 
 CE = LossSpec("ce")
 HR = LossSpec("hr", alpha=1.6)
@@ -11,13 +11,13 @@ HR = LossSpec("hr", alpha=1.6)
 EPS = (0.1, 0.25)
 
 
-def sound(loss: Literal["ce", "hr"], eps: float, split: SplitName = "test") -> AttackSpec:
-    """The sound protocol: FGSM along the exact gradient of the per-example loss; eps is a share of the pixel range."""
+def exact(loss: Literal["ce", "hr"], eps: float, split: SplitName = "test") -> AttackSpec:
+    """The exact-gradient protocol: FGSM along that of the per-example loss; eps is a share of the pixel range."""
     return AttackSpec("fgm", loss, eps, split=split) if eps else AttackSpec("none", split=split)
 
 
 def torch_ce(eps: float) -> AttackSpec:
-    """The sound protocol but for its numerics: torch's own float32 cross-entropy."""
+    """The exact-gradient protocol but for its numerics: torch's own float32 cross-entropy."""
     return AttackSpec("fgm", "torch-ce", eps)
 
 
@@ -28,19 +28,25 @@ def paper(loss: Literal["ce", "hr"], eps: float) -> AttackSpec:
 
 def protocol(attack: AttackSpec) -> tuple[str, str]:
     """
-    Return the protocol of an attack, and the loss whose gradient drives it: what rows and columns are called by.
+    Return the protocol of an attack and its attacker: what rows and columns are called, and nowhere else decided.
+
+    The attacker is the loss whose gradient drives the attack; of a report on masked gradients it is the protocol.
 
     >>> protocol(paper("hr", 0.1))
     ('paper', 'HR')
     >>> protocol(AttackSpec("apgd", "margin", 0.1, steps=5))
     ('Auto-PGD', 'margin')
     """
-    if attack.name != "fgm":
-        return _PROTOCOLS.get(attack.name, attack.name), _ATTACKERS.get(attack.loss or "", attack.loss or "")
-    clipped = "paper" if attack.units == "data" else "clipped"
-    name = {"torch-ce": "torch's CE", "clipped-ce": clipped, "clipped-hr": clipped}.get(attack.loss or "", "sound")
-    base = (attack.loss or "").removeprefix("clipped-").removeprefix("torch-")
-    return name, _ATTACKERS.get(base, base)
+    loss = attack.loss or ""
+    attacker, clipped = _ATTACKERS.get(loss, loss), loss.startswith("clipped-")
+    if attack.name == "fgm":
+        base = loss.removeprefix("clipped-").removeprefix("torch-")
+        name = "torch's CE" if loss == "torch-ce" else "exact"
+        name = ("paper" if attack.units == "data" else "clipped") if clipped else name
+        return name, _ATTACKERS.get(base, base)
+    if attack.name == "diagnostics":
+        return "report", "paper" if clipped else "exact" if loss == "ce" else attacker
+    return "own attack" if isinstance(attack.name, Reference) else _PROTOCOLS.get(attack.name, attack.name), attacker
 
 
 _ATTACKERS = {"ce": "CE", "hr": "HR", "dlr": "DLR"}
@@ -50,15 +56,14 @@ _PROTOCOLS = {
     "apgd": "Auto-PGD",
     "square": "Square",
     "worst-case": "worst case",
-    "diagnostics": "report",
 }
 # The protocols and attackers beside which Proposition 1 is shown.
-BOUNDED = (("no attack", ""), ("sound", "CE"))
+BOUNDED = (("no attack", ""), ("exact", "CE"))
 
 # Table 1 of the paper: no attack, and both losses as the attacker's, at both strengths, in both protocols.
 TABLE_1_ATTACKS = (
     AttackSpec("none"),
-    *(sound(loss, eps) for loss in ("ce", "hr") for eps in EPS),
+    *(exact(loss, eps) for loss in ("ce", "hr") for eps in EPS),
     *(torch_ce(eps) for eps in EPS),
     *(paper(loss, eps) for loss in ("ce", "hr") for eps in EPS),
 )
@@ -75,13 +80,13 @@ SQUARE_QUERIES = 500
 # Fig. 1 has the cross-entropy attack alone.
 FIGURE_1_ATTACKS = (
     AttackSpec("none"),
-    *(protocol("ce", eps) for protocol in (sound, paper) for eps in EPS),
+    *(protocol("ce", eps) for protocol in (exact, paper) for eps in EPS),
 )
 # The alphas that are tried, alpha = 1 being the limit H + KL, and the attacks: alpha is chosen on validation images in
-# the sound protocol, and the choice shown on test images in both.
+# the exact-gradient protocol, and the choice shown on test images in both.
 ALPHAS = (1.0, 1.2, 1.4, 1.6, 1.8, 2.0, 2.5, 3.0, 4.0)
 ALPHA_ATTACKS = (
-    *(sound("ce", eps, split) for split in ("validation", "test") for eps in (0.0, *EPS)),
+    *(exact("ce", eps, split) for split in ("validation", "test") for eps in (0.0, *EPS)),
     *(paper("ce", eps) for eps in EPS),
 )
 
@@ -95,7 +100,7 @@ def strong(eps: float, images: int, steps: int) -> tuple[AttackSpec, ...]:
     """
     return (
         AttackSpec("fgm", "clipped-ce", eps, images=images),
-        replace(sound("ce", eps), images=images),
+        replace(exact("ce", eps), images=images),
         AttackSpec("pgd", "ce", eps, steps=steps, images=images),
         *(AttackSpec("apgd", loss, eps, steps=steps, images=images) for loss in ("ce", "hr", "margin", "dlr")),
         AttackSpec("square", eps=eps, steps=SQUARE_QUERIES, images=images),
@@ -110,7 +115,7 @@ def worst_case(eps: float, images: int, steps: int, units: UnitsName = "range") 
 
 
 def diagnostics(eps: float) -> tuple[AttackSpec, ...]:
-    """Reports on masked gradients, of the paper's attacker and of the sound one."""
+    """Reports on masked gradients, of the paper's attacker and of the exact one."""
     report = AttackSpec("diagnostics", "ce", eps, steps=REPORT_STEPS, images=REPORT_IMAGES)
     return replace(report, loss="clipped-ce"), report
 

@@ -12,6 +12,7 @@ from benchmarks.config import ConfigError
 from benchmarks.report import export
 from benchmarks.report.provenance import provenance
 from benchmarks.report.results import Results, load
+from benchmarks.report.selection import Selection
 from benchmarks.report.tables import alpha_table, table_1
 from benchmarks.store import Store, StoreError
 
@@ -68,7 +69,7 @@ def make_report(results: Results, store: Store, console: Console, command: str) 
     page = export.write(results, folder, command=command, facts=provenance(results.grid, store))
     overview = export.write_index(folder.parent)
     for dataset in results.datasets:
-        for table in (table_1(results, dataset), alpha_table(results, dataset)):
-            if table is not None:
+        for maker in (table_1, alpha_table):
+            if table := maker(Selection(results, dataset)):
                 console.print(table.rich())
     console.print(f"Tables and figures: {folder}, and all of them in {page}; all grids: {overview}", soft_wrap=True)

@@ -1,79 +1,57 @@
 """The figure that is dots with their intervals: a row per training loss, a panel per eps."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from benchmarks.config import Hardening, LossSpec
-from benchmarks.report.drawing import BLACK, BLUE, GREY, VERMILLION, Picture, draw_legend, seeds_note, settled
+from benchmarks.config import LossSpec
+from benchmarks.report.drawing import BLACK, BLUE, GREY, VERMILLION, Line, Picture, draw_legend, seeds_note, settled
 from benchmarks.report.line_figures import TEST_ACCURACY
-from benchmarks.report.selection import UNHARDENED, Selection, blocks, hardening_attacks, without_hardening
+from benchmarks.report.selection import Selection, blocks, hardening_attacks, without_hardening
 from benchmarks.report.statistics import Interval
 
-
-@dataclass(frozen=True)
-class Mark:
-    """How the dots of one attack look, so that they are known without their colour as well."""
-
-    marker: str
-    color: str
-    hollow: bool
-    offset: float
-    """Below the middle of the row, in rows: intervals of one row lie beside each other."""
-
-
 MARKS = {
-    "no attack": Mark("o", BLACK, hollow=True, offset=-0.3),
-    "FGSM, paper": Mark("^", VERMILLION, hollow=True, offset=-0.1),
-    "FGSM, sound": Mark("s", BLUE, hollow=False, offset=0.1),
-    "worst case": Mark("D", BLACK, hollow=False, offset=0.3),
+    "no attack": Line("no attack", BLACK, "o", "none", hollow=True, width=1.1, size=4.5),
+    "FGSM, paper": Line("FGSM, paper", VERMILLION, "^", "none", hollow=True, width=1.1, size=4.5),
+    "FGSM, exact": Line("FGSM, exact", BLUE, "s", "none", hollow=False, width=1.1, size=4.5),
+    "worst case": Line("worst case", BLACK, "D", "none", hollow=False, width=1.1, size=4.5),
 }
+# How far below the middle of its row, in rows, a dot is drawn: intervals of one row lie beside each other.
+OFFSETS = dict(zip(MARKS, (-0.3, -0.1, 0.1, 0.3), strict=True))
 # Accuracy by training loss and attack.
 Points = Mapping[tuple[LossSpec, str], Interval]
 
 
 def hardening(selection: Selection) -> Picture | None:
     """Accuracy of hardened networks without and under attack, a panel per eps; None for a grid without them."""
-    attacks = hardening_attacks(selection.results.grid)
+    known = hardening_attacks(selection.grid)
+    by_kind = blocks(selection.grid)
+    losses = [loss for block in by_kind.values() for loss in block]
     panels: dict[float, Points] = {}
-    for eps in sorted({eps for eps, _ in attacks if eps}):
-        specs = {name: attack for (at, name), attack in attacks.items() if at in (0, eps)}
-        cells = {
-            (loss, name): selection.results.cell(selection.dataset, loss, attack).accuracy
-            for losses in blocks(selection.results.grid).values()
-            for loss in losses
-            for name, attack in specs.items()
-        }
-        panels[eps] = {key: accuracy for key, accuracy in cells.items() if accuracy is not None}
+    for eps in sorted({eps for eps, _ in known if eps}):
+        specs = {name: attack for (at, name), attack in known.items() if at in (0, eps)}
+        cells = {(loss, name): selection.cell(loss, specs[name]).accuracy for loss in losses for name in specs}
+        panels[eps] = {key: accuracy for key, accuracy in cells.items() if accuracy.n}
     seeds = [accuracy.n for points in panels.values() for accuracy in points.values()]
     if not seeds:
         return None
+    # The losses that have a dot, and before those of each hardening its name.
+    shown = {loss for points in panels.values() for loss, _ in points}
+    rows: list[LossSpec | str] = []
+    for kind, block in by_kind.items():
+        rows += [kind, *(loss for loss in block if loss in shown)] if shown.intersection(block) else []
     return Picture(
         f"hardening-{selection.dataset}",
         f"{selection.dataset}: hardened networks under attack",
         f"Data: {selection.dataset}. Accuracy on the first {selection.images} (L-infinity, eps as a share of the pixel "
         "range), by the loss and by what the networks are hardened with: without attack, under FGSM through clipped "
-        "probabilities (paper) and along the exact gradient (sound), and in the worst case over an ensemble of strong "
+        "probabilities (paper) and along the exact gradient (exact), and in the worst case over an ensemble of strong "
         f"attacks. {seeds_note(seeds, intervals='bars')}",
         f"Dots, in {len(panels)} panel{'s' * (len(panels) > 1)}. {' '.join(map(_in_words, panels.items()))}",
-        _figure(_rows(panels), panels),
+        _figure(rows, panels),
     )
-
-
-def _rows(panels: Mapping[float, Points]) -> list[LossSpec | str]:
-    """The losses that have a dot, and before those of each hardening its name."""
-    losses = dict.fromkeys(loss for points in panels.values() for loss, _ in points)
-    rows: list[LossSpec | str] = []
-    last: Hardening | None = None
-    for i, loss in enumerate(losses):
-        if i == 0 or loss.hardening != last:
-            rows.append(str(loss.hardening or UNHARDENED))
-        rows.append(loss)
-        last = loss.hardening
-    return rows
 
 
 def _figure(rows: Sequence[LossSpec | str], panels: Mapping[float, Points]) -> Figure:
@@ -101,18 +79,17 @@ def _draw_rows(axes: Axes, rows: Sequence[LossSpec | str], points: Points) -> No
         elif y % 2:
             axes.axhspan(y - 0.5, y + 0.5, color=GREY, alpha=0.1, linewidth=0)
     for name, mark in MARKS.items():
-        keys = [(y + mark.offset, (row, name)) for y, row in enumerate(rows) if isinstance(row, LossSpec)]
-        found = [(y, points[key]) for y, key in keys if key in points]
+        at = [(y, row) for y, row in enumerate(rows) if isinstance(row, LossSpec) and (row, name) in points]
         axes.errorbar(
-            [accuracy.mean for _, accuracy in found],
-            [y for y, _ in found],
-            xerr=np.nan_to_num([accuracy.half_width for _, accuracy in found]),  # a single seed has no interval
-            label=name,
+            [points[row, name].mean for _, row in at],
+            [y + OFFSETS[name] for y, _ in at],
+            xerr=np.nan_to_num([points[row, name].half_width for _, row in at]),  # a single seed has no interval
+            label=mark.label,
             fmt=mark.marker,
             color=mark.color,
-            markersize=4.5,
+            markersize=mark.size,
             markerfacecolor="white" if mark.hollow else mark.color,
-            elinewidth=1.1,
+            elinewidth=mark.width,
         )
 
 

@@ -97,7 +97,8 @@ class Panel:
     lines: Sequence[tuple[Line, Mapping[float, Interval]]]
     log: bool = False
     """Whether the y axis is logarithmic; else it is that of an accuracy, from 0 to 1."""
-    x_ticks: Sequence[float] | None = None
+    ticks: bool = False
+    """Whether every x of its lines has a tick."""
     level: float | None = None
     """A height at which a line is drawn across."""
 
@@ -147,9 +148,9 @@ def _draw_panel(axes: Axes, panel: Panel, *, beside: Sequence[Panel]) -> None:
     """One panel, whose y axis has the range of all those beside it that share it."""
     axes.set(title=panel.title, xlabel=panel.x_label, ylabel=panel.y_label)
     axes.grid(color=GREY, alpha=0.25, linewidth=0.6)
-    if panel.x_ticks is not None:
-        labels = [f"{tick:g}" for tick in panel.x_ticks]
-        axes.set_xticks(panel.x_ticks, labels, rotation=60 if _crowded(panel.x_ticks) else 0)
+    if panel.ticks:
+        ticks = sorted({x for _, points in panel.lines for x in points})
+        axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks], rotation=60 if _crowded(ticks) else 0)
     else:
         axes.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
     if panel.level is not None:
@@ -169,7 +170,7 @@ def _draw_panel(axes: Axes, panel: Panel, *, beside: Sequence[Panel]) -> None:
 
 def _crowded(ticks: Sequence[float]) -> bool:
     """Whether labels side by side would run into each other."""
-    gaps = np.diff(sorted(ticks))
+    gaps = np.diff(ticks)
     return len(ticks) > 6 or bool((gaps < CROWDED * gaps.sum()).any())
 
 

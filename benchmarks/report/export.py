@@ -1,36 +1,47 @@
 """Results -> files. A report is a function of the records: nothing is trained or attacked for it."""
 
 import json
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
-from functools import cache
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
 from pathlib import Path
 
 import pandas as pd
 
-from benchmarks.config import Grid, LossSpec
-from benchmarks.report.claims import Claim, claims, claims_frame, claims_table
-from benchmarks.report.drawing import Picture, save
-from benchmarks.report.figures import pictures
-from benchmarks.report.headline import answer, headline_table
+from benchmarks.config import Grid
+from benchmarks.report.claims import claims, claims_table
+from benchmarks.report.dot_figures import hardening
+from benchmarks.report.drawing import Picture, save, style
+from benchmarks.report.headline import answer, headline, headline_table
+from benchmarks.report.image_figures import confusion, margins, strip
+from benchmarks.report.line_figures import accuracy_vs_eps, alpha, bounds, figure_1, learning_curves, strong
 from benchmarks.report.markup import Table
-from benchmarks.report.own_attacks import own_attacks_table
 from benchmarks.report.page import Section, index, page
-from benchmarks.report.results import Results, attack_columns
-from benchmarks.report.selection import Selection, alpha_eps, chosen_alpha, confusion_attacks
-from benchmarks.report.statistics import Interval
+from benchmarks.report.results import ATTACK, Results
+from benchmarks.report.selection import Selection, confusion_attacks, where
 from benchmarks.report.tables import (
     alpha_table,
-    attacker_name,
-    bounds_tables,
+    bounds_table,
     confusion_table,
     diagnoses_table,
     hardening_table,
+    own_attacks_table,
     strong_table,
     table_1,
 )
 from benchmarks.store import write_bytes, write_json
 
+TABLES: dict[str, tuple[Callable[[Selection], Table | None], ...]] = {
+    "table_1": (table_1,),
+    "confusion": (confusion_table,),
+    "alpha": (alpha_table,),
+    "own_attacks": (own_attacks_table,),
+    "strong": (strong_table,),
+    "hardening": (hardening_table,),
+    "diagnostics": (diagnoses_table,),
+    "bounds": (partial(bounds_table, what="upper"), partial(bounds_table, what="lower")),
+}
+PICTURES = (figure_1, accuracy_vs_eps, strong, margins, strip, hardening, alpha, confusion, bounds, learning_curves)
 # The sections of the page, with the tables and figures of each by name; then those that stand open.
 SECTIONS = {
     "The paper's claims": (("claims",), ()),
@@ -51,6 +62,67 @@ LEADING = ("figure_1", "hardening", "alpha", "strong", "accuracy_vs_eps")
 SUMMARY = "summary.json"
 
 
+@dataclass(frozen=True)
+class Report:
+    """What there is to show of a grid, each part made once; what is not there yet is left out."""
+
+    results: Results
+
+    @cached_property
+    def selections(self) -> list[Selection]:
+        """The results of each data set."""
+        return [Selection(self.results, dataset) for dataset in self.results.datasets]
+
+    @cached_property
+    def claims(self) -> pd.DataFrame:
+        """Every measurement of the paper's claims."""
+        return claims(self.results)
+
+    @cached_property
+    def tables(self) -> dict[str, list[Table]]:
+        """The tables that the grid can give, by name, data set by data set."""
+        made = {
+            name: [table for selection in self.selections for maker in makers if (table := maker(selection))]
+            for name, makers in TABLES.items()
+        }
+        made["claims"] = [claims_table(self.claims)] if len(self.claims) else []
+        return {name: several for name, several in made.items() if several}
+
+    @cached_property
+    def pictures(self) -> list[Picture]:
+        """The figures for which there is something to draw, data set by data set."""
+        with style():
+            made = [maker(selection) for selection in self.selections for maker in PICTURES]
+        return [picture for picture in made if picture is not None]
+
+    def files(self, command: str) -> dict[str, str]:
+        """
+        Return the text of each file by its name: results and records, and of each table its numbers and two forms.
+
+        :param command: What makes the results, to stand under the tables.
+        """
+        results, last = self.results, self.results.trained
+        whole = pd.concat([results.frame, results.bounds]).drop(columns="key")
+        frames = {"results": whole, "records": records_frame(last)}
+        frames |= {"broken_by": broken} if not (broken := broken_frame(last)).empty else {}
+        keys = tuple(attack.key() for attack in confusion_attacks(results.grid).values())
+        frames |= dict.fromkeys(self.tables, cells_frame(self.selections))
+        numbers = {
+            "confusion": where(last, key=keys, metric="confusion_norm").drop(columns=["epoch", "key"]),
+            "bounds": bounds_frame(results.bounds),
+            "diagnostics": results.flags,
+            "claims": self.claims.drop(columns="protocol"),
+        }
+        frames |= {name: frame for name, frame in numbers.items() if name in self.tables}
+        texts = {f"{name}.csv": frame.to_csv(index=False, float_format="%.6g") for name, frame in frames.items()}
+        texts["results.json"] = whole.to_json(orient="records", double_precision=15)
+        for name, several in self.tables.items():
+            texts[f"{name}.md"] = "\n".join(table.markdown() for table in several) + f"\nMade by `{command}`\n"
+            comment = f"% Made by `{command}`. Needs \\usepackage{{booktabs}}.\n\n"
+            texts[f"{name}.tex"] = comment + "\n".join(table.latex() for table in several)
+        return texts
+
+
 def write(results: Results, folder: Path, *, command: str, facts: Mapping[str, str] | None = None) -> Path:
     """
     Write what there is of a grid as tables, figures, and one page that shows them all, each file whole or not at all.
@@ -62,35 +134,41 @@ def write(results: Results, folder: Path, *, command: str, facts: Mapping[str, s
     :return: The page, index.html.
     :raises StoreError: If the disk is full, or the folder cannot be written.
     """
-    found, drawn, facts = claims(results), pictures(results), facts or {}
-    tables = all_tables(results, found)
-    written = _write_tables(results, found, tables, folder, command=command)
-    for picture in drawn:
+    report, facts = Report(results), facts or {}
+    files = write_tables(report, folder, command=command)
+    for picture in report.pictures:
         save(picture, folder)
-    selections = [Selection(results, dataset) for dataset in results.datasets]
-    answers = [answer(selection) for selection in selections]
+    headlines = [headline(selection) for selection in report.selections]
+    answers = [answer(found) for found in headlines]
     if len(answers) > 1:
-        answers = [replace(a, verdict=f"{s.dataset}: {a.verdict}") for a, s in zip(answers, selections, strict=True)]
-    first: list[Table | Picture] = [table for selection in selections if (table := headline_table(selection))]
-    leading = [
-        next((p for name in LEADING for p in drawn if p.name == f"{name}-{dataset}"), None)
-        for dataset in results.datasets
-    ]
-    first += [picture for picture in leading if picture is not None]
+        named = zip(answers, results.datasets, strict=True)
+        answers = [replace(given, verdict=f"{dataset}: {given.verdict}") for given, dataset in named]
+    by_name = {picture.name: picture for picture in report.pictures}
+    first: list[Table | Picture] = [table for found in headlines if (table := headline_table(found))]
+    for dataset in results.datasets:
+        first += [by_name[name] for leading in LEADING if (name := f"{leading}-{dataset}") in by_name][:1]
     shown = page(
         f"HR loss: grid {results.grid.name}",
         answers=answers,
         first=first,
-        sections=_sections(tables, [picture for picture in drawn if picture not in first]),
+        sections=_sections(report, first),
         command=command,
         facts=facts,
-        files=[path.name for path in written] + [f"{p.name}.{kind}" for p in drawn for kind in ("png", "svg")],
+        files=[*files, *(f"{name}.{kind}" for name in by_name for kind in ("png", "svg"))],
         notes=_notes(results),
     )
     write_bytes(folder / "index.html", shown.encode())
     summary = {"grid": results.grid.name, "what": _what(results.grid), "verdict": " ".join(map(str, answers))}
     write_json(folder / SUMMARY, summary | {"made": facts.get("Made", "")})
     return folder / "index.html"
+
+
+def write_tables(report: Report, folder: Path, *, command: str) -> list[str]:
+    """Write the tables, and the numbers and records behind them; returns the files' names."""
+    texts = report.files(command)
+    for file, text in texts.items():
+        write_bytes(folder / file, text.encode())
+    return list(texts)
 
 
 def write_index(reports: Path) -> Path:
@@ -114,13 +192,14 @@ def write_index(reports: Path) -> Path:
     return reports / "index.html"
 
 
-def _sections(tables: Mapping[str, Sequence[Table]], drawn: Sequence[Picture]) -> list[Section]:
-    """What there is, by subject: figures, and then their tables."""
+def _sections(report: Report, first: list[Table | Picture]) -> list[Section]:
+    """What there is beside what is shown first, by subject: figures, and then their tables."""
     sections = []
     for title, (of_tables, of_pictures) in SECTIONS.items():
-        names = [name for name in of_tables if name in tables]
-        parts: list[Table | Picture] = [p for name in of_pictures for p in drawn if p.name.startswith(f"{name}-")]
-        parts += [table for name in names for table in tables[name]]
+        names = [name for name in of_tables if name in report.tables]
+        pictures = [p for name in of_pictures for p in report.pictures if p.name.startswith(f"{name}-")]
+        parts: list[Table | Picture] = [picture for picture in pictures if picture not in first]
+        parts += [table for name in names for table in report.tables[name]]
         files = [f"{name}.{ending}" for name in names for ending in ("csv", "tex", "md")]
         sections.append(Section(title, parts, files, folded=title not in OPEN))
     return sections
@@ -134,40 +213,6 @@ def _what(grid: Grid) -> str:
     return f"{data}: {len(grid.runs())} trainings ({losses}; {seeds}), each under {len(grid.attacks)} attacks"
 
 
-def write_tables(results: Results, found: Sequence[Claim], folder: Path, *, command: str) -> list[Path]:
-    """
-    Write the tables, and the records behind them.
-
-    :param results: What there is of a grid.
-    :param found: What it says of the paper's claims.
-    :param folder: Takes NAME.md, NAME.tex and NAME.csv of every table, and records.csv.
-    :param command: What makes the results, to stand under the tables.
-    :return: The files.
-    """
-    return _write_tables(results, found, all_tables(results, found), folder, command=command)
-
-
-def _write_tables(
-    results: Results, found: Sequence[Claim], tables: Mapping[str, Sequence[Table]], folder: Path, *, command: str
-) -> list[Path]:
-    last = results.frame[results.frame.epoch.isna()]
-    whole = pd.concat([results.frame, results.bounds]).drop(columns="key")
-    texts = {
-        "results.csv": _csv(whole),
-        "results.json": whole.to_json(orient="records", double_precision=15),
-        "records.csv": _csv(records_frame(last)),
-    }
-    if not (broken := broken_frame(last)).empty:
-        texts["broken_by.csv"] = _csv(broken)
-    for name, several in tables.items():
-        texts[f"{name}.md"] = "\n".join(table.markdown() for table in several) + f"\nMade by `{command}`\n"
-        texts[f"{name}.tex"] = _latex(several, command)
-    texts |= {f"{name}.csv": _csv(make()) for name, make in _numbers(results, last, found).items() if name in tables}
-    for file, text in texts.items():
-        write_bytes(folder / file, text.encode())
-    return [folder / file for file in texts]
-
-
 def _notes(results: Results) -> list[str]:
     """What a reader must know before the numbers."""
     planned, made = len(results.grid.runs()) * len(results.grid.attacks), len(results.records)
@@ -175,75 +220,21 @@ def _notes(results: Results) -> list[str]:
     return [*missing, *(f"Counted as missing: {problem}." for problem in results.problems)]
 
 
-def all_tables(results: Results, found: Sequence[Claim]) -> dict[str, list[Table]]:
-    """The tables that a grid can give, by name, with that of the claims found."""
-    makers = {
-        "table_1": table_1,
-        "confusion": confusion_table,
-        "alpha": alpha_table,
-        "own_attacks": own_attacks_table,
-        "strong": strong_table,
-        "hardening": hardening_table,
-        "diagnostics": diagnoses_table,
-    }
-    made = {
-        name: [table for dataset in results.datasets if (table := maker(results, dataset))]
-        for name, maker in makers.items()
-    }
-    made["bounds"] = [table for dataset in results.datasets for table in bounds_tables(results, dataset)]
-    made["claims"] = [claims_table(found)] if found else []
-    return {name: several for name, several in made.items() if several}
-
-
-def _numbers(results: Results, last: pd.DataFrame, found: Sequence[Claim]) -> dict[str, Callable[[], pd.DataFrame]]:
-    """What makes the numbers behind each table, unrounded, by the tables' names."""
-    keys = [attack.key() for attack in confusion_attacks(results.grid).values()]
-    norms = last[last.key.isin(keys) & (last.metric == "confusion_norm")]
-
-    @cache  # several tables show parts of it
-    def cells() -> pd.DataFrame:
-        return cells_frame(results)
-
-    return {
-        "table_1": cells,
-        "alpha": cells,
-        "own_attacks": cells,
-        "strong": cells,
-        "hardening": cells,
-        "confusion": lambda: norms.drop(columns=["epoch", "key"]),
-        "bounds": lambda: bounds_frame(results.bounds),
-        "diagnostics": lambda: diagnoses_frame(results),
-        "claims": lambda: claims_frame(found),
-    }
-
-
-def cells_frame(results: Results) -> pd.DataFrame:
+def cells_frame(selections: list[Selection]) -> pd.DataFrame:
     """
     One row per entry: accuracy over the seeds, and its paired difference from cross-entropy that is hardened alike.
 
     The column chosen marks the alpha that is chosen on validation images at the row's eps, in grids with several.
     """
-    rows = []
-    for dataset in results.datasets:
-        best = {eps: chosen_alpha(results, dataset, eps) for eps in alpha_eps(results.grid)}
-        for loss in results.grid.losses:
-            ce = LossSpec("ce", hardening=loss.hardening)
-            for attack in (attack for attack in results.grid.attacks if attack.name != "diagnostics"):
-                cell = results.cell(dataset, loss, attack)
-                gain = None if loss == ce else results.interval(dataset, loss, attack, less=ce)
-                accuracy = _numbers_of(cell.accuracy, "accuracy", "half_width_95", "seeds")
-                less_ce = _numbers_of(gain, "less_ce", "less_ce_half_width_95", "pairs")
-                rows.append(
-                    {"dataset": dataset, "trained": str(loss), **attack_columns(attack), **accuracy, "n": cell.images}
-                    | {"zero_gradient": cell.zero_gradient, **less_ce, "chosen": best.get(attack.eps) == loss}
-                )
-    return pd.DataFrame(rows).drop(columns="key")
+    cells = pd.concat([selection.cells for selection in selections], ignore_index=True)
 
+    def spread(column: str, *names: str) -> pd.DataFrame:
+        return pd.DataFrame([(each.mean, each.half_width, each.n) for each in cells[column]], columns=names)
 
-def _numbers_of(interval: Interval | None, mean: str, half_width: str, n: str) -> dict[str, float]:
-    nan = float("nan")
-    values = (nan, nan, 0) if interval is None else (interval.mean, interval.half_width, interval.n)
-    return dict(zip((mean, half_width, n), values, strict=True))
+    accuracy = spread("accuracy", "accuracy", "half_width_95", "seeds")
+    gain = spread("gain", "less_ce", "less_ce_half_width_95", "pairs")
+    parts = [cells[["dataset", "trained", *ATTACK[1:]]], accuracy, cells[["n", "zero_gradient"]], gain, cells.chosen]
+    return pd.concat(parts, axis=1)
 
 
 def records_frame(last: pd.DataFrame) -> pd.DataFrame:
@@ -276,25 +267,3 @@ def bounds_frame(bounds: pd.DataFrame) -> pd.DataFrame:
     fields = chosen.field.drop_duplicates()
     wide = chosen.pivot_table(index=[*names, "labels"], columns="field", values="value", sort=False)
     return wide.reindex(columns=fields).replace([float("inf"), -float("inf")], float("nan")).reset_index()
-
-
-def diagnoses_frame(results: Results) -> pd.DataFrame:
-    """A row per run, attacker and flag that it raises, with the evidence; a row without a flag where none is raised."""
-    columns = ["dataset", "trained", "seed", "eps", "attacker", "n", "flag", "evidence"]
-    rows = [
-        (run.dataset, str(run.loss), run.seed, attack.eps, attacker_name(attack), record.n, flag, evidence)
-        for (run, attack), record in results.records.items()
-        if attack.name == "diagnostics"
-        for flag, evidence in (record.flags or {"": ""}).items()
-    ]
-    return pd.DataFrame(rows, columns=columns)
-
-
-def _csv(data: pd.DataFrame) -> str:
-    text: str = data.to_csv(index=False, float_format="%.6g")
-    return text
-
-
-def _latex(several: Sequence[Table], command: str) -> str:
-    comment = f"% Made by `{command}`. Needs \\usepackage{{booktabs}}.\n\n"
-    return comment + "\n".join(table.latex() for table in several)

@@ -21,7 +21,7 @@ from benchmarks.report.drawing import (
     seeds_note,
     settled,
 )
-from benchmarks.report.selection import SOUND, Selection, confusion_attacks
+from benchmarks.report.selection import Selection, confusion_attacks, fgsm
 from benchmarks.report.statistics import mean_interval
 
 Floats = npt.NDArray[np.float64]
@@ -33,25 +33,25 @@ VANISHING_MARGIN = float(np.log(1e7))
 
 def confusion(selection: Selection) -> Picture | None:
     """The semi-empirical confusion matrix of CE under the exact CE attack, and what HR has more of each entry."""
-    results, pair = selection.results, selection.pair
-    attacks = {name: attack for name, attack in confusion_attacks(results.grid).items() if attack.loss}
-    attack = attacks.get("sound")
+    pair = selection.pair
+    known = {name: attack for name, attack in confusion_attacks(selection.grid).items() if attack.eps}
+    attack = known.get("exact")
     if pair is None or attack is None:
         return None
-    ce, hr = (results.confusions(selection.dataset, loss, attack) for loss in pair)
+    ce, hr = ({seed: record.confusion for seed, record in selection.records(loss, attack).items()} for loss in pair)
     seeds = sorted(ce.keys() & hr.keys())
     if not seeds:
         return None
     norms = [
         f"{loss} trained, {name} protocol: {mean_interval(list(by_seed.values()))}"
-        for name, attack in attacks.items()
+        for name, attack in known.items()
         for loss in pair
-        if (by_seed := results.values(selection.dataset, loss, attack, "confusion_norm"))
+        if (by_seed := selection.values(loss, attack, "confusion_norm"))
     ]
     baseline = np.mean([ce[seed] for seed in seeds], axis=0)
     difference = np.mean([hr[seed] - ce[seed] for seed in seeds], axis=0)
     diagonal = float(np.nanmean(np.diag(difference)))
-    where = f"FGSM with CE gradients (sound protocol, eps {attack.eps:g})"
+    where = f"FGSM with CE gradients (exact-gradient protocol, eps {attack.eps:g})"
     return Picture(
         f"confusion-{selection.dataset}",
         f"{selection.dataset}: confusion under attack",
@@ -86,8 +86,8 @@ def margins(selection: Selection) -> Picture | None:
     """Histograms of margins, a panel per attack."""
     panels: list[tuple[AttackSpec, dict[LossSpec, Floats]]] = []
     seeds: list[int] = []
-    for attack in SOUND.attacks(selection.results.grid.attacks, "ce"):
-        found = {loss: [r.histogram for r in selection.records(loss, attack)] for loss in selection.losses}
+    for attack in fgsm(selection.grid.attacks, "exact", "CE"):
+        found = {loss: [r.histogram for r in selection.records(loss, attack).values()] for loss in selection.losses}
         shares = {loss: np.sum(counts, axis=0) / np.sum(counts) for loss, counts in found.items() if counts}
         seeds += [len(counts) for counts in found.values() if counts]
         panels += [(attack, shares)] if shares else []
@@ -102,10 +102,10 @@ def margins(selection: Selection) -> Picture | None:
         f"margins-{selection.dataset}",
         f"{selection.dataset}: margins",
         f"Data: {selection.dataset}. The margin of an image as attacked is the true class's logit less the largest "
-        f"other, {selection.images}, attacked by FGSM with CE gradients (sound protocol). {seeds_note(seeds, 'Sum')} "
-        f"The outermost bins, at {MARGIN_EDGES[0]} and {MARGIN_EDGES[-1]}, hold all that lies beyond. Clean images "
-        "past about the second mark are those that an attack through clipped float32 probabilities cannot change: "
-        f"their gradient is exactly 0.{selection.left_out}",
+        f"other, {selection.images}, attacked by FGSM with CE gradients (exact-gradient protocol). "
+        f"{seeds_note(seeds, 'Sum')} The outermost bins, at {MARGIN_EDGES[0]} and {MARGIN_EDGES[-1]}, hold all that "
+        "lies beyond. Clean images past about the second mark are those that an attack through clipped float32 "
+        f"probabilities cannot change: their gradient is exactly 0.{selection.left_out}",
         f"Histograms of the margins, from {MARGIN_EDGES[0]} to {MARGIN_EDGES[-1]}. {negative}.",
         _margin_figure(panels),
     )
@@ -133,18 +133,16 @@ def _margin_figure(panels: Sequence[tuple[AttackSpec, Mapping[LossSpec, Floats]]
 
 def strip(selection: Selection) -> Picture | None:
     """Attacked images of the first seed that has any, a row per training loss and attack."""
-    results, attacks = selection.results, SOUND.attacks(selection.results.grid.attacks, "ce")
     by_seed: dict[int, list[tuple[str, Sequence[Sample]]]] = {}
     for loss in selection.losses:
-        for run in results.runs(selection.dataset, loss):
-            for attack in attacks:
-                record = results.records.get((run, attack))
-                if record is not None and (samples := record.shown()):
+        for attack in fgsm(selection.grid.attacks, "exact", "CE"):
+            for seed, record in selection.records(loss, attack).items():
+                if samples := record.shown():
                     row = (f"{loss} trained\n{_attack_name(attack)}", samples[:STRIP_CLASSES])
-                    by_seed.setdefault(run.seed, []).append(row)
+                    by_seed.setdefault(seed, []).append(row)
     if not by_seed:
         return None
-    seed = min(by_seed, key=results.grid.seeds.index)
+    seed = min(by_seed, key=selection.grid.seeds.index)
     rows = by_seed[seed]
     wrong = "; ".join(
         f"{name.replace(chr(10), ', ')}: {sum(map(_is_wrong, row))} of {len(row)} are wrong" for name, row in rows
@@ -153,8 +151,8 @@ def strip(selection: Selection) -> Picture | None:
         f"strip-{selection.dataset}",
         f"{selection.dataset}: attacked images",
         f"Data: {selection.dataset}. The first image of each of {max(len(row) for _, row in rows)} classes, of "
-        f"{selection.images}, without attack and under FGSM with CE gradients (sound protocol), by the networks of "
-        f"seed {seed}: an example, no statistic. Under an image: label → prediction, and its probability. "
+        f"{selection.images}, without attack and under FGSM with CE gradients (exact-gradient protocol), by the "
+        f"networks of seed {seed}: an example, no statistic. Under an image: label → prediction, and its probability. "
         f"Wrong ones have a dashed frame, a cross and bold text.{selection.left_out}",
         f"Rows of images. {wrong}.",
         _strip_figure(rows),
@@ -207,4 +205,4 @@ def _is_wrong(sample: Sample) -> bool:
 
 
 def _attack_name(attack: AttackSpec) -> str:
-    return f"CE attack, eps {attack.eps:g}" if attack.loss else "no attack"
+    return f"CE attack, eps {attack.eps:g}" if attack.eps else "no attack"

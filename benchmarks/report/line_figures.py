@@ -2,7 +2,8 @@
 
 from collections.abc import Sequence
 
-from benchmarks.config import AttackSpec, LossSpec, SplitName
+from benchmarks.config import AttackSpec, LossSpec
+from benchmarks.protocols import CE, HR
 from benchmarks.record import UPPER_ALPHA
 from benchmarks.report.drawing import (
     BLACK,
@@ -17,7 +18,8 @@ from benchmarks.report.drawing import (
     seeds_note,
     values_in_words,
 )
-from benchmarks.report.selection import PROTOCOLS, SOUND, Selection, has_alphas, has_hardening, strong_attacks
+from benchmarks.report.results import attacks
+from benchmarks.report.selection import MAIN, Selection, fgsm, has_hardening, strong_attacks
 from benchmarks.report.statistics import Interval
 
 TEST_ACCURACY = "test accuracy (share of images)"
@@ -28,6 +30,9 @@ BOUNDS = {
     Line("(1) at its best alpha", VERMILLION, "s", ":", hollow=False, width=1.8, size=5): "log_tightest_upper_bound",
     Line(f"(1) at alpha {UPPER_ALPHA:g}", GREEN, "^", "-.", hollow=True, width=1.5, size=7): "log_upper_bound",
 }
+# The protocols that are drawn, by the titles of their panels.
+PROTOCOLS = {"Exact-gradient protocol": "exact", "Paper protocol": "paper"}
+EPS_LABEL = "eps (share of the pixel range)"
 # Bounds whose means are all above this say nothing.
 VACUOUS = 0.99
 
@@ -35,18 +40,17 @@ VACUOUS = 0.99
 def figure_1(selection: Selection) -> Picture | None:
     """The paper's Fig. 1: accuracy against epoch under the CE attack, a panel per protocol."""
     panels = []
-    for protocol in PROTOCOLS:
-        attacks = protocol.attacks(selection.recipe.curve_attacks, protocol.losses[0][1])
+    for title, name in PROTOCOLS.items():
+        known = fgsm(selection.recipe.curve_attacks, name, "CE")
         lines = [
             (line_for(loss, f"{loss} trained, eps {attack.eps:g}", position), points)
             for loss in selection.losses
-            for position, attack in enumerate(attacks)
+            for position, attack in enumerate(known)
             if (points := selection.by_epoch(loss, "accuracy", attack))
         ]
-        if lines and len(attacks) > 1:
-            panels.append(Panel(protocol.title, "epoch", TEST_ACCURACY, lines))
+        panels.append(Panel(title, "epoch", TEST_ACCURACY, lines if len(known) > 1 else []))
     caption = (
-        f"Accuracy on {selection.curve_images} under FGSM with CE gradients as training goes on; eps 0 is no attack."
+        f"Accuracy on {_curve_images(selection)} under FGSM with CE gradients as training goes on; eps 0 is no attack."
     )
     return _picture(selection, "figure_1", "accuracy during training (the paper's Fig. 1)", caption, panels)
 
@@ -54,7 +58,7 @@ def figure_1(selection: Selection) -> Picture | None:
 def bounds(selection: Selection) -> Picture | None:
     """The error probability and its upper bounds against epoch, a panel per training loss and attack they bound."""
     panels, vacuous = [], []
-    for attack in SOUND.attacks(selection.recipe.curve_attacks, "ce"):
+    for attack in fgsm(selection.recipe.curve_attacks, "exact", "CE"):
         title = f"FGSM, eps {attack.eps:g}" if attack.eps else "no attack"
         drawn = [
             Panel(f"{loss} trained, {title}", "epoch", "P_e and bounds on it", lines, log=True, level=1.0)
@@ -67,9 +71,9 @@ def bounds(selection: Selection) -> Picture | None:
         else:
             panels += drawn
     caption = (
-        f"The error probability P_e on {selection.curve_images} as training goes on, and three upper bounds on it: (1) "
-        f"of Proposition 1 at alpha = {UPPER_ALPHA:g} and at its best alpha, and CE / log 2. A bound of more than 1 is "
-        "vacuous, and is drawn as 1. Where an interval reaches 0, its shading goes down to the lower edge."
+        f"The error probability P_e on {_curve_images(selection)} as training goes on, and three upper bounds on it: "
+        f"(1) of Proposition 1 at alpha = {UPPER_ALPHA:g} and at its best alpha, and CE / log 2. A bound of more than "
+        "1 is vacuous, and is drawn as 1. Where an interval reaches 0, its shading goes down to the lower edge."
     )
     if vacuous:
         caption += f" Not drawn: FGSM with CE gradients at {' and '.join(vacuous)}, where every bound is vacuous."
@@ -77,11 +81,8 @@ def bounds(selection: Selection) -> Picture | None:
 
 
 def _bound_lines(selection: Selection, loss: LossSpec, attack: AttackSpec) -> list[tuple[Line, dict[float, Interval]]]:
-    return [
-        (line, points)
-        for line, field in BOUNDS.items()
-        if (points := selection.by_epoch(loss, f"labels.{field}", attack, log_probability=field != "error"))
-    ]
+    lines = {line: selection.by_epoch(loss, f"labels.{field}", attack) for line, field in BOUNDS.items()}
+    return [(line, points) for line, points in lines.items() if points]
 
 
 def learning_curves(selection: Selection) -> Picture | None:
@@ -96,8 +97,7 @@ def learning_curves(selection: Selection) -> Picture | None:
             for position, loss in enumerate(selection.losses)
             if (points := selection.by_epoch(loss, field))
         ]
-        if lines:
-            panels.append(Panel(title, "epoch", y_label, lines, log=field == "train_loss"))
+        panels.append(Panel(title, "epoch", y_label, lines, log=field == "train_loss"))
     caption = (
         "Training loss, of each network its own (CE and HR are different quantities: compare their course, not their "
         f"height), and accuracy on {selection.recipe.validation_size} validation images. Where an interval of the loss "
@@ -109,18 +109,15 @@ def learning_curves(selection: Selection) -> Picture | None:
 def accuracy_vs_eps(selection: Selection) -> Picture | None:
     """Accuracy against eps for each training loss and each attack's loss, a panel per protocol."""
     panels = []
-    for protocol in PROTOCOLS:
-        lines = []
-        for loss in selection.losses:
-            for position, (name, attack_loss) in enumerate(protocol.losses):
-                attacks = protocol.attacks(selection.results.grid.attacks, attack_loss)
-                points = selection.by_eps(loss, attacks)
-                if max(points, default=0) > 0:
-                    lines.append((line_for(loss, f"{loss} trained, {name} attack", position), points))
-        if lines:
-            ticks = sorted({eps for _, points in lines for eps in points})
-            label = protocol.eps_label(selection.recipe)
-            panels.append(Panel(protocol.title, label, TEST_ACCURACY, lines, x_ticks=ticks))
+    for title, name in PROTOCOLS.items():
+        lines = [
+            (line_for(loss, f"{loss} trained, {attacker} attack", position), points)
+            for loss in selection.losses
+            for position, attacker in enumerate(("CE", "HR"))
+            if max(points := selection.by_eps(loss, fgsm(selection.grid.attacks, name, attacker)), default=0) > 0
+        ]
+        units = f"eps (units of the network's input, 0 to {selection.recipe.input_scale:g})"
+        panels.append(Panel(title, units if name == "paper" else EPS_LABEL, TEST_ACCURACY, lines, ticks=True))
     caption = (
         f"Accuracy on {selection.images} under FGSM (L-infinity) with the gradients of CE or HR; eps 0 is no attack."
     )
@@ -129,59 +126,62 @@ def accuracy_vs_eps(selection: Selection) -> Picture | None:
 
 def strong(selection: Selection) -> Picture | None:
     """Accuracy against eps from the paper's attack to the worst case; None without one, or with hardened networks."""
-    by_eps = {} if has_hardening(selection.results.grid) else strong_attacks(selection.results.grid)
+    grid = selection.grid
+    by_eps = {} if has_hardening(grid) else strong_attacks(grid)
     images = max((row["worst case"].images for row in by_eps.values()), default=0)
-    unattacked = [a for a in selection.results.grid.attacks if a == AttackSpec("none", images=images)]
+    unattacked = attacks(grid.attacks, "no attack", images=images)
     lines = []
     for loss in selection.losses:
-        for position, name in enumerate(("FGSM, paper", "FGSM, sound", "worst case")):
+        for position, name in enumerate(MAIN):
             points = selection.by_eps(loss, [*unattacked, *(row[name] for row in by_eps.values() if name in row)])
             if max(points, default=0) > 0:
                 lines.append((line_for(loss, f"{loss} trained, {name}", position), points))
-    if not lines:
-        return None
-    ticks = sorted({eps for _, points in lines for eps in points})
     shown = f"the first {images} test images" if images else selection.images
     caption = (
-        f"Accuracy on {shown} (L-infinity): under FGSM in the paper protocol, which clips probabilities, and in the "
-        "sound one, and in the worst case over an ensemble of strong attacks; eps 0 is no attack."
+        f"Accuracy on {shown} (L-infinity): under FGSM in the paper protocol, which clips probabilities, and along "
+        "the exact gradient, and in the worst case over an ensemble of strong attacks; eps 0 is no attack."
     )
     title = "From the paper's attack to the worst case"
-    panel = Panel(title, SOUND.eps_label(selection.recipe), TEST_ACCURACY, lines, x_ticks=ticks)
+    panel = Panel(title, EPS_LABEL, TEST_ACCURACY, lines, ticks=True)
     return _picture(selection, "strong", "accuracy under ever stronger attacks", caption, [panel])
 
 
 def alpha(selection: Selection) -> Picture | None:
     """Accuracy against the HR loss's alpha, validation and test; None where a grid has no alphas to choose from."""
-    if not has_alphas(selection.results.grid):
+    if not selection.alpha_eps:
         return None
-    tried = sorted(loss.alpha for loss in selection.results.grid.losses if loss.plain and loss.alpha is not None)
-    panels = [panel for split in ("validation", "test") if (panel := _alpha_panel(selection, split, tried)).lines]
+    panels = []
+    tried = {loss.alpha: loss for loss in selection.grid.losses if loss.plain and loss.alpha is not None}
+    for split in ("validation", "test"):
+        ce_lines, hr_lines = [], []
+        for position, attack in enumerate(fgsm(selection.grid.attacks, "exact", "CE", split)):
+            cells = {a: selection.cell(tried[a], attack).accuracy for a in sorted(tried)}
+            if points := {a: accuracy for a, accuracy in cells.items() if accuracy.n}:
+                hr_lines.append((line_for(HR, f"HR trained, eps {attack.eps:g}", position), points))
+            if (level := selection.cell(CE, attack).accuracy).n:
+                ce_lines.append(
+                    (line_for(CE, f"CE trained, eps {attack.eps:g}", position), {min(tried): level, max(tried): level})
+                )
+        axes = f"{split.capitalize()} images", "alpha of the HR loss", "accuracy (share of images)"
+        panels.append(Panel(*axes, ce_lines + hr_lines, ticks=True))
     caption = (
         f"Accuracy on {selection.recipe.validation_size} validation images, on which alpha is chosen, and on "
-        f"{selection.images}, under FGSM with CE gradients (sound protocol); eps 0 is no attack. CE has no alpha: its "
-        "lines are level."
+        f"{selection.images}, under FGSM with CE gradients (exact-gradient protocol); eps 0 is no attack. CE has no "
+        "alpha: its lines are level."
     )
     return _picture(selection, "alpha", "the choice of alpha", caption, panels, left_out="")
 
 
-def _alpha_panel(selection: Selection, split: SplitName, tried: Sequence[float]) -> Panel:
-    ce, hr = LossSpec("ce"), LossSpec("hr", tried[0])
-    ce_lines, hr_lines = [], []
-    for position, attack in enumerate(SOUND.attacks(selection.results.grid.attacks, "ce", split=split)):
-        cells = {a: selection.by_eps(LossSpec("hr", a), [attack]).get(attack.eps) for a in tried}
-        if points := {a: accuracy for a, accuracy in cells.items() if accuracy is not None}:
-            hr_lines.append((line_for(hr, f"HR trained, eps {attack.eps:g}", position), points))
-        if level := selection.by_eps(ce, [attack]):
-            points = {tried[0]: level[attack.eps], tried[-1]: level[attack.eps]}
-            ce_lines.append((line_for(ce, f"CE trained, eps {attack.eps:g}", position), points))
-    title = f"{split.capitalize()} images"
-    return Panel(title, "alpha of the HR loss", "accuracy (share of images)", ce_lines + hr_lines, x_ticks=tried)
+def _curve_images(selection: Selection) -> str:
+    """The images that were attacked as training went on."""
+    first = selection.recipe.curve_attacks[0].images if selection.recipe.curve_attacks else 0
+    return f"the first {first} test images" if first else selection.images
 
 
 def _picture(
     selection: Selection, name: str, title: str, caption: str, panels: Sequence[Panel], *, left_out: str | None = None
 ) -> Picture | None:
+    panels = [panel for panel in panels if panel.lines]
     if not panels:
         return None
     seeds = [point.n for panel in panels for _, points in panel.lines for point in points.values()]

@@ -1,38 +1,22 @@
 """All that a store holds of a grid, read once: one tidy frame, from which every table, claim and figure is made."""
 
-import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from statistics import median
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 import pandas as pd
 
 from benchmarks.config import AttackSpec, Grid, LossSpec, RunSpec
 from benchmarks.protocols import BOUNDED, protocol
 from benchmarks.record import Record
-from benchmarks.report.statistics import Interval, distance_to_identity, mean_interval, paired_interval
+from benchmarks.report.statistics import distance_to_identity
 from benchmarks.store import DamagedError, Store
 
 # What tells an attack from another in the frame; an epoch is empty where the attacked network is the trained one.
 ATTACK = ["key", "attack", "attack_loss", "protocol", "attacker", "eps", "units", "split", "steps", "images", "source"]
-ByKey = dict[tuple[str, ...], dict[int, float]]
 COLUMNS = ["dataset", "model", "trained", "seed", "epoch", *ATTACK, "metric", "value"]
-
-
-@dataclass(frozen=True)
-class Cell:
-    """A table entry: the evaluations of one training loss under one attack, over the seeds."""
-
-    accuracy: Interval | None
-    """None where no seed has been evaluated yet."""
-    zero_gradient: float
-    """Share of the images, over all seeds, whose input gradient is exactly 0; NaN without attack or record."""
-    images: int
-    """Images per seed."""
 
 
 @dataclass(frozen=True)
@@ -63,17 +47,30 @@ class Results:
     @cached_property
     def bounds(self) -> pd.DataFrame:
         """
-        Proposition 1 without attack and under the sound CE attack, in the form of `frame`; computed where it is shown.
+        Proposition 1 without attack and under the exact CE attack, in the form of `frame`; computed where it is shown.
 
         Metrics are the fields of ErrorBounds as labels.FIELD and noisy_labels.FIELD.
         """
+        bounded = exact_attacks(self.grid.attacks)
         return _frame(
-            (*_who(run), None, *attack_columns(attack).values(), f"{labels}.{field}", value)
+            row
             for (run, attack), record in self.records.items()
-            if attack.split == "test" and not attack.images and protocol(attack) in BOUNDED
+            if attack in bounded
             for labels in ("labels", "noisy_labels")
-            for field, value in record.bounds(labels).items()
+            for row in _rows_of(run, {f"{labels}.{k}": v for k, v in record.bounds(labels).items()}, attack)
         )
+
+    @cached_property
+    def flags(self) -> pd.DataFrame:
+        """A row per run, report and flag that it raises, with the evidence; one without a flag where none is raised."""
+        columns = ["dataset", "trained", "seed", "eps", "attacker", "n", "flag", "evidence"]
+        rows = [
+            (run.dataset, str(run.loss), run.seed, attack.eps, protocol(attack)[1], record.n, flag, evidence)
+            for (run, attack), record in self.records.items()
+            if record.flags is not None
+            for flag, evidence in (record.flags or {"": ""}).items()
+        ]
+        return pd.DataFrame(rows, columns=columns)
 
     @property
     def datasets(self) -> tuple[str, ...]:
@@ -86,87 +83,63 @@ class Results:
 
     def values(self, dataset: str, loss: LossSpec, attack: AttackSpec, metric: str = "accuracy") -> dict[int, float]:
         """A metric of the trained networks by seed, for the seeds that have been evaluated."""
-        known = self._bounds if metric.startswith(("labels.", "noisy_labels.")) else self._values
-        return known.get((dataset, str(loss), attack.key(), metric), {})
-
-    def interval(
-        self,
-        dataset: str,
-        loss: LossSpec,
-        attack: AttackSpec,
-        metric: str = "accuracy",
-        *,
-        less: LossSpec | None = None,
-    ) -> Interval | None:
-        """A metric over the seeds, or its paired difference from another training loss; None where no seed has it."""
-        values = self.values(dataset, loss, attack, metric)
-        if less is not None:
-            return paired_interval(values, self.values(dataset, less, attack, metric))
-        return mean_interval(list(values.values())) if values else None
-
-    def confusions(self, dataset: str, loss: LossSpec, attack: AttackSpec) -> dict[int, npt.NDArray[np.float64]]:
-        """The semi-empirical confusion matrix by seed."""
-        found = {run.seed: self.records.get((run, attack)) for run in self.runs(dataset, loss)}
-        return {seed: record.confusion for seed, record in found.items() if record is not None}
-
-    def cell(self, dataset: str, loss: LossSpec, attack: AttackSpec) -> Cell:
-        """One entry, from the records that are there."""
-        zeros, images = (self.values(dataset, loss, attack, metric) for metric in ("zero_gradient", "n"))
-        counted = sum(images[seed] for seed in zeros)
-        return Cell(
-            self.interval(dataset, loss, attack),
-            sum(zeros.values()) / counted if counted else math.nan,
-            int(next(iter(images.values()), 0)),
-        )
+        return self._values.get((dataset, str(loss), attack.key(), metric), {})
 
     @cached_property
-    def _values(self) -> ByKey:
-        return _by_key(self.frame[self.frame.epoch.isna()])
+    def trained(self) -> pd.DataFrame:
+        """The part of `frame` that is about trained networks."""
+        return self.frame[self.frame.epoch.isna()]
 
     @cached_property
-    def _bounds(self) -> ByKey:
-        return _by_key(self.bounds)
+    def _values(self) -> dict[tuple[str, ...], dict[int, float]]:
+        """By data set, training loss, attack and metric: the values by seed."""
+        found: dict[tuple[str, ...], dict[int, float]] = {}
+        columns = (self.trained[name] for name in ("dataset", "trained", "key", "metric", "seed", "value"))
+        for *key, seed, value in zip(*columns, strict=True):
+            found.setdefault(tuple(key), {})[seed] = value
+        return found
 
     def _rows(self) -> Iterator[tuple[object, ...]]:
         for run in self.grid.runs():
-            who = _who(run)
             for row in self.curves.get(run, []):
-                for metric, value in row.items():
-                    if isinstance(value, float):
-                        yield (*who, row["epoch"], *NO_ATTACK.values(), metric, value)
+                alone = {metric: value for metric, value in row.items() if isinstance(value, float)}
+                yield from _rows_of(run, alone, epoch=row["epoch"])
                 for attack in run.recipe.curve_attacks:
-                    for metric, value in _of_epoch(row, attack):
-                        yield (*who, row["epoch"], *attack_columns(attack).values(), metric, value)
+                    yield from _rows_of(run, dict(_of_epoch(row, attack)), attack, epoch=row["epoch"])
             if run in self.epoch_seconds:
-                yield (*who, None, *NO_ATTACK.values(), "seconds_per_epoch", self.epoch_seconds[run])
+                yield from _rows_of(run, {"seconds_per_epoch": self.epoch_seconds[run]})
             for attack in self.grid.attacks:
                 if (record := self.records.get((run, attack))) is not None:
-                    for metric, value in measured(record, attack).items():
-                        yield (*who, None, *attack_columns(attack).values(), metric, value)
+                    yield from _rows_of(run, measured(record), attack)
 
 
-def attacks(grid: Grid, *protocols: str, split: str = "test", **fields: object) -> list[AttackSpec]:
+def attacks(known: Iterable[AttackSpec], *protocols: str, split: object = "test", **fields: object) -> list[AttackSpec]:
     """
-    The grid's attacks of these protocols, or of all, in order of eps.
+    The known attacks of these protocols, or of all, in order of eps.
 
     :param protocols: The first of what :func:`benchmarks.protocols.protocol` returns.
-    :param split: The part of the data set that is attacked.
-    :param fields: What other columns of the frame are to hold.
+    :param split: The part of the data set that is attacked, or a tuple of several.
+    :param fields: What other columns of the frame are to hold, each a value or a tuple of several.
     """
-    wanted = fields | {"split": split}
-    columns = {attack: attack_columns(attack) for attack in grid.attacks}
+    wanted = fields | {"split": split} | ({"protocol": protocols} if protocols else {})
+    columns = {attack: attack_columns(attack) for attack in known}
     found = [
         attack
         for attack, values in columns.items()
-        if (not protocols or values["protocol"] in protocols) and all(values[k] == v for k, v in wanted.items())
+        if all(values[k] in v if isinstance(v, tuple) else values[k] == v for k, v in wanted.items())
     ]
     return sorted(found, key=lambda attack: attack.eps)
 
 
-def measured(record: Record, attack: AttackSpec) -> dict[str, float]:
+def exact_attacks(known: Iterable[AttackSpec], split: object = "test") -> list[AttackSpec]:
+    """No attack, and FGSM along the exact gradient of CE, on all images of a split."""
+    return [attack for attack in attacks(known, split=split, images=0) if protocol(attack) in BOUNDED]
+
+
+def measured(record: Record) -> dict[str, float]:
     """Every metric of an evaluation that is one number."""
     values: dict[str, float] = {"n": record.n, "correct": int(record.right.sum()), "accuracy": record.accuracy}
-    if attack.name == "diagnostics":
+    if record.flags is not None:
         return values
     if record.zero_gradient is not None:
         values["zero_gradient"] = int(record.zero_gradient.sum())
@@ -176,43 +149,23 @@ def measured(record: Record, attack: AttackSpec) -> dict[str, float]:
     return values
 
 
-def _who(run: RunSpec) -> tuple[object, ...]:
-    return run.dataset, run.recipe.model, str(run.loss), run.seed
+def _rows_of(
+    run: RunSpec, metrics: Mapping[str, object], attack: AttackSpec | None = None, *, epoch: int | None = None
+) -> list[tuple[object, ...]]:
+    columns = [None] * len(ATTACK) if attack is None else attack_columns(attack).values()
+    place = (run.dataset, run.recipe.model, str(run.loss), run.seed, epoch, *columns)
+    return [(*place, metric, value) for metric, value in metrics.items()]
 
 
 def _frame(rows: Iterable[tuple[object, ...]]) -> pd.DataFrame:
     return pd.DataFrame(list(rows), columns=COLUMNS).astype({"epoch": "Int64"})
 
 
-def _by_key(frame: pd.DataFrame) -> ByKey:
-    """By data set, training loss, attack and metric: the values by seed."""
-    found: ByKey = {}
-    columns = (frame[name] for name in ("dataset", "trained", "key", "metric", "seed", "value"))
-    for *key, seed, value in zip(*columns, strict=True):
-        found.setdefault(tuple(key), {})[seed] = value
-    return found
-
-
-NO_ATTACK = dict.fromkeys(ATTACK)
-
-
+@cache
 def attack_columns(attack: AttackSpec) -> dict[str, object]:
     """What the frame says of an attack."""
-    name, attacker = protocol(attack)
-    values = (
-        attack.key(),
-        attack.name,
-        attack.loss,
-        name,
-        attacker,
-        attack.eps,
-        attack.units,
-        attack.split,
-        attack.steps,
-        attack.images,
-        attack.source,
-    )
-    return dict(zip(ATTACK, values, strict=True))
+    where = (attack.eps, attack.units, attack.split, attack.steps, attack.images, attack.source)
+    return dict(zip(ATTACK, (attack.key(), attack.name, attack.loss, *protocol(attack), *where), strict=True))
 
 
 def _of_epoch(row: Mapping[str, Any], attack: AttackSpec) -> Iterator[tuple[str, float]]:

@@ -1,49 +1,62 @@
-"""Seeds -> means, intervals and paired differences: pure functions."""
+"""Seeds -> means, intervals, paired differences and verdicts on them: pure functions."""
 
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 import scipy.stats
 
+Verdict = Literal["supported", "contradicted", "undecided", "no claim"]
+
 
 @dataclass(frozen=True)
 class Interval:
-    """A mean over seeds with its confidence interval, mean - half_width to mean + half_width."""
+    """A mean over seeds with its 95% confidence interval, mean - half_width to mean + half_width."""
 
-    mean: float
-    half_width: float
-    """NaN for a single seed, which says nothing of its own spread."""
-    n: int
+    mean: float = math.nan
+    """NaN without a seed."""
+    half_width: float = math.nan
+    """NaN with fewer than two seeds, which have no spread."""
+    n: int = 0
+
+    def __format__(self, spec: str) -> str:
+        """The mean and the half-width in the format of a float; a sign is the mean's alone."""
+        if not self.n:
+            return "not yet"
+        spec = spec or "z.3f"
+        spread = "" if math.isnan(self.half_width) else f" ± {self.half_width:{spec.removeprefix('+')}}"
+        return f"{self.mean:{spec}}{spread}"
 
     def __str__(self) -> str:
-        return f"{self.mean:z.3f}" if math.isnan(self.half_width) else f"{self.mean:z.3f} ± {self.half_width:.3f}"
+        return f"{self}"
 
 
-def mean_interval(values: Sequence[float], *, confidence: float = 0.95) -> Interval:
+def mean_interval(values: Sequence[float]) -> Interval:
     """
     The mean of one value per seed, with Student's t interval for the mean over all seeds that could have been drawn.
 
-    :param values: At least one, all finite.
-    :param confidence: Between 0 and 1.
-    :raises ValueError: If there is no value, or one that is not finite.
+    :raises ValueError: If a value is not finite.
     """
     array = np.asarray(values, dtype=np.float64)
-    if array.size == 0 or not np.isfinite(array).all():
-        raise ValueError(f"expected at least one value, all finite, but got {list(values)}")
-    if not 0 < confidence < 1:
-        raise ValueError(f"expected confidence between 0 and 1, but got {confidence}")
-    if array.size == 1:
-        return Interval(float(array[0]), math.nan, 1)
-    quantile = scipy.stats.t.ppf((1 + confidence) / 2, array.size - 1)
-    return Interval(float(array.mean()), float(quantile * array.std(ddof=1) / math.sqrt(array.size)), array.size)
+    if not np.isfinite(array).all():
+        raise ValueError(f"expected finite values, but got {list(values)}")
+    if array.size < 2:
+        return Interval(float(array[0]) if array.size else math.nan, n=array.size)
+    half_width = _quantile(array.size - 1) * array.std(ddof=1) / math.sqrt(array.size)
+    return Interval(float(array.mean()), float(half_width), array.size)
 
 
-def paired_interval(
-    first: Mapping[int, float], second: Mapping[int, float], *, confidence: float = 0.95
-) -> Interval | None:
+@cache
+def _quantile(freedom: int) -> float:
+    """Student's t that is exceeded by one in forty; as slow to compute as all the rest of an interval."""
+    return float(scipy.stats.t.ppf(0.975, freedom))
+
+
+def paired_interval(first: Mapping[int, float], second: Mapping[int, float]) -> Interval:
     """
     The mean of first - second over the seeds that both have, with Student's t interval for paired samples.
 
@@ -51,12 +64,23 @@ def paired_interval(
 
     :param first: Value by seed.
     :param second: Value by seed.
-    :param confidence: Between 0 and 1.
-    :return: None where no seed is in both.
-    :raises ValueError: If a value of a common seed is not finite, or the confidence is out of range.
+    :raises ValueError: If a value of a common seed is not finite.
     """
-    differences = [value - second[seed] for seed, value in first.items() if seed in second]
-    return mean_interval(differences, confidence=confidence) if differences else None
+    return mean_interval([value - second[seed] for seed, value in first.items() if seed in second])
+
+
+def judge(effect: Interval, *, sign: int = 1, margin: float = 0.0) -> Verdict:
+    """
+    The verdict on a claim that an effect is above 0, or above a margin.
+
+    :param effect: Its 95% interval; with fewer than two seeds nothing is decided.
+    :param sign: -1 for a claim that the effect is below; 0 where nothing is claimed.
+    :param margin: How far on the other side of 0 the effect may lie all the same.
+    """
+    if not sign:
+        return "no claim"
+    low, high = sign * effect.mean - effect.half_width, sign * effect.mean + effect.half_width
+    return "supported" if low > -margin else "contradicted" if high < -margin else "undecided"
 
 
 def distance_to_identity(confusion: npt.NDArray[np.float64]) -> float:

@@ -1,33 +1,33 @@
 """Every table of a report, each a pivot of the results: entries over seeds, by attack and training loss."""
 
 import math
-from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Sequence
+from itertools import pairwise, product
 
-from benchmarks.config import AttackSpec, Grid, LossSpec
+import pandas as pd
+
+from benchmarks.config import AttackSpec, LossSpec, Reference
 from benchmarks.protocols import CE, protocol
 from benchmarks.report import notes
 from benchmarks.report.markup import Table
 from benchmarks.report.paper import PAPER_COLUMNS, PAPER_CONFUSION, PAPER_CONFUSION_EPS, PAPER_TABLE_1
-from benchmarks.report.results import Cell, Results
-from benchmarks.report.results import attacks as attacks_of
+from benchmarks.report.results import attacks, exact_attacks
 from benchmarks.report.selection import (
     STRONG,
-    UNHARDENED,
-    alpha_eps,
-    attacks_by_ce,
+    Selection,
     blocks,
-    chosen_alpha,
     confusion_attacks,
     hardening_attacks,
-    has_alphas,
     has_hardening,
     strong_attacks,
+    where,
     without_hardening,
 )
-from benchmarks.report.statistics import Interval, mean_interval
+from benchmarks.report.statistics import Interval, mean_interval, paired_interval
 
-TABLE_1_ROWS = ("no attack", "sound", "torch's CE", "paper")
+TABLE_1_ROWS = ("no attack", "exact", "torch's CE", "paper")
+# The protocol of Table 1 beside which a worst case stands, by the units of its eps.
+BESIDE = {"range": "exact", "data": "paper"}
 # Columns and the fields of ErrorBounds behind them; a field whose name begins with log_ is shown as a probability.
 UPPER = {
     "P_e": "error",
@@ -36,6 +36,7 @@ UPPER = {
     "by H (1)": "log_upper_bound",
     "by the HR loss (11)": "log_relaxed_bound",
     "(1) at its best alpha": "log_tightest_upper_bound",
+    "best alpha": "tightest_alpha",
 }
 LOWER = {
     "P_e": "error",
@@ -44,10 +45,9 @@ LOWER = {
     "(2) as printed": "log_printed_lower_bound",
     "(2) at its best alpha": "log_tightest_lower_bound",
 }
-Row = tuple[str, ...]
 
 
-def table_1(results: Results, dataset: str) -> Table | None:
+def table_1(selection: Selection) -> Table | None:
     """
     Test accuracy in the layout of the paper's Table 1; None for a grid without any of its attacks.
 
@@ -55,272 +55,246 @@ def table_1(results: Results, dataset: str) -> Table | None:
     attack stands the share of images whose input gradient is exactly 0. Where the grid has worst cases at an eps, they
     stand in columns of their own, beside the protocol whose units of eps they have.
     """
-    grid = results.grid
-    attacks = {(*protocol(attack), attack.eps): attack for attack in attacks_of(results.grid, *TABLE_1_ROWS, images=0)}
-    pairs = [(loss, "CE") for loss in grid.losses] + [(loss, "HR") for loss in reversed(grid.losses)]
-    attackers = {attacker for _, attacker, _ in attacks if attacker} or {"CE"}
-    pairs = [pair for pair in pairs if pair[1] in attackers]
-    worst = {("sound" if a.units == "range" else "paper", a.eps): a for a in attacks_of(results.grid, "worst case")}
-    below = [loss for loss in grid.losses if worst]
-    sections: dict[str, list[Row]] = {}
-    shown: list[Cell] = []
-    for eps in sorted({eps for *_, eps in attacks}):
-        rows = sections[f"{eps:g}"] = []
-        for name in TABLE_1_ROWS:
-            specs = [attacks.get((name, attacker if eps else "", eps)) for _, attacker in pairs]
-            if any(specs):
-                cells = [
-                    spec and results.cell(dataset, loss, spec) for (loss, _), spec in zip(pairs, specs, strict=True)
-                ]
-                bound = worst.get((name, eps))
-                left = [interval_text(results.interval(dataset, loss, bound), grid) if bound else "" for loss in below]
-                rows.append((name, *(cell_text(cell, grid) if cell else "" for cell in cells), *left))
-                shown += [cell for cell in cells if cell]
-        if eps in PAPER_TABLE_1.get(dataset, {}):
-            printed = dict(zip(PAPER_COLUMNS, PAPER_TABLE_1[dataset][eps], strict=True))
-            values = [printed.get((str(trained), attacker)) for trained, attacker in pairs]
-            rows.append(("printed", *("" if v is None else f"{v:.3f}" for v in values), *("" for _ in below)))
-    if not shown:
+    cells = entries(selection, protocol=TABLE_1_ROWS, images=0, split="test")
+    losses = [str(loss) for loss in selection.grid.losses]
+    attackers = {"CE": losses, "HR": losses[::-1]}
+    present = [name for name in attackers if name in set(cells.attacker)] or ["CE"]
+    # What is not attacked stands in the columns of every attacker.
+    shown = pd.concat([where(cells, attacker=("", name)).assign(by=f"{name} attack") for name in present])
+    if shown.empty:
         return None
-    header = [f"{trained} trained, {attacker} attack" for trained, attacker in pairs]
-    header += [f"{loss} trained, worst case" for loss in below]
-    rows_shown = {row[0] for rows in sections.values() for row in rows}
-    return Table(
-        f"Table 1 on {dataset}: test accuracy",
-        ("eps", "protocol", *header),
-        sectioned(sections),
-        notes.of_table_1(results, dataset, shown, rows_shown, list(worst.values())),
-    )
+    worst = entries(selection, protocol="worst case", split="test")
+    worst = worst.assign(protocol=worst.units.map(BESIDE), by="worst case", entry=worst.short)
+    worst = worst.merge(shown[["eps", "protocol"]].drop_duplicates())
+    printed = [
+        (eps, "printed", trained, f"{attacker} attack", f"{value:.3f}")
+        for eps, values in PAPER_TABLE_1.get(selection.dataset, {}).items()
+        for (trained, attacker), value in zip(PAPER_COLUMNS, values, strict=True)
+        if eps in set(shown.eps) and trained in losses and attacker in present
+    ]
+    fields = ["eps", "protocol", "trained", "by", "entry"]
+    parts = (shown, worst, pd.DataFrame(printed, columns=fields))
+    rows = pd.concat([part[fields] for part in parts if len(part)])
+    columns = [f"{loss} trained, {name} attack" for name in present for loss in attackers[name]]
+    columns += [f"{loss} trained, worst case" for loss in losses if len(worst)]
+    rows = in_order(rows.assign(column=rows.trained + " trained, " + rows.by), "protocol", (*TABLE_1_ROWS, "printed"))
+    shown_notes = notes.of_table_1(selection, shown, set(rows.protocol), worst)
+    title = f"Table 1 on {selection.dataset}: test accuracy"
+    return table(title, pivot(rows, ["eps", "protocol"], columns), shown_notes)
 
 
-def confusion_table(results: Results, dataset: str) -> Table | None:
+def confusion_table(selection: Selection) -> Table | None:
     """
     How far the semi-empirical confusion matrices are from perfect: ||I - C||, without attack and under the CE attack.
 
     None where the grid has none of these attacks.
     """
-    attacks, grid = confusion_attacks(results.grid), results.grid
-    if not attacks:
+    known, losses = confusion_attacks(selection.grid), selection.grid.losses
+    if not known:
         return None
+    eps = max(attack.eps for attack in known.values())
+    wide: dict[str, dict[str, str]] = {}
+    for name, attack in known.items():
+        by_loss = {loss: selection.values(loss, attack, "confusion_norm") for loss in losses}
+        norms = {str(loss): mean_interval(list(by_seed.values())) for loss, by_seed in by_loss.items()}
+        for loss in losses if CE in losses else ():
+            norms |= {} if loss == CE else {f"{CE} - {loss}": paired_interval(by_loss[CE], by_loss[loss])}
+        column = f"eps {eps:g}, {name}" if attack.eps else name
+        wide[column] = {trained: selection.text(norm) for trained, norm in norms.items()}
+    if printed := PAPER_CONFUSION.get(selection.dataset, {}) if eps == PAPER_CONFUSION_EPS else {}:
+        wide["printed"] = {str(loss): f"{printed[str(loss)]:.2f}" for loss in losses if str(loss) in printed}
+    shown = pd.DataFrame(wide).fillna("").rename_axis("trained")
+    title = f"Confusion on {selection.dataset}: the Frobenius norm ||I - C||"
+    return table(title, shown, notes.of_confusion(selection, eps, printed=bool(printed)))
 
-    def row(name: str, loss: LossSpec, less: LossSpec | None = None) -> Row:
-        found = (results.interval(dataset, loss, a, "confusion_norm", less=less) for a in attacks.values())
-        return name, *(interval_text(interval, grid) for interval in found)
 
-    rows = [row(str(loss), loss) for loss in grid.losses]
-    rows += [row(f"{CE} - {loss}", CE, loss) for loss in grid.losses if CE in grid.losses and loss != CE]
-    eps = max(attack.eps for attack in attacks.values())
-    names = [name if attack.name == "none" else f"eps {eps:g}, {name}" for name, attack in attacks.items()]
-    printed = PAPER_CONFUSION.get(dataset, {}) if eps == PAPER_CONFUSION_EPS else {}
-    if printed:
-        rows = [(*row, f"{printed[row[0]]:.2f}" if row[0] in printed else "") for row in rows]
-        names.append("printed")
-    title = f"Confusion on {dataset}: the Frobenius norm ||I - C||"
-    return Table(title, ("trained", *names), tuple(rows), notes.of_confusion(grid, dataset, eps, printed=bool(printed)))
-
-
-def alpha_table(results: Results, dataset: str) -> Table | None:
+def alpha_table(selection: Selection) -> Table | None:
     """
     Accuracy against alpha, on the validation and on the test images, the alpha chosen on validation marked.
 
     None for a grid with fewer than two alphas, or without attacks of validation images.
     """
-    grid = results.grid
-    if not has_alphas(results.grid):
+    cells = where(bounded(selection), eps=tuple(selection.alpha_eps))
+    if cells.empty:
         return None
-    sections: dict[str, list[Row]] = {}
-    images = {"validation": 0, "test": 0}
-    shown: list[Cell] = []
-    for eps in alpha_eps(results.grid):
-        chosen = chosen_alpha(results, dataset, eps)
-        for loss in grid.losses:
-            entries = []
-            for split in images:
-                (attack,) = attacks_by_ce(results.grid, split, eps) or (None,)
-                cell = attack and results.cell(dataset, loss, attack)
-                mark = "‡" if split == "validation" and loss == chosen else ""
-                entries.append(cell_text(cell, grid) + mark if cell else "")
-                if cell:
-                    shown.append(cell)
-                    images[split] = max(images[split], cell.images)
-            sections.setdefault(f"{eps:g}", []).append((str(loss), *entries))
-    title, header = f"The choice of alpha on {dataset}", ("eps", "trained", "validation", "test")
-    return Table(title, header, sectioned(sections), notes.of_alpha(grid, dataset, images, shown))
+    marks = ["‡" if marked else "" for marked in cells.chosen & (cells.split == "validation")]
+    wide = pivot(cells.assign(column=cells.split, entry=cells.entry + marks), columns=["validation", "test"])
+    return table(f"The choice of alpha on {selection.dataset}", wide, notes.of_alpha(selection, cells))
 
 
-def strong_table(results: Results, dataset: str) -> Table | None:
+def strong_table(selection: Selection) -> Table | None:
     """
     Accuracy of each training loss under ever stronger attacks on the same images, and the paired differences.
 
     None for a grid without a worst case, or with hardened networks, which have a table of their own.
     """
-    grid, attacks = results.grid, strong_attacks(results.grid)
-    if not attacks or has_hardening(grid):
+    by_eps = strong_attacks(selection.grid)
+    if not by_eps or has_hardening(selection.grid):
         return None
-    names = [name for name in STRONG if any(name in row for row in attacks.values())]
-    sections: dict[str, list[Row]] = {}
-    for eps, row in attacks.items():
-        accuracies = [
-            (str(loss), *(entry_text(results, dataset, loss, row.get(name)) for name in names)) for loss in grid.losses
-        ]
-        gains = [
-            (f"{loss} - {CE}", *(gain_text(results, dataset, loss, CE, row.get(name)) for name in names))
-            for loss in grid.losses
-            if CE in grid.losses and loss != CE
-        ]
-        sections[f"{eps:g}"] = accuracies + gains
-    made = [attack for row in attacks.values() for attack in row.values()]
-    title = f"Strong attacks on {dataset}: test accuracy"
-    rows_made = sectioned(sections)
-    return Table(title, ("eps", "trained", *names), rows_made, notes.of_strong(results, dataset, made, rows_made))
+    names = {attack.key(): name for row in by_eps.values() for name, attack in row.items()}
+    cells = entries(selection, key=tuple(names))
+    cells = cells.assign(column=cells.key.map(names), entry=cells.short)
+    gains = where(cells, compared=True)
+    gains = gains.assign(trained=gains.trained + f" - {CE}", entry=gains.more)
+    columns = [name for name in dict.fromkeys(STRONG.values()) if name in names.values()]
+    title = f"Strong attacks on {selection.dataset}: test accuracy"
+    return table(title, pivot(pd.concat([cells, gains]), columns=columns), notes.of_strong(selection, cells))
 
 
-def hardening_table(results: Results, dataset: str) -> Table | None:
+def hardening_table(selection: Selection) -> Table | None:
     """
     Accuracy of each training loss without and under attack, by what it is hardened with, beside the gain over CE.
 
     None for a grid without hardened networks, or without a worst case.
     """
-    attacks = hardening_attacks(results.grid)
-    if not attacks:
+    known = hardening_attacks(selection.grid)
+    if not known:
         return None
-    sections: dict[str, list[Row]] = {}
-    for hardening, losses in blocks(results.grid).items():
-        ce = LossSpec("ce", hardening=hardening)
-        for loss in losses:
-            entries: list[str] = []
-            for (_, name), attack in attacks.items():
-                entries.append(entry_text(results, dataset, loss, attack))
-                if name == "worst case":
-                    entries.append(gain_text(results, dataset, loss, ce, attack if ce in losses else None))
-            sections.setdefault(str(hardening or UNHARDENED), []).append((without_hardening(loss), *entries))
-    header = []
-    for eps, name in attacks:
-        header.append(f"eps {eps:g}: {name}" if eps else name)
-        header += [f"eps {eps:g}: {name}, less CE's"] if name == "worst case" else []
-    title, rows = f"Hardened networks on {dataset}: test accuracy", sectioned(sections)
-    shown = notes.of_hardening(results, dataset, list(attacks.values()), list(blocks(results.grid)), rows)
-    return Table(title, ("hardening", "trained", *header), rows, shown)
+    by_kind = blocks(selection.grid)
+    kinds = {str(loss): kind for kind, losses in by_kind.items() for loss in losses}
+    names = {attack.key(): f"eps {eps:g}: {name}" if eps else name for (eps, name), attack in known.items()}
+    cells = entries(selection, key=tuple(names))
+    cells = cells.assign(
+        hardening=cells.trained.map(kinds),
+        trained=cells.trained.map({str(loss): without_hardening(loss) for loss in selection.grid.losses}),
+        column=cells.key.map(names),
+        entry=cells.short,
+    )
+    gains = where(cells, protocol="worst case")
+    gains = gains.assign(column=gains.column + ", less CE's", entry=gains.more)
+    rows = in_order(pd.concat([cells, gains]), "hardening", [*by_kind])
+    columns = [c for name in names.values() for c in (name, f"{name}, less CE's") if c in set(rows.column)]
+    title = f"Hardened networks on {selection.dataset}: test accuracy"
+    return table(title, pivot(rows, ["hardening", "trained"], columns), notes.of_hardening(selection, cells))
 
 
-def bounds_tables(results: Results, dataset: str) -> list[Table]:
+def own_attacks_table(selection: Selection) -> Table | None:
     """
-    The upper and the lower bounds of Proposition 1 on the test images, without attack and under the sound CE attacks.
+    Test accuracy of each training loss under each attack of the user's own, below that without attack.
 
-    None where the grid has no such evaluation yet.
+    None for a grid without such attacks.
     """
-    grid = results.grid
-    attacks = attacks_by_ce(results.grid, "test")
-    pairs = [(loss, attack) for attack in attacks for loss in grid.losses]
-    images = [results.cell(dataset, *p).images for p in pairs if results.values(dataset, *p, "labels.error")]
-    if not images:
-        return []
-    tables = []
-    for what, labels, columns in (("upper", "labels", UPPER), ("lower", "noisy_labels", LOWER)):
-        sections: dict[str, list[Row]] = {}
-        for attack in attacks:
-            for loss in grid.losses:
-                values = {
-                    field: list(results.values(dataset, loss, attack, f"{labels}.{field}").values())
-                    for field in (*columns.values(), "tightest_alpha")
-                }
-                texts = [_bound_text(values[field], field, grid) for field in columns.values()]
-                best = [_range(values["tightest_alpha"])] if what == "upper" else []
-                sections.setdefault(f"{attack.eps:g}", []).append((str(loss), *texts, *best))
-        header = ("eps", "trained", *columns, *(("best alpha",) if what == "upper" else ()))
-        title = f"Proposition 1 on {dataset}: {what} bounds on P_e"
-        tables.append(Table(title, header, sectioned(sections), notes.of_bounds(grid, dataset, max(images), what)))
-    return tables
+    known = attacks(selection.grid.attacks, "own attack")
+    if not known:
+        return None
+    clean = attacks(selection.grid.attacks, "no attack", images=tuple({attack.images for attack in known}))
+    cells = entries(selection, key=tuple(attack.key() for attack in clean + known))
+    by_attack = [(attack, where(cells, key=attack.key())) for attack in clean + known]
+    rows = [(*_own_name(attack), str(of_attack.n.iloc[0] or ""), *of_attack.entry) for attack, of_attack in by_attack]
+    header = ("eps", "attack", "test images", *(f"{loss} trained" for loss in selection.grid.losses))
+    title = f"Own attacks on {selection.dataset}: test accuracy"
+    return Table(title, header, tuple(rows), notes.of_own_attacks(selection, known, cells))
 
 
-def _bound_text(values: Sequence[float], field: str, grid: Grid) -> str:
-    if not values:
-        return "not yet"
+def _own_name(attack: AttackSpec) -> tuple[str, str]:
+    if not isinstance(attack.name, Reference):
+        return "0", "no attack"
+    eps = f"{attack.eps:g}" + (" of the input's units" if attack.units == "data" else "")
+    return eps if attack.eps else "", attack.name.label + (f" by {attack.loss}" if attack.loss else "")
+
+
+def bounds_table(selection: Selection, what: str) -> Table | None:
+    """
+    The bounds of Proposition 1 on the test images, without attack and under the exact CE attack.
+
+    :param selection: The results of a data set.
+    :param what: "upper", or "lower" with labels that are wrong at a known rate.
+    :return: None where there is no such evaluation yet.
+    """
+    measured = where(selection.results.bounds, dataset=selection.dataset)
+    if measured.empty:
+        return None
+    labels, columns = ("labels", UPPER) if what == "upper" else ("noisy_labels", LOWER)
+    by_entry = measured.groupby(["eps", "trained", "metric"]).value.agg(list).to_dict()
+    cells = where(bounded(selection), split="test")
+    rows = [
+        (eps, trained, name, _bound_text(by_entry.get((eps, trained, f"{labels}.{field}"), []), field, selection))
+        for eps, trained in zip(cells.eps, cells.trained, strict=True)
+        for name, field in columns.items()
+    ]
+    wide = pivot(pd.DataFrame(rows, columns=["eps", "trained", "column", "entry"]), columns=[*columns])
+    title = f"Proposition 1 on {selection.dataset}: {what} bounds on P_e"
+    return table(title, wide, notes.of_bounds(selection, max(cells.n), what))
+
+
+def _bound_text(values: Sequence[float], field: str, selection: Selection) -> str:
+    if field == "tightest_alpha":
+        return " to ".join(dict.fromkeys(f"{edge:.3g}" for edge in (min(values), max(values)))) if values else ""
     interval = mean_interval([math.exp(min(v, 700.0)) if field.startswith("log_") else v for v in values])
-    # A single seed has no interval, and a bound that says nothing has the same value for all.
-    text = f"{interval.mean:.3g}" + (f" ± {interval.half_width:.3g}" if interval.half_width > 0 else "")
-    return text + ("" if interval.n == len(grid.seeds) else f" (n = {interval.n})")
+    # A bound that says nothing has the same value for all.
+    return selection.text(interval if interval.half_width else Interval(interval.mean, n=interval.n), ".3g")
 
 
-def _range(alphas: Sequence[float]) -> str:
-    least, most = (f"{edge:.3g}" if alphas else "" for edge in (min(alphas, default=0), max(alphas, default=0)))
-    return least if least == most else f"{least} to {most}"
-
-
-def diagnoses_table(results: Results, dataset: str) -> Table | None:
+def diagnoses_table(selection: Selection) -> Table | None:
     """
     The verdict of the reports on masked gradients at every eps, on each training loss, for each attacker.
 
     None for a grid without such reports.
     """
-    grid, reports = results.grid, attacks_of(results.grid, "report")
+    reports, seeds = attacks(selection.grid.attacks, "report"), len(selection.grid.seeds)
     if not reports:
         return None
-    sections: dict[str, list[Row]] = {}
-    images = 0
-    for eps in sorted({report.eps for report in reports}):
-        for loss in grid.losses:
-            for report in (report for report in reports if report.eps == eps):
-                found = (results.records.get((run, report)) for run in results.runs(dataset, loss))
-                records = [record for record in found if record is not None]
-                images = max([images, *(record.n for record in records)])
-                verdict = _verdict([record.flags or {} for record in records], grid)
-                sections.setdefault(f"{eps:g}", []).append((str(loss), attacker_name(report), *verdict))
-    header = ("eps", "trained", "attacker", "verdict", "flags (seeds)")
-    shown = notes.of_diagnoses(dataset, images, reports)
-    return Table(f"Masked gradients on {dataset}", header, sectioned(sections), shown)
+    flags, losses, rows = where(selection.results.flags, dataset=selection.dataset), selection.grid.losses, []
+    for report, loss in sorted(product(reports, losses), key=lambda pair: (pair[0].eps, losses.index(pair[1]))):
+        of_entry = where(flags, trained=str(loss), eps=report.eps, attacker=(attacker := protocol(report)[1]))
+        made, raised = of_entry.seed.nunique(), of_entry[of_entry.flag != ""]
+        verdict = f"flagged in {raised.seed.nunique()} of {made} seeds"
+        if raised.empty:
+            verdict = ("no flag" + f" (n = {made})" * (made < seeds)) if made else "not yet"
+        counts = raised.flag.value_counts().sort_index().sort_values(ascending=False, kind="stable")
+        texts = ", ".join(f"{flag} ({count})" for flag, count in counts.items())
+        rows.append((report.eps, str(loss), attacker, verdict, texts))
+    wide = pd.DataFrame(rows, columns=["eps", "trained", "attacker", "verdict", "flags (seeds)"])
+    shown = notes.of_diagnoses(selection.dataset, int(max(flags.n, default=0)), reports)
+    return table(f"Masked gradients on {selection.dataset}", wide.set_index("eps"), shown)
 
 
-def attacker_name(report: AttackSpec) -> str:
-    """What a report's attacker is called: by the protocol whose gradient it follows."""
-    return {"clipped-ce": "paper", "ce": "sound"}.get(str(report.loss), str(report.loss))
+def bounded(selection: Selection) -> pd.DataFrame:
+    """The entries on all images beside which Proposition 1 is shown, of both splits."""
+    known = exact_attacks(selection.grid.attacks, ("validation", "test"))
+    return entries(selection, key=tuple(attack.key() for attack in known))
 
 
-def _verdict(flags: Sequence[Mapping[str, str]], grid: Grid) -> tuple[str, str]:
-    """How many of the seeds there are raise any flag, and how many each, most first."""
-    if not flags:
-        return "not yet", ""
-    flagged = sum(map(bool, flags))
-    counts = Counter(flag for raised in flags for flag in raised)
-    by_number = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
-    missing = "" if len(flags) == len(grid.seeds) else f" (n = {len(flags)})"
-    verdict = f"flagged in {flagged} of {len(flags)} seeds" if flagged else f"no flag{missing}"
-    return verdict, ", ".join(f"{flag} ({count})" for flag, count in by_number)
+def entries(selection: Selection, **fields: object) -> pd.DataFrame:
+    """
+    The cells whose fields are these, as text.
+
+    :return: The cells with the columns entry, an accuracy with the share of gradients that are 0; short, without it;
+        compared, whether there is a CE to compare with; and more, what the accuracy is more than that.
+    """
+    cells, seeds = where(selection.cells, **fields), len(selection.grid.seeds)
+    ce = {str(loss): str(LossSpec("ce", hardening=loss.hardening)) for loss in selection.grid.losses}
+    marks = ["†" if share > notes.ZERO_GRADIENT_LIMIT else "" for share in cells.zero_gradient]
+    beside = [
+        [f"{share:.1%}"] * (share >= 0) + [f"n = {accuracy.n}"] * (0 < accuracy.n < seeds)
+        for share, accuracy in zip(cells.zero_gradient, cells.accuracy, strict=True)
+    ]
+    brackets = [f" ({', '.join(texts)})" if texts else "" for texts in beside]
+    compared = [ce[name] != name and ce[name] in ce for name in cells.trained]
+    return cells.assign(
+        entry=[f"{a}{mark}{more}" for a, mark, more in zip(cells.accuracy, marks, brackets, strict=True)],
+        short=[selection.text(a) + mark for a, mark in zip(cells.accuracy, marks, strict=True)],
+        compared=compared,
+        more=[selection.text(g) if c else "" for g, c in zip(cells.gain, compared, strict=True)],
+    )
 
 
-def sectioned(sections: Mapping[str, Iterable[Row]]) -> tuple[Row, ...]:
-    """Rows under their section's name, which stands in the first of them alone."""
-    return tuple((name if i == 0 else "", *row) for name, rows in sections.items() for i, row in enumerate(rows))
+def pivot(rows: pd.DataFrame, index: Sequence[str] = ("eps", "trained"), columns: Sequence[str] = ()) -> pd.DataFrame:
+    """The texts entry by index and column; sorted by eps if the index has it, and else in the order of the rows."""
+    rows = rows.sort_values("eps", kind="stable") if "eps" in index else rows
+    wide = rows.pivot_table(index=[*index], columns="column", values="entry", aggfunc="last", sort=False)
+    order = rows.drop_duplicates([*index]).set_index([*index]).index
+    return wide.reindex(index=order, columns=columns).fillna("")
 
 
-def interval_text(interval: Interval | None, grid: Grid) -> str:
-    """An interval over a grid's seeds, with their number where some are missing."""
-    if interval is None:
-        return "not yet"
-    return str(interval) + ("" if interval.n == len(grid.seeds) else f" (n = {interval.n})")
+def in_order(rows: pd.DataFrame, column: str, names: Sequence[str]) -> pd.DataFrame:
+    """The rows sorted by a column, in the order of its names."""
+    return rows.sort_values(column, key=lambda values: values.map([*names].index), kind="stable")
 
 
-def cell_text(cell: Cell, grid: Grid) -> str:
-    """An entry: its interval, and in brackets the share of gradients that are 0 and the seeds if some are missing."""
-    if cell.accuracy is None:
-        return "not yet"
-    beside = [] if math.isnan(cell.zero_gradient) else [f"{cell.zero_gradient:.1%}"]
-    beside += [] if cell.accuracy.n == len(grid.seeds) else [f"n = {cell.accuracy.n}"]
-    flag = "†" if cell.zero_gradient > notes.ZERO_GRADIENT_LIMIT else ""
-    return f"{cell.accuracy}{flag}" + (f" ({', '.join(beside)})" if beside else "")
-
-
-def entry_text(results: Results, dataset: str, loss: LossSpec, attack: AttackSpec | None) -> str:
-    """An accuracy, marked where too many gradients are exactly 0; nothing where the grid has no such attack."""
-    if attack is None:
-        return ""
-    cell = results.cell(dataset, loss, attack)
-    flag = "†" if cell.zero_gradient > notes.ZERO_GRADIENT_LIMIT else ""
-    return interval_text(cell.accuracy, results.grid) + flag
-
-
-def gain_text(results: Results, dataset: str, loss: LossSpec, ce: LossSpec, attack: AttackSpec | None) -> str:
-    """What a loss has more than cross-entropy, paired over seeds; nothing for that itself, or without the attack."""
-    if attack is None or loss == ce:
-        return ""
-    return interval_text(results.interval(dataset, loss, attack, less=ce), results.grid)
+def table(title: str, wide: pd.DataFrame, shown: Sequence[str]) -> Table:
+    """A table of entries by row and column; rows that begin alike are a section, named in the first of them alone."""
+    firsts = ["", *(f"{name:g}" if isinstance(name, float) else name for name in wide.index.get_level_values(0))]
+    others = wide.reset_index().iloc[:, 1:].itertuples(index=False, name=None)
+    rows = [("" if a == b else b, *row) for (a, b), row in zip(pairwise(firsts), others, strict=True)]
+    return Table(title, (*wide.index.names, *wide.columns), tuple(rows), tuple(shown))

@@ -593,13 +593,13 @@ def test_the_square_attack_makes_as_many_queries_as_steps(fresh: Store, digits: 
     assert record.zero_gradient is None
 
 
-def test_a_report_flags_the_papers_attacker_of_sure_networks_and_not_the_sound_one(
+def test_a_report_flags_the_papers_attacker_of_sure_networks_and_not_the_exact_one(
     surer: HRClassifier, digits: Dataset
 ) -> None:
     specs = [AttackSpec("diagnostics", loss, 0.1, steps=10, images=60) for loss in ("clipped-ce", "ce")]
-    (_, paper), (_, sound) = evaluation.measure_all(specs, surer, digits)
+    (_, paper), (_, exact) = evaluation.measure_all(specs, surer, digits)
     assert "zero gradients" in paper.flags
-    assert "zero gradients" not in sound.flags
+    assert "zero gradients" not in exact.flags
     images, labels = digits.test.images[:60].astype(np.float32) / 255, digits.test.labels[:60]
     options = {"eps": 0.1, "max_iter": 10, "square_iter": evaluation.REPORT_QUERIES, "batch_size": 250}
     found = gradient_masking_report(seen_through("clipped-ce", surer), images, labels, **options)

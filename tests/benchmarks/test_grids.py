@@ -140,8 +140,8 @@ def test_a_hardened_loss_has_its_like_of_cross_entropy_and_meets_the_eps_it_was_
 
 
 def test_a_protocol_at_eps_0_is_no_attack() -> None:
-    assert protocols.sound("hr", 0.0) == AttackSpec("none")
-    assert protocols.sound("ce", 0, "validation") == AttackSpec("none", split="validation")
+    assert protocols.exact("hr", 0.0) == AttackSpec("none")
+    assert protocols.exact("ce", 0, "validation") == AttackSpec("none", split="validation")
 
 
 @pytest.mark.parametrize("name", ["alpha", "alpha-digits"])

@@ -1,6 +1,7 @@
 """Results that were never measured, for tables and figures to be held against."""
 
 import json
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -12,8 +13,12 @@ import safetensors.numpy
 import torch
 
 from benchmarks.config import AttackSpec, Grid, RunSpec
+from benchmarks.protocols import BOUNDED, protocol
 from benchmarks.record import Record
+from benchmarks.report.export import TABLES
+from benchmarks.report.markup import Table
 from benchmarks.report.results import Results
+from benchmarks.report.selection import Selection
 from benchmarks.store._schema import NO_CHECKSUM, tensors_bytes
 
 N = 100_000
@@ -60,6 +65,43 @@ def results(
         {run: [{"epoch": e, "validation_accuracy": a} for e, a in enumerate(validation(run), 1)] for run in runs},
         {run: seconds(run) for run in runs if seconds(run)},
     )
+
+
+def tables(results: Results, name: str) -> list[Table]:
+    """The tables of that name, data set by data set."""
+    selections = [Selection(results, dataset) for dataset in results.datasets]
+    return [table for of in selections for maker in TABLES[name] if (table := maker(of))]
+
+
+def measured(grid: Grid) -> Results:
+    """Results of real records, of logits drawn at random, with curves: every figure that the grid has can be drawn."""
+    n = 360
+
+    def drawn(run: RunSpec, attack: AttackSpec, *more: int) -> Record:
+        place = [grid.losses.index(run.loss), *attack.key().encode()]
+        draw = np.random.default_rng([run.seed, *more, *place])
+        labels, logits = np.arange(n) % 10, draw.normal(size=(n, 10)).astype(np.float32)
+        logits[np.arange(n), labels] += 5 - 20 * attack.eps + (run.loss.name == "hr")
+        samples = draw.integers(0, 256, size=(4, 1, 8, 8), dtype=np.uint8)
+        zeros = None if attack.loss is None else draw.random(n) < 0.01
+        return Record(labels, logits, zero_gradient=zeros, samples=samples, sampled=np.arange(4))
+
+    def row(run: RunSpec, epoch: int) -> dict[str, Any]:
+        records = {attack: drawn(run, attack, epoch) for attack in run.recipe.curve_attacks}
+        errors = {a.key(): 1 - record.accuracy for a, record in records.items() if protocol(a) in BOUNDED}
+        factors = {"log_tightest_upper_bound": 2, "log_markov_bound": 3, "log_upper_bound": 4}
+        bounds = {
+            key: {"error": error} | {name: math.log(factor * (error + 0.01)) for name, factor in factors.items()}
+            for key, error in errors.items()
+        }
+        values = {"train_loss": 1 / (1 + epoch + run.seed), "validation_accuracy": 1 - 1 / (2 + epoch + run.seed)}
+        accuracies = {attack.key(): record.accuracy for attack, record in records.items()}
+        return {"epoch": epoch, **values, "attacks": accuracies, "bounds": bounds}
+
+    runs = grid.runs()
+    records = {(run, attack): drawn(run, attack) for run in runs for attack in grid.attacks}
+    curves = {run: [row(run, epoch) for epoch in range(1, run.recipe.epochs + 1)] for run in runs}
+    return Results(grid, records, curves, {run: 1.0 + run.seed for run in runs})
 
 
 @dataclass(frozen=True, eq=False)

@@ -34,7 +34,7 @@ from benchmarks.store import Store, StoreError
 ROOT = Path(__file__).parents[3]
 PATIENCE = 120.0
 ((DATASET, RECIPE),) = grids.get("digits").recipes
-ATTACKS = (protocols.sound("ce", 0.0), protocols.sound("hr", 0.1))
+ATTACKS = (protocols.exact("ce", 0.0), protocols.exact("hr", 0.1))
 RUNS = [
     RunSpec(DATASET, replace(RECIPE, epochs=2, curve_every=1), loss, seed)
     for seed in (0, 1)

@@ -99,7 +99,7 @@ def test_nobody_spoils_it_for_the_next(tmp_path: Path) -> None:
 def test_runs_of_one_process_read_their_data_once(tmp_path: Path, recwarn: pytest.WarningsRecorder) -> None:
     ((name, recipe),) = grids.get("digits").recipes
     recipe = replace(recipe, epochs=1, curve_every=1)
-    attacks = (protocols.sound("ce", 0.0), protocols.sound("hr", 0.1))
+    attacks = (protocols.exact("ce", 0.0), protocols.exact("hr", 0.1))
     for seed in range(3):
         worker.execute(Job(RunSpec(name, recipe, protocols.HR, seed), attacks, tmp_path, tmp_path))
     assert worker._load.cache_info()[:2] == (2, 1), "hits and misses"

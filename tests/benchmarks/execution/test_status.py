@@ -25,7 +25,7 @@ GRID = Grid(
     (("digits", RECIPE),),
     (protocols.CE, protocols.HR),
     (0, 1),
-    (AttackSpec("none"), protocols.sound("ce", 0.1)),
+    (AttackSpec("none"), protocols.exact("ce", 0.1)),
 )
 CE_0, HR_0, CE_1, HR_1 = GRID.runs()
 

@@ -12,18 +12,21 @@ from matplotlib.axes import Axes
 from matplotlib.colors import to_hex
 from matplotlib.container import ErrorbarContainer
 from testing import made_up
+from testing.made_up import tables
 
 from benchmarks import grids, protocols, recipes
 from benchmarks.config import AttackSpec, Hardening, LossSpec, RunSpec
-from benchmarks.report import export, figures
+from benchmarks.report import export
+from benchmarks.report.dot_figures import hardening
 from benchmarks.report.drawing import Picture
+from benchmarks.report.export import Report
 from benchmarks.report.results import Results
 from benchmarks.report.selection import Selection
 from benchmarks.report.tables import hardening_table
 
 GRID = replace(grids.hardening_digits(), seeds=(0, 1))
 MNIST = replace(grids.hardening_mnist(), seeds=(0, 1))
-NAMES = {"none": "no attack", "clipped-ce": "FGSM, paper", "ce": "FGSM, sound", None: "worst case"}
+NAMES = {"none": "no attack", "clipped-ce": "FGSM, paper", "ce": "FGSM, exact", None: "worst case"}
 # The 97.5% quantile of Student's t with one degree of freedom, tan(0.475 pi).
 T_1 = math.tan(0.475 * math.pi)
 
@@ -35,7 +38,7 @@ def name_of(attack: AttackSpec) -> str:
 def correct(run: RunSpec, attack: AttackSpec) -> int:
     """Of N images, a number that no other entry has; seeds differ, and a loss gains more than CE on the second."""
     place = GRID.losses.index(run.loss)
-    base = {"no attack": 60_000, "FGSM, paper": 40_000, "FGSM, sound": 20_000, "worst case": 8_000}[name_of(attack)]
+    base = {"no attack": 60_000, "FGSM, paper": 40_000, "FGSM, exact": 20_000, "worst case": 8_000}[name_of(attack)]
     return base + 330 * place - round(15_000 * attack.eps) + (500 + 10 * place) * run.seed
 
 
@@ -56,7 +59,7 @@ def text(pair: tuple[float, ...]) -> str:
 def test_rows_stand_in_blocks_with_what_each_loss_has_more_than_ce_hardened_alike() -> None:
     backwards = replace(GRID, losses=tuple(reversed(GRID.losses)))
     for grid in (GRID, backwards):
-        table = hardening_table(replace(made(), grid=grid), "digits")
+        (table,) = tables(replace(made(), grid=grid), "hardening")
         trades = [Hardening("trades", 0.1, 7, beta) for beta in (3.0, 6.0, 12.0)]
         kinds = [None, Hardening("noise", 0.1), Hardening("madry", 0.1, 7)]
         kinds += trades if grid is GRID else trades[::-1]
@@ -78,7 +81,7 @@ def test_rows_stand_in_blocks_with_what_each_loss_has_more_than_ce_hardened_alik
         assert len(table.rows) == 22
         entries = [entry for row in table.rows for entry in (*row[2:6], *row[7:10])]
         assert len({entry.split()[0] for entry in entries}) == len(entries), "no entry is another's"
-    columns = ("FGSM, paper", "FGSM, sound", "worst case", "worst case, less CE's")
+    columns = ("FGSM, paper", "FGSM, exact", "worst case", "worst case, less CE's")
     at_eps = [f"eps {eps}: {column}" for eps in ("0.1", "0.2") for column in columns]
     assert table.header == ("hardening", "trained", "no attack", *at_eps)
 
@@ -86,71 +89,43 @@ def test_rows_stand_in_blocks_with_what_each_loss_has_more_than_ce_hardened_alik
 def test_gains_are_paired_over_the_seeds_that_both_have() -> None:
     ce, hr = LossSpec("ce"), LossSpec("hr", 1.0)
     missing = {(ce, 0), (hr, 1)}
-    rows = hardening_table(made(made=lambda run, attack: (run.loss, run.seed) not in missing), "digits").rows
+    rows = tables(made(made=lambda run, attack: (run.loss, run.seed) not in missing), "hardening")[0].rows
     place = GRID.losses.index(hr)
     assert rows[0][5].endswith("(n = 1)")
     assert rows[place][5].endswith("(n = 1)")
     assert rows[place][6] == "not yet", "no seed has both"
     assert rows[1][6].endswith("(n = 1)")
     assert rows[0][6] == ""
-    none = hardening_table(made(made=lambda run, attack: False), "digits").rows
+    none = tables(made(made=lambda run, attack: False), "hardening")[0].rows
     assert {entry for row in none for entry in row[2:]} == {"not yet", ""}
 
 
 def test_without_ce_of_a_block_nothing_is_gained() -> None:
     losses = tuple(loss for loss in GRID.losses if str(loss) != "CE, Madry 0.1")
-    rows = hardening_table(replace(made(), grid=replace(GRID, losses=losses)), "digits").rows
+    rows = tables(replace(made(), grid=replace(GRID, losses=losses)), "hardening")[0].rows
     first = next(i for i, row in enumerate(rows) if row[0] == "Madry 0.1")
     assert [(row[1], row[6]) for row in rows[first : first + 3]] == [("HR(1)", ""), ("HR(1.6)", ""), ("HR(3)", "")]
     assert rows[1][6] != ""
 
 
-def test_notes_tell_of_what_is_in_the_grid_and_of_nothing_else() -> None:
-    (margin,) = (loss.margin for loss in GRID.losses if loss.margin)
-    notes = " ".join(hardening_table(made(), "digits").notes)
-    for words in (
-        f"Data: digits, the first {made_up.N} test images. Mean and 95% t interval over 2 seeds.",
-        "not corrected for their number",
-        "uniform noise in every pixel",
-        "in place of the clean ones, by ART's trainer",
-        "beta times the divergence",
-        "of the eps beside the name, 7 steps",
-        "climb the trained loss",
-        "HR(1), with hard labels: cross-entropy plus the entropy",
-        f"margin {margin:g}: ",
-        "FGSM, paper: through clipped probabilities",
-        "images made on another network",
-    ):
-        assert words in notes
-    assert "†" not in notes
+def test_marks_of_gradients_that_are_0_have_their_note() -> None:
+    assert not any("†" in text for text in tables(made(), "hardening")[0].notes)
     results = made_up.results(MNIST, zero=lambda run, attack: 101 * (attack.loss == "clipped-ce"))
-    table = hardening_table(results, "mnist")
-    others = " ".join(table.notes)
-    assert "of the eps beside the name, 7 steps" in others
+    (table,) = tables(results, "hardening")
     assert [row[0] for row in table.rows if row[0]][1:] == ["Madry 0.2", *(f"TRADES 0.2, beta {b}" for b in (3, 6, 12))]
-    for words in ("noise", "HR(1),", "margin"):
-        assert words not in others
     assert table.notes[-1].startswith("†")
     assert [{row[i].endswith("†") for row in table.rows} for i in range(2, 7)] == [{False}, {True}, *[{False}] * 3]
 
 
-@pytest.mark.parametrize("name", ["digits", "strong-digits", "alpha-digits"])
-def test_a_grid_without_hardened_networks_has_no_such_table(name: str) -> None:
-    grid = grids.get(name)
-    results = made_up.results(grid)
-    assert hardening_table(results, "digits") is None
-    assert not any(picture.name.startswith("hardening") for picture in figures.pictures(results))
-
-
-def test_without_a_worst_case_there_is_no_table() -> None:
-    attacks = tuple(attack for attack in GRID.attacks if attack.name != "worst-case")
-    results = made_up.results(replace(GRID, attacks=attacks))
-    assert hardening_table(results, "digits") is None
-    assert not any(picture.name.startswith("hardening") for picture in figures.pictures(results))
+def test_without_a_worst_case_there_is_no_table_and_no_figure() -> None:
+    fgsm = tuple(attack for attack in GRID.attacks if attack.name != "worst-case")
+    selection = Selection(made_up.results(replace(GRID, attacks=fgsm)), "digits")
+    assert hardening_table(selection) is None
+    assert hardening(selection) is None
 
 
 def test_files_hold_every_entry_and_its_gain_unrounded(tmp_path: Path) -> None:
-    export.write_tables(made(), [], tmp_path, command="make it")
+    export.write_tables(Report(made()), tmp_path, command="make it")
     assert "Hardened networks on digits" in (tmp_path / "hardening.md").read_text()
     assert not (tmp_path / "strong.md").exists()
     rows = pd.read_csv(tmp_path / "hardening.csv")
@@ -174,7 +149,9 @@ def test_files_hold_every_entry_and_its_gain_unrounded(tmp_path: Path) -> None:
 
 
 def drawn(results: Results) -> Picture:
-    return {picture.name: picture for picture in figures.pictures(results)}["hardening-digits"]
+    picture = hardening(Selection(results, "digits"))
+    assert picture is not None
+    return picture
 
 
 def dots(axes: Axes) -> dict[str, dict[float, tuple[float, float, float]]]:
@@ -239,7 +216,7 @@ def test_the_figure_draws_what_there_is() -> None:
     found = dots(picture.figure.axes[1])
     assert found["worst case"] == {}
     x = correct(RunSpec("digits", recipes.DIGITS, noisy, 1), AttackSpec("fgm", "ce", 0.2)) / made_up.N
-    assert found["FGSM, sound"] == {1: pytest.approx((x, x, x))}
+    assert found["FGSM, exact"] == {1: pytest.approx((x, x, x))}
     assert "One seed, so there is no interval." in picture.caption
     box = picture.figure.get_tightbbox()
     assert box.x0 >= -0.02
@@ -247,15 +224,9 @@ def test_the_figure_draws_what_there_is() -> None:
 
 
 def test_other_figures_draw_plain_losses_and_say_so() -> None:
-    results = made()
-    selection = Selection(results, "digits")
+    selection = Selection(made(), "digits")
     assert selection.losses == [LossSpec("ce"), LossSpec("hr", 1.6)]
-    assert selection.left_out == " Not drawn: the grid's 20 other trainings."
-    assert [picture.name for picture in figures.pictures(results)] == [
-        "accuracy_vs_eps-digits",
-        "margins-digits",
-        "hardening-digits",
-    ]
+    assert "20 other trainings" in selection.left_out
     smoothed = LossSpec("ce", label_smoothing=0.1)
-    only = replace(results, grid=replace(GRID, losses=(smoothed, LossSpec("ce"))))
+    only = replace(selection.results, grid=replace(GRID, losses=(smoothed, LossSpec("ce"))))
     assert Selection(only, "digits").losses == [LossSpec("ce")]

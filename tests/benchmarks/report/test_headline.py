@@ -10,7 +10,8 @@ from testing import made_up
 from benchmarks import grids
 from benchmarks.config import AttackSpec, Grid, RunSpec
 from benchmarks.protocols import CE, HR
-from benchmarks.report.headline import EXACT, PAPER, WORST, ZEROS, answer, headline_table
+from benchmarks.report.headline import EXACT, PAPER, WORST, ZEROS, Headline, answer, headline, headline_table
+from benchmarks.report.results import Results
 from benchmarks.report.selection import Selection
 
 STRONG = grids.strong_digits()
@@ -19,14 +20,18 @@ LEFT = {0.1: 60_000, 0.2: 45_000, 0.25: 40_000, 0.3: 30_000, 0.5: 20_000}
 Gain = Callable[[RunSpec, AttackSpec], int]
 
 
-def selection(gain: Gain, grid: Grid = STRONG, **options: object) -> Selection:
+def made(gain: Gain, grid: Grid = STRONG, **options: object) -> Headline | None:
     """Results in which HR has so many more images right than CE, which has other numbers for every seed."""
 
     def correct(run: RunSpec, attack: AttackSpec) -> int:
         base = LEFT.get(attack.eps, 90_000) if attack.name == "worst-case" else 80_000
         return base + 100 * run.seed + (gain(run, attack) if run.loss == HR else 0)
 
-    return Selection(made_up.results(grid, correct, zero=zeros, **options), grid.recipes[0][0])
+    return made_headline(made_up.results(grid, correct, zero=zeros, **options))
+
+
+def made_headline(results: Results) -> Headline | None:
+    return headline(Selection(results, results.datasets[0]))
 
 
 def zeros(run: RunSpec, attack: AttackSpec) -> int:
@@ -58,46 +63,46 @@ def in_worst_case(by_eps: Callable[[float], int], spread: int = 5) -> Gain:
     ],
 )
 def test_only_whole_intervals_count(gain: Gain, conclusion: str) -> None:
-    assert answer(selection(gain)).conclusion == conclusion
+    assert answer(made(gain)).conclusion == conclusion
 
 
 def test_one_seed_decides_nothing() -> None:
-    found = answer(selection(in_worst_case(lambda eps: 20_000), replace(STRONG, seeds=(0,))))
+    found = answer(made(in_worst_case(lambda eps: 20_000), replace(STRONG, seeds=(0,))))
     assert found.conclusion == "undecided"
     assert "±" not in str(found)
 
 
 @pytest.mark.parametrize("name", ["svhn", "alpha-digits", "mnist-short"])
 def test_without_a_worst_case_nothing_is_said_of_robustness(name: str) -> None:
-    found = selection(in_worst_case(lambda eps: 20_000), grids.get(name))
+    found = made(in_worst_case(lambda eps: 20_000), grids.get(name))
     assert answer(found).conclusion == "not measured"
     assert WORST not in {row[1] for row in headline_table(found).rows}
 
 
 def test_a_worst_case_that_is_still_to_come_is_not_there() -> None:
     gain = in_worst_case(lambda eps: 20_000)
-    found = selection(gain, made=lambda run, attack: attack.name != "worst-case" or run.loss == CE)
+    found = made(gain, made=lambda run, attack: attack.name != "worst-case" or run.loss == CE)
     assert answer(found).conclusion == "not measured"
 
 
 def test_nothing_is_said_of_nothing() -> None:
     gain = in_worst_case(lambda eps: 0)
     for found in (
-        selection(gain, made=lambda run, attack: False),
-        selection(gain, made=lambda run, attack: run.loss == CE),
-        selection(gain, replace(STRONG, losses=(CE,))),
+        made(gain, made=lambda run, attack: False),
+        made(gain, made=lambda run, attack: run.loss == CE),
+        made(gain, replace(STRONG, losses=(CE,))),
     ):
         assert answer(found).conclusion == "nothing"
         assert headline_table(found) is None
 
 
 def test_the_numbers_are_those_of_the_cells() -> None:
-    found = selection(in_worst_case(lambda eps: 3, spread=500))
+    found = made(in_worst_case(lambda eps: 3, spread=500))
     text, table = str(answer(found)), headline_table(found)
     # Of LEFT, 45,000 are nearest to a half; the paper's protocol is kindest to HR at 0.25.
     worst = next(a for a in STRONG.attacks if (a.name, a.eps) == ("worst-case", 0.2))
-    cells = [str(found.results.cell("digits", loss, worst).accuracy) for loss in (CE, HR)]
-    gain = found.gain(CE, HR, worst)
+    cells = [str(found.selection.cell(loss, worst).accuracy) for loss in (CE, HR)]
+    gain = found.selection.cell(HR, worst).gain
     difference = f"{gain.mean:+.3f} ± {gain.half_width:.3f}"
     for number in (*cells, difference, "5 seeds", "95%", "all 5 eps", "+0.150 ± 0.000", "eps 0.25", "48.3%", "0.4%"):
         assert number in text
@@ -121,13 +126,13 @@ def test_all_attacks_of_a_strength_are_on_the_same_images_where_the_grid_has_the
             return 10_000 + run.seed  # the accuracy on all images
         return (50_000 if attack.eps == 0.2 else 20_000) + run.seed
 
-    table = headline_table(Selection(made_up.results(grids.strong_mnist(), correct), "mnist"))
+    table = headline_table(made_headline(made_up.results(grids.strong_mnist(), correct)))
     rows = dict(zip(named(table.rows), table.rows, strict=True))
     assert [rows["0.2", name][2].split()[0] for name in (PAPER, EXACT, WORST)] == ["0.500"] * 3
 
 
 def test_eps_in_other_units_than_the_range_is_shown_with_them() -> None:
-    table = headline_table(selection(in_worst_case(lambda eps: 0), grids.strong_svhn_grey()))
+    table = headline_table(made(in_worst_case(lambda eps: 0), grids.strong_svhn_grey()))
     assert "0.25/255" in {row[0] for row in table.rows}
 
 
@@ -137,6 +142,6 @@ def test_what_hr_adds_to_a_defence_is_counted() -> None:
         above = run.loss.name == "hr" and hardening is not None and hardening.name == "noise"
         return 50_000 + 100 * run.seed + above * (1000 + run.seed)
 
-    text = str(answer(Selection(made_up.results(grids.hardening_digits(), correct), "digits")))
+    text = str(answer(made_headline(made_up.results(grids.hardening_digits(), correct))))
     # At two eps: three alphas each of noise, of Madry and of TRADES at one beta, and one alpha at two betas more.
     assert re.search(r"in 6 of 22 comparisons\D*0\D*16\D", text)

@@ -2,10 +2,10 @@
 
 import io
 import re
-from html.parser import HTMLParser
 
 import pytest
 from rich.console import Console
+from testing.reading import Reader
 
 from benchmarks.report.markup import Table
 
@@ -73,42 +73,15 @@ def test_latex_parts_sections_by_rules_only_where_one_has_several_rows() -> None
     assert single.latex().count(r"\midrule") == 1
 
 
-class Reader(HTMLParser):
-    """The text and attributes of a table's parts; fails on tags that are not closed in order."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.open: list[str] = []
-        self.texts: list[tuple[str, str]] = []
-        self.attributes: list[tuple[str, dict]] = []
-
-    def handle_starttag(self, tag: str, attrs: list) -> None:
-        self.open.append(tag)
-        self.texts.append((tag, ""))
-        self.attributes.append((tag, dict(attrs)))
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self.open.pop() == tag
-
-    def handle_data(self, data: str) -> None:
-        if self.open and self.open[-1] in ("caption", "th", "td"):
-            tag, text = self.texts[-1]
-            self.texts[-1] = (tag, text + data)
-
-
 def test_html_holds_the_text_and_nothing_of_it_is_a_tag() -> None:
-    reader = Reader()
-    reader.feed(TABLE.html())
-    reader.close()
-    assert not reader.open
-    texts = {name: [text for tag, text in reader.texts if tag == name] for name in ("caption", "th", "td", "tr")}
-    assert texts["caption"] == [TABLE.title]
-    assert texts["th"] == [*TABLE.header, "0", "1"]
+    reader = Reader(TABLE.html())
+    assert reader.of("caption") == [TABLE.title]
+    assert reader.of("th") == [*TABLE.header, "0", "1"]
     # An interval is broken before its ±, and not after it.
-    assert texts["td"] == ["first", "0.5 ±\N{NO-BREAK SPACE}0.1†", "x < y & z", "-0.25", "[red]#1", ""]
-    assert len(texts["tr"]) == 4
-    assert {tag for tag, _ in reader.texts} <= {"table", "caption", "thead", "tbody", "tr", "th", "td"}
-    heads = [attributes for tag, attributes in reader.attributes if tag == "th"]
+    assert reader.of("td") == ["first", "0.5 ±\N{NO-BREAK SPACE}0.1†", "x < y & z", "-0.25", "[red]#1", ""]
+    assert len(reader.of("tr")) == 4
+    assert {tag for tag, _ in reader.tags} <= {"table", "caption", "thead", "tbody", "tr", "th", "td"}
+    heads = [attributes for tag, attributes in reader.tags if tag == "th"]
     assert heads == [*[{"scope": "col"}] * 3, {"scope": "rowgroup", "rowspan": "2"}, {"scope": "row"}]
 
 

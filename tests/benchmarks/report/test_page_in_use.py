@@ -10,9 +10,13 @@ from PIL import Image
 from playwright.sync_api import Browser, Locator, Page
 from testing.browser import SHOWN, Report, opened
 
-from benchmarks.report import export
-from benchmarks.report.claims import claims
+from benchmarks.report.claims import claims, claims_table
 from benchmarks.report.markup import Table
+
+
+@pytest.fixture(scope="module")
+def claimed(strong_report: Report) -> Table:
+    return claims_table(claims(strong_report.results))
 
 
 def table_of(shown: Page, title: str) -> Locator:
@@ -99,17 +103,20 @@ def test_sections_are_listed_beside_the_page_or_folded_above_it(
         assert link.evaluate(SHOWN)
 
 
-def test_without_a_script_all_is_there_and_nothing_waits_for_one(browser: Browser, strong_report: Report) -> None:
+def test_without_a_script_all_is_there_and_nothing_waits_for_one(
+    browser: Browser, strong_report: Report, claimed: Table
+) -> None:
     with opened(browser, strong_report.file, java_script_enabled=False) as shown:
         assert shown.locator("button, input").count() == 0
-        (claimed,) = export.all_tables(strong_report.results, claims(strong_report.results))["claims"]
         assert [row[-1] for row in rows_of(table_of(shown, claimed.title))] == [row[-1] for row in claimed.rows]
         shown.emulate_media(media="print")
         for table in shown.locator("table").all():
             assert table.evaluate(SHOWN)
 
 
-def test_a_click_on_a_header_sorts_up_then_down_then_not_at_all(browser: Browser, strong_report: Report) -> None:
+def test_a_click_on_a_header_sorts_up_then_down_then_not_at_all(
+    browser: Browser, strong_report: Report, claimed: Table
+) -> None:
     with opened(browser, strong_report.file) as shown:
         table = table_of(shown, "The paper's claims")
         head = table.locator("th", has_text="effect")
@@ -125,15 +132,15 @@ def test_a_click_on_a_header_sorts_up_then_down_then_not_at_all(browser: Browser
         head.locator("button").click()
         assert head.get_attribute("aria-sort") == "descending"
         assert [row[3] for row in rows_of(table)][: len(numbers)] != effects[: len(numbers)]
-        (claimed,) = export.all_tables(strong_report.results, claims(strong_report.results))["claims"]
         assert sorted(rows_of(table)) == sorted(filled(claimed)), "sorting loses and invents no row"
         head.locator("button").click()
         assert rows_of(table) == before
         assert table.locator("tbody").count() == sections > 1
 
 
-def test_rows_are_filtered_by_what_is_typed_and_downloaded_as_shown(browser: Browser, strong_report: Report) -> None:
-    (claimed,) = export.all_tables(strong_report.results, claims(strong_report.results))["claims"]
+def test_rows_are_filtered_by_what_is_typed_and_downloaded_as_shown(
+    browser: Browser, strong_report: Report, claimed: Table
+) -> None:
     with opened(browser, strong_report.file) as shown:
         table = table_of(shown, claimed.title)
         tools = shown.locator(".tools", has=shown.locator("input")).first

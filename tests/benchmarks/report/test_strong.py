@@ -4,14 +4,14 @@ from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
-import pytest
 from testing import made_up
+from testing.made_up import tables
 
 from benchmarks import grids, protocols
 from benchmarks.config import AttackSpec, Hardening, RunSpec
 from benchmarks.report import export
+from benchmarks.report.export import Report
 from benchmarks.report.selection import strong_attacks
-from benchmarks.report.tables import strong_table
 
 GRID = replace(grids.strong_digits(), seeds=(0, 1))
 
@@ -39,12 +39,12 @@ def correct(run: RunSpec, attack: AttackSpec) -> int:
 
 def test_rows_are_the_accuracies_and_what_hr_gains() -> None:
     made = made_up.results(GRID, correct, zero=lambda run, attack: 200 * (attack.loss == "clipped-ce"))
-    table = strong_table(made, "digits")
+    (table,) = tables(made, "strong")
     assert table.header == (
         "eps",
         "trained",
         "FGSM, paper",
-        "FGSM, sound",
+        "FGSM, exact",
         "PGD, CE",
         "Auto-PGD, CE",
         "Auto-PGD, HR",
@@ -67,38 +67,21 @@ def test_rows_are_the_accuracies_and_what_hr_gains() -> None:
             assert gain[i] == f"{more / made_up.N:.3f} ± 0.000"
     assert f"the first {made_up.N} test images" in table.notes[0]
     assert [note.startswith("†") for note in table.notes] == [False, False, False, True]
-    assert not any("†" in note for note in strong_table(made_up.results(GRID, correct), "digits").notes)
-
-
-def test_notes_tell_what_was_done_and_no_more() -> None:
-    attacks = tuple(replace(a, steps=77) if a.name == "square" else a for a in GRID.attacks)
-    note = strong_table(made_up.results(replace(GRID, attacks=attacks)), "digits").notes[1]
-    assert "; Auto-PGD: 50 steps from a random start; Square: 77 queries per image; transfer: PGD of 50 steps" in note
-    assert note.startswith("PGD: 50 steps")
-    assert "images made on another network, the Square attack and HopSkipJump. The last two see no gradients" in note
-    assert note.endswith("and images made elsewhere none of this network.")
-    short = tuple(a for a in GRID.attacks if a.name in ("fgm", "worst-case"))
-    assert strong_table(made_up.results(replace(GRID, attacks=short)), "digits").notes[1].startswith("Worst case:")
+    assert not any("†" in note for note in tables(made_up.results(GRID, correct), "strong")[0].notes)
 
 
 def test_hardened_networks_have_a_table_of_their_own() -> None:
     plain, noisy = (protocols.hardened(kind, (1.6,)) for kind in (None, Hardening("noise", 0.1)))
-    assert strong_table(made_up.results(replace(GRID, losses=plain)), "digits") is not None
-    assert strong_table(made_up.results(replace(GRID, losses=(*plain, noisy[0]))), "digits") is None
+    assert tables(made_up.results(replace(GRID, losses=plain)), "strong")
+    assert not tables(made_up.results(replace(GRID, losses=(*plain, noisy[0]))), "strong")
 
 
 def test_what_is_missing_is_said() -> None:
     made = made_up.results(GRID, correct, made=lambda run, attack: run.seed == 0 and attack.name != "worst-case")
-    ce, hr, gain = strong_table(made, "digits").rows[:3]
+    ce, hr, gain = tables(made, "strong")[0].rows[:3]
     assert ce[2] == "0.360 (n = 1)"
     assert (ce[-1], hr[-1], gain[-1]) == ("not yet",) * 3
     assert gain[2] == "0.100 (n = 1)"
-
-
-@pytest.mark.parametrize("name", ["digits", "mnist-short", "alpha-digits"])
-def test_a_grid_without_a_worst_case_has_no_such_table(name: str) -> None:
-    grid = grids.get(name)
-    assert strong_table(made_up.results(grid), grid.recipes[0][0]) is None
 
 
 def test_attacks_on_other_images_or_in_other_units_are_not_compared() -> None:
@@ -118,15 +101,9 @@ def test_files_say_what_broke_what(tmp_path: Path) -> None:
         key: replace(record, counts=broken) if key[1].name == "worst-case" else record
         for key, record in made.records.items()
     }
-    found = replace(made, records=records)
-    export.write_tables(found, [], tmp_path, command="make it")
+    export.write_tables(Report(replace(made, records=records)), tmp_path, command="make it")
     rows = pd.read_csv(tmp_path / "broken_by.csv")
     assert len(rows) == 2 * 2 * 5 * 2
     assert rows.groupby("attack").broken.unique().map(list).to_dict() == {"no attack": [3], "PGD on CE": [5]}
     cells = pd.read_csv(tmp_path / "strong.csv")
-    cells = cells[cells.images == 360]
-    assert len(cells) == 2 * (1 + 4 * 10 + 1), "a report on masked gradients is no accuracy"
-    counted = cells[cells.attack_loss.notna()]
-    assert (counted.zero_gradient == 0).all()
-    assert len(counted) == 2 * 4 * 7
-    assert "Strong attacks on digits" in (tmp_path / "strong.md").read_text()
+    assert (cells.images == 360).sum() == 2 * (1 + 4 * 10 + 1), "a report on masked gradients is no accuracy"

@@ -12,11 +12,10 @@ from testing import made_up
 
 from benchmarks import grids, protocols
 from benchmarks.config import AttackSpec, Grid, Hardening, LossSpec, RunSpec
-from benchmarks.report.export import all_tables
+from benchmarks.report.export import Report
 from benchmarks.report.markup import Table
 from benchmarks.report.results import Results
-from benchmarks.report.selection import chosen_alpha, confusion_attacks
-from benchmarks.report.tables import alpha_table, confusion_table, table_1
+from benchmarks.report.selection import Selection, confusion_attacks
 
 GRID = grids.mnist_short()
 DIGITS = grids.digits()
@@ -25,17 +24,22 @@ ALPHA = grids.alpha_digits()
 ALPHAS = replace(DIGITS, losses=(*DIGITS.losses, LossSpec("hr", 3.0)))
 CE, HR = GRID.losses
 NONE = AttackSpec("none")
-EVERY_GRID = [*grids.GRIDS, "alphas"]
+# The tables of each kind of grid.
+BOTH = {"table_1", "confusion", "claims"}
+TABLES = {
+    "paper": BOTH,
+    "digits": BOTH,
+    "alphas": BOTH,
+    "alpha-digits": BOTH | {"alpha"},
+    "strong-svhn-grey": BOTH | {"strong", "diagnostics"},
+    "hardening-digits": {"hardening", "claims"},  # its attacks are of a part of the test images
+}
 
 
-def grid_named(name: str) -> Grid:
-    return ALPHAS if name == "alphas" else grids.get(name)
-
-
-def tables(results: Results) -> dict[str, list[Table]]:
-    """Those of a grid that are told of here."""
-    made = all_tables(results, [])
-    return {name: made[name] for name in ("table_1", "confusion", "alpha") if name in made}
+def only(results: Results, name: str) -> Table:
+    """The table of a grid with one data set."""
+    (table,) = made_up.tables(results, name)
+    return table
 
 
 def interval(values: list[float]) -> str:
@@ -53,7 +57,7 @@ def entry(grid: Grid, trained: LossSpec, attack: AttackSpec, *, dataset: str = "
 def under(protocol: str, loss: str, eps: float) -> AttackSpec:
     """The attacks of Table 1, written out."""
     return {
-        "sound": AttackSpec("fgm", loss, eps),
+        "exact": AttackSpec("fgm", loss, eps),
         "torch's CE": AttackSpec("fgm", "torch-ce", eps),
         "paper": AttackSpec("fgm", f"clipped-{loss}", eps, units="data"),
     }[protocol]
@@ -64,7 +68,7 @@ PAIRS = ((CE, "ce"), (HR, "ce"), (HR, "hr"), (CE, "hr"))
 
 
 def test_table_1_has_the_papers_layout_and_numbers() -> None:
-    table = table_1(made_up.results(GRID, zero=lambda run, attack: 100), "mnist")
+    table = only(made_up.results(GRID, zero=lambda run, attack: 100), "table_1")
     assert table.title == "Table 1 on mnist: test accuracy"
     assert table.header == (
         "eps",
@@ -80,7 +84,7 @@ def test_table_1_has_the_papers_layout_and_numbers() -> None:
             return tuple(f"{entry(GRID, trained, under(protocol, loss, eps))} (0.1%)" for trained, loss in PAIRS)
 
         return (
-            (f"{eps:g}", "sound", *row("sound")),
+            (f"{eps:g}", "exact", *row("exact")),
             ("", "torch's CE", *row("torch's CE")[:2], "", ""),
             ("", "paper", *row("paper")),
         )
@@ -94,29 +98,28 @@ def test_table_1_has_the_papers_layout_and_numbers() -> None:
         ("", "printed", "0.852", "0.861", "0.974", "0.972"),
     )
     under_attack = [
-        text for row in table.rows if row[1] in ("sound", "torch's CE", "paper") for text in row[2:] if text
+        text for row in table.rows if row[1] in ("exact", "torch's CE", "paper") for text in row[2:] if text
     ]
     assert len(set(under_attack)) == len(under_attack) == 20, "no entry is another's"
     assert table.notes[0].startswith("Data: mnist, 100000 test images. Mean and 95% t interval over 5 seeds.")
 
 
 def test_data_that_the_paper_does_not_have_get_no_number_of_its() -> None:
-    table = table_1(made_up.results(DIGITS), "digits")
-    assert {row[1] for row in table.rows} == {"no attack", "sound", "torch's CE", "paper"}
+    table = only(made_up.results(DIGITS), "table_1")
+    assert {row[1] for row in table.rows} == {"no attack", "exact", "torch's CE", "paper"}
     assert not any(note.startswith("printed") for note in table.notes)
 
 
-def test_the_units_of_eps_are_told_where_they_differ() -> None:
-    (there,) = [note for note in table_1(made_up.results(SVHN), "svhn").notes if note.startswith("paper:")]
-    assert "pixels in [0, 255]: eps 0.1 is 0.1/255 of their range" in there
-    (same,) = [note for note in table_1(made_up.results(GRID), "mnist").notes if note.startswith("paper:")]
-    assert "255" not in same
+@pytest.mark.parametrize(("grid", "units"), [(SVHN, True), (GRID, False)])
+def test_the_units_of_eps_are_told_where_they_differ(grid: Grid, units: bool) -> None:
+    (note,) = [note for note in only(made_up.results(grid), "table_1").notes if note.startswith("paper:")]
+    assert ("0.1/255" in note) == units
 
 
 @pytest.mark.parametrize(("zero", "share", "flagged"), [(0, "0.0%", 0), (100, "0.1%", 0), (101, "0.1%", 1)])
 def test_entries_with_more_than_a_thousandth_of_zero_gradients_are_marked(zero: int, share: str, flagged: int) -> None:
-    table = table_1(made_up.results(GRID, zero=lambda run, attack: zero), "mnist")
-    texts = [text for row in table.rows if row[1] in ("sound", "torch's CE", "paper") for text in row[2:] if text]
+    table = only(made_up.results(GRID, zero=lambda run, attack: zero), "table_1")
+    texts = [text for row in table.rows if row[1] in ("exact", "torch's CE", "paper") for text in row[2:] if text]
     assert {text.split()[-1] for text in texts} == {f"({share})"}
     assert {text.split()[2].count("†") for text in texts} == {flagged}
     assert sum(note.startswith("†") for note in table.notes) == flagged
@@ -127,7 +130,7 @@ def test_a_single_marked_entry_brings_its_note_and_its_own_share() -> None:
     marked = (HR, AttackSpec("fgm", "clipped-hr", 0.25, units="data"))
     # 0, 1000, ..., 4000 of 100,000 images each: 2% over the seeds.
     zero = made_up.results(GRID, zero=lambda run, attack: 1000 * run.seed * ((run.loss, attack) == marked))
-    table = table_1(zero, "mnist")
+    table = only(zero, "table_1")
     assert [text for row in table.rows for text in row if "†" in text] == [f"{entry(GRID, *marked)}† (2.0%)"]
     assert table.rows[-2][4].endswith("† (2.0%)")
     assert any(note.startswith("†") for note in table.notes)
@@ -135,11 +138,11 @@ def test_a_single_marked_entry_brings_its_note_and_its_own_share() -> None:
 
 def test_missing_seeds_are_counted_and_none_is_said() -> None:
     some = made_up.results(GRID, made=lambda run, attack: run.seed < 3)
-    partial = table_1(some, "mnist")
+    partial = only(some, "table_1")
     assert partial.rows[0][2] == f"{entry(GRID, CE, NONE, seeds=3)} (n = 3)"
-    assert partial.rows[2][2] == f"{entry(GRID, CE, under('sound', 'ce', 0.1), seeds=3)} (0.0%, n = 3)"
-    assert confusion_table(some, "mnist").rows[0][1] == "0.200 ± 0.000 (n = 3)"
-    empty = table_1(made_up.results(GRID, made=lambda run, attack: False), "mnist")
+    assert partial.rows[2][2] == f"{entry(GRID, CE, under('exact', 'ce', 0.1), seeds=3)} (0.0%, n = 3)"
+    assert only(some, "confusion").rows[0][1] == "0.200 ± 0.000 (n = 3)"
+    empty = only(made_up.results(GRID, made=lambda run, attack: False), "table_1")
     texts = [text for row in empty.rows if row[1] != "printed" for text in row[2:]]
     assert set(texts) == {"not yet", ""}
     assert texts.count("not yet") == 24
@@ -148,41 +151,39 @@ def test_missing_seeds_are_counted_and_none_is_said() -> None:
 def test_one_seed_claims_no_interval() -> None:
     grid = replace(GRID, seeds=(0,))
     results = made_up.results(grid)
-    for made in (table_1(results, "mnist"), confusion_table(results, "mnist")):
+    for made in (only(results, "table_1"), only(results, "confusion")):
         assert not any("±" in text or "n =" in text for row in made.rows for text in row)
         assert "One seed, so without an interval." in made.notes[0]
-    assert table_1(results, "mnist").rows[0][2] == "0.200"
+    assert only(results, "table_1").rows[0][2] == "0.200"
 
 
 def test_data_sets_and_alphas_are_kept_apart() -> None:
     losses = (*GRID.losses, LossSpec("hr", 3.0))
     grid = replace(GRID, recipes=GRID.recipes + DIGITS.recipes, losses=losses)
-    results = made_up.results(grid)
-    for dataset in ("mnist", "digits"):
-        table = table_1(results, dataset)
-        pairs = [*((loss, "ce") for loss in losses), *((loss, "hr") for loss in reversed(losses))]
-        assert table.header[2:] == tuple(f"{loss} trained, {attack.upper()} attack" for loss, attack in pairs)
-        row = next(row for row in table.rows if row[:2] == ("0.1", "sound"))
-        attacked = [(loss, under("sound", attack, 0.1)) for loss, attack in pairs]
-        assert row[2:] == tuple(f"{entry(grid, *pair, dataset=dataset)} (0.0%)" for pair in attacked)
-    printed = table_1(results, "mnist").rows[1]
-    assert printed[1:] == ("printed", "0.985", "0.986", "", "", "0.986", "0.985"), "the paper has no alpha of 3"
-    assert [table.title for table in tables(results)["table_1"]] == [
-        "Table 1 on mnist: test accuracy",
-        "Table 1 on digits: test accuracy",
+    made = made_up.tables(made_up.results(grid), "table_1")
+    assert [table.title for table in made] == [
+        f"Table 1 on {dataset}: test accuracy" for dataset in ("mnist", "digits")
     ]
+    pairs = [*((loss, "ce") for loss in losses), *((loss, "hr") for loss in reversed(losses))]
+    for table, dataset in zip(made, ("mnist", "digits"), strict=True):
+        assert table.header[2:] == tuple(f"{loss} trained, {attack.upper()} attack" for loss, attack in pairs)
+        row = next(row for row in table.rows if row[:2] == ("0.1", "exact"))
+        attacked = [(loss, under("exact", attack, 0.1)) for loss, attack in pairs]
+        assert row[2:] == tuple(f"{entry(grid, *pair, dataset=dataset)} (0.0%)" for pair in attacked)
+    printed = ("printed", "0.985", "0.986", "", "", "0.986", "0.985")
+    assert made[0].rows[1][1:] == printed, "the paper has no alpha of 3"
 
 
 @pytest.mark.parametrize(
     ("name", "images", "protocols_with"),
-    [("strong-mnist", 300, {"sound": "range"}), ("strong-svhn-grey", 100, {"sound": "range", "paper": "data"})],
+    [("strong-mnist", 300, {"exact": "range"}), ("strong-svhn-grey", 100, {"exact": "range", "paper": "data"})],
 )
 def test_table_1_has_the_worst_case_beside_the_protocol_of_its_units(
     name: str, images: int, protocols_with: dict[str, str]
 ) -> None:
     grid = grids.get(name)
     dataset, _ = grid.recipes[0]
-    table = table_1(made_up.results(grid), dataset)
+    table = only(made_up.results(grid), "table_1")
     pairs = [f"{loss} trained, {attack.upper()} attack" for loss, attack in PAIRS]
     assert table.header[2:] == (*pairs, "CE trained, worst case", "HR(1.6) trained, worst case")
     eps = ""
@@ -203,47 +204,46 @@ def test_table_1_has_the_worst_case_beside_the_protocol_of_its_units(
 
 def test_a_worst_case_that_is_not_there_yet_is_said_to_be_missing() -> None:
     grid = grids.strong_digits()
-    table = table_1(made_up.results(grid, made=lambda run, attack: attack.name != "worst-case"), "digits")
-    sound = next(row for row in table.rows if row[:2] == ("0.25", "sound"))
-    assert sound[6:] == ("not yet", "not yet")
-    assert "not yet" not in "".join(sound[:6])
+    table = only(made_up.results(grid, made=lambda run, attack: attack.name != "worst-case"), "table_1")
+    exact = next(row for row in table.rows if row[:2] == ("0.25", "exact"))
+    assert exact[6:] == ("not yet", "not yet")
+    assert "not yet" not in "".join(exact[:6])
 
 
 def test_attacks_that_a_grid_does_not_have_get_no_row_and_no_column() -> None:
     grid = replace(GRID, attacks=(NONE, AttackSpec("fgm", "hr", 0.1)))
-    table = table_1(made_up.results(grid), "mnist")
+    table = only(made_up.results(grid), "table_1")
     assert table.header[2:] == ("HR(1.6) trained, HR attack", "CE trained, HR attack")
-    assert [row[:2] for row in table.rows] == [("0", "no attack"), ("", "printed"), ("0.1", "sound"), ("", "printed")]
+    assert [row[:2] for row in table.rows] == [("0", "no attack"), ("", "printed"), ("0.1", "exact"), ("", "printed")]
     assert table.rows[2][2:] == tuple(f"{entry(grid, loss, AttackSpec('fgm', 'hr', 0.1))} (0.0%)" for loss in (HR, CE))
     assert not any(note.startswith(("paper", "torch's CE")) for note in table.notes)
 
 
-@pytest.mark.parametrize("name", EVERY_GRID)
+@pytest.mark.parametrize("name", ["paper", "alpha-digits"])
 def test_a_terminal_of_80_columns_shows_every_entry(name: str) -> None:
-    results = made_up.results(grid_named(name), zero=lambda run, attack: 50_000)
-    for table in (table for several in tables(results).values() for table in several):
+    made = Report(made_up.results(grids.get(name), zero=lambda run, attack: 50_000)).tables
+    for table in [table for kind in ("table_1", "alpha", "claims") for table in made.get(kind, [])]:
         if len(table.header) > 6:
-            continue  # three losses and more under two attacks
+            continue  # several alphas under two attacks
         output = io.StringIO()
         Console(file=output, width=80).print(table.rich())
-        shown = output.getvalue()
-        words = [word for row in table.rows for text in row for word in text.split(" (")]
-        assert all(word in shown for word in words)
+        words = [word for row in table.rows if row[1] for text in row for word in text.split(" (")]
+        assert all(word in output.getvalue() for word in words)
 
 
 @pytest.mark.parametrize("made", [True, False], ids=["full", "empty"])
-@pytest.mark.parametrize("name", EVERY_GRID)
+@pytest.mark.parametrize("name", TABLES)
 def test_every_grid_has_its_tables_full_or_empty(name: str, made: bool) -> None:
-    results = made_up.results(grid_named(name), made=lambda run, attack: made)
-    found = tables(results)
-    alphas = {"alpha"} if name in ("alpha", "alpha-digits") else set()
-    others = name.startswith("hardening-")  # whose attacks are of a part of the test images
-    assert set(found) == (set() if others else {"table_1", "confusion"} | alphas)
-    for several in found.values():
-        assert len(several) == len(results.datasets)
-        for table in several:
-            assert {len(row) for row in table.rows} == {len(table.header)}
-            assert any("not yet" in text for row in table.rows for text in row) != made
+    grid = ALPHAS if name == "alphas" else grids.get(name)
+    results = made_up.results(grid, made=lambda run, attack: made)
+    found = Report(results).tables
+    assert set(found) == TABLES[name]
+    for table in [table for kind in TABLES[name] - {"claims"} for table in found[kind]]:
+        assert {len(row) for row in table.rows} == {len(table.header)}
+        assert any("not yet" in text for row in table.rows for text in row) != made
+    assert {kind: len(several) for kind, several in found.items() if kind != "claims"} == dict.fromkeys(
+        TABLES[name] - {"claims"}, len(results.datasets)
+    )
 
 
 def uncertain(run: RunSpec, attack: AttackSpec) -> float:
@@ -253,8 +253,8 @@ def uncertain(run: RunSpec, attack: AttackSpec) -> float:
 
 
 def test_confusion_norms_and_their_paired_differences() -> None:
-    table = confusion_table(made_up.results(GRID, uncertainty=uncertain), "mnist")
-    assert table.header == ("trained", "no attack", "eps 0.1, sound", "eps 0.1, paper", "printed")
+    table = only(made_up.results(GRID, uncertainty=uncertain), "confusion")
+    assert table.header == ("trained", "no attack", "eps 0.1, exact", "eps 0.1, paper", "printed")
     seeds = np.arange(1, 6)
     # The norm is twice the uncertainty.
     bases = np.array([0.0, 0.4, 0.5])
@@ -268,14 +268,14 @@ def test_confusion_norms_and_their_paired_differences() -> None:
 
 
 def test_confusion_has_only_the_attacks_of_the_grid() -> None:
-    assert [*confusion_attacks(DIGITS)] == ["no attack", "sound", "paper"]
+    assert [*confusion_attacks(DIGITS)] == ["no attack", "exact", "paper"]
     assert {attack.eps for attack in confusion_attacks(DIGITS).values()} == {0.0, 0.1}
-    later = replace(GRID, attacks=(under("sound", "ce", 0.25), under("paper", "ce", 0.3)))
-    table = confusion_table(made_up.results(later), "mnist")
-    assert table.header == ("trained", "eps 0.25, sound"), "nothing is printed of another eps"
-    assert confusion_table(made_up.results(replace(GRID, attacks=(under("sound", "hr", 0.1),))), "mnist") is None
+    later = replace(GRID, attacks=(under("exact", "ce", 0.25), under("paper", "ce", 0.3)))
+    table = only(made_up.results(later), "confusion")
+    assert table.header == ("trained", "eps 0.25, exact"), "nothing is printed of another eps"
+    assert made_up.tables(made_up.results(replace(GRID, attacks=(under("exact", "hr", 0.1),))), "confusion") == []
     alone = replace(GRID, losses=(HR,))
-    assert [row[0] for row in confusion_table(made_up.results(alone), "mnist").rows] == ["HR(1.6)"]
+    assert [row[0] for row in only(made_up.results(alone), "confusion").rows] == ["HR(1.6)"]
 
 
 def chosen_by(accuracy: dict[tuple[float | None, float], float], grid: Grid = ALPHA) -> Results:
@@ -291,8 +291,8 @@ def chosen_by(accuracy: dict[tuple[float | None, float], float], grid: Grid = AL
 def test_the_alpha_chosen_on_validation_is_marked_at_every_eps() -> None:
     # CE is best at eps 0.25, but is no alpha.
     results = chosen_by({(2.0, 0.0): 0.9, (1.0, 0.1): 0.8, (4.0, 0.25): 0.6, (None, 0.25): 0.7})
-    assert [chosen_alpha(results, "digits", eps).alpha for eps in (0, 0.1, 0.25)] == [2.0, 1.0, 4.0]
-    table = alpha_table(results, "digits")
+    assert chosen(results, 0, 0.1, 0.25) == [2.0, 1.0, 4.0]
+    table = only(results, "alpha")
     assert table.header == ("eps", "trained", "validation", "test")
     assert len(table.rows) == 3 * 10
     eps = ""
@@ -310,9 +310,14 @@ def test_the_alpha_chosen_on_validation_is_marked_at_every_eps() -> None:
     ]
 
 
+def chosen(results: Results, *eps: float) -> list[float | None]:
+    losses = [Selection(results, "digits").chosen_alpha(each) for each in eps]
+    return [loss and loss.alpha for loss in losses]
+
+
 def test_of_equal_alphas_the_smaller_is_chosen_and_only_common_seeds_count() -> None:
     backwards = replace(ALPHA, losses=tuple(reversed(ALPHA.losses)))
-    assert chosen_alpha(chosen_by({}, backwards), "digits", 0.1).alpha == 1.0
+    assert chosen(chosen_by({}, backwards), 0.1) == [1.0]
     full = chosen_by({(2.0, 0.0): 0.6})
     # Alpha 4 would be far better, on a seed that the others lack.
     records = {
@@ -320,41 +325,44 @@ def test_of_equal_alphas_the_smaller_is_chosen_and_only_common_seeds_count() -> 
         for key, record in full.records.items()
         if key[0].seed < 2 or key[0].loss.alpha == 4
     }
-    assert chosen_alpha(replace(full, records=records), "digits", 0.0).alpha == 2.0
-    missing = {key: record for key, record in records.items() if key[0].loss.alpha != 3}
-    none = replace(full, records=missing)
-    assert chosen_alpha(none, "digits", 0.0) is None
-    assert not any("‡" in text for row in alpha_table(none, "digits").rows for text in row)
+    assert chosen(replace(full, records=records), 0.0) == [2.0]
+    none = replace(full, records={key: record for key, record in records.items() if key[0].loss.alpha != 3})
+    assert chosen(none, 0.0) == [None]
+    assert not any("‡" in text for row in only(none, "alpha").rows for text in row)
 
 
 def test_only_plain_losses_have_an_alpha_to_be_chosen() -> None:
     noisy = LossSpec("hr", 2.0, hardening=Hardening("noise", 0.1))
-    grid = replace(ALPHA, losses=(CE, LossSpec("hr", 1.2), noisy))
-    assert alpha_table(made_up.results(grid), "digits") is None
-    more = replace(grid, losses=(*grid.losses, HR))
+    more = replace(ALPHA, losses=(CE, LossSpec("hr", 1.2), noisy, HR))
 
     def correct(run: RunSpec, attack: AttackSpec) -> int:
         return {noisy: 90_000, HR: 80_000}.get(run.loss, 10_000)
 
-    assert chosen_alpha(made_up.results(more, correct), "digits", 0.1) == HR
+    assert chosen(made_up.results(more, correct), 0.1) == [1.6]
     # Not made yet, the hardened loss keeps no alpha from being chosen.
-    some = made_up.results(more, correct, made=lambda run, attack: run.loss != noisy)
-    assert chosen_alpha(some, "digits", 0.1) == HR
+    assert chosen(made_up.results(more, correct, made=lambda run, attack: run.loss != noisy), 0.1) == [1.6]
 
 
 def test_reports_on_masked_gradients_are_no_attack_of_table_1() -> None:
     alone = replace(
-        DIGITS, attacks=(under("sound", "hr", 0.1), *protocols.diagnostics(0.1), *protocols.diagnostics(0.3))
+        DIGITS, attacks=(under("exact", "hr", 0.1), *protocols.diagnostics(0.1), *protocols.diagnostics(0.3))
     )
-    table = table_1(made_up.results(alone), "digits")
+    table = only(made_up.results(alone), "table_1")
     assert table.header[2:] == ("HR(1.6) trained, HR attack", "CE trained, HR attack")
-    assert [row[:2] for row in table.rows] == [("0.1", "sound")]
+    assert [row[:2] for row in table.rows] == [("0.1", "exact")]
 
 
-def test_a_grid_with_one_alpha_or_no_validation_has_no_table_of_alphas() -> None:
-    assert alpha_table(made_up.results(DIGITS), "digits") is None
-    assert alpha_table(made_up.results(ALPHAS), "digits") is None
-    one = replace(ALPHA, losses=(CE, HR))
-    assert set(tables(made_up.results(one))) == {"table_1", "confusion"}
-    more = replace(ALPHA, attacks=(*ALPHA.attacks, under("sound", "hr", 0.1)))
-    assert set(tables(made_up.results(more))) == {"table_1", "confusion", "alpha"}
+@pytest.mark.parametrize(
+    ("grid", "has"),
+    [
+        (replace(ALPHA, losses=(CE, HR)), False),
+        (
+            replace(ALPHA, losses=(CE, LossSpec("hr", 1.2), LossSpec("hr", 2.0, hardening=Hardening("noise", 0.1)))),
+            False,
+        ),
+        (replace(ALPHA, attacks=(*ALPHA.attacks, under("exact", "hr", 0.1))), True),
+    ],
+    ids=["one alpha", "one plain alpha", "more attacks"],
+)
+def test_a_grid_with_one_alpha_or_no_validation_has_no_table_of_alphas(grid: Grid, has: bool) -> None:
+    assert bool(made_up.tables(made_up.results(grid), "alpha")) == has
