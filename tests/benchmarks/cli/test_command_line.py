@@ -134,9 +134,9 @@ def test_an_interrupt_in_the_first_seconds_is_a_sentence(seconds: float, tmp_pat
         [*PROGRAM, *SMALL, "--store", str(tmp_path)], stdout=subprocess.PIPE, stderr=subprocess.PIPE
     )
     signal.signal(signal.SIGINT, before)
-    while b"benchmarks" not in Path(f"/proc/{process.pid}/cmdline").read_bytes():
+    while process.poll() is None and b"benchmarks" not in Path(f"/proc/{process.pid}/cmdline").read_bytes():
         time.sleep(0.01)
-    while cpu_seconds(process.pid) < seconds:
+    while process.poll() is None and cpu_seconds(process.pid) < seconds:
         time.sleep(0.01)
     process.send_signal(signal.SIGINT)
     output, error = process.communicate(timeout=60)
