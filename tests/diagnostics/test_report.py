@@ -33,7 +33,7 @@ def _trained(network, seed, digits, eps=0.0):
             for batch in torch.randperm(len(images)).split(64):
                 x, y = images[batch], labels[batch]
                 points = x + eps * (2 * torch.rand_like(x) - 1)
-                for _ in range(5 if eps else 0):
+                for _ in range(3 if eps else 0):
                     points.requires_grad_()
                     (gradient,) = torch.autograd.grad(nn.functional.cross_entropy(network(points), y), points)
                     points = (points.detach() + eps / 3 * gradient.sign()).clamp(x - eps, x + eps).clamp(0, 1)
@@ -116,11 +116,6 @@ def test_honest_networks_raise_no_flag(report, trained, digits, training):
     assert (result.robust.mean() > 0.5) == (training == "adversarial")
 
 
-@pytest.mark.parametrize("make", ["hr_classifier", "art_classifier"])
-def test_the_hr_loss_masks_nothing_here(request, examples, make):
-    assert gradient_masking_report(request.getfixturevalue(make)(), *examples, **QUICK).flags == ()
-
-
 def test_a_stock_classifier_has_the_report_of_an_hr_classifier(hr_classifier, art_classifier, few):
     reports = [
         gradient_masking_report(make(nn.CrossEntropyLoss()), *few, **QUICK) for make in (hr_classifier, art_classifier)
@@ -197,11 +192,13 @@ def test_bytes(report, honest, examples):
 # Every kind of classifier, label and option
 
 
-@pytest.mark.parametrize("make", ["hr_classifier", "art_classifier"])
 @pytest.mark.parametrize(
-    "defence",
-    [SpatialSmoothing(window_size=3, channels_first=True), JpegCompression(clip_values=(0, 1), channels_first=True)],
-    ids=lambda defence: type(defence).__name__,
+    ("make", "defence"),
+    [
+        ("hr_classifier", SpatialSmoothing(window_size=3, channels_first=True)),
+        ("art_classifier", JpegCompression(clip_values=(0, 1), channels_first=True)),
+    ],
+    ids=["SpatialSmoothing", "JpegCompression"],
 )
 def test_defences_in_numpy(request, few, make, defence):
     classifier = request.getfixturevalue(make)(nn.CrossEntropyLoss(), preprocessing_defences=defence)
@@ -241,12 +238,6 @@ def test_one_example_and_one_step(hr_classifier, few):
     assert list(result.iterative) == [1, 2]
     assert not result.unstable.any()
     assert "No difference" in str(result)
-
-
-def test_an_eps_of_the_whole_range(hr_classifier, few):
-    classifier = hr_classifier(nn.CrossEntropyLoss())
-    result = gradient_masking_report(classifier, *few, **QUICK | {"eps": 1.0})
-    np.testing.assert_array_equal(result.unbounded, result.iterative[10])
 
 
 def test_transfer(hr_classifier, network, honest, examples):
@@ -291,30 +282,12 @@ def test_every_part_of_a_report_is_its_measurement(hr_classifier, network, examp
 # Refusals
 
 
-@pytest.mark.parametrize(
-    ("name", "values"),
-    {
-        "eps": (0.0, -1.0, np.inf, np.nan, 8.0),
-        "norm": (1, 3),
-        "max_iter": (0,),
-        "square_iter": (-1,),
-        "noise_draws": (-1,),
-        "batch_size": (0,),
-    }.items(),
-)
-def test_options_out_of_range_are_refused(report, network, few, name, values):
-    for value in values:
-        with pytest.raises(ValueError, match=f"expected {name}"):
-            report(network, *few, **{name: value})
-
-
-def test_a_loss_that_is_not_per_example_is_refused(art_classifier, few):
-    class MeanLoss(nn.Module):
-        def forward(self, logits, labels):
-            return -(labels * logits.log_softmax(1)).sum(1).mean()
-
-    with pytest.raises(ValueError, match="one value per example"):
-        gradient_masking_report(art_classifier(MeanLoss()), *few, **LEAST)
+def test_options_out_of_range_are_refused(report, network, few):
+    refused = {"norm": (1, 3), "max_iter": (0,), "square_iter": (-1,), "noise_draws": (-1,), "batch_size": (0,)}
+    for name, values in {"eps": (0.0, -1.0, np.inf, np.nan, 8.0), **refused}.items():
+        for value in values:
+            with pytest.raises(ValueError, match=f"expected {name}"):
+                report(network, *few, **{name: value})
 
 
 # Nothing is modified
@@ -325,7 +298,8 @@ def _state(classifier):
     modes = [module.training for module in classifier.model.modules()]
     gradients = [None if p.grad is None else id(p.grad) for p in classifier.model.parameters()]
     weights = [parameter.detach().numpy().tobytes() for parameter in classifier.model.parameters()]
-    return modes, gradients, weights, dict(vars(classifier)), len(classifier.optimizer.state)
+    own = {**vars(classifier), "_observers": [*getattr(classifier, "_observers", [])]}
+    return modes, gradients, weights, own, len(classifier.optimizer.state)
 
 
 def test_classifiers_arrays_and_generators_are_not_modified(art_classifier, hr_classifier, few):
@@ -360,13 +334,6 @@ def test_an_overridden_evaluate_drives_the_attacks_as_given(network, few):
     result = gradient_masking_report(Vanishing(network, nn.CrossEntropyLoss(), **options), *few, **QUICK)
     np.testing.assert_array_equal(result.single_step["as given"], result.clean)
     assert result.single_step["margin"].mean() < result.clean.mean()
-
-
-def test_a_seed_gives_the_same_report(hr_classifier, few):
-    classifier = hr_classifier(nn.CrossEntropyLoss())
-    once, again = (gradient_masking_report(classifier, *few, **QUICK, seed=1) for _ in range(2))
-    assert str(once) == str(again)
-    np.testing.assert_array_equal(once.black_box["Square"], again.black_box["Square"])
 
 
 @pytest.mark.parametrize(("max_iter", "square_iter", "noise_draws"), [(8, 0, 0), (16, 40, 30)])
