@@ -44,7 +44,7 @@ INF, NAN = math.inf, math.nan
 @pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
 def test_every_option_is_a_choice_of_the_joint_distribution(options: dict[str, Any], kind: str) -> None:
     """Of the loss, which is fused, and of the reference: the sum of the two terms."""
-    logits, labels = batch()
+    logits, labels = batch(scale=1000.0 if not options else 2.0)
     target = as_target(kind, labels)
     for reduction, alpha in itertools.product(REDUCTIONS, (0.5, 1.0, 1.6, 50.0)):
         chosen = {"alpha": alpha, "reduction": reduction, **options}
@@ -212,12 +212,25 @@ def test_an_example_of_weight_0_or_ignored_gets_no_gradient(reduction: str) -> N
 # Transformations of the function
 
 
-def check_compiled(backend: Any, kind: str, options: dict[str, Any]) -> None:
-    """Compile in one graph and compare value and gradient on new data of the same shape."""
+@compiler
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("backend", "kind", "options", "sizes", "graphs"),
+    [
+        ("inductor", "indices", {}, (7, 7, 7), 1),
+        # The last batch of an epoch is smaller: the second size makes the batch dimension dynamic, others cost nothing.
+        ("aot_eager", "probabilities", {**OPTIONS["all"], "reduction": "none"}, (8, 7, 6, 5), 2),
+    ],
+    ids=["to-machine-code", "for-every-batch-size"],
+)
+def test_compiles_in_one_graph(
+    backend: str, kind: str, options: dict[str, Any], sizes: tuple[int, ...], graphs: int
+) -> None:
     torch.compiler.reset()
-    compiled = torch.compile(hr_loss, fullgraph=True, backend=backend)
-    for seed in range(3):
-        logits, labels = batch(seed=seed)
+    counter = CompileCounterWithBackend(backend)
+    compiled = torch.compile(hr_loss, fullgraph=True, backend=counter)
+    for seed, n in enumerate(sizes):
+        logits, labels = batch(n, seed=seed)
         target = as_target(kind, labels)
         logits.requires_grad_()
         value = compiled(logits, target, **options)
@@ -225,32 +238,7 @@ def check_compiled(backend: Any, kind: str, options: dict[str, Any]) -> None:
         expected, expected_gradient = value_and_gradient(logits, target, **options)
         close(value, expected)
         close(gradient, expected_gradient, atol=1e-15)
-
-
-@compiler
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ("kind", "options"),
-    [("indices", {}), ("probabilities", {**OPTIONS["all"], "reduction": "none"})],
-    ids=["paper", "all-options"],
-)
-def test_compiles_once_in_one_graph_and_to_machine_code(kind: str, options: dict[str, Any]) -> None:
-    counter = CompileCounterWithBackend("aot_eager" if options else "inductor")
-    check_compiled(counter, kind, options)
-    assert counter.frame_count == 1
-
-
-@compiler
-@pytest.mark.slow
-def test_compiles_for_every_batch_size_at_once() -> None:
-    # The last batch of an epoch is smaller: the second size makes the batch dimension dynamic, the third costs nothing.
-    torch.compiler.reset()
-    counter = CompileCounterWithBackend("aot_eager")
-    compiled = torch.compile(hr_loss, fullgraph=True, backend=counter)
-    for n in (8, 7, 6, 5):
-        logits, labels = batch(n)
-        close(compiled(logits, labels), hr_loss(logits, labels))
-    assert counter.frame_count == 2
+    assert counter.frame_count == graphs
 
 
 @pytest.mark.parametrize("kind", ["indices", "probabilities"])

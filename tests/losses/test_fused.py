@@ -33,8 +33,6 @@ KINDS: dict[str, tuple[str, dict[str, Any]]] = {
 }
 OPTIONS: dict[str, dict[str, Any]] = {
     "plain": {},
-    "weight": {"weight": WEIGHT},
-    "ignore": {"ignore_index": 1},
     "all": {"weight": WEIGHT, "ignore_index": 1},
 }
 REDUCED = [
@@ -105,7 +103,7 @@ def of_equations(size: tuple[int, int], scale: float, alpha: float) -> tuple[Any
     return oracle.hr_loss(logits, labels, alpha), oracle.gradient(logits, labels, alpha)
 
 
-@pytest.mark.parametrize("scale", [0.1, 1.0, 10.0, 100.0, 4000.0])
+@pytest.mark.parametrize("scale", [0.1, 1.0, 30.0, 4000.0])
 def test_values_and_gradients_are_those_of_the_equations(way: str, scale: float) -> None:
     for size, alpha in [*itertools.product(SIZES, ALPHAS), *itertools.product([(3, 3)], MORE_ALPHAS)]:
         logits, labels = batch(*size, scale=scale)
@@ -130,7 +128,7 @@ def test_every_kind_of_label_option_and_reduction_is_as_the_reference(
 def test_dense_logits_are_as_the_reference_in_any_memory_format(way: str, classes: int, kind: str) -> None:
     logits, labels = batch(24, classes)
     target, options = as_target(KINDS[kind][0], labels, classes), KINDS[kind][1]
-    for sizes, reduction in itertools.product(((24,), (2, 3, 4), (6, 4), (24, 1), (1, 24)), ("batch", "none")):
+    for sizes, reduction in itertools.product(((24,), (2, 3, 4), (24, 1), (1, 24)), ("batch", "none")):
         shape = (*sizes, classes)
         z = logits.reshape(shape).movedim(-1, 1)
         y = target.reshape(shape[:-1]) if target.ndim == 1 else target.reshape(shape).movedim(-1, 1)
@@ -171,7 +169,8 @@ def hard_cases(logits: Tensor, labels: Tensor, classes: int) -> Iterator[tuple[T
     # Powers of such losses overflow, or leave nothing, unless the largest or least one is taken out first.
     large = 1000 * logits
     large[0], first[0] = torch.linspace(1e-3, -1, classes, dtype=torch.float64), 0
-    yield from ((large, first, {"alpha": alpha}) for alpha in (0.5, 1.6, 50.0))
+    for alpha in (0.5, 1.6, 50.0):
+        yield large, first, {"alpha": alpha}
     absent = logits.clone()
     absent[0, -1], first[0] = -INF, 0
     yield from (
@@ -179,21 +178,34 @@ def hard_cases(logits: Tensor, labels: Tensor, classes: int) -> Iterator[tuple[T
         for reduction in ("batch", "none")
         for each in (None, 1e9 * weight)
     )
+    heavy = 1e9 * weight
+    heavy[-1] = 0.0  # smoothed labels are of every class that has a weight
+    yield absent, first, {"label_smoothing": 0.1, "weight": heavy, "reduction": "sum"}
     # Below alpha = 1 a label on an absent class leaves the batch a finite loss and gradient.
     impossible = first.index_fill(0, torch.tensor([0]), classes - 1)
     yield from ((absent, each, {"alpha": alpha}) for alpha in (0.3, 0.95) for each in (impossible, one_hot(impossible)))
     for mass, alpha in itertools.product((1e-10, 1.01, 3.0), (0.5, 1.0, 50.0)):
-        yield logits, soft * mass, {"alpha": alpha}
+        yield logits, soft * mass, {"alpha": alpha, "label_smoothing": 0.1 * (mass > 1)}
         yield logits, labels, {"alpha": alpha, "label_smoothing": 0.1, "weight": weight * mass}
     # Powers of all probabilities vanish in float32.
-    yield 0.05 * logits, torch.full_like(logits, 1 / classes), {"alpha": 50.0}
-    yield logits, torch.full_like(logits, 1e-25), {}
+    flat = batch(2, 10, scale=0.1)[0]
+    yield flat, torch.full_like(flat, 0.1), {"alpha": 50.0}
+    yield flat, torch.full_like(flat, 1e-25), {}
 
 
 @pytest.mark.parametrize("classes", [2, 5])
 def test_hard_cases_are_as_the_reference(way: str, classes: int) -> None:
     for logits, labels, options in hard_cases(*batch(9, classes), classes):
         compare(logits, labels, **options)
+
+
+def test_distributions_of_any_logits_have_the_loss_of_the_reference(way: str) -> None:
+    logits, labels = batch(scale=1000.0)
+    soft = as_target("probabilities", labels)
+    for alpha, dtype in itertools.product((0.5, 1.0, 1.6, 50.0), (torch.float64, torch.float32)):
+        for target, options in ((soft.to(dtype), {}), (labels, {"label_smoothing": 0.1})):
+            value = hr_loss(logits.to(dtype), target, alpha=alpha, **options)
+            close(value, reference(logits, target.double() if options == {} else target, alpha=alpha, **options))
 
 
 def test_a_label_on_an_absent_class_is_infinite_and_what_is_no_number_stays_none(way: str) -> None:
@@ -306,17 +318,6 @@ def test_labels_that_are_cast_are_copied(way: str, dtype: torch.dtype) -> None:
 
 
 # Extremes
-
-
-@pytest.mark.parametrize("kind", ["smoothing", "soft"])
-def test_distributions_of_any_logits_are_those_of_the_equations(way: str, kind: str) -> None:
-    for scale, alpha in itertools.product((0.1, 10.0, 1000.0), (0.5, 1.0, 1.6, 50.0)):
-        logits, labels = batch(scale=scale)
-        target, options = as_target(KINDS[kind][0], labels), KINDS[kind][1]
-        expected = oracle.hr_loss(logits, target, alpha, **options)
-        for dtype in (torch.float64, torch.float32):
-            value = hr_loss(logits.to(dtype), target.to(dtype) if kind == "soft" else target, alpha=alpha, **options)
-            close(value, expected)
 
 
 def test_a_one_hot_row_of_any_mass_is_its_index_times_the_mass(way: str) -> None:
