@@ -9,7 +9,7 @@ from art.attacks import evasion
 from art.defences.postprocessor import Postprocessor
 from art.defences.preprocessor import SpatialSmoothing
 from art.estimators.classification import PyTorchClassifier
-from testing.networks import Curve, DropoutAndBatchNorm, InPlace, Scaled
+from testing.networks import Curve, DropoutAndBatchNorm, in_place, scaled
 from torch import nn
 
 from art_hrloss import HRClassifier, HRLoss, attack_view
@@ -69,7 +69,7 @@ CLASSIFIERS = {
     "standardised by arrays": {"preprocessing": (SIZES, SIZES + 0.5)},
     "preprocessing in NumPy": {"preprocessing_defences": smoothed()},
     "dropout and batch norm": {"build": lambda network: DropoutAndBatchNorm().train()},
-    "in place": {"build": InPlace},
+    "in place": {"build": in_place},
     "float64": {"build": lambda network: network.double()},
     "sequential": {"build": lambda network: nn.Sequential(network, nn.Identity())},
 }
@@ -93,7 +93,7 @@ def test_images_are_arts_for_images_and_labels_in_other_forms(hr_classifier, net
     """In whole numbers 0 to 16, or such in float64 that float32 must round."""
     labels = {np.float64: None, np.uint8: one_hot(y).astype(np.int64), np.float16: 0.7 * one_hot(y) + 0.03}[dtype]
     x = (16 * x).astype(dtype) + (dtype(0.1) if dtype is np.float64 else dtype(0))
-    classifier = hr_classifier(network=nn.Sequential(Scaled(nn.Identity(), 1 / 16), network), clip_values=(0, 17))
+    classifier = hr_classifier(network=nn.Sequential(scaled(nn.Identity(), 1 / 16), network), clip_values=(0, 17))
     options = {"eps": 2.4, **({} if kind is FastGradientMethod else {"eps_step": 1.3})}
     np.testing.assert_array_equal(*both(kind, classifier, x, labels, **options))
 
@@ -495,7 +495,7 @@ def test_along_a_loss_a_gradient_of_1e_minus_30_is_as_good_as_any(
     """Its squares underflow in float32. A power of 2 rounds nothing but ART's constant of 1e-7, in Auto-PGD."""
     options = {**options, "norm": norm, "eps": eps, "eps_step": eps / 4, "loss": "margin"}
     images, expected = (
-        attacked(kind, hr_classifier(network=Scaled(network, factor)), x, y, **options) for factor in (2.0**-100, 1)
+        attacked(kind, hr_classifier(network=scaled(network, factor)), x, y, **options) for factor in (2.0**-100, 1)
     )
     np.testing.assert_allclose(images, expected, atol=1e-6)
     assert (images != x).any((1, 2, 3)).mean() > 0.8

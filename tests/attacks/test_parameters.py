@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from art.estimators.classification import BlackBoxClassifierNeuralNetwork
 from art.summary_writer import SummaryWriter
+from testing.networks import Around
 from torch import nn
 
 from art_hrloss import HRClassifier, HRLoss
@@ -248,13 +249,6 @@ def test_arguments_of_generate_that_would_be_ignored_are_refused(hr_classifier, 
 
 
 def test_a_network_without_gradient_is_named(hr_classifier, network, x, y):
-    class Detached(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.network = network
-
-        def forward(self, images):
-            return self.network(images.detach().round())
-
+    detached = Around(network, lambda images: images.detach().round())
     with pytest.raises(ValueError, match="SquareAttack"):
-        FastGradientMethod(hr_classifier(network=Detached()), eps=0.1).generate(x, y)
+        FastGradientMethod(hr_classifier(network=detached), eps=0.1).generate(x, y)

@@ -18,7 +18,7 @@ from art.attacks.evasion import (
     RescalingAutoConjugateGradient,
 )
 from art.estimators.classification import PyTorchClassifier
-from testing.networks import Rounding, Scaled
+from testing.networks import rounding, scaled
 from torch import nn
 
 from art_hrloss import attack_view
@@ -370,7 +370,7 @@ def test_the_ensemble_is_the_default(hr_classifier, x, y):
 
 def test_the_ensemble_is_not_deceived_by_saturation(hr_classifier, network, x, y):
     """The cross-entropy of logits times 1000 is 0, and so are its gradients, where float32 PGD then finds little."""
-    classifier = hr_classifier(nn.CrossEntropyLoss(), network=Scaled(network, 1e3))
+    classifier = hr_classifier(nn.CrossEntropyLoss(), network=scaled(network, 1e3))
     pgd = ProjectedGradientDescentPyTorch(classifier, eps=EPS, eps_step=0.02, max_iter=10, verbose=False)
     attacks = ensemble(classifier, eps=EPS, max_iter=10, target_classes=2, square_iter=0)
     by_pgd, by_ensemble = (worst_case(classifier, x, y, eps=EPS, attacks=a) for a in ({"PGD": pgd}, attacks))
@@ -378,7 +378,7 @@ def test_the_ensemble_is_not_deceived_by_saturation(hr_classifier, network, x, y
 
 
 def test_black_box_attacks_find_what_gradients_do_not(art_classifier, network, x, y):
-    classifier = art_classifier(network=Rounding(network))
+    classifier = art_classifier(network=rounding(network))
     attacks = ensemble(classifier, eps=EPS, max_iter=3, target_classes=1, square_iter=200)
     result = worst_case(classifier, x, y, eps=EPS, attacks=attacks)
     frame = result.to_frame().set_index("attack")

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from art.defences.preprocessor import JpegCompression, SpatialSmoothing
-from testing.networks import Counting, Decoy, NaNWhereBright, Rounding, Scaled, Unnormalised, WinnersTakeAll
+from testing.networks import Around, Counting, Decoy, WinnersTakeAll, nan_where_bright, rounding, scaled, unnormalised
 from torch import nn
 
 from art_hrloss import GradientMaskingReport, HRClassifier, gradient_masking_report
@@ -88,16 +88,9 @@ def names(report):
     return {flag.name for flag in report.flags}
 
 
-class FiveOrMore(nn.Module):
-    """The network of two classes: the digits up to 4, and the others."""
-
-    def __init__(self, network):
-        super().__init__()
-        self.network = network
-
-    def forward(self, x):
-        logits = self.network(x)
-        return torch.stack([logits[:, :5].logsumexp(1), logits[:, 5:].logsumexp(1)], dim=1)
+def five_or_more(logits):
+    """Logits of two classes: the digits up to 4, and the others."""
+    return torch.stack([logits[:, :5].logsumexp(1), logits[:, 5:].logsumexp(1)], dim=1)
 
 
 # Honest networks
@@ -126,7 +119,7 @@ def test_a_stock_classifier_has_the_report_of_an_hr_classifier(hr_classifier, ar
 
 def test_normalisation_inside_the_classifier_raises_no_flag(report, honest, examples):
     options = {"preprocessing": (np.float32(0.3), np.float32(0.4))}
-    assert report(Unnormalised(honest, 0.3, 0.4), *examples, options).flags == ()
+    assert report(unnormalised(honest, 0.3, 0.4), *examples, options).flags == ()
 
 
 # Masked networks
@@ -134,7 +127,7 @@ def test_normalisation_inside_the_classifier_raises_no_flag(report, honest, exam
 
 @pytest.mark.parametrize(("factor", "gain"), [(10, 0.05), (50, 0.2)])
 def test_scaled_logits_are_flagged(report, honest, examples, factor, gain):
-    result, plain = report(Scaled(honest, factor), *examples), report(honest, *examples, **LEAST)
+    result, plain = report(scaled(honest, factor), *examples), report(honest, *examples, **LEAST)
     np.testing.assert_array_equal(result.clean, plain.clean)
     assert result.single_step["as given"].mean() > plain.single_step["as given"].mean() + gain
     assert {"zero gradients", "masked gradients"} <= names(result)
@@ -144,7 +137,7 @@ def test_scaled_logits_are_flagged(report, honest, examples, factor, gain):
 
 
 def test_rounded_input_is_flagged(report, honest, examples):
-    result = report(Rounding(honest), *examples, square_iter=100)
+    result = report(rounding(honest), *examples, square_iter=100)
     assert result.gradients.zero == result.unchanged == 1.0
     assert result.unbounded.mean() == result.clean.mean()
     expected = {"zero gradients", "black box beats white box", "unbounded attack fails", "unstable predictions"}
@@ -164,7 +157,7 @@ def test_a_decoy_gradient_is_flagged_as_unstable(report, honest, examples):
 def test_nan_gradients_are_flagged(report, honest, examples):
     x, y = examples
     limit = np.sort(x.mean((1, 2, 3)))[-11]
-    result = report(NaNWhereBright(honest, limit), x, y)
+    result = report(nan_where_bright(honest, limit), x, y)
     assert result.gradients == Gradients(zero=0.0, nan=0.1, subnormal=0.0)
     assert result.unchanged == 0.1
     assert {"NaN gradients", "unchanged images"} <= names(result)
@@ -174,7 +167,7 @@ def test_nan_gradients_are_flagged(report, honest, examples):
 def test_images_normalised_outside_the_classifier_are_flagged(report, honest, examples, clip_values):
     x, y = examples
     options = {"clip_values": clip_values}
-    result = report(Unnormalised(honest, 0.3, 0.4), (x - 0.3) / 0.4, y, options, eps=EPS / 0.4)
+    result = report(unnormalised(honest, 0.3, 0.4), (x - 0.3) / 0.4, y, options, eps=EPS / 0.4)
     assert names(result) == {"units of eps"}
     assert "the images lie in [-0.75, 1.75]" in result.flags[0].evidence
     assert ("Square" in result.black_box) == (clip_values is not None)
@@ -185,7 +178,7 @@ def test_bytes(report, honest, examples):
     x, y = examples
     options = {"clip_values": (0.0, 255.0)}
     bytes_ = (255 * x).astype(np.uint8)
-    assert report(Unnormalised(honest, 0, 1 / 255), bytes_, y, options, eps=25.0).flags == ()
+    assert report(unnormalised(honest, 0, 1 / 255), bytes_, y, options, eps=25.0).flags == ()
     assert "units of eps" in names(report(honest, x, y, options, **LEAST))
 
 
@@ -217,7 +210,7 @@ def test_norm_2(art_classifier, examples):
 
 def test_two_classes(report, network, few):
     x, y = few
-    result = report(FiveOrMore(network), x, (y >= 5).astype(int), {"nb_classes": 2})
+    result = report(Around(network, after=five_or_more), x, (y >= 5).astype(int), {"nb_classes": 2})
     assert result.classes == 2
     assert list(result.single_step) == ["as given", "exact CE", "margin", "CE of logits / T", "CE in float64"]
 
@@ -242,7 +235,7 @@ def test_one_example_and_one_step(hr_classifier, few):
 
 def test_transfer(hr_classifier, network, honest, examples):
     """The adversarial images of the honest network fool a copy of it whose own gradients are useless."""
-    masked = hr_classifier(network=Rounding(honest))
+    masked = hr_classifier(network=rounding(honest))
     sources = {"another": hr_classifier(), "the same": hr_classifier(network=honest)}
     result = gradient_masking_report(masked, *examples, **QUICK | {"square_iter": 0}, transfer_from=sources)
     assert list(result.black_box) == ["transfer from another", "transfer from the same"]
@@ -254,7 +247,7 @@ def test_transfer(hr_classifier, network, honest, examples):
 def test_every_part_of_a_report_is_its_measurement(hr_classifier, network, examples, norm, eps):
     """Of bytes, so that the range of the pixels matters."""
     x, y = 255 * examples[0], examples[1]
-    classifier = hr_classifier(network=Unnormalised(network, 0, 1 / 255), clip_values=(0.0, 255.0))
+    classifier = hr_classifier(network=unnormalised(network, 0, 1 / 255), clip_values=(0.0, 255.0))
     options = {"max_iter": 2, "square_iter": 0, "noise_draws": 3, "norm": norm}
     result = gradient_masking_report(classifier, x, y, eps=eps, **options)
     target, diagonal = Target(as_hr_classifier(classifier), x, y, eps, norm), 1 if norm == np.inf else 8

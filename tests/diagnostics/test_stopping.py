@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from testing.networks import Rounding
+from testing.networks import rounding
 from torch import nn
 
 from art_hrloss import gradient_masking_report
@@ -62,7 +62,7 @@ def test_wherever_it_is_stopped_its_measurements_are_those_of_the_whole_report(h
 
 
 def test_a_flag_that_the_finished_measurements_raise_is_kept(hr_classifier, network, few):
-    partial = stopped_after(hr_classifier, Rounding(network), 400, few)
+    partial = stopped_after(hr_classifier, rounding(network), 400, few)
     assert [flag.name for flag in partial.flags] == ["incomplete report", "zero gradients"]
 
 
@@ -98,7 +98,7 @@ def test_the_bar_shows_each_measurement_is_the_only_one_and_changes_nothing(hr_c
 
 
 def test_a_row_per_flag(hr_classifier, network, few):
-    report = gradient_masking_report(hr_classifier(network=Rounding(network)), *few, **SETTINGS, verbose=False)
+    report = gradient_masking_report(hr_classifier(network=rounding(network)), *few, **SETTINGS, verbose=False)
     frame = report.to_frame(of="flags")
     assert list(frame.columns) == ["flag", "evidence", "remedy"]
     assert [tuple(row) for row in frame.itertuples(index=False)] == [
