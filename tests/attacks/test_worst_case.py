@@ -476,6 +476,6 @@ def test_arguments_that_are_none_are_refused_before_an_attack_runs(threshold):
     with pytest.raises(TypeError, match="by name"):
         call(attacks=[attack])
     assert attack.calls == 0
-    for options, word in (({"eps": 8}, "expected eps"), ({"eps": EPS, "norm": 1}, "norm")):
+    for options, word in (({"eps": 8}, "expected eps"), ({"eps": EPS, "norm": 1}, "norm to be")):
         with pytest.raises(ValueError, match=word):
             ensemble(threshold, **options)
