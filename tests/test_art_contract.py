@@ -1,6 +1,6 @@
-"""ART's stock attacks and trainers with the HR loss, on real digits: what their images and their training depend on.
+"""The HR loss in ART's own classifier and trainers, on real digits.
 
-That each of them follows the loss is measured in benchmarks/compatibility, and tested with its table.
+That each attack of ART's follows the loss is measured in benchmarks/compatibility, and tested with its table.
 """
 
 import copy
@@ -8,28 +8,10 @@ import copy
 import numpy as np
 import pytest
 import torch
-from art.attacks.evasion import (
-    AutoProjectedGradientDescent,
-    FastGradientMethod,
-    MomentumIterativeMethod,
-    ProjectedGradientDescent,
-    ProjectedGradientDescentPyTorch,
-)
+from art.attacks.evasion import ProjectedGradientDescent
 from art.defences.trainer import AdversarialTrainer, AdversarialTrainerAWPPyTorch, AdversarialTrainerTRADESPyTorch
 
 from art_hrloss import HRLoss, hr_loss, seeded
-
-EPS = 0.15
-STEPS = {"eps": EPS, "eps_step": 0.03, "max_iter": 5, "verbose": False}
-AUTO = {"eps": EPS, "eps_step": 2 * EPS, "max_iter": 5, "nb_random_init": 2, "loss_type": None, "verbose": False}
-# Each maps (classifier, batch size) to an attack whose images are a function of image, label and seed.
-ATTACKS = {
-    "FGM": lambda c, n: FastGradientMethod(c, eps=EPS, batch_size=n),
-    "MIM": lambda c, n: MomentumIterativeMethod(c, batch_size=n, **STEPS),
-    "PGD-torch": lambda c, n: ProjectedGradientDescentPyTorch(c, batch_size=n, **STEPS),
-    "PGD-random": lambda c, n: ProjectedGradientDescent(c, num_random_init=1, batch_size=n, **STEPS),
-    "AutoPGD": lambda c, n: AutoProjectedGradientDescent(c, batch_size=n, **AUTO),
-}
 
 
 @pytest.fixture
@@ -60,33 +42,6 @@ def one_hot(y):
 
 def accuracy(classifier, x, y):
     return (classifier.predict(x).argmax(1) == y).mean()
-
-
-def attacked(attack, x, y):
-    with seeded(0):
-        return attack.generate(x, y=y)
-
-
-@pytest.mark.parametrize("name", ATTACKS)
-def test_images_do_not_depend_on_the_batch_size(hr_classifier, network, images, labels, name):
-    """Bit for bit, in a float64 network: in float32 a gradient near 0 may round to either sign."""
-    classifier = hr_classifier(network=network.double())
-    x, y = images[:12], labels[:12]
-    expected = attacked(ATTACKS[name](classifier, 128), x, y)
-    for size in (1, 5):
-        np.testing.assert_array_equal(attacked(ATTACKS[name](classifier, size), x, y), expected)
-
-
-def test_fgm_is_one_signed_step_on_h_minus_log_q(hr_classifier, network, images, labels):
-    """Against plain PyTorch in float64, where the textbook log-softmax is exact enough."""
-    network = network.double()
-    x, y = torch.tensor(images).double().requires_grad_(), torch.tensor(labels)
-    log_q = network(x).log_softmax(1)
-    loss = -(log_q.exp() * log_q).sum(1) - log_q.gather(1, y[:, None]).squeeze(1)
-    (gradient,) = torch.autograd.grad(loss.sum(), x)
-    expected = (x + EPS * gradient.sign()).clamp(0, 1).detach().numpy()
-    x_adv = FastGradientMethod(hr_classifier(network=network), eps=EPS).generate(images, labels)
-    np.testing.assert_allclose(x_adv, expected, rtol=0, atol=1e-6)
 
 
 # ------------------------------------------------------------------------------ HRLoss in ART's own PyTorchClassifier

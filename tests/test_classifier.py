@@ -2,7 +2,6 @@
 
 import copy
 import inspect
-import pickle
 
 import numpy as np
 import pytest
@@ -206,13 +205,6 @@ def test_observers_are_called_in_turn_and_removed_also_after_an_exception(hr_cla
     assert calls == ["first", "failing", "first", "first"]
 
 
-@pytest.mark.parametrize("copied", [copy.copy, copy.deepcopy, lambda c: pickle.loads(pickle.dumps(c))])
-def test_copies_are_not_observed(hr_classifier, batch, copied):
-    classifier = hr_classifier(network=nn.Sequential(nn.Flatten(), nn.Linear(64, 10)))
-    with classifier.observed_by(lambda *_: pytest.fail("the copy is observed")):
-        copied(classifier).loss_gradient(*batch)
-
-
 # --------------------------------------------------------------------------------------------------- gradients: values
 
 
@@ -243,13 +235,10 @@ def test_the_gradient_is_the_same_at_every_batch_size(hr_classifier, network, ha
         classifier = hr_classifier(network=net)
         parts = [classifier.loss_gradient(x[i : i + size], y[i : i + size]) for i in range(0, len(x), size)]
         assert relative_error(np.concatenate(parts), classifier.loss_gradient(x, y)) <= tolerance
-
-
-def test_the_gradient_is_the_same_in_every_order_and_among_duplicates(hr_classifier, network, halfway):
-    x, y = halfway
-    classifier = hr_classifier(network=network.double())
-    rows = np.repeat(np.random.default_rng(0).permutation(len(x)), 3)
-    np.testing.assert_array_equal(classifier.loss_gradient(x[rows], y[rows]), classifier.loss_gradient(x, y)[rows])
+        rows = np.repeat(np.random.default_rng(0).permutation(len(x)), 3)  # in any order, and among duplicates
+        assert relative_error(classifier.loss_gradient(x[rows], y[rows]), classifier.loss_gradient(x, y)[rows]) <= (
+            tolerance
+        )
 
 
 def test_the_batch_loss_in_a_plain_classifier_couples_the_images(art_classifier, hr_classifier, halfway):
@@ -348,9 +337,8 @@ IGNORING = {
 IGNORED = r"expected an attack loss .*, but got \w+, which ignores .* classes \[3\], by its ignore_index .*attack_loss="
 
 
-@pytest.mark.parametrize("form", [lambda y: y, one_hot], ids=["indices", "one-hot"])
 @pytest.mark.parametrize("loss", IGNORING.values(), ids=IGNORING)
-def test_an_attack_loss_that_ignores_images_is_refused(hr_classifier, batch, loss, form):
+def test_an_attack_loss_that_ignores_images_is_refused(hr_classifier, batch, loss):
     """Their gradient is 0: no attack would move them, and they would read as robust."""
     x, y = batch
     assert 3 in y
@@ -363,8 +351,9 @@ def test_an_attack_loss_that_ignores_images_is_refused(hr_classifier, batch, los
         evasion.ProjectedGradientDescent(hr_classifier(loss), **LINF).generate,
         pgd(hr_classifier(), loss=loss, **LINF).generate,
     ):
-        with pytest.raises(ValueError, match=IGNORED):
-            refused(x, form(y))
+        for labels in (y, one_hot(y)):
+            with pytest.raises(ValueError, match=IGNORED):
+                refused(x, labels)
 
 
 @pytest.mark.parametrize("loss", IGNORING.values(), ids=IGNORING)
@@ -520,6 +509,7 @@ def test_a_loss_that_is_no_module_is_refused_at_once(hr_classifier, network, los
         calls += [
             lambda: HRClassifier(network, HRLoss(), attack_loss=loss, **options),
             lambda: classifier.set_params(model=network, attack_loss=loss),
+            lambda: attack_view(classifier, loss),
         ]
     for call in calls:
         with pytest.raises(TypeError, match=rf"loss to be a torch\.nn\.Module, but got {type(loss).__name__}"):
@@ -583,15 +573,3 @@ def test_clone_for_refitting_has_a_new_network_and_the_same_parameters(hr_classi
     clone.fit(x, y, nb_epochs=1)  # HRLoss would refuse the one-hot labels of MSELoss in int64
     assert not np.array_equal(clone.predict(x), fresh)
     np.testing.assert_array_equal(classifier.predict(x), predictions)
-
-
-def test_fit_takes_the_training_loss_unchanged(hr_classifier, network, batch):
-    """One step of SGD on eq. (3) of the whole batch; attack_loss has no part in it."""
-    x, y = batch
-    trained, loss = copy.deepcopy(network), hr_loss(network(torch.tensor(x)), torch.tensor(y))
-    loss.backward()
-    optimizer = torch.optim.SGD(trained.parameters(), lr=0.1)
-    classifier = hr_classifier(network=trained, optimizer=optimizer, attack_loss=nn.CrossEntropyLoss())
-    classifier.fit(x, y, nb_epochs=1, batch_size=40)
-    for after, before in zip(trained.parameters(), network.parameters(), strict=True):
-        torch.testing.assert_close(after, before - 0.1 * before.grad, rtol=1e-4, atol=1e-6)

@@ -6,8 +6,6 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from torch import nn
 
 import art_hrloss
@@ -132,14 +130,6 @@ def test_one_hot_labels_in_every_form_become_indices(form):
     assert class_indices(form(y), n=5, classes=10).tolist() == y.tolist()
 
 
-@settings(max_examples=60, deadline=None)
-@given(labels=st.lists(st.integers(0, 9), min_size=1, max_size=8), name=st.sampled_from([*INDICES, *ROWS]))
-def test_every_form_of_the_same_labels_gives_the_same_gradient(classifier, digits, labels, name):
-    x, y = digits.x_test[: len(labels)], np.array(labels)
-    form = {**INDICES, **ROWS}[name]
-    np.testing.assert_array_equal(classifier.loss_gradient(x, form(y)), classifier.loss_gradient(x, y))
-
-
 @pytest.mark.parametrize("door", DOORS)
 def test_wrong_labels_are_refused_at_every_door_in_the_same_words(hr_classifier, network, digits, door):
     network.fc2.weight.register_hook(lambda gradient: pytest.fail("the network has been trained"))
@@ -174,13 +164,19 @@ def test_probabilities_are_not_reduced_to_a_class(classifier, digits):
         np.testing.assert_allclose(classifier.compute_loss(x, rows), expected, rtol=1e-5)
 
 
-@pytest.mark.parametrize(("first", "second"), [(1, 0.5), (1, 1), (0.7, 0.3)], ids=["weighted", "two-hot", "mixed"])
-def test_fit_trains_on_rows_as_the_loss_takes_them(hr_classifier, network, digits, first, second):
+FITTED = {
+    name: (first * np.eye(6, 10) + second * np.eye(6, 10, 1)).astype(np.float32)
+    for name, first, second in (("weighted", 1, 0.5), ("two-hot", 1, 1), ("mixed", 0.7, 0.3))
+}
+
+
+@pytest.mark.parametrize("y", [*FITTED.values(), np.arange(6)], ids=[*FITTED, "indices"])
+def test_fit_is_a_step_along_the_training_loss_with_labels_as_it_takes_them(hr_classifier, network, digits, y):
+    """That of eq. (3) of the whole batch; attack_loss has no part in it."""
     x, trained = digits.x_test[:6], copy.deepcopy(network)
-    y = (first * np.eye(6, 10) + second * np.eye(6, 10, 1)).astype(np.float32)
     HRLoss()(network(torch.tensor(x)), torch.tensor(y)).backward()
     optimizer = torch.optim.SGD(trained.parameters(), lr=0.1)
-    hr_classifier(network=trained, optimizer=optimizer).fit(x, y, nb_epochs=1)
+    hr_classifier(network=trained, optimizer=optimizer, attack_loss=nn.CrossEntropyLoss()).fit(x, y, nb_epochs=1)
     for after, before in zip(trained.parameters(), network.parameters(), strict=True):
         torch.testing.assert_close(after, before - 0.1 * before.grad, rtol=1e-4, atol=1e-6)
 

@@ -17,6 +17,7 @@ from art.attacks.evasion import FastGradientMethod
 from art.defences.postprocessor import Rounded
 from art.defences.preprocessor import FeatureSqueezing, SpatialSmoothing
 from art.defences.preprocessor.preprocessor import Preprocessor, PreprocessorPyTorch
+from testing.networks import Around
 from torch import nn
 
 from art_hrloss import HRLoss
@@ -37,17 +38,6 @@ SMOOTH = {name: METHODS[name] for name in METHODS if name != "FGSM"} | {
 }
 GRADIENTS = (METHODS["loss_gradient"], METHODS["class_gradient"])
 every_method = pytest.mark.parametrize("method", METHODS.values(), ids=METHODS)
-
-
-class Around(nn.Module):
-    """A network with something around it."""
-
-    def __init__(self, network, before=lambda x: x, after=lambda logits: logits):
-        super().__init__()
-        self.network, self.before, self.after = network, before, after
-
-    def forward(self, x):
-        return self.after(self.network(self.before(x)))
 
 
 class Autocasting(Around):

@@ -47,7 +47,8 @@ class Pairs(Batch):
 
     def _gradient_of(self, work: Any, labels: Tensor, kept: list[Tensor], by_label: Any, by_entropy: Any) -> Tensor:
         (margin,), (share,) = kept, work
-        by_margin = share * (by_label - margin.neg().sigmoid_().mul_(margin) * by_entropy)
+        # Where the margin is FAR, one of the two sigmoids is 0: their product, before a large weight makes it infinite.
+        by_margin = share * by_label - margin.neg().sigmoid_().mul_(share).mul_(margin) * by_entropy
         by_margin = by_margin * self._signs(labels)
         return torch.cat([-by_margin, by_margin], 1)
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from art.estimators.classification import PyTorchClassifier
-from testing.networks import Counting, Curve, Root, Scaled
+from testing.networks import Counting, Curve, Root, scaled
 from torch import nn
 
 from art_hrloss.attacks import AutoProjectedGradientDescent, seeded
@@ -61,7 +61,7 @@ def test_images_are_arts_bit_for_bit(hr_classifier, art_classifier, both, x, y, 
 
 def test_it_ends_as_arts_where_every_loss_is_0(hr_classifier, network, both, attacked, arts, x, y):
     """As the cross-entropy of a network does that is sure of itself beyond float32."""
-    classifier = hr_classifier(nn.CrossEntropyLoss(), network=Scaled(network, 1e4))
+    classifier = hr_classifier(nn.CrossEntropyLoss(), network=scaled(network, 1e4))
     sure = np.flatnonzero(classifier.predict(x).argmax(1) == y)[:10]
     ours, theirs = (
         attacked(kind, classifier, x[sure], y[sure], eps=1e-4, eps_step=1e-4, nb_random_init=1)

@@ -55,7 +55,6 @@ FGM_ROUNDED = [
     pytest.param(ONE, id="L1"),
     pytest.param({**TWO, "norm": 3}, id="L3"),
 ]
-targeted_or_not = pytest.mark.parametrize("targeted", [False, True], ids=["untargeted", "targeted"])
 
 
 @pytest.mark.filterwarnings(TENSORS_TO_NUMPY)
@@ -178,11 +177,10 @@ class Recorder(SummaryWriter):
         self.resets += 1
 
 
-@targeted_or_not
+@pytest.mark.parametrize("targeted", [False, True], ids=["untargeted", "targeted"])
 @pytest.mark.parametrize("attack_kind", [FastGradientMethod, ProjectedGradientDescent])
-@pytest.mark.parametrize("labels", [lambda y: y, lambda y: 0.7 * np.eye(10)[y] + 0.03], ids=["indices", "soft"])
-def test_the_summary_writer_is_written_as_arts(hr_classifier, arts, attacked, x, y, attack_kind, targeted, labels):
-    classifier, y = hr_classifier(), labels((y + 1) % 10 if targeted else y)
+def test_the_summary_writer_is_written_as_arts(hr_classifier, arts, attacked, x, y, attack_kind, targeted):
+    classifier, y = hr_classifier(), (y + 1) % 10 if targeted else 0.7 * np.eye(10)[y] + 0.03
     calls = []
     for one in (attack_kind, arts[attack_kind]):
         recorder = Recorder()
@@ -196,8 +194,10 @@ def test_the_summary_writer_is_written_as_arts(hr_classifier, arts, attacked, x,
             np.testing.assert_allclose(values, expected, rtol=1e-6, atol=1e-7)
 
 
-@pytest.mark.parametrize("trainer", [AdversarialTrainer, AdversarialTrainerTRADESPyTorch], ids=["Madry", "TRADES"])
-@pytest.mark.parametrize("attack_kind", [FastGradientMethod, ProjectedGradientDescent])
+@pytest.mark.parametrize(
+    ("trainer", "attack_kind"),
+    [(AdversarialTrainer, FastGradientMethod), (AdversarialTrainerTRADESPyTorch, ProjectedGradientDescent)],
+)
 def test_arts_trainers_train_with_it(hr_classifier, arts, attack, digits, trainer, attack_kind):
     """They get the images that ART's gives them. One step, for training adds up in the order memory lies in."""
     images, predictions = [], []

@@ -60,11 +60,10 @@ class Mean(nn.Module):
 # ---------------------------------------------------------------------------------------------------------- strength
 
 
-@pytest.mark.parametrize("max_iter", [20, 100])
-def test_it_misclassifies_at_least_as_many_as_arts_with_the_same_queries(art_classifier, x, y, max_iter):
+def test_it_misclassifies_at_least_as_many_as_arts_with_the_same_queries(art_classifier, x, y):
     classifier = art_classifier()
     ours, arts = (
-        are_misclassified(classifier, attacked(classifier, x, y, kind, max_iter=max_iter), y).sum()
+        are_misclassified(classifier, attacked(classifier, x, y, kind, max_iter=40), y).sum()
         for kind in (SquareAttack, evasion.SquareAttack)
     )
     assert arts > 15
@@ -91,20 +90,14 @@ def test_restarts_attack_what_is_still_classified_correctly(art_classifier, x, y
 # ------------------------------------------------------------------------------------------------------- constraints
 
 
-@pytest.mark.parametrize("eps", [0.05, 0.15, 0.6])
-def test_every_image_is_within_eps_and_the_clip_values(art_classifier, x, y, eps):
-    images = attacked(art_classifier(), x, y, eps=eps)
-    assert images.dtype == np.float32
-    assert (np.abs(images.astype(np.float64) - x) <= eps * (1 + 1e-6)).all()
-    assert images.min() >= 0
-    assert images.max() <= 1
-
-
-def test_clip_values_may_differ_from_pixel_to_pixel(art_classifier, x, y):
+@pytest.mark.parametrize("eps", [0.05, 0.4])
+def test_every_image_is_within_eps_and_the_clip_values_which_may_differ_from_pixel_to_pixel(art_classifier, x, y, eps):
     high = np.linspace(0.2, 1.2, 64, dtype=np.float32).reshape(1, 8, 8)
     low = high - 1
     x = np.clip(x, low, high)
-    images = attacked(art_classifier(clip_values=(low, high)), x, y, eps=0.4)
+    images = attacked(art_classifier(clip_values=(low, high)), x, y, eps=eps)
+    assert images.dtype == np.float32
+    assert (np.abs(images.astype(np.float64) - x) <= eps * (1 + 1e-6)).all()
     assert ((images >= low) & (images <= high)).all()
     assert (images != x).any()
 
@@ -257,23 +250,6 @@ def test_without_labels_the_predictions_are_attacked(art_classifier, x):
     np.testing.assert_array_equal(attacked(classifier, x, None), attacked(classifier, x, predictions))
 
 
-def test_channels_last(art_classifier, x, y):
-    """The draws are the same where there is one channel, and so are the images."""
-
-    class ChannelsLast(nn.Module):
-        def __init__(self, network):
-            super().__init__()
-            self.network = network
-
-        def forward(self, x):
-            return self.network(x.permute(0, 3, 1, 2))
-
-    first = art_classifier()
-    last = art_classifier(network=ChannelsLast(first.model), input_shape=(8, 8, 1), channels_first=False)
-    expected = attacked(first, x, y)
-    np.testing.assert_array_equal(attacked(last, x.transpose(0, 2, 3, 1), y), expected.transpose(0, 2, 3, 1))
-
-
 def test_hr_classifier_and_a_black_box_give_the_same_images(art_classifier, hr_classifier, x, y):
     classifier = art_classifier()
     black_box = BlackBoxClassifierNeuralNetwork(classifier.predict, (1, 8, 8), 10, clip_values=(0, 1))
@@ -315,11 +291,6 @@ def test_arts_implementation_runs(art_classifier, trained_network, large, option
 # ------------------------------------------------------------------------------------------------------------ errors
 
 
-def linear(art_classifier, shape, **options):
-    network = nn.Sequential(nn.Flatten(), nn.Linear(int(np.prod(shape)), 10))
-    return art_classifier(network=network, input_shape=shape, **options)
-
-
 @pytest.mark.parametrize(
     ("shape", "norm", "options", "expected"),
     [
@@ -336,7 +307,8 @@ def linear(art_classifier, shape, **options):
     ],
 )
 def test_what_it_can_attack(art_classifier, shape, norm, options, expected):
-    classifier = linear(art_classifier, shape, **options)
+    network = nn.Sequential(nn.Flatten(), nn.Linear(int(np.prod(shape)), 10))
+    classifier = art_classifier(network=network, input_shape=shape, **options)
     assert is_for_square(classifier, norm) == expected
     if expected:
         SquareAttack(classifier, norm=norm)

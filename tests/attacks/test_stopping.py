@@ -71,12 +71,7 @@ def test_an_interrupt_hands_on_what_the_finished_attacks_found(art_classifier, a
     np.testing.assert_array_equal(partial.adversarial, expected.adversarial)
     assert partial.accuracy_after == expected.accuracy_after
     assert 0 < partial.accuracy < 1
-
-
-def test_a_stopped_worst_case_shows_that_it_is_none(art_classifier, attacks, x, y):
-    with pytest.raises(KeyboardInterrupt) as caught:
-        worst_case(art_classifier(), x, y, eps=EPS, attacks=attacks, verbose=False)
-    partial = caught.value.partial_result
+    # It shows that it is none.
     frame = partial.to_frame()
     assert list(frame["attack"]) == ["no attack", *attacks]
     assert frame["accuracy"].isna().tolist() == [False, False, False, True, True]
@@ -84,17 +79,6 @@ def test_a_stopped_worst_case_shows_that_it_is_none(art_classifier, attacks, x, 
     title, _, *rows = str(partial).splitlines()
     assert "Square" in title
     assert [row.split()[-1] == "-" for row in rows] == [False, False, False, True, True]
-
-
-def test_the_remaining_attacks_can_be_run_on_the_robust_examples(art_classifier, attacks, x, y):
-    classifier = art_classifier()
-    with pytest.raises(KeyboardInterrupt) as caught:
-        worst_case(classifier, x, y, eps=EPS, attacks=attacks, verbose=False)
-    robust = caught.value.partial_result.robust
-    rest = {"PGD again": attacks["PGD again"]}
-    later = worst_case(classifier, x[robust], y[robust], eps=EPS, attacks=rest, verbose=False)
-    whole = worst_case(classifier, x, y, eps=EPS, attacks=attacks | {"Square": attacks["FGSM"]}, verbose=False)
-    np.testing.assert_array_equal(later.robust, whole.robust[robust])
 
 
 def test_any_other_failure_hands_it_on_as_well(art_classifier, attacks, x, y):

@@ -1,4 +1,4 @@
-"""The formulas of Proposition 1 on finite joint distributions, where both sides of every inequality are known."""
+"""The formulas of Proposition 1 against the paper's equations in 100 digits, their ends and their derivatives."""
 
 import math
 from collections.abc import Callable
@@ -22,13 +22,11 @@ from art_hrloss.bounds import (
     relaxed_upper_bound,
     uncertainty,
 )
-from art_hrloss.losses._functional import hr_loss_terms, renyi_divergence
+from art_hrloss.losses._functional import hr_loss_terms
 
 INF = math.inf
 EPS = float(np.finfo(np.float64).eps)
-DRAWS = {2: 2000, 3: 2000, 10: 1000, 100: 400, 1000: 100}
 ALPHAS = [1 + 1e-6, 1.01, 1.6, 2.0, 2 + 1e-6, 2.1, 3.0, 10.0, 1e3, 1e6]
-ABOVE_2 = [alpha for alpha in ALPHAS if alpha > 2]
 
 # A logarithm L of a probability is rounded by eps |L| / 2, its exponential by as much relatively, and so the logarithm
 # of a sum of them. Some ten such roundings and the sums of up to 3000 terms come together in each bound: 32 eps for
@@ -40,148 +38,14 @@ def t(values: Any) -> Tensor:
     return torch.as_tensor(values, dtype=torch.float64)
 
 
-def at_most(lesser: Any, greater: Any, unit: Any) -> None:
-    """Assert lesser <= greater for every draw but for the rounding of terms of the size `unit`; NaN fails."""
-    lesser, greater = np.asarray(lesser), np.asarray(greater)
-    assert (lesser <= greater + ROUNDING * unit).all()
-
-
-def log(values: np.ndarray) -> np.ndarray:
-    with np.errstate(divide="ignore"):
-        return np.log(values)
-
-
-def log_gap(entropy: np.ndarray) -> np.ndarray:
-    """log[1 - exp(-H)]."""
-    return log(-np.expm1(-entropy))
-
-
 def close(actual: Any, expected: Any, rtol: float = 1e-14) -> None:
     torch.testing.assert_close(t(actual).detach(), t(expected), rtol=rtol, atol=0.0)
 
 
-@pytest.fixture(scope="module", params=DRAWS, ids="M={}".format)
-def joints(request: pytest.FixtureRequest) -> oracle.FiniteJoints:
-    """Draws of 3 examples with M classes."""
-    return oracle.finite_joints(DRAWS[request.param], 3, request.param)
-
-
-# Every inequality, on draws
-
-
-@pytest.mark.parametrize("alpha", ALPHAS)
-def test_divergence_of_the_package_is_that_of_the_draws(joints: oracle.FiniteJoints, alpha: float) -> None:
-    mu, nu = (t(log.reshape(joints.draws, -1)) for log in (joints.log_mu, joints.log_nu))
-    for first, second, reverse in ((mu, nu, False), (nu, mu, True)):
-        actual, expected = (
-            renyi_divergence(first, second, alpha=alpha).numpy(),
-            joints.divergence(alpha, reverse=reverse),
-        )
-        # Of log E[(p / q)^(alpha - 1)], the logarithms in units of alpha, over alpha (alpha - 1).
-        unit = joints.magnitude / (alpha - 1)
-        finite = expected < INF
-        assert (actual[~finite] == INF).all()
-        assert (abs(actual - np.where(finite, expected, 0.0)) <= ROUNDING * unit)[finite].all()
-
-
-@pytest.mark.parametrize("alpha", ALPHAS)
-def test_equation_5_upper_equation_1_and_its_relaxation(joints: oracle.FiniteJoints, alpha: float) -> None:
-    divergence = joints.divergence(alpha)
-    comparison = probability_comparison_bounds(t(joints.log_uncertainty), t(divergence), alpha=alpha)
-    bound = error_upper_bound(t(joints.entropy), t(divergence), alpha=alpha)
-    relaxed = relaxed_upper_bound(t(joints.entropy + alpha * divergence), alpha=alpha)
-    for lesser, greater in ((joints.log_error, comparison.upper), (comparison.upper, bound), (bound, relaxed)):
-        at_most(lesser, greater, joints.magnitude)
-    assert (comparison.upper.numpy()[divergence == INF] == INF).all()
-    assert (comparison.lower == -INF).all()
-    assert (bound < -0.01 * (alpha - 1) / alpha).any()  # it says something
-    # What the docstring says of (11): no fit brings it below exp(-(alpha - 1) / alpha).
-    at_most(-(alpha - 1) / alpha, relaxed, joints.magnitude)
-
-
-@pytest.mark.parametrize("alpha", ABOVE_2)
-def test_equation_5_lower_and_equation_2_in_both_readings(joints: oracle.FiniteJoints, alpha: float) -> None:
-    reverse, m = joints.divergence(alpha - 1, reverse=True), joints.classes
-    comparison = probability_comparison_bounds(t(joints.log_uncertainty), 0.0, t(reverse), alpha=alpha).lower
-    at_most(comparison, joints.log_error, joints.magnitude * (alpha - 1) / (alpha - 2))
-    nothing = (reverse == INF) | (joints.log_uncertainty == -INF)
-    assert (comparison.isneginf().numpy() == nothing).all()
-    assert not nothing.all()
-    derived, printed = (
-        error_lower_bound(t(joints.entropy), t(reverse), alpha=alpha, classes=m, reading=reading)
-        for reading in ("derived", "printed")
-    )
-    at_most(printed, derived, 0.0)
-    at_most(derived, comparison, joints.magnitude * beta(m) * alpha / (alpha - 2))
-    finite = derived.isfinite()
-    assert finite.any()
-    assert (printed < derived)[finite].all()
-
-
-def test_equation_9(joints: oracle.FiniteJoints) -> None:
-    m, p_u = joints.classes, np.exp(joints.log_uncertainty)
-    # Relative, so that a tiny P_u is tested as well as a large one.
-    at_most(log(joints.decided_entropy), log(fano_bound(t(p_u), m).numpy()), joints.magnitude)
-    at_most(log(joints.entropy), log(joints.decided_entropy), joints.magnitude)
-    least = fano_inverse(t(np.minimum(joints.entropy, math.log(m))), m).numpy()
-    at_most(log(least), joints.log_uncertainty, joints.magnitude)
-    at_most(least, 1 - 1 / m, 0.0)
-
-
-def test_equations_10_and_11(joints: oracle.FiniteJoints) -> None:
-    m, entropy = joints.classes, np.minimum(joints.entropy, math.log(joints.classes))
-    at_most(beta(m) * log_gap(entropy), log(fano_inverse(t(entropy), m).numpy()), joints.magnitude)
-    at_most(log_gap(entropy), entropy - 1, joints.magnitude)
-
-
-# Constants and equality
-
-
-@pytest.mark.parametrize(("alpha", "support"), [(1 + 1e-6, 2), (1.6, 2), (2.0, 3), (3.0, 10), (1e6, 1000)])
-def test_equation_1_and_5_are_attained(alpha: float, support: int) -> None:
-    # q uniform on its support, and the label any class of it but f(X): P_e = 1 and (7), (8), (5) are equalities.
-    m = support
-    divergence = float(oracle.renyi_divergence([0.0] + [1 / (m - 1)] * (m - 1), [1 / m] * m, alpha))
-    close(divergence, math.log(m / (m - 1)) / alpha, rtol=1e-9)
-    unit = EPS * (alpha - 1) * max(divergence, 1e-3) + EPS  # log P_e is 0, so that an absolute rounding remains
-    upper = probability_comparison_bounds(math.log(1 - 1 / m), divergence, alpha=alpha).upper
-    assert abs(upper) <= 16 * unit * math.log(2 * m)
-    assert abs(error_upper_bound(math.log(m), divergence, alpha=alpha)) <= 16 * unit * math.log(2 * m)
-
-
-@pytest.mark.parametrize("alpha", ABOVE_2)
-def test_equation_5_lower_is_attained(alpha: float) -> None:
-    # nu = mu given an event A of probability 1/4: nu(A) = 1, and log mu(A) = -log 4.
-    reverse = oracle.renyi_divergence([1.0, 0.0], [0.25, 0.75], alpha - 1)
-    lower = probability_comparison_bounds(0.0, 0.0, float(reverse), alpha=alpha).lower
-    close(lower, -math.log(4), rtol=1e-15 * 4)
-
-
-def ratio(p: Tensor, classes: int) -> Tensor:
-    """log P / log[1 - exp(-q(P))], of which beta(M) is the greatest value."""
-    return p.log() / (-torch.expm1(-fano_bound(p, classes))).log()
-
-
-BETAS = [2, 3, 5, 10, 20, 100, 300, 1000, 10**6]
-
-
-@pytest.mark.parametrize("classes", BETAS)
+@pytest.mark.parametrize("classes", [2, 3, 5, 10, 20, 100, 300, 1000, 10**6])
 def test_beta_is_the_smallest_constant_of_equation_10(classes: int) -> None:
-    constant = beta(classes)
     # Near the peak log[1 - exp(-q)] is above -1/M, the logarithm of a number near 1 that is rounded by eps / 2.
-    close(constant, oracle.beta(classes), rtol=max(1e-14, EPS * classes))
-    last = float(fano_inverse(math.log(classes), classes))
-    tiny = torch.logspace(-300, math.log10(last), 20_000, dtype=torch.float64).clamp(max=last)
-    grid = torch.cat([tiny, torch.linspace(1e-6, last, 100_000, dtype=torch.float64)]).sort().values
-    values = ratio(grid, classes)
-    # The logarithms of 1 - small lose digits, as many as those numbers are below 1.
-    noise = 8 * EPS * (1 + 1 / -grid.log() + 1 / -(-torch.expm1(-fano_bound(grid, classes))).log())
-    assert (values <= constant * (1 + noise)).all()
-    finer = torch.linspace(0.99, 1.01, 200_001, dtype=torch.float64) * grid[values.argmax()]
-    assert ratio(finer.clamp(max=last), classes).max() > constant * (1 - 1e-9)
-    steps = values.diff()
-    steps = steps[steps.abs() > 2 * (noise * values)[1:]]
-    assert (steps.sign().diff() != 0).sum() <= 1  # one peak, or rising to the end
+    close(beta(classes), oracle.beta(classes), rtol=max(1e-14, EPS * classes))
 
 
 # The formulas
@@ -198,7 +62,12 @@ def test_bounds_are_their_formulas_for_numbers_and_for_tensors(alpha: float) -> 
             assert abs(upper - ((alpha - 1) / alpha * gap + (alpha - 1) * d)) <= unit
             assert abs(relaxed_upper_bound(h + d, alpha=alpha) - (alpha - 1) / alpha * (h + d - 1)) <= unit
             assert error_upper_bound(t(h), t(d), alpha=alpha) == upper
+            comparison = probability_comparison_bounds(gap, d, d, alpha=alpha)
+            assert abs(comparison.upper - upper) <= unit
+            assert comparison.lower == -INF or alpha > 2
             if alpha > 2:
+                below = (alpha - 1) / (alpha - 2) * gap - (alpha - 1) * d
+                assert abs(comparison.lower - below) <= unit * alpha / (alpha - 2)
                 factor = float(oracle.beta(10)) / (alpha - 2)
                 for reading, times in (("derived", alpha - 1), ("printed", alpha)):
                     lower = error_lower_bound(h, d, alpha=alpha, classes=10, reading=reading)
@@ -299,28 +168,21 @@ def test_fano_there_and_back(classes: int) -> None:
     assert well.sum() > 400
     close(back[well], p[well], rtol=1e-12)
     assert (back.diff() >= 0).all()
+    single = h[300:550].float()
+    close(fano_inverse(single, classes), fano_inverse(single.double(), classes), rtol=2e-6)
     assert fano_inverse(h.reshape(6, 100), classes).shape == (6, 100)
     assert (back <= last).all()
 
 
 @pytest.mark.parametrize("classes", FANO_CLASSES)
 def test_fano_derivatives(classes: int) -> None:
-    def inverse(h: Tensor) -> Tensor:
-        return fano_inverse(h, classes)
-
-    def bound(p: Tensor) -> Tensor:
-        return fano_bound(p, classes)
-
-    # In units in which finite differences of 1e-6 are small and those at 0 stay above it.
-    h = t([1e-3, 0.1, 0.5 * math.log(classes), 0.999 * math.log(classes)]).requires_grad_()
-    assert gradcheck(inverse, h, eps=1e-7, rtol=1e-4)
-    assert gradgradcheck(inverse, h, eps=1e-7, rtol=1e-3)
+    bound = partial(fano_bound, classes=classes)
     p = t([1e-3, 0.1, 0.4]).requires_grad_()
     assert gradcheck(bound, p)
     assert gradgradcheck(bound, p)
     # In closed form: q' = log((1 - p) / p) + log M, q'' = -1 / (p (1 - p)); of the inverse, 1 / q' and -q'' / q'^3.
     h = t([1e-290, 1e-9, 0.3, math.log(classes)]).requires_grad_()
-    p = inverse(h)
+    p = fano_inverse(h, classes)
     (first,) = torch.autograd.grad(p.sum(), h, create_graph=True)
     (second,) = torch.autograd.grad(first.sum(), h)
     p = p.detach()
@@ -354,13 +216,6 @@ def test_fano_bound_is_steepest_at_its_ends() -> None:
     p = t([0.0, 1.0]).requires_grad_()
     (gradient,) = torch.autograd.grad(fano_bound(p, 10).sum(), p)
     assert gradient.tolist() == [INF, -INF]
-
-
-def test_fano_in_float32() -> None:
-    h = torch.linspace(1e-3, 2.3, 50)
-    for classes in FANO_CLASSES[1:]:
-        within = h[h < math.log(classes)]
-        close(fano_inverse(within, classes), fano_inverse(within.double(), classes), rtol=2e-6)
 
 
 # Bad input
@@ -425,15 +280,12 @@ def test_an_infinite_divergence_leaves_no_nan_in_the_gradients(alpha: float) -> 
     for function in functions:
         gradients = torch.autograd.grad(function().sum(), (h, d), allow_unused=True)
         assert all(gradient.isfinite().all() for gradient in gradients)
-
-
-def test_the_gradients_of_a_one_hot_output_are_no_nan() -> None:
-    # Of a wrong one, H = 0 and D = inf, nothing is known; of a right one, H = 0, (1) falls without end.
+    # Of a wrong one-hot output, H = 0 and D = inf, nothing is known; of a right one, H = 0, (1) falls without end.
     for divergence, expected in ((INF, 0.0), (0.5, INF)):
         h, d = t(0.0).requires_grad_(), t(divergence).requires_grad_()
-        gradients = torch.autograd.grad(error_upper_bound(h, d, alpha=1.6), (h, d))
+        gradients = torch.autograd.grad(error_upper_bound(h, d, alpha=alpha), (h, d))
         assert gradients[0] == expected
-        close(gradients[1], 0.6)
+        close(gradients[1], alpha - 1)
     logits = t([[0.0, -INF, -INF], [0.0, 1.0, -INF]]).requires_grad_()
     (gradient,) = torch.autograd.grad(uncertainty(logits), logits)
     assert (gradient[0] == 0).all()

@@ -1,7 +1,5 @@
 """The loss of a batch that is spread over processes, by real gloo processes, against one process with all of it."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -32,24 +30,17 @@ CASES: dict[str, dict[str, Any]] = {
 }
 
 
-@dataclass(frozen=True)
-class Whole:
-    """A joint batch."""
-
-    logits: Tensor
-    labels: Tensor
-
-    def part(self, sizes: tuple[int, ...], rank: int) -> tuple[Tensor, Tensor]:
-        """That of one process."""
-        chosen = slice(sum(sizes[:rank]), sum(sizes[: rank + 1]))
-        return self.logits[chosen], self.labels[chosen]
+def part(batch: tuple[Tensor, Tensor], sizes: tuple[int, ...], rank: int) -> tuple[Tensor, Tensor]:
+    """Return what one process has of a joint batch."""
+    logits, labels = (tensor.split(sizes)[rank] for tensor in batch)
+    return logits, labels
 
 
-def whole(sizes: tuple[int, ...], scale: float, dtype: torch.dtype) -> Whole:
+def whole(sizes: tuple[int, ...], scale: float, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """A batch of all processes, the same in each."""
     generator = torch.Generator().manual_seed(len(sizes))
     logits = torch.randn(sum(sizes), CLASSES, generator=generator, dtype=torch.float64) * scale
-    return Whole(logits.to(dtype), torch.randint(CLASSES, (sum(sizes),), generator=generator))
+    return logits.to(dtype), torch.randint(CLASSES, (sum(sizes),), generator=generator)
 
 
 def network() -> nn.Linear:
@@ -82,9 +73,8 @@ def value_and_gradient(logits: Tensor, labels: Tensor, **options: Any) -> tuple[
 def ddp_gradients(loss: nn.Module, group: dist.ProcessGroup, sizes: tuple[int, ...]) -> list[Tensor]:
     """Of the network's parameters, as DistributedDataParallel leaves them in each process."""
     model = DistributedDataParallel(network(), process_group=group)
-    rank, (pixels, labels) = dist.get_rank(group), images(sum(sizes))
-    chosen = slice(sum(sizes[:rank]), sum(sizes[: rank + 1]))
-    loss(model(pixels[chosen]), labels[chosen]).backward()
+    pixels, labels = part(images(sum(sizes)), sizes, dist.get_rank(group))
+    loss(model(pixels), labels).backward()
     return [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
 
 
@@ -99,34 +89,12 @@ def process(rank: int, folder: str) -> None:
             continue
         for name, sizes, scale, dtype in every_case(world):
             options = {k: v.to(dtype) if isinstance(v, Tensor) else v for k, v in CASES[name].items()}
-            logits, labels = whole(sizes, scale, dtype).part(sizes, rank)
-            results[world, name, sizes, scale, dtype] = value_and_gradient(
-                logits, labels, process_group=group, **options
-            )
+            own = part(whole(sizes, scale, dtype), sizes, rank)
+            results[world, name, sizes, scale, dtype] = value_and_gradient(*own, process_group=group, **options)
         results[world, "ddp"] = ddp_gradients(HRLoss(process_group=group), group, PARTS[world][0])
         results[world, "ddp, own"] = ddp_gradients(HRLoss(), group, PARTS[world][0])
-    results["raised"] = raised(dist.group.WORLD)
     torch.save(results, f"{folder}/{rank}.pt")
     dist.destroy_process_group()
-
-
-def raised(group: Any) -> list[str]:
-    """What is said of what has no meaning."""
-    logits, labels = whole((4,), 1.0, torch.float64).part((4,), 0)
-    weight = WEIGHT.clone().requires_grad_()
-    calls: list[Callable[[], Any]] = [
-        lambda: hr_loss(logits, labels, reduction="sum", process_group=group),
-        lambda: HRLoss(reduction="sum", process_group=group),
-        lambda: hr_loss(logits, labels, weight=weight, process_group=group),
-        lambda: hr_loss(logits, labels, process_group="world"),  # type: ignore[arg-type]
-    ]
-    said = []
-    for call in calls:
-        try:
-            call()
-        except (TypeError, ValueError) as error:
-            said.append(str(error))
-    return said
 
 
 @pytest.fixture(scope="module")
@@ -142,15 +110,13 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> list[dict[Any, Any]]:
 @pytest.mark.parametrize("world", [2, 3])
 def test_values_and_gradients_are_those_of_one_process(results: list[dict[Any, Any]], world: int) -> None:
     for name, sizes, scale, dtype in every_case(world):
-        batch = whole(sizes, scale, torch.float64)
         # float32's own logits are compared with: rounding them is not what is asked about.
-        exact = Whole(batch.logits.to(dtype).double(), batch.labels)
-        value, gradient = value_and_gradient(exact.logits, exact.labels, **CASES[name])
+        logits, labels = whole(sizes, scale, dtype)
+        value, gradient = value_and_gradient(logits.double(), labels, **CASES[name])
         parts = [results[rank][world, name, sizes, scale, dtype] for rank in range(world)]
         each = CASES[name].get("reduction") == "none"
         for rank, (own, _) in enumerate(parts):
-            chosen = slice(sum(sizes[:rank]), sum(sizes[: rank + 1]))
-            expected = value[chosen] if each else value
+            expected = value.split(sizes)[rank] if each else value
             torch.testing.assert_close(own.double(), expected, rtol=RTOL[dtype], atol=1e-12)
         joint = torch.cat([own for _, own in parts]).double() / (1 if each else world)
         # The share of an example in the gradient is exp((alpha - 1) nll), of a product that is rounded.
@@ -173,22 +139,21 @@ def test_data_parallel_training_has_the_gradient_of_the_joint_batch(results: lis
     assert apart > 0.01
 
 
-def test_what_has_no_meaning_is_an_error(results: list[dict[Any, Any]]) -> None:
-    for of_process in results:
-        said = of_process["raised"]
-        assert len(said) == 4
-        assert "'batch', 'mean' or 'none' with a process group, but got 'sum'" in said[0]
-        assert said[1] == said[0]
-        assert "require no gradients" in said[2]
-        assert "torch.distributed.ProcessGroup that it is part of, got str" in said[3]
-
-
-def test_terms_take_a_group_as_well(tmp_path: Path) -> None:
-    logits, labels = whole((6,), 1.0, torch.float64).part((6,), 0)
+def test_one_process_has_its_own_terms_and_what_has_no_meaning_is_an_error(tmp_path: Path) -> None:
+    logits, labels = whole((6,), 1.0, torch.float64)
+    weight, refused = WEIGHT.clone().requires_grad_(), "'batch', 'mean' or 'none' with a process group, but got 'sum'"
     dist.init_process_group("gloo", init_method=f"file://{tmp_path}/meeting", rank=0, world_size=1)
     try:
-        own = hr_loss_terms(logits, labels, process_group=dist.group.WORLD)
-        assert "process_group=" in repr(HRLoss(process_group=dist.group.WORLD))
+        group = dist.group.WORLD
+        own = hr_loss_terms(logits, labels, process_group=group)
+        assert "process_group=" in repr(HRLoss(process_group=group))
+        for loss in (lambda **options: hr_loss(logits, labels, **options), HRLoss):
+            with pytest.raises(ValueError, match=refused):
+                loss(reduction="sum", process_group=group)
+        with pytest.raises(ValueError, match="require no gradients"):
+            hr_loss(logits, labels, weight=weight, process_group=group)
     finally:
         dist.destroy_process_group()
     torch.testing.assert_close(tuple(own), tuple(hr_loss_terms(logits, labels)), rtol=1e-12, atol=0)
+    with pytest.raises(TypeError, match=r"torch.distributed.ProcessGroup that it is part of, got str"):
+        hr_loss(logits, labels, process_group="world")  # type: ignore[arg-type]

@@ -10,8 +10,6 @@ import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
-from scipy.stats import chisquare
-from scipy.stats import entropy as relative_entropy
 from testing import oracle
 from testing.losses import (
     ALPHAS,
@@ -30,8 +28,8 @@ from testing.losses import (
 )
 from torch import Tensor
 from torch._dynamo.testing import CompileCounterWithBackend
-from torch.func import grad, hessian, jacrev, vmap
-from torch.nn.functional import cross_entropy
+from torch.func import grad, vmap
+from torch.nn.functional import cross_entropy, one_hot
 
 from art_hrloss import hr_loss
 from art_hrloss.losses._functional import conditional_entropy, hr_loss_terms, renyi_divergence, softmax_entropy
@@ -46,7 +44,7 @@ INF, NAN = math.inf, math.nan
 @pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
 def test_every_option_is_a_choice_of_the_joint_distribution(options: dict[str, Any], kind: str) -> None:
     """Of the loss, which is fused, and of the reference: the sum of the two terms."""
-    logits, labels = batch()
+    logits, labels = batch(scale=1000.0 if not options else 2.0)
     target = as_target(kind, labels)
     for reduction, alpha in itertools.product(REDUCTIONS, (0.5, 1.0, 1.6, 50.0)):
         chosen = {"alpha": alpha, "reduction": reduction, **options}
@@ -54,11 +52,6 @@ def test_every_option_is_a_choice_of_the_joint_distribution(options: dict[str, A
         for z in (logits, logits.float()):
             close(hr_loss(z, target, **chosen), expected)
             close(sum(hr_loss_terms(z, target, **chosen)), expected)
-
-
-def test_the_defaults_are_the_papers() -> None:
-    logits, labels = batch()
-    close(hr_loss(logits, labels), oracle.hr_loss(logits, labels, 1.6, "batch"))
 
 
 @pytest.mark.parametrize("shape", [(), (6,), (3, 2), (2, 3, 2)], ids=["C", "NC", "NCd", "NCdd"])
@@ -97,41 +90,22 @@ def test_softmax_entropy_is_per_example_and_conditional_entropy_their_mean(shape
     close(conditional_entropy(logits), oracle.conditional_entropy(rows))
 
 
-@pytest.mark.parametrize("scale", [0.1, 10.0, 1000.0])
-def test_one_example_alone_does_not_depend_on_alpha(scale: float) -> None:
-    logits, labels = batch(1, scale=scale)
-    expected = oracle.conditional_entropy(logits) + oracle.cross_entropy(logits, labels)
-    for alpha in ALPHAS:
-        close(hr_loss(logits, labels, alpha=alpha), expected)
-
-
 # At alpha = 1, torch's cross-entropy
 
 
-@pytest.mark.parametrize("options", [{}, {"weight": WEIGHT}, {"ignore_index": 1}], ids=["plain", "weight", "ignore"])
+@pytest.mark.parametrize("options", [OPTIONS[name] for name in ("plain", "weight", "ignore", "smoothing")], ids=str)
 @pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
-def test_at_alpha_1_it_is_entropy_plus_torchs_cross_entropy(reduction: str, options: dict[str, Any]) -> None:
+def test_at_alpha_1_it_is_torchs_cross_entropy_plus_entropy(reduction: str, options: dict[str, Any]) -> None:
     logits, labels = batch()
+    smoothing = options.get("label_smoothing", 0.0)
+    smoothed = (1 - smoothing) * one_hot(labels, CLASSES).double() + smoothing / CLASSES
     share = options.get("weight", torch.ones(CLASSES).double())[labels] * (labels != options.get("ignore_index"))
-    entropy = share * softmax_entropy(logits)
+    entropy = share * (softmax_entropy(logits) - torch.special.entr(smoothed).sum(1))
     entropy = {"none": entropy, "sum": entropy.sum(), "mean": entropy.sum() / share.sum()}[reduction]
     expected = entropy + cross_entropy(logits, labels, reduction=reduction, **options)
     close(hr_loss(logits, labels, alpha=1, reduction=reduction, **options), expected)
     if reduction == "mean":
         close(hr_loss(logits, labels, alpha=1, reduction="batch", **options), expected)
-
-
-@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
-@pytest.mark.parametrize("kind", ["indices", "probabilities"])
-def test_at_alpha_1_label_smoothing_is_torchs_up_to_the_labels_entropy(kind: str, reduction: str) -> None:
-    logits, labels = batch()
-    target, smoothing = as_target(kind, labels), 0.1
-    rows = as_target("one-hot" if kind == "indices" else kind, labels).double()
-    smoothed = (1 - smoothing) * rows + smoothing / CLASSES
-    extra = softmax_entropy(logits) - torch.special.entr(smoothed).sum(1)
-    extra = {"none": extra, "sum": extra.sum(), "mean": extra.mean()}[reduction]
-    expected = extra + cross_entropy(logits, target, reduction=reduction, label_smoothing=smoothing)
-    close(hr_loss(logits, target, alpha=1, reduction=reduction, label_smoothing=smoothing), expected)
 
 
 # The gradient
@@ -206,9 +180,6 @@ def test_below_alpha_1_only_a_batch_without_any_possible_label_is_inf() -> None:
     assert hr_loss(logits[:1], torch.tensor([1]), alpha=0.5) == INF
 
 
-# Precision where the usual writing has none
-
-
 # Nothing to average, and what is not a number
 
 
@@ -241,12 +212,25 @@ def test_an_example_of_weight_0_or_ignored_gets_no_gradient(reduction: str) -> N
 # Transformations of the function
 
 
-def check_compiled(backend: Any, kind: str, options: dict[str, Any]) -> None:
-    """Compile in one graph and compare value and gradient on new data of the same shape."""
+@compiler
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("backend", "kind", "options", "sizes", "graphs"),
+    [
+        ("inductor", "indices", {}, (7, 7, 7), 1),
+        # The last batch of an epoch is smaller: the second size makes the batch dimension dynamic, others cost nothing.
+        ("aot_eager", "probabilities", {**OPTIONS["all"], "reduction": "none"}, (8, 7, 6, 5), 2),
+    ],
+    ids=["to-machine-code", "for-every-batch-size"],
+)
+def test_compiles_in_one_graph(
+    backend: str, kind: str, options: dict[str, Any], sizes: tuple[int, ...], graphs: int
+) -> None:
     torch.compiler.reset()
-    compiled = torch.compile(hr_loss, fullgraph=True, backend=backend)
-    for seed in range(3):
-        logits, labels = batch(seed=seed)
+    counter = CompileCounterWithBackend(backend)
+    compiled = torch.compile(hr_loss, fullgraph=True, backend=counter)
+    for seed, n in enumerate(sizes):
+        logits, labels = batch(n, seed=seed)
         target = as_target(kind, labels)
         logits.requires_grad_()
         value = compiled(logits, target, **options)
@@ -254,38 +238,7 @@ def check_compiled(backend: Any, kind: str, options: dict[str, Any]) -> None:
         expected, expected_gradient = value_and_gradient(logits, target, **options)
         close(value, expected)
         close(gradient, expected_gradient, atol=1e-15)
-
-
-@compiler
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ("kind", "options"),
-    [("indices", {}), ("probabilities", {**OPTIONS["all"], "reduction": "none"}), ("indices", {"alpha": 1.0})],
-    ids=["paper", "all-options", "limit"],
-)
-def test_compiles_once_in_one_graph(kind: str, options: dict[str, Any]) -> None:
-    counter = CompileCounterWithBackend("aot_eager")
-    check_compiled(counter, kind, options)
-    assert counter.frame_count == 1
-
-
-@compiler
-@pytest.mark.slow
-def test_compiles_for_every_batch_size_at_once() -> None:
-    # The last batch of an epoch is smaller: the second size makes the batch dimension dynamic, the third costs nothing.
-    torch.compiler.reset()
-    counter = CompileCounterWithBackend("aot_eager")
-    compiled = torch.compile(hr_loss, fullgraph=True, backend=counter)
-    for n in (8, 7, 6, 5):
-        logits, labels = batch(n)
-        close(compiled(logits, labels), hr_loss(logits, labels))
-    assert counter.frame_count == 2
-
-
-@compiler
-@pytest.mark.slow
-def test_compiles_to_machine_code() -> None:
-    check_compiled("inductor", "indices", {})
+    assert counter.frame_count == graphs
 
 
 @pytest.mark.parametrize("kind", ["indices", "probabilities"])
@@ -301,17 +254,6 @@ def test_vmap_over_batches_is_a_loop_over_them() -> None:
     pairs = [batch(seed=seed) for seed in range(3)]
     logits, labels = (torch.stack(tensors) for tensors in zip(*pairs, strict=True))
     close(vmap(hr_loss)(logits, labels), torch.stack([hr_loss(z, y) for z, y in pairs]))
-
-
-@forward_mode
-def test_the_batch_couples_its_examples_and_the_per_example_loss_does_not() -> None:
-    logits, labels = batch(3)
-    jacobian = jacrev(lambda z: hr_loss(z, labels, reduction="none"))(logits)
-    coupling = hessian(lambda z: hr_loss(z, labels))(logits)
-    for i in range(3):
-        for j in range(3):
-            assert bool((jacobian[i, j] != 0).all()) == (i == j)
-            assert (coupling[i, :, j] != 0).all()
 
 
 def test_under_autocast_the_loss_is_still_float32() -> None:
@@ -342,12 +284,6 @@ def divergence(p: Any, q: Any, alpha: float, **options: Any) -> Tensor:
 def test_divergence_is_that_of_equation_4(alpha: float) -> None:
     close(divergence(P, Q, alpha), oracle.renyi_divergence(P, Q, alpha))
     close(divergence(np.float32(P), np.float32(Q), alpha), oracle.renyi_divergence(P, Q, alpha))
-
-
-def test_divergence_against_scipy() -> None:
-    close(divergence(P, Q, 1), relative_entropy(P, Q))
-    # The chi-square statistic sum (p - q)^2 / q is exp(R_2) - 1, and the paper's D_2 is half the usual R_2.
-    close(divergence(P, Q, 2), np.log1p(chisquare(P, Q).statistic) / 2)
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
@@ -388,20 +324,6 @@ def test_divergence_is_differentiable(alpha: float) -> None:
     check_derivatives(of_logits, logits)
 
 
-@pytest.mark.parametrize("size", [2, 3, 10, 50])
-def test_divergence_is_skew_symmetric_and_adds_up_over_independent_pairs(size: int) -> None:
-    # (1 - a) R_a(p || q) = a R_(1 - a)(q || p) for the usual R_a, which is a D_a: so D_a(p || q) = D_(1 - a)(q || p).
-    random = np.random.default_rng(size)
-    p, q = random.dirichlet(np.full(size, 0.3)) + 1e-6, random.dirichlet(np.ones(size)) + 1e-6
-    p[-1] = 0.0
-    p, q = p / p.sum(), q / q.sum()
-    for alpha in (1e-6, 0.05, 0.3, 0.5, 0.8, 0.999):
-        close(divergence(p, q, alpha), divergence(q, p, 1 - alpha), rtol=1e-10)
-    for alpha in (0.3, 1.0, 1 + 1e-6, 1.6, 2.0, 50.0):
-        pairs = divergence(np.outer(p, P).ravel(), np.outer(q, Q).ravel(), alpha)
-        close(pairs, divergence(p, q, alpha) + divergence(P, Q, alpha))
-
-
 def test_divergence_at_order_1_is_infinite_however_rare_the_class_that_q_excludes() -> None:
     for log_rare in (-1.0, -700.0, -1000.0):
         log_p = torch.tensor([math.log1p(-math.exp(log_rare)), log_rare], dtype=torch.float64)
@@ -409,13 +331,9 @@ def test_divergence_at_order_1_is_infinite_however_rare_the_class_that_q_exclude
             assert renyi_divergence(log_p, torch.tensor([0.0, -INF]).double(), alpha=alpha) == INF
 
 
-# Laws of the loss, on examples that hypothesis looks for
+# Examples that hypothesis looks for
 
-law = settings(deadline=None, derandomize=True, max_examples=40)
 SIXTEENTHS = st.integers(-800, 800).map(lambda i: i / 16)  # -50 .. 50; sums with small integers are exact
-ORDERS = st.floats(0.05, 20.0)
-# Here -log q is at most 105, of which eps is 2e-14; a factor of 50 is left for the roundings of a sum.
-ROUNDING = 1e-12
 
 
 @st.composite
@@ -427,48 +345,14 @@ def batches(draw: st.DrawFn) -> tuple[Tensor, Tensor]:
     return torch.from_numpy(logits), torch.from_numpy(labels)
 
 
-def equal(actual: Tensor, expected: Tensor) -> None:
-    """Assert equality up to the rounding of terms of up to 105 nats."""
-    close(actual, expected, rtol=ROUNDING, atol=ROUNDING)
-
-
-@law
-@given(batches(), ORDERS, ORDERS, st.booleans())
-def test_law_the_divergence_never_falls_as_alpha_grows(data: Any, one: float, other: float, soft: bool) -> None:
+@settings(deadline=None, derandomize=True, max_examples=25)
+@given(batches(), st.floats(0.05, 20.0), st.lists(st.integers(0, 3), min_size=5, max_size=5), st.sampled_from(TARGETS))
+def test_any_batch_has_the_loss_of_the_equations(data: Any, alpha: float, counts: list[int], kind: str) -> None:
     logits, labels = data
-    target = as_target("probabilities", labels, logits.shape[1]) if soft else labels
-    low, high = (hr_loss_terms(logits, target, alpha=a).renyi_divergence for a in sorted((one, other)))
-    assert low <= high + ROUNDING * (1 + high)
-
-
-@law
-@given(batches(), st.floats(1.0, 20.0))
-def test_law_cross_entropy_is_below_the_divergence_plus_the_labels_entropy(data: Any, alpha: float) -> None:
-    logits, labels = data
-    soft = as_target("probabilities", labels, logits.shape[1])
-    for target, entropy in ((labels, 0.0), (soft, torch.special.entr(soft).sum(1).mean())):
-        divergence = hr_loss_terms(logits, target, alpha=alpha).renyi_divergence
-        assert cross_entropy(logits, target) <= divergence + entropy + ROUNDING * (1 + divergence)
-
-
-@law
-@given(batches(), ORDERS, st.integers(-1000, 1000))
-def test_law_a_constant_added_to_the_logits_changes_nothing(data: Any, alpha: float, constant: int) -> None:
-    logits, labels = data
-    assert torch.equal(hr_loss(logits + constant, labels, alpha=alpha), hr_loss(logits, labels, alpha=alpha))
-
-
-@law
-@given(
-    batches(), ORDERS, st.lists(st.integers(0, 3), min_size=5, max_size=5), st.sampled_from(["batch", "mean", "sum"])
-)
-def test_law_an_integer_weight_repeats_the_example(data: Any, alpha: float, counts: list[int], reduction: str) -> None:
-    logits, labels = data
-    weight = torch.tensor(counts[: logits.shape[1]])
-    times = weight[labels]
-    assume(times.sum() > 0)
-    repeated = logits.repeat_interleave(times, 0), labels.repeat_interleave(times)
-    equal(
-        hr_loss(logits, labels, alpha=alpha, weight=weight, reduction=reduction),
-        hr_loss(*repeated, alpha=alpha, reduction=reduction),
-    )
+    target, weight = as_target(kind, labels, logits.shape[1]), torch.tensor(counts[: logits.shape[1]])
+    rows = target if target.ndim == 2 else one_hot(labels, logits.shape[1])
+    assume((rows * weight).sum() > 0)
+    for options in ({}, {"weight": weight}):
+        # Here -log q is at most 105, of which eps is 2e-14; a factor of 50 is left for the roundings of a sum.
+        expected = oracle.hr_loss(logits, target, alpha, **options)
+        close(hr_loss(logits, target, alpha=alpha, **options), expected, rtol=1e-12, atol=1e-12)

@@ -2,7 +2,7 @@
 
 import itertools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import cache
 from typing import Any
 
@@ -11,6 +11,7 @@ import torch
 from testing import oracle
 from testing.losses import ATOL, REDUCTIONS, WEIGHT, as_target, batch, close
 from torch import Tensor
+from torch.nn.functional import one_hot
 
 from art_hrloss.losses import _fused as fused
 from art_hrloss.losses import _numerics as numerics
@@ -19,7 +20,9 @@ from art_hrloss.losses._functional import HRLossTerms, hr_loss, hr_loss_terms
 Loss = Callable[..., Tensor]
 WAYS = ["in advance", "at once", "in blocks", "compiled"]
 ALPHAS = [0.5, 1.0, 1 + 1e-6, 1.6, 50.0]
-SIZES = [(7, 5), (5, 40), (11, 2)]
+# Near 1 the logarithm's rounding is magnified, if it is written as printed; far from it the loss tends to a limit.
+MORE_ALPHAS = [1e-9, 1 - 1e-7, 1 + 1e-12, 1e3, 1e12]
+SIZES = [(7, 5), (11, 2), (1, 2)]
 INF = math.inf
 KINDS: dict[str, tuple[str, dict[str, Any]]] = {
     "indices": ("indices", {}),
@@ -30,10 +33,15 @@ KINDS: dict[str, tuple[str, dict[str, Any]]] = {
 }
 OPTIONS: dict[str, dict[str, Any]] = {
     "plain": {},
-    "weight": {"weight": WEIGHT},
-    "ignore": {"ignore_index": 1},
     "all": {"weight": WEIGHT, "ignore_index": 1},
 }
+REDUCED = [
+    *itertools.product(["batch"], (0.5, 1.0, 1.6, 50.0)),
+    ("mean", 1.6),
+    ("sum", 0.5),
+    ("none", 1.0),
+    ("none", 50.0),
+]
 every_kind = pytest.mark.parametrize("kind", KINDS)
 
 
@@ -95,9 +103,9 @@ def of_equations(size: tuple[int, int], scale: float, alpha: float) -> tuple[Any
     return oracle.hr_loss(logits, labels, alpha), oracle.gradient(logits, labels, alpha)
 
 
-@pytest.mark.parametrize("scale", [0.1, 1.0, 10.0, 100.0, 1000.0])
+@pytest.mark.parametrize("scale", [0.1, 1.0, 30.0, 4000.0])
 def test_values_and_gradients_are_those_of_the_equations(way: str, scale: float) -> None:
-    for size, alpha in itertools.product([*SIZES, (1, 2)], ALPHAS):
+    for size, alpha in [*itertools.product(SIZES, ALPHAS), *itertools.product([(3, 3)], MORE_ALPHAS)]:
         logits, labels = batch(*size, scale=scale)
         check(logits, labels, *of_equations(size, scale, alpha), alpha=alpha)
 
@@ -109,14 +117,7 @@ def test_every_kind_of_label_option_and_reduction_is_as_the_reference(
 ) -> None:
     logits, labels = batch()
     target, more = as_target(KINDS[kind][0], labels), KINDS[kind][1]
-    ways = [
-        *itertools.product(["batch"], (0.5, 1.0, 1.6, 50.0)),
-        ("mean", 1.6),
-        ("sum", 0.5),
-        ("none", 1.0),
-        ("none", 50.0),
-    ]
-    for reduction, alpha in ways:
+    for reduction, alpha in REDUCED:
         compare(logits, target, alpha=alpha, reduction=reduction, **options, **more)
     value = hr_loss(logits.requires_grad_(), target, **options, **more)  # type: ignore[arg-type]
     assert type(value.grad_fn).__name__ == ("_CompiledBackward" if way == "compiled" else "_FusedBackward")
@@ -127,7 +128,7 @@ def test_every_kind_of_label_option_and_reduction_is_as_the_reference(
 def test_dense_logits_are_as_the_reference_in_any_memory_format(way: str, classes: int, kind: str) -> None:
     logits, labels = batch(24, classes)
     target, options = as_target(KINDS[kind][0], labels, classes), KINDS[kind][1]
-    for sizes, reduction in itertools.product(((24,), (2, 3, 4), (6, 4), (24, 1), (1, 24)), ("batch", "none")):
+    for sizes, reduction in itertools.product(((24,), (2, 3, 4), (24, 1), (1, 24)), ("batch", "none")):
         shape = (*sizes, classes)
         z = logits.reshape(shape).movedim(-1, 1)
         y = target.reshape(shape[:-1]) if target.ndim == 1 else target.reshape(shape).movedim(-1, 1)
@@ -138,13 +139,6 @@ def test_dense_logits_are_as_the_reference_in_any_memory_format(way: str, classe
             close(value, expected)
             close(gradient, by_logits, atol=1e-15)
     close(hr_loss(logits[0], target[0], **options), reference(logits[0], target[0], **options))
-
-
-def test_weights_and_ignored_examples_of_two_classes_are_as_the_reference(way: str) -> None:
-    logits, labels = batch(12, 2)
-    for options in ({"weight": WEIGHT[:2]}, {"ignore_index": 1}, {"weight": WEIGHT[:2], "ignore_index": 0}):
-        for reduction, alpha in itertools.product(REDUCTIONS, (0.5, 1.0, 1.6, 50.0)):
-            compare(logits, labels, alpha=alpha, reduction=reduction, **options)
 
 
 def test_logits_and_labels_need_not_be_contiguous(way: str) -> None:
@@ -159,13 +153,68 @@ def test_logits_and_labels_need_not_be_contiguous(way: str) -> None:
             close(actual, value, atol=1e-15)
 
 
-def test_equal_largest_logits_count_each(way: str) -> None:
-    for size in SIZES:
+def hard_cases(logits: Tensor, labels: Tensor, classes: int) -> Iterator[tuple[Tensor, Tensor, dict[str, Any]]]:
+    """Batches that lose digits or make no number of a careless writing, with options."""
+    weight, soft = WEIGHT[:classes], as_target("probabilities", labels, classes)
+    for reduction, alpha in REDUCED:
+        for options in ({"weight": weight}, {"weight": weight, "ignore_index": 1}):
+            yield logits, labels, {"alpha": alpha, "reduction": reduction, **options}
+    ignored = labels.clone()
+    ignored[[1, 4]] = -100
+    yield from ((logits, ignored, {"reduction": reduction}) for reduction in REDUCTIONS)
+    ties, first = logits.clone(), labels.clone()
+    ties[0], ties[1, :2], first[1] = 0.0, 9.0, 1
+    yield ties, first, {}
+    yield torch.zeros_like(logits), labels, {}
+    # Powers of such losses overflow, or leave nothing, unless the largest or least one is taken out first.
+    large = 1000 * logits
+    large[0], first[0] = torch.linspace(1e-3, -1, classes, dtype=torch.float64), 0
+    for alpha in (0.5, 1.6, 50.0):
+        yield large, first, {"alpha": alpha}
+    absent = logits.clone()
+    absent[0, -1], first[0] = -INF, 0
+    yield from (
+        (absent, first, {"reduction": reduction, "weight": each})
+        for reduction in ("batch", "none")
+        for each in (None, 1e9 * weight)
+    )
+    heavy = 1e9 * weight
+    heavy[-1] = 0.0  # smoothed labels are of every class that has a weight
+    yield absent, first, {"label_smoothing": 0.1, "weight": heavy, "reduction": "sum"}
+    # Below alpha = 1 a label on an absent class leaves the batch a finite loss and gradient.
+    impossible = first.index_fill(0, torch.tensor([0]), classes - 1)
+    yield from ((absent, each, {"alpha": alpha}) for alpha in (0.3, 0.95) for each in (impossible, one_hot(impossible)))
+    for mass, alpha in itertools.product((1e-10, 1.01, 3.0), (0.5, 1.0, 50.0)):
+        yield logits, soft * mass, {"alpha": alpha, "label_smoothing": 0.1 * (mass > 1)}
+        yield logits, labels, {"alpha": alpha, "label_smoothing": 0.1, "weight": weight * mass}
+    # Powers of all probabilities vanish in float32.
+    flat = batch(2, 10, scale=0.1)[0]
+    yield flat, torch.full_like(flat, 0.1), {"alpha": 50.0}
+    yield flat, torch.full_like(flat, 1e-25), {}
+
+
+@pytest.mark.parametrize("classes", [2, 5])
+def test_hard_cases_are_as_the_reference(way: str, classes: int) -> None:
+    for logits, labels, options in hard_cases(*batch(9, classes), classes):
+        compare(logits, labels, **options)
+
+
+def test_distributions_of_any_logits_have_the_loss_of_the_reference(way: str) -> None:
+    logits, labels = batch(scale=1000.0)
+    soft = as_target("probabilities", labels)
+    for alpha, dtype in itertools.product((0.5, 1.0, 1.6, 50.0), (torch.float64, torch.float32)):
+        for target, options in ((soft.to(dtype), {}), (labels, {"label_smoothing": 0.1})):
+            value = hr_loss(logits.to(dtype), target, alpha=alpha, **options)
+            close(value, reference(logits, target.double() if options == {} else target, alpha=alpha, **options))
+
+
+def test_a_label_on_an_absent_class_is_infinite_and_what_is_no_number_stays_none(way: str) -> None:
+    for size, reduction in itertools.product(SIZES, ("batch", "none")):
         logits, labels = batch(*size)
-        logits[0] = 0.0
-        logits[1, :2], labels[1] = 9.0, 1
-        logits[2, 2:4], labels[2] = 9.0, 0
-        compare(logits, labels)
+        logits[0, -1], labels[0] = -INF, size[1] - 1
+        assert hr_loss(logits, labels, reduction=reduction).max() == INF  # type: ignore[arg-type]
+        logits[0, 0] = math.nan
+        assert hr_loss(logits, labels).isnan()
 
 
 def test_a_confident_example_loses_no_digit(way: str) -> None:
@@ -176,27 +225,6 @@ def test_a_confident_example_loses_no_digit(way: str) -> None:
             value, gradient = value_and_gradient(hr_loss, logits, target)
             close(value, oracle.hr_loss(logits, [0], 1.6))
             close(gradient, oracle.gradient(logits, [0], 1.6))
-
-
-def test_impossible_classes_and_labels_are_as_the_reference(way: str) -> None:
-    for size, reduction in itertools.product(SIZES, ("batch", "none")):
-        logits, labels = batch(*size)
-        logits[0, -1] = -INF
-        labels[0] = size[1] - 2
-        compare(logits, labels, reduction=reduction)
-        labels[0] = size[1] - 1
-        assert hr_loss(logits, labels, reduction=reduction).max() == INF  # type: ignore[arg-type]
-        logits[0, 0] = math.nan
-        assert hr_loss(logits, labels).isnan()
-
-
-def test_losses_of_any_size_are_as_the_reference(way: str) -> None:
-    # Powers of such losses overflow, or leave nothing, unless the largest or least one is taken out first.
-    logits, labels = batch(6)
-    logits *= 1000
-    logits[0], labels[0] = torch.tensor([1e-3, 0.0, 0.0, 0.0, -1.0]), 0
-    for alpha in (0.5, 1.6, 50.0):
-        compare(logits, labels, alpha=alpha)
 
 
 @pytest.mark.parametrize("classes", [2, 5])
@@ -255,16 +283,6 @@ def test_a_retained_graph_may_be_differentiated_again(way: str, reduction: str) 
 # The graph: what it holds and for how long
 
 
-@every_kind
-def test_a_second_backward_without_retain_graph_is_an_error_as_for_cross_entropy(way: str, kind: str) -> None:
-    logits, labels = batch()
-    leaf = logits.requires_grad_()
-    loss = hr_loss(leaf, as_target(KINDS[kind][0], labels), **KINDS[kind][1])
-    loss.backward()
-    with pytest.raises(RuntimeError, match="second time"):
-        loss.backward()
-
-
 def test_nothing_is_held_after_backward(way: str) -> None:
     logits, labels = batch()
     leaf = logits.requires_grad_()
@@ -299,55 +317,7 @@ def test_labels_that_are_cast_are_copied(way: str, dtype: torch.dtype) -> None:
     assert torch.equal(torch.autograd.grad(loss, leaf)[0], expected)
 
 
-def test_a_graph_of_large_logits_notices_it_as_well() -> None:
-    logits, labels = torch.randn(300_000, 5, requires_grad=True), torch.randint(5, (300_000,))
-    loss = hr_loss(logits, labels)
-    labels.add_(1).remainder_(5)
-    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
-        loss.backward()
-
-
 # Extremes
-
-
-@pytest.mark.parametrize("classes", [2, 1000, 50_000])
-def test_all_logits_equal_is_the_uniform_distribution(way: str, classes: int) -> None:
-    value, gradient = value_and_gradient(hr_loss, torch.zeros(2, classes), torch.tensor([0, classes - 1]))
-    close(value, 2 * math.log(classes))
-    close(gradient[0, 0], (1 / classes - 1) / 2)
-
-
-@pytest.mark.parametrize("kind", ["smoothing", "soft"])
-def test_distributions_of_any_logits_are_those_of_the_equations(way: str, kind: str) -> None:
-    for scale, alpha in itertools.product((0.1, 10.0, 1000.0), (0.5, 1.0, 1.6, 50.0)):
-        logits, labels = batch(scale=scale)
-        target, options = as_target(KINDS[kind][0], labels), KINDS[kind][1]
-        expected = oracle.hr_loss(logits, target, alpha, **options)
-        for dtype in (torch.float64, torch.float32):
-            value = hr_loss(logits.to(dtype), target.to(dtype) if kind == "soft" else target, alpha=alpha, **options)
-            close(value, expected)
-
-
-@pytest.mark.parametrize("classes", [2, 5])
-def test_examples_to_be_ignored_have_no_gradient(way: str, classes: int) -> None:
-    logits, labels = batch(9, classes)
-    labels[[1, 4]] = -100
-    for reduction in REDUCTIONS:
-        compare(logits, labels, reduction=reduction)
-    assert value_and_gradient(hr_loss, logits, labels)[1].any(1).tolist() == (labels >= 0).tolist()
-
-
-def test_distributions_of_any_mass_have_the_gradient_of_the_reference(way: str) -> None:
-    logits, labels = batch(6)
-    for mass, alpha in itertools.product((1e-10, 1e-3, 1.01, 3.0), (0.5, 1.0, 1.6, 50.0)):
-        compare(logits, as_target("probabilities", labels) * mass, alpha=alpha)
-        compare(logits, labels, alpha=alpha, label_smoothing=0.1, weight=WEIGHT * mass)
-
-
-def test_powers_that_vanish_in_float32_leave_the_loss_exact(way: str) -> None:
-    logits = batch(2, 10, scale=0.1)[0]
-    compare(logits, torch.full((2, 10), 0.1, dtype=torch.float64), alpha=50.0)
-    compare(logits, torch.full((2, 10), 1e-25, dtype=torch.float64))
 
 
 def test_a_one_hot_row_of_any_mass_is_its_index_times_the_mass(way: str) -> None:
@@ -355,23 +325,6 @@ def test_a_one_hot_row_of_any_mass_is_its_index_times_the_mass(way: str) -> None
     for alpha, mass in itertools.product((1.1, 1.6), (0.3, 1.0, 3.0)):
         value = hr_loss(logits, torch.tensor([[mass, 0.0, 0.0]]), alpha=alpha, reduction="none")
         close(value, mass * oracle.hr_loss(logits, [0], alpha, "none"))
-
-
-def test_one_absent_class_of_two_leaves_a_finite_batch_below_alpha_1(way: str) -> None:
-    logits, labels = torch.tensor([[0.0, -INF], [1.0, 0.0]]), torch.tensor([1, 0])
-    close(
-        hr_loss(logits, labels, alpha=0.3),
-        hr_loss(torch.nn.functional.pad(logits, (0, 1), value=-INF), labels, alpha=0.3),
-    )
-
-
-@pytest.mark.parametrize("kind", ["indices", "smoothing"])
-def test_an_absent_class_has_no_gradient_whatever_the_weights(way: str, kind: str) -> None:
-    logits, labels = torch.tensor([[0.0, 1.0, -INF], [0.0, 1.0, 2.0]]), torch.tensor([0, 1])
-    weight = torch.tensor([1e9, 1e9, 0.0])
-    gradient = value_and_gradient(hr_loss, logits, labels, weight=weight, reduction="sum", **KINDS[kind][1])[1]
-    assert gradient.isfinite().all()
-    assert gradient[0, 2] == 0
 
 
 def test_a_label_on_an_absent_class_is_infinite_and_one_on_a_far_class_is_not(way: str) -> None:
@@ -393,13 +346,3 @@ def test_the_entries_of_a_confident_row_cancel_nowhere(way: str, kind: str) -> N
         (gradient,) = value_and_gradient(hr_loss, logits, labels, **options)[1]
         close(gradient[0], -gradient[1])
         assert gradient[1] > 4e-10
-
-
-@pytest.mark.parametrize("alpha", [0.3, 0.95])
-def test_below_alpha_1_a_batch_with_a_label_on_an_absent_class_has_its_finite_gradient(way: str, alpha: float) -> None:
-    logits = torch.tensor([[0.0, -INF, 0.5], [1.0, 0.0, 0.3]], dtype=torch.float64)
-    value, gradient = value_and_gradient(hr_loss, logits, torch.tensor([1, 0]), alpha=alpha)
-    for loss in (hr_loss, reference):
-        of_rows = value_and_gradient(loss, logits, torch.eye(3, dtype=torch.float64)[[1, 0]], alpha=alpha)
-        close(of_rows[0], value)
-        close(of_rows[1], gradient)

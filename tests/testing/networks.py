@@ -5,83 +5,63 @@ from torch import nn
 
 
 class Around(nn.Module):
-    """The logits of another network at images that :meth:`step` changes."""
+    """A network between two functions, of the images and of the logits."""
 
-    def __init__(self, network):
+    def __init__(self, network, before=lambda x: x, after=lambda logits: logits):
         super().__init__()
-        self.network = network
-
-    def step(self, x):
-        return x
+        self.network, self.before, self.after = network, before, after
 
     def forward(self, x):
-        return self.network(self.step(x))
+        return self.after(self.network(self.before(x)))
+
+
+def scaled(network, factor):
+    """The logits multiplied: the same predictions, and cross-entropy saturates."""
+    return Around(network, after=lambda logits: factor * logits)
+
+
+def rounding(network):
+    """An input step without a derivative."""
+    return Around(network, lambda x: (x * 15).round() / 15)
+
+
+def noisy(network, size):
+    """Random noise on the input."""
+    return Around(network, lambda x: x + size * torch.randn_like(x))
+
+
+def unnormalised(network, mean, std):
+    """A network of images from which a mean was subtracted, and which a standard deviation then divided."""
+    return Around(network, lambda x: x * std + mean)
+
+
+def in_place(network):
+    """A network that begins with a step in place."""
+    return Around(network, lambda x: x.mul_(0.9))
 
 
 class Recording(Around):
     """A network that keeps its images, batch by batch."""
 
     def __init__(self, network):
-        super().__init__(network)
+        super().__init__(network, self._keep)
         self.inputs = []
 
-    def step(self, x):
+    def _keep(self, x):
         self.inputs.append(x.detach().numpy().copy())
         return x
 
 
-class Scaled(nn.Module):
-    """The logits multiplied: the same predictions, and cross-entropy saturates."""
-
-    def __init__(self, network, factor):
-        super().__init__()
-        self.network, self.factor = network, factor
-
-    def forward(self, x):
-        return self.factor * self.network(x)
-
-
-class Rounding(Around):
-    """An input step without a derivative."""
-
-    def step(self, x):
-        return (x * 15).round() / 15
-
-
-class Noisy(Around):
-    """Random noise on the input."""
-
-    def __init__(self, network, size):
-        super().__init__(network)
-        self.size = size
-
-    def step(self, x):
-        return x + self.size * torch.randn_like(x)
-
-
-class NaNWhereBright(Around):
+def nan_where_bright(network, limit):
     """Logits that are right everywhere, with a gradient of NaN, 0 / 0, where the image is bright."""
 
-    def __init__(self, network, limit):
-        super().__init__(network)
-        self.limit = limit
-
-    def step(self, x):
-        bright = x.mean((1, 2, 3)) > self.limit
+    def step(x):
+        bright = x.mean((1, 2, 3)) > limit
         same = x.clone()
         same[bright] = x[bright] + (x[bright] - x[bright]).abs().sqrt()
         return same
 
-
-class Unnormalised(Around):
-    """A network of images from which a mean was subtracted, and which a standard deviation then divided."""
-
-    def __init__(self, network, mean, std):
-        super().__init__(network)
-        self.mean, self.std = mean, std
-
-    def step(self, x):
-        return x * self.std + self.mean
+    return Around(network, step)
 
 
 class Decoy(nn.Module):
@@ -184,14 +164,3 @@ class DropoutAndBatchNorm(nn.Module):
 
     def forward(self, x):
         return self.network(x)
-
-
-class InPlace(nn.Module):
-    """A network that begins with a step in place."""
-
-    def __init__(self, network):
-        super().__init__()
-        self.network = network
-
-    def forward(self, x):
-        return self.network(x.mul_(0.9))
