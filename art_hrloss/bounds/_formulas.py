@@ -230,7 +230,7 @@ def beta(classes: int) -> float:
         return math.log(p) / float(_log_gap(fano_bound(p, classes)))
 
     peak = minimize_scalar(lambda p: -ratio(p), bounds=(0.0, last), method="bounded", options={"xatol": 1e-10})
-    return float(max(-peak.fun, ratio(last)))
+    return float(-peak.fun)
 
 
 def _fano(p: Tensor, log_m: float) -> tuple[Tensor, Tensor]:
