@@ -102,7 +102,8 @@ class Report:
         :param command: What makes the results, to stand under the tables.
         """
         results, last = self.results, self.results.trained
-        whole = pd.concat([results.frame, results.bounds]).drop(columns="key")
+        # Of an empty frame pandas 2 would take the columns' types.
+        whole = pd.concat([f for f in (results.frame, results.bounds) if len(f)] or [results.frame]).drop(columns="key")
         frames = {"results": whole, "records": records_frame(last)}
         frames |= {"broken_by": broken} if not (broken := broken_frame(last)).empty else {}
         keys = tuple(attack.key() for attack in confusion_attacks(results.grid).values())
