@@ -28,8 +28,8 @@ from benchmarks.store import DamagedError, Store, StoreError
 from benchmarks.store._atomic import expect_writable, writing
 from benchmarks.training import can_be_stacked
 
-# The second is what torch imports, for a second or two, with the first optimizer.
-PRELOAD = ("benchmarks.execution", "torch._dynamo")
+# What torch imports, for a second or two, with the first optimizer, and what the digits come with.
+PRELOAD = ("benchmarks.execution", "torch._dynamo", "sklearn.datasets")
 
 OnEnd = Callable[[RunSpec, Outcome], None]
 
