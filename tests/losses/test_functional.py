@@ -218,10 +218,11 @@ def test_an_example_of_weight_0_or_ignored_gets_no_gradient(reduction: str) -> N
     ("backend", "kind", "options", "sizes", "graphs"),
     [
         ("inductor", "indices", {}, (7, 7, 7), 1),
+        ("aot_eager", "indices", {"alpha": 1.0}, (7, 7), 1),
         # The last batch of an epoch is smaller: the second size makes the batch dimension dynamic, others cost nothing.
         ("aot_eager", "probabilities", {**OPTIONS["all"], "reduction": "none"}, (8, 7, 6, 5), 2),
     ],
-    ids=["to-machine-code", "for-every-batch-size"],
+    ids=["to-machine-code", "at-the-limit", "for-every-batch-size"],
 )
 def test_compiles_in_one_graph(
     backend: str, kind: str, options: dict[str, Any], sizes: tuple[int, ...], graphs: int
