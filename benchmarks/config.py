@@ -12,18 +12,7 @@ from typing import Any, Literal, get_args, get_origin
 
 from benchmarks.references import EXAMPLE, ConfigError, Reference, did_you_mean, refer
 
-__all__ = [
-    "DATA_DIR",
-    "AttackSpec",
-    "ConfigError",
-    "Grid",
-    "Hardening",
-    "LossSpec",
-    "Recipe",
-    "Reference",
-    "RunSpec",
-    "canonical",
-]
+__all__ = ["AttackSpec", "ConfigError", "Grid", "Hardening", "LossSpec", "Recipe", "Reference", "RunSpec", "canonical"]
 
 # Where data sets are looked for, unless another folder is given.
 DATA_DIR = Path("~/.cache/art_hrloss")
