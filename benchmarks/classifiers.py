@@ -1,5 +1,6 @@
 """A trained network of a grid as a classifier, for ART's pipelines."""
 
+import os
 import shlex
 from dataclasses import replace
 from pathlib import Path
@@ -42,7 +43,7 @@ def load_classifier(
     declared = grid if isinstance(grid, Grid) else grids.get(grid)
     name, recipe = _recipe(declared, dataset)
     run = RunSpec(name, replace(recipe, **changes), _loss(declared, loss), seed)
-    kept = Store(Path(store).expanduser())
+    kept = Store(Path(os.path.expanduser(store)))
     if not kept.is_trained(run):
         of_ours = declared.name if declared.name in grids.GRIDS else "FILE.py:FUNCTION"
         options = {"grid": grid if isinstance(grid, str) else of_ours, "dataset": dataset, **changes, "store": store}
@@ -52,7 +53,7 @@ def load_classifier(
         }
         command = "python -m benchmarks run" + "".join(f" --{name} {value}" for name, value in given.items())
         raise StoreError(f"expected {run} to be trained in {kept.root}, but it is not yet: `{command}` trains it")
-    folder, size = Path(data_dir).expanduser(), run.recipe.validation_size
+    folder, size = Path(data_dir), run.recipe.validation_size
     examples = data.load(run.dataset, data_dir=folder, validation_size=size, split_seed=run.recipe.split_seed)
     kept.check(run, examples.fingerprint)
     return trained_classifier(run, examples, kept)

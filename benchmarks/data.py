@@ -5,6 +5,7 @@ hostile: no pickle is opened unless its MD5 is torchvision's own, and MNIST and 
 """
 
 import hashlib
+import os
 import re
 import zipfile
 from collections.abc import Iterator, Mapping
@@ -12,7 +13,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -22,27 +22,23 @@ import torch
 from benchmarks.references import Reference, did_you_mean
 
 # Torchvision's, by their names here: the name of its class, and what tells the part that is meant.
-TORCHVISION: Mapping[str, tuple[str, Mapping[str, str]]] = MappingProxyType(
-    {
-        "mnist": ("MNIST", {}),
-        "cifar10": ("CIFAR10", {}),
-        "svhn": ("SVHN", {}),
-        "fashion-mnist": ("FashionMNIST", {}),
-        "kmnist": ("KMNIST", {}),
-        "emnist-digits": ("EMNIST", {"split": "digits"}),
-        "cifar100": ("CIFAR100", {}),
-    }
-)
+TORCHVISION: Mapping[str, tuple[str, Mapping[str, str]]] = {
+    "mnist": ("MNIST", {}),
+    "cifar10": ("CIFAR10", {}),
+    "svhn": ("SVHN", {}),
+    "fashion-mnist": ("FashionMNIST", {}),
+    "kmnist": ("KMNIST", {}),
+    "emnist-digits": ("EMNIST", {"split": "digits"}),
+    "cifar100": ("CIFAR100", {}),
+}
 BUILT_IN = ("digits", *TORCHVISION)
 
 # `digest(train, test)` of the official data. Those of which it is not here are known by torchvision's MD5s alone, which
 # it has of every file but the unpacked ones of the MNIST kind.
-OFFICIAL_SHA256: Mapping[str, str] = MappingProxyType(
-    {
-        "mnist": "e0130f111822ed58de3ba94ad450971c80ee446d2ff4d08e2b4c8e8be16eae50",
-        "cifar10": "088db17c50ddf8b6d4ae26627291c330435e1f1bd0f0f70db194a685896d7abd",
-    }
-)
+OFFICIAL_SHA256: Mapping[str, str] = {
+    "mnist": "e0130f111822ed58de3ba94ad450971c80ee446d2ff4d08e2b4c8e8be16eae50",
+    "cifar10": "088db17c50ddf8b6d4ae26627291c330435e1f1bd0f0f70db194a685896d7abd",
+}
 
 
 class DataError(ValueError):
@@ -114,7 +110,7 @@ def load(name: str, *, data_dir: Path, download: bool = False, validation_size: 
     """
     if not isinstance(name, Reference) and not re.fullmatch(r"\w[\w.-]*", name):
         raise DataError(f"expected a plain data set name (letters, digits, '_', '-', inner '.'), but got {name!r}")
-    data_dir = data_dir.expanduser()
+    data_dir = Path(os.path.expanduser(data_dir))  # unlike Path's own, no error where there is no home
     if isinstance(name, Reference):
         train, test = _own(name)
     elif name == "digits":
@@ -136,8 +132,9 @@ def files(name: str, data_dir: Path) -> tuple[Path, ...]:
     """The files that :func:`load` looks for, whether they are there or not; "digits" has none."""
     if isinstance(name, Reference):
         return (Path(name.path),) if name.path else ()
-    official = tuple(_official_md5s(name, data_dir.expanduser())) if name in BUILT_IN[1:] else ()
-    return official if name == "digits" else (*official, data_dir.expanduser() / f"{name}.npz")
+    data_dir = Path(os.path.expanduser(data_dir))
+    official = tuple(_official_md5s(name, data_dir)) if name in BUILT_IN[1:] else ()
+    return official if name == "digits" else (*official, data_dir / f"{name}.npz")
 
 
 def _set_aside(split: Split, size: int, seed: int) -> tuple[Split, Split]:

@@ -96,8 +96,7 @@ def _read(options: Options, validation_size: int, *, first: bool) -> Dataset:
     """The data set; on a disk that all share, the first process fetches it for all."""
 
     def read(*, download: bool) -> Dataset:
-        folder = options.data_dir.expanduser()
-        return load(options.dataset, data_dir=folder, download=download, validation_size=validation_size)
+        return load(options.dataset, data_dir=options.data_dir, download=download, validation_size=validation_size)
 
     data = read(download=options.download) if first else None
     dist.barrier()
