@@ -1,7 +1,6 @@
 """art_hrloss._network: networks of any precision and output, images of any dtype, preprocessing, and pickles."""
 
 import copy
-import os
 import pickle
 import subprocess
 import sys
@@ -390,8 +389,7 @@ def test_a_pickle_is_read_in_a_fresh_process(sequential, batch, tmp_path, art_da
     np.save(tmp_path / "images.npy", batch[0])
     np.save(tmp_path / "labels.npy", batch[1])
     command = [sys.executable, "-W", "error", "-c", UNPICKLE, str(tmp_path), str(art_data)]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    process = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    process = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert process.returncode == 0, process.stderr
     # Another process may take another number of threads and, with it, another order of summation.
     for name in ("predict", "loss_gradient"):

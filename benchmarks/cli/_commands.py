@@ -129,8 +129,7 @@ class Speed:
         if not self.seconds > 0:
             raise ConfigError(f"expected seconds to be above 0, but got {self.seconds}")
         # Unlike Path's own, this leaves a path as it is where there is no home.
-        data_dir, output = (Path(os.path.expanduser(folder)) for folder in (self.data_dir, self.output))
-        settings = Settings(data_dir, self.quick, self.seconds)
+        output, settings = Path(os.path.expanduser(self.output)), Settings(self.data_dir, self.quick, self.seconds)
         return parts.run(parts.chosen(self.part), settings, output, console, command=self.resuming)
 
     @property

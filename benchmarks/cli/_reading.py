@@ -69,7 +69,8 @@ def make_report(results: Results, store: Store, console: Console, command: str) 
     page = export.write(results, folder, command=command, facts=provenance(results.grid, store))
     overview = export.write_index(folder.parent)
     for dataset in results.datasets:
-        for maker in (table_1, alpha_table):
-            if table := maker(Selection(results, dataset)):
+        selection = Selection(results, dataset)
+        for table in (table_1(selection), alpha_table(selection)):
+            if table is not None:
                 console.print(table.rich())
     console.print(f"Tables and figures: {folder}, and all of them in {page}; all grids: {overview}", soft_wrap=True)

@@ -147,16 +147,14 @@ def _look(grid: Grid, store: Store, run: RunSpec) -> RunStatus:
                 accuracy = record.accuracy
     left = {part: times for part, times in left.items() if times}
     records = len(grid.attacks) - len(left.keys() - {"epoch"})
-    # Every record has just been looked at; the rest is.
-    state: State = "done"
-    error = ""
-    if left or not store.is_done(run, ()):
-        state, error = _unfinished(grid, store, run, begun=bool(curve or records))
+    state, error = _state(grid, store, run, begun=bool(curve or records), whole=not left)
     return RunStatus(run, state, len(curve), records, accuracy, error, _seconds(store, run), left)
 
 
-def _unfinished(grid: Grid, store: Store, run: RunSpec, *, begun: bool) -> tuple[State, str]:
-    """The state of a run that is not done, and what is wrong with it."""
+def _state(grid: Grid, store: Store, run: RunSpec, *, begun: bool, whole: bool) -> tuple[State, str]:
+    """Its state, and what is wrong with it; whole, if every epoch and record was just found to be there."""
+    if whole and store.is_done(run, ()):
+        return "done", ""
     if store.is_locked(run):
         return "running", ""
     failure = store.error(run)

@@ -88,7 +88,7 @@ def expect_folder(path: Path) -> None:
     """
     existing = next(folder for folder in (path, *path.absolute().parents) if os.path.lexists(folder))
     if not existing.is_dir():
-        raise StoreError(f"expected a folder for the store {path}, but {existing} is none: give another")
+        raise StoreError(f"expected a folder at {path}, but {existing} is none: give another")
 
 
 def expect_writable(path: Path) -> None:
@@ -131,8 +131,7 @@ def read_bytes(path: Path) -> bytes | None:
     except (FileNotFoundError, NotADirectoryError):
         return None
     except OSError as error:
-        if path.is_dir():
-            raise DamagedError(path, "should be a file, but is a directory") from error
+        expect_kind(path)
         raise UnreadableError(path, f"cannot be read ({error.strerror}): make it readable") from error
 
 
