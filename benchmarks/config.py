@@ -198,6 +198,8 @@ class Recipe(_Spec):
     """Of torch on the CPU. A part of the recipe because sums, and so results, are rounded by how they are divided."""
     device: Literal["cpu", "gpu"] = "cpu"
     """Where to train and to attack, in ART's words. A part of the recipe because each rounds in its own way."""
+    precision: Literal["float32", "tf32"] = "float32"
+    """Of products in training on a GPU: TF32 rounds their factors to 10 bits. Evaluations are in float32."""
     curve_every: int = 0
     """After how many epochs the attacks of Fig. 1 are made, each time; 0 for never."""
     curve_attacks: tuple[AttackSpec, ...] = ()
@@ -216,6 +218,7 @@ class Recipe(_Spec):
             (sound, "lr_drops to be pairs of distinct epochs and factors above 0", drops),
             (isinstance(mean, bool), "subtract_pixel_mean to be True or False", repr(mean)),
             (distinct, "curve_attacks to be a tuple of distinct attacks", attacks),
+            (self.precision == "float32" or self.device == "gpu", "precision float32 on the CPU", self.precision),
             (bool(every) == bool(attacks), "curve_every and curve_attacks together", f"{every} and {attacks}"),
         )
 

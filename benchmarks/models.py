@@ -146,7 +146,7 @@ def resnet(channels: int, classes: int, *, blocks: int) -> nn.Module:
         for block in range(blocks):
             layers.append(ResidualBlock(width, stage_width, stride=2 if stage > 0 and block == 0 else 1))
             width = stage_width
-    network = nn.Sequential(*layers, AveragePool(), nn.Flatten(), nn.Linear(width, classes))
+    network = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(width, classes))
     for module in network.modules():
         if isinstance(module, (nn.Conv2d, nn.Linear)):
             nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
@@ -172,14 +172,6 @@ class ResidualBlock(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """Features of shape ``(n, width_out, H / stride, W / stride)``."""
         return torch.relu(self.residual(images) + self.shortcut(images))
-
-
-class AveragePool(nn.Module):
-    """The mean over height and width; torch's own module for it has no rule for stacked networks."""
-
-    def forward(self, images: Tensor) -> Tensor:
-        """Images of shape ``(n, C, H, W)`` to ``(n, C, 1, 1)``."""
-        return images.mean((-2, -1), keepdim=True)
 
 
 def _batch_norm(width: int) -> nn.BatchNorm2d:

@@ -41,6 +41,8 @@ class GridOptions:
     """Threads of each training on the CPU, instead of 1."""
     device: Literal["cpu", "gpu"] | None = None
     """Where to train and attack, instead of on the CPU."""
+    precision: Literal["float32", "tf32"] | None = None
+    """Of products in training on a GPU: TF32 is faster, and rounds their factors to 10 bits."""
 
     def resolve(self) -> Grid:
         """
@@ -87,8 +89,18 @@ class GridOptions:
         return named or tuple((str(self.dataset), recipe) for _, recipe in grid.recipes)
 
     def _overrides(self) -> list[tuple[str, str | int | float]]:
-        names = ("dataset", "seeds", "epochs", "alpha", "batch_size", "validation_size", "threads", "device")
-        return [(name, value) for name in names if (value := getattr(self, name)) is not None]
+        names = (
+            "dataset",
+            "seeds",
+            "epochs",
+            "alpha",
+            "batch_size",
+            "validation_size",
+            "threads",
+            "device",
+            "precision",
+        )
+        return [(name, value) for name in (*names, "precision") if (value := getattr(self, name)) is not None]
 
 
 def _plain(value: object) -> str:

@@ -56,20 +56,20 @@ def _do(options: "Run", grid: Grid, store: Store, jobs: list[Job], cluster: Clus
     # Runs that are trained together are timed as a whole, so each of them seems to run.
     at_once = None if cluster or together > 1 else workers
     with cluster.executor(job.resources for job in jobs) if cluster else execution.local(workers) as executor:
-        costs = _estimated(grid, store, jobs, executor, console, None if cluster else workers)
+        costs = _estimated(grid, store, jobs, executor, console, None if cluster else workers, together)
         with following(grid, store, console, at_once=at_once, costs=costs) as ended:
             return execution.run_all(jobs, lambda: nullcontext(executor), ended, together=together)
 
 
 def _estimated(
-    grid: Grid, store: Store, jobs: list[Job], executor: Executor, console: Console, workers: int | None
+    grid: Grid, store: Store, jobs: list[Job], executor: Executor, console: Console, workers: int | None, together: int
 ) -> dict[RunSpec, Seconds]:
     """Say how long the jobs will take; returns what is expected of those of which nothing has been timed."""
     states, by_run = execution.status(grid, store), {job.run: job for job in jobs}
     how = "from the runs that were timed"
     costs: dict[RunSpec, Seconds] = {}
     try:
-        costs = execution.costs(states, by_run.__getitem__, executor, at_once=workers or 1)
+        costs = execution.costs(states, by_run.__getitem__, executor, at_once=workers or 1, together=together)
     except ClusterError:
         raise
     except Exception as error:  # whatever it is, the run itself will meet it and tell

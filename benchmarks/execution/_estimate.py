@@ -20,7 +20,7 @@ from benchmarks.execution._jobs import Job, load_data, threads
 from benchmarks.execution._monitor import RunStatus, Seconds
 from benchmarks.references import Reference
 from benchmarks.store import Store
-from benchmarks.training import Training, accuracy
+from benchmarks.training import Training, accuracy, stepping, tf32
 
 # What is tried: enough for the first calls' extra time to be small, few enough for a moment.
 BATCHES, VALIDATION_IMAGES = 8, 500
@@ -35,13 +35,16 @@ FEW_AND_MORE, OF_LONG_ATTACKS = (BATCH_SIZE, 2 * BATCH_SIZE), (4, 16)
 LONG_ATTACKS = ("square", "transfer", "worst-case", "diagnostics")
 
 
-def probe(job: Job) -> Seconds:
+def probe(job: Job, together: int = 1) -> Seconds:
     """
     Train the job's network for a moment, attack it, and return what an epoch and each evaluation will take.
 
     An epoch is as many times the moment as it has images of training and validation, what it takes to keep its state,
     and, as often as the recipe says, what its curve attacks. A network that the store has trained is attacked as it
     is. Nothing is kept, and no generator is moved.
+
+    :param job: The job.
+    :param together: How many runs such as its own will be trained at once, of whose epoch this one has its share.
     """
     curve = job.run.recipe
     run = replace(job.run, recipe=replace(job.run.recipe, curve_every=0, curve_attacks=()))
@@ -51,21 +54,22 @@ def probe(job: Job) -> Seconds:
         train=_first(data.train, BATCHES * run.recipe.batch_size),
         validation=_first(data.validation, VALIDATION_IMAGES),
     )
-    with threads(run.recipe.threads), torch.random.fork_rng(), seeded(0):
+    with threads(run.recipe.threads), tf32(False), torch.random.fork_rng(), seeded(0):
         training, store = Training(run, few), Store(job.store)
         if store.is_trained(job.run):
             training.model.load_state_dict(store.load_checkpoint(job.run))
             return _seconds_of_attacks(training, _believed(data, training), job.attacks)
-        row = training.epoch(0)  # what is set up at first is set up here
-        epoch = _seconds(lambda: training.epoch(0)) * len(data.train) / len(few.train)
+        train = stepping([training, *(Training(run, few) for _ in range(together - 1))])
+        train(0)  # what is set up at first is set up here
+        epoch = _seconds(lambda: train(0)) * len(data.train) / len(few.train) / together
         epoch += _seconds(lambda: accuracy(training.model, *training.validation)) * (
             len(data.validation) / len(few.validation)
         )
         with TemporaryDirectory() as folder:
-            epoch += _seconds(lambda: training.keep(row | {"validation_accuracy": 0.0}, Store(Path(folder))))
+            epoch += _seconds(lambda: Store(Path(folder)).save_state(run, training.state()))
         begun = time.perf_counter()
         while time.perf_counter() - begun < LEARNING:
-            training.epoch(0)
+            train(0)
         believed = _believed(data, training)
         attacks = _seconds_of_attacks(training, believed, (*job.attacks, *curve.curve_attacks))
     if curve.curve_every:
@@ -74,7 +78,12 @@ def probe(job: Job) -> Seconds:
 
 
 def costs(
-    states: Sequence[RunStatus], job_of: Callable[[RunSpec], Job], executor: Executor, *, at_once: int = 1
+    states: Sequence[RunStatus],
+    job_of: Callable[[RunSpec], Job],
+    executor: Executor,
+    *,
+    at_once: int = 1,
+    together: int = 1,
 ) -> dict[RunSpec, Seconds]:
     """
     What the parts of the runs will take of which nothing has been timed.
@@ -83,6 +92,7 @@ def costs(
     :param job_of: The job of a run.
     :param executor: Where the runs will be done, and :func:`probe` is called.
     :param at_once: How many runs will be done at the same time: so many probes are, since they slow each other.
+    :param together: How many of them each trains at once.
     """
     jobs: dict[Hashable, Job] = {}
     for state in states:
@@ -92,7 +102,7 @@ def costs(
             missing = (attack for attack in job_of(state.run).attacks if attack.key() in state.left)
             jobs[kind] = replace(job, attacks=tuple(dict.fromkeys((*job.attacks, *missing))))
     tried = list(islice(cycle(jobs), max(at_once, len(jobs)) if jobs else 0))
-    probes = [executor.submit(probe, jobs[kind]) for kind in tried]
+    probes = [executor.submit(probe, jobs[kind], together) for kind in tried]
     by_kind: dict[Hashable, list[Seconds]] = {}
     for kind, ended in zip(tried, probes, strict=True):
         by_kind.setdefault(kind, []).append(ended.result())

@@ -17,7 +17,7 @@ from benchmarks.config import AttackSpec, ConfigError, Recipe, RunSpec
 from benchmarks.data import Dataset
 from benchmarks.evaluation import evaluate
 from benchmarks.store import Store, StoreError, versions
-from benchmarks.training import train, train_together
+from benchmarks.training import tf32, train, train_together
 
 # Seconds to try for a lock: who looks whether a run is locked holds its lock for a moment.
 MOMENT = 0.1
@@ -153,7 +153,7 @@ def _train_ready(jobs: list[Job], dataset: Dataset) -> dict[Job, Exception]:
     """Train at once; returns the jobs that failed, and why, which is in the store as well."""
     store, runs = Store(jobs[0].store), [job.run for job in jobs]
     failures: dict[RunSpec, Exception] = {}
-    with threads(jobs[0].run.recipe.threads):
+    with threads(jobs[0].run.recipe.threads), tf32(False):
         try:
             for run in runs:
                 store.log(run, "training", from_epoch=store.epochs_done(run) + 1, together=len(runs))
@@ -189,7 +189,7 @@ def _train_sources(job: Job) -> list[str]:
 def _work(job: Job, store: Store) -> list[str]:
     """Do the job; returns what is to be known about it."""
     dataset = _made_ready(job, store)
-    with threads(job.run.recipe.threads):
+    with threads(job.run.recipe.threads), tf32(False):
         if not store.is_trained(job.run):
             store.log(job.run, "training", from_epoch=store.epochs_done(job.run) + 1)
             train(job.run, dataset, store)

@@ -26,7 +26,7 @@ from benchmarks.execution._dask import ClusterError
 from benchmarks.execution._jobs import MOMENT, Group, Job, Outcome, WorkerDiedError, execute_together, load_data
 from benchmarks.store import DamagedError, Store, StoreError
 from benchmarks.store._atomic import expect_writable, writing
-from benchmarks.training import can_be_stacked
+from benchmarks.training import can_be_recorded
 
 # What torch imports, for a second or two, with the first optimizer, and what the digits come with.
 PRELOAD = ("benchmarks.execution", "torch._dynamo", "sklearn.datasets")
@@ -227,7 +227,7 @@ def grouped(jobs: list[Job], together: int) -> list[Group]:
     groups: list[list[Job]] = []
     for job in jobs:
         kind = (job.run.dataset, job.run.recipe)
-        if not can_be_stacked(job.run):
+        if not can_be_recorded(job.run):
             groups.append([job])
         elif len(alike.get(kind, ())) in (0, together):
             alike[kind] = [job]

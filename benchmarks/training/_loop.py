@@ -1,7 +1,6 @@
 """RunSpec -> checkpoint and learning curve."""
 
 import math
-import time
 from collections.abc import Iterator, Mapping
 from functools import cached_property
 from typing import Any
@@ -25,33 +24,8 @@ class TrainingError(RuntimeError):
     """Training that cannot go on; says where and why."""
 
 
-def train(run: RunSpec, data: Dataset, store: Store) -> None:
-    """
-    Train a run from where it stands, keep its state after every epoch, and its weights at the end.
-
-    The seed fixes the initial weights and the order of the images, whatever the loss, so that the losses of one seed
-    are compared as pairs; in adversarial training ART draws the order. A run that is resumed ends, on the CPU, in the
-    same bits as one that was not interrupted. A row of the curve holds epoch (from 1), lr, train_loss (mean over the
-    batches, nats) and train_accuracy, both as the epoch went by, or, of adversarial training, after it on the images as
-    they are; validation_accuracy (after it); and, every so many epochs, for each attack that the recipe names: attacks,
-    the accuracy under it, and bounds, as a record has them under "labels". The log gets each epoch's seconds, and those
-    of its training alone.
-
-    :param run: What to train.
-    :param data: Its data set.
-    :param store: Where state, curve and weights go; the run's lock is the caller's.
-    :raises TrainingError: If the loss is no longer finite, or no temperature gives the network the run's margin.
-    """
-    training = Training(run, data)
-    training.resume(store)
-    for epoch in range(len(training.curve), run.recipe.epochs):
-        begun = time.perf_counter()
-        row = training.epoch(epoch)
-        trained = time.perf_counter()
-        training.keep(row, store)
-        seconds = {"training": round(trained - begun, 3), "seconds": round(time.perf_counter() - begun, 3)}
-        store.log(run, "epoch", epoch=epoch + 1, **seconds)
-    training.finish(store)
+# Validation images at once: on a GPU enough for few launches.
+BATCH_SIZE = {"cpu": 500, "cuda": 5000}
 
 
 class Training:
@@ -87,25 +61,26 @@ class Training:
             self.order.set_state(state["order"])
             self.curve = state["curve"]
 
-    def keep(self, row: dict[str, Any], store: Store) -> None:
+    def extend(self, row: dict[str, Any]) -> None:
         """
-        End an epoch: measure what else its row of the curve holds, and keep all that :meth:`resume` needs.
+        End an epoch: complete its row of the curve by measuring the network as it is.
 
-        :param row: What the epoch has told; with a validation_accuracy, if it is known already.
+        :param row: What the epoch has told.
         :raises TrainingError: If the loss is no longer finite.
         """
         epoch = len(self.curve)
         if not math.isfinite(row["train_loss"]):
             raise TrainingError(f"the loss of {self.run} became {row['train_loss']} in epoch {epoch + 1}")
-        self.curve.append(row | self._measured(epoch, row.get("validation_accuracy")))
-        state = {
-            # Copies, for of a view torch would write all that it is a view of.
-            "model": {name: tensor.clone() for name, tensor in self.model.state_dict().items()},
+        self.curve.append(row | self._measured(epoch))
+
+    def state(self) -> dict[str, Any]:
+        """All that :meth:`resume` needs."""
+        return {
+            "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "order": self.order.get_state(),
             "curve": self.curve,
         }
-        store.save_state(self.run, state)
 
     def finish(self, store: Store) -> None:
         """
@@ -139,11 +114,11 @@ class Training:
             torch.manual_seed(seed)
             return train_epoch(self.model, self.loss, self.optimizer, batches)
 
-    def _measured(self, epoch: int, right: float | None) -> dict[str, Any]:
+    def _measured(self, epoch: int) -> dict[str, Any]:
         """What else a row of the curve holds."""
         recipe = self.run.recipe
         row: dict[str, Any] = {"epoch": epoch + 1, "lr": recipe.lr_at(epoch)}
-        row["validation_accuracy"] = accuracy(self.model, *self.validation) if right is None else right
+        row["validation_accuracy"] = accuracy(self.model, *self.validation, batch_size=BATCH_SIZE[self.device.type])
         if recipe.curve_every and (epoch + 1) % recipe.curve_every == 0:
             measured = measure_all(recipe.curve_attacks, self.classifier, self.data, recipe.input_scale)
             row["attacks"], row["bounds"] = {}, {}

@@ -26,7 +26,7 @@ from benchmarks.data import Dataset, Split
 from benchmarks.losses import attack_loss
 from benchmarks.record import Record
 from benchmarks.store import Store
-from benchmarks.training import _loop as training
+from benchmarks.training import train
 
 CPU = torch.device("cpu")
 RUN = RunSpec(
@@ -53,7 +53,7 @@ def digits() -> Dataset:
 @pytest.fixture(scope="module")
 def trained(digits: Dataset, tmp_path_factory) -> Store:
     store = Store(tmp_path_factory.mktemp("store"))
-    training.train(RUN, digits, store)
+    train(RUN, digits, store)
     return store
 
 
@@ -539,7 +539,7 @@ TRANSFER = AttackSpec("transfer", eps=0.1, steps=5, images=60, source=SOURCE_SEE
 def source_weights(digits: Dataset, tmp_path_factory) -> dict[str, torch.Tensor]:
     """Of the network that RUN's attacks name as their source."""
     store, run = Store(tmp_path_factory.mktemp("source")), replace(RUN, seed=SOURCE_SEED)
-    training.train(run, digits, store)
+    train(run, digits, store)
     return store.load_checkpoint(run)
 
 

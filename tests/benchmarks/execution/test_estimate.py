@@ -98,7 +98,7 @@ def test_one_run_of_a_kind_is_probed_for_all_with_as_many_beside_it_as_will_run(
 ) -> None:
     asked: list[Job] = []
 
-    def answer(job: Job) -> Seconds:
+    def answer(job: Job, together: int) -> Seconds:
         asked.append(job)
         return {"epoch": 2.0 if job.run.loss.name == "ce" else 3.0, **{a.key(): 0.5 for a in job.attacks}}
 
@@ -160,7 +160,7 @@ def test_the_command_tells_before_it_starts_and_after_each_run(tmp_path: Path, c
 def test_a_probe_that_fails_stops_no_run(
     tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def no_memory(job: Job) -> Seconds:
+    def no_memory(job: Job, together: int) -> Seconds:
         raise MemoryError("no memory")
 
     monkeypatch.setattr(estimate, "probe", no_memory)

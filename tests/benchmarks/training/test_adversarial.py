@@ -16,7 +16,7 @@ from benchmarks import evaluation, models
 from benchmarks.config import Hardening, LossSpec, Recipe, RunSpec
 from benchmarks.data import Dataset, Split
 from benchmarks.store import Store
-from benchmarks.training import TrainingError
+from benchmarks.training import TrainingError, train
 from benchmarks.training import _adversarial as hardening
 from benchmarks.training import _loop as training
 from benchmarks.training._adversarial import Whole, adversarial_epoch, noisy
@@ -55,13 +55,13 @@ def test_a_hardened_run_resumes_to_the_same_bits_and_leaves_the_generators_alone
 ) -> None:
     """The ResNet's batch statistics are part of what is resumed."""
     run, before = run_of(kind, model=model), generators()
-    training.train(run, few, Store(tmp_path / "whole"))
+    train(run, few, Store(tmp_path / "whole"))
     assert generators() == before
     np.random.rand(3)  # noqa: NPY002  # what the process draws plays no part
     for epoch in (1, 3):
         with pytest.raises(KilledError):
-            training.train(run, few, StoreKilledAfter(tmp_path / "parts", epoch))
-    training.train(run, few, Store(tmp_path / "parts"))
+            train(run, few, StoreKilledAfter(tmp_path / "parts", epoch))
+    train(run, few, Store(tmp_path / "parts"))
     assert files(tmp_path / "parts", run) == files(tmp_path / "whole", run)
     assert capfd.readouterr().err == "", "no bar of ART's"
 
@@ -71,7 +71,7 @@ def test_hardening_changes_what_is_learnt_and_nothing_before_it(few: Dataset, tm
     store = Store(tmp_path)
     runs = [run_of(kind), run_of(), run_of(replace(kind, eps=0.05)), run_of(kind, loss="ce")]
     for run in runs:
-        training.train(run, few, store)
+        train(run, few, store)
     weights = [store.load_checkpoint(run)["1.0.weight"] for run in runs]
     assert not any(torch.equal(weights[0], other) for other in weights[1:])
 
@@ -82,7 +82,7 @@ def test_every_epoch_draws_anew(few: Dataset, tmp_path: Path, monkeypatch, kind:
     monkeypatch.setattr(training, "noisy", lambda images, _: drawn.append(torch.rand(1).item()) or images)
     monkeypatch.setattr(training, "adversarial_epoch", lambda *_, seed: drawn.append(seed))
     monkeypatch.setattr(training, "look", lambda *_: {"train_loss": 0.0, "train_accuracy": 0.0})
-    training.train(run_of(kind), few, Store(tmp_path))
+    train(run_of(kind), few, Store(tmp_path))
     assert len(drawn) == len(set(drawn)) == (3 if kind.name != "noise" else 3 * 3), "epochs, and batches of the noise"
 
 
@@ -192,7 +192,7 @@ def test_adversarial_training_withstands_more_than_noise(digits: Dataset, tmp_pa
     left = {}
     for kind in (NOISE, replace(MADRY, steps=4)):
         run = run_of(kind, "hr", epochs=8)
-        training.train(run, digits, Store(tmp_path))
+        train(run, digits, Store(tmp_path))
         classifier = evaluation.trained_classifier(run, digits, Store(tmp_path))
         with seeded(0):
             options = {"eps": 0.1, "eps_step": 0.025, "max_iter": 10, "restarts": 1, "keep_first": True}
@@ -213,7 +213,7 @@ def test_a_margin_is_that_of_the_validation_images_and_changes_no_prediction(few
     store, plain = Store(tmp_path), run_of(loss="ce", epochs=8, lr=1e-2)
     scaled = replace(plain, loss=LossSpec("ce", margin=30.0))
     for run in (plain, scaled):
-        training.train(run, few, store)
+        train(run, few, store)
     (before, logits), (after, larger) = (median_margin(run, few, store) for run in (plain, scaled))
     assert after == pytest.approx(30, rel=1e-4)
     assert np.allclose(larger, logits * 30 / before, rtol=1e-4, atol=1e-3)
@@ -222,10 +222,10 @@ def test_a_margin_is_that_of_the_validation_images_and_changes_no_prediction(few
 
 def test_a_run_killed_before_its_margin_was_scaled_is_scaled_once(few: Dataset, tmp_path: Path) -> None:
     run = replace(run_of(loss="ce", epochs=8, lr=1e-2), loss=LossSpec("ce", margin=30.0))
-    training.train(run, few, Store(tmp_path / "whole"))
+    train(run, few, Store(tmp_path / "whole"))
     with pytest.raises(KilledError):
-        training.train(run, few, StoreKilledAfter(tmp_path / "parts", 8))
-    training.train(run, few, Store(tmp_path / "parts"))
+        train(run, few, StoreKilledAfter(tmp_path / "parts", 8))
+    train(run, few, Store(tmp_path / "parts"))
     assert files(tmp_path / "parts", run) == files(tmp_path / "whole", run)
 
 
@@ -233,7 +233,7 @@ def test_a_network_that_is_mostly_wrong_has_no_margin_to_scale(few: Dataset, tmp
     run = replace(run_of(epochs=1, lr=1e-9), loss=LossSpec("hr", 1.6, margin=30.0))
     message = r"expected a median margin above 0, to be scaled to 30 for digits, HR\(1.6\), margin 30, .* but got -"
     with pytest.raises(TrainingError, match=message):
-        training.train(run, few, Store(tmp_path))
+        train(run, few, Store(tmp_path))
     assert not Store(tmp_path).is_trained(run)
 
 
@@ -244,7 +244,7 @@ def test_the_figures_of_an_adversarial_epoch_are_of_the_images_as_they_are_after
 ) -> None:
     """In evaluation mode, which to the ResNet's batch statistics is another thing."""
     run = run_of(kind, "ce", epochs=2, batch_size=50, model=model)
-    training.train(run, few, Store(tmp_path))
+    train(run, few, Store(tmp_path))
     classifier = evaluation.trained_classifier(run, few, Store(tmp_path))
     images, labels = few.train.tensors(CPU)
     logits = torch.tensor(classifier.predict(images.numpy()))
@@ -257,4 +257,4 @@ def test_the_figures_of_an_adversarial_epoch_are_of_the_images_as_they_are_after
 def test_a_hardened_loss_that_is_no_longer_finite_stops_the_run(few: Dataset, tmp_path: Path, kind: Hardening) -> None:
     run = run_of(kind, lr=1e30, optimizer="sgd")
     with pytest.raises(TrainingError, match=r"the loss of digits, .* became (nan|inf) in epoch"):
-        training.train(run, few, Store(tmp_path))
+        train(run, few, Store(tmp_path))

@@ -18,6 +18,7 @@ from benchmarks.protocols import BOUNDED, protocol
 from benchmarks.store import Store
 from benchmarks.store import _store as store_module
 from benchmarks.training import _loop as training
+from benchmarks.training import train
 
 RECIPE = Recipe(model="small-cnn", epochs=4, batch_size=50, lr=0.1, momentum=0.5, lr_drops=((2, 0.1),))
 CPU = torch.device("cpu")
@@ -56,16 +57,16 @@ def files(store: Store, run: RunSpec) -> list[bytes]:
 def test_a_run_can_be_killed_after_any_epoch_and_after_all(few: Dataset, tmp_path: Path, changes: dict) -> None:
     run = run_of(**changes, **CURVE)
     whole, often = Store(tmp_path / "whole"), tmp_path / "often"
-    training.train(run, few, whole)
+    train(run, few, whole)
     for epoch in (1, 2, 3, 4):
         once = tmp_path / f"once-{epoch}"
         for root in (once, often):
             with pytest.raises(KilledError):
-                training.train(run, few, StoreKilledAfter(root, epoch))
+                train(run, few, StoreKilledAfter(root, epoch))
             assert not Store(root).is_trained(run)
-        training.train(run, few, Store(once))
+        train(run, few, Store(once))
         assert files(Store(once), run) == files(whole, run)
-    training.train(run, few, Store(often))
+    train(run, few, Store(often))
     assert files(Store(often), run) == files(whole, run)
 
 
@@ -80,7 +81,7 @@ def test_the_losses_of_a_seed_share_weights_and_order(digits: Dataset, store: St
 
     monkeypatch.setattr(training, "train_epoch", spy)
     for name in seen:
-        training.train(run_of(name, epochs=2), digits, store)
+        train(run_of(name, epochs=2), digits, store)
     for ce, hr in zip(*seen.values(), strict=True):
         assert torch.equal(ce[0], hr[0])
         assert torch.equal(ce[1], hr[1])
@@ -90,7 +91,7 @@ def test_the_losses_of_a_seed_share_weights_and_order(digits: Dataset, store: St
 @pytest.mark.parametrize("loss", ["ce", "hr"])
 def test_it_learns_real_digits(digits: Dataset, store: Store, loss: str) -> None:
     run = run_of(loss, epochs=8, optimizer="adam", lr=3e-3, lr_drops=())
-    training.train(run, digits, store)
+    train(run, digits, store)
     curve = store.curve(run)
     assert [row["epoch"] for row in curve] == list(range(1, 9))
     assert curve[-1]["train_loss"] < curve[0]["train_loss"] / 2
@@ -102,7 +103,7 @@ def test_it_learns_real_digits(digits: Dataset, store: Store, loss: str) -> None
 
 def test_a_loss_that_is_no_longer_finite_stops_the_run(digits: Dataset, store: Store) -> None:
     with pytest.raises(training.TrainingError, match=r"the loss of digits, HR\(1.6\), seed 0 became nan in epoch"):
-        training.train(run_of(lr=1e30), digits, store)
+        train(run_of(lr=1e30), digits, store)
     assert not store.is_trained(run_of(lr=1e30))
 
 
@@ -136,7 +137,7 @@ def watched(monkeypatch, run: RunSpec, data: Dataset, store: Store) -> list[dict
         return {"train_loss": 0.0, "train_accuracy": 0.0}
 
     monkeypatch.setattr(training, "train_epoch", watch)
-    training.train(run, data, store)
+    train(run, data, store)
     return epochs
 
 
@@ -238,15 +239,15 @@ def test_a_run_killed_before_its_last_row_is_written_ends_with_a_whole_curve(
     with monkeypatch.context() as until_killed:
         until_killed.setattr(store_module, "write_json", killed)
         with pytest.raises(KilledError):
-            training.train(run, digits, store)
-    training.train(run, digits, store)
+            train(run, digits, store)
+    train(run, digits, store)
     assert [row["epoch"] for row in store.curve(run)] == [1, 2]
 
 
 @pytest.mark.parametrize("every", [1, 2, 3, 4, 5])
 def test_the_curve_is_attacked_every_so_many_epochs(few: Dataset, store: Store, every: int) -> None:
     run = run_of(curve_every=every, curve_attacks=CURVE_ATTACKS)
-    training.train(run, few, store)
+    train(run, few, store)
     curve = store.curve(run)
     assert [row["epoch"] for row in curve if "attacks" in row] == [e for e in (1, 2, 3, 4) if e % every == 0]
     plain = {"epoch", "lr", "train_loss", "train_accuracy", "validation_accuracy"}
@@ -259,7 +260,7 @@ def test_the_curve_is_attacked_every_so_many_epochs(few: Dataset, store: Store, 
 @pytest.mark.parametrize("input_scale", [1.0, 255.0])
 def test_the_curves_last_point_is_that_of_the_records(digits: Dataset, store: Store, input_scale: float) -> None:
     run = run_of(optimizer="adam", lr=1e-3, input_scale=input_scale, **CURVE)
-    training.train(run, digits, store)
+    train(run, digits, store)
     evaluation.evaluate(run, CURVE_ATTACKS, digits, store)
     records = {spec.key(): store.record(run, spec) for spec in CURVE_ATTACKS}
     *_, last = store.curve(run)
@@ -280,14 +281,14 @@ def test_a_point_of_the_curve_is_of_the_network_as_it_then_was(digits: Dataset, 
     for epoch in (1, 2, 3):
         # Resumed at every epoch but the first, it still attacks the network that it trains.
         with pytest.raises(KilledError):
-            training.train(run, digits, StoreKilledAfter(store.root, epoch))
+            train(run, digits, StoreKilledAfter(store.root, epoch))
         state = store.load_state(run)
         model = models.build_for(run.recipe, digits)
         model.load_state_dict(state["model"])
         measured = evaluation.measure_all(CURVE_ATTACKS, evaluation.as_classifier(model, run, digits), digits)
         expected = {spec.key(): record.accuracy for spec, record in measured}
         assert state["curve"][-1]["attacks"] == expected
-    training.train(run, digits, store)
+    train(run, digits, store)
     points = [tuple(row["attacks"].values()) for row in store.curve(run)]
     assert len(set(points)) == 4, "every epoch has a point of its own"
 
@@ -297,7 +298,7 @@ def test_attacks_along_the_way_change_no_weight(few: Dataset, store: Store, mode
     plain = run_of(model=model, optimizer="adam", lr=1e-3)
     attacked = replace(plain, recipe=replace(plain.recipe, curve_every=1, curve_attacks=CURVE_ATTACKS))
     for run in (plain, attacked):
-        training.train(run, few, store)
+        train(run, few, store)
     ours, theirs = store.load_checkpoint(attacked), store.load_checkpoint(plain)
     assert set(ours) == set(theirs)
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
@@ -323,7 +324,7 @@ def test_the_log_has_the_seconds_of_each_epoch_and_of_its_training_alone(
     monkeypatch.setattr(training, "train_epoch", slow_epoch)
     monkeypatch.setattr(training, "measure_all", slow_attacks)
     run = run_of(**CURVE)
-    training.train(run, few, store)
+    train(run, few, store)
     entries = [entry for entry in store.log_entries(run) if entry["event"] == "epoch"]
     assert [entry["epoch"] for entry in entries] == [1, 2, 3, 4]
     for entry in entries:
@@ -340,7 +341,7 @@ def generators() -> tuple:
 
 def test_training_leaves_the_generators_of_the_process_alone(few: Dataset, store: Store) -> None:
     before = generators()
-    training.train(run_of(model="resnet"), few, store)
+    train(run_of(model="resnet"), few, store)
     assert generators() == before
 
 
@@ -351,7 +352,7 @@ def test_training_and_its_attacks_use_no_generator_of_the_process(few: Dataset, 
         with torch.random.fork_rng():
             torch.manual_seed(seed)
             before = generators()
-            training.train(run, few, Store(tmp_path / str(seed)))
+            train(run, few, Store(tmp_path / str(seed)))
             # Torch's is not compared: its data loader, through which ART predicts, draws from it without need.
             assert generators()[1:] == before[1:]
         ends.append(files(Store(tmp_path / str(seed)), run))
@@ -362,7 +363,7 @@ def test_training_and_its_attacks_use_no_generator_of_the_process(few: Dataset, 
 def test_a_gpu_that_is_not_there_is_not_replaced_by_the_cpu(few: Dataset, store: Store) -> None:
     run = run_of(device="gpu")
     with pytest.raises((AssertionError, RuntimeError), match=r"CUDA|NVIDIA"):
-        training.train(run, few, store)
+        train(run, few, store)
     assert not store.is_trained(run)
 
 
@@ -385,10 +386,10 @@ def test_a_network_with_random_layers_resumes_to_the_same_bits_too(few: Dataset,
 
     monkeypatch.setattr(models, "build_for", with_dropout)
     whole, parts = Store(tmp_path / "whole"), StoreKilledAfter(tmp_path / "parts", 1)
-    training.train(run, few, whole)
+    train(run, few, whole)
     with pytest.raises(KilledError):
-        training.train(run, few, parts)
+        train(run, few, parts)
     torch.rand(3)
-    training.train(run, few, Store(parts.root))
+    train(run, few, Store(parts.root))
     resumed = parts.load_checkpoint(run)
     assert all(torch.equal(weights, resumed[name]) for name, weights in whole.load_checkpoint(run).items())

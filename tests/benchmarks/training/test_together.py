@@ -1,5 +1,6 @@
 """Runs that are trained at once leave what they leave when they are trained one by one."""
 
+import time
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -7,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from testing.graphs import StandIn
 from testing.killed import KilledError, StoreKilledAfter
 
 from art_hrloss.attacks._constraints import margins
@@ -14,42 +16,48 @@ from benchmarks import grids, protocols
 from benchmarks.config import AttackSpec, Hardening, LossSpec, Recipe, RunSpec
 from benchmarks.data import Dataset
 from benchmarks.evaluation import trained_classifier
-from benchmarks.execution import InProcess, Job, Outcome, grouped, run_all
+from benchmarks.execution import InProcess, Job, Outcome, grouped, load_data, run_all
 from benchmarks.execution import _jobs as runner
 from benchmarks.report.results import load
-from benchmarks.store import Store
+from benchmarks.store import Store, StoreError
+from benchmarks.training import Recorded, train, train_together
 from benchmarks.training import _loop as training
-from benchmarks.training import train_together
-from benchmarks.training._stack import Stack
+from benchmarks.training import _together as module
+from benchmarks.training._recorded import Branches, Products
 
 CE, HR = LossSpec("ce"), LossSpec("hr", 1.6)
-# Batches of 50 leave one of 20 images.
-RECIPE = Recipe(model="small-cnn", epochs=1, batch_size=50, lr=0.1, validation_size=180)
-ADAM = {"lr": 1e-3, "optimizer": "adam"}
+# Batches of 50 leave one of 20 images. The rates are numbers of float32 too, in which a GPU is given them.
+RECIPE = Recipe(model="small-cnn", epochs=1, batch_size=50, lr=0.125, validation_size=180)
+ADAM = {"lr": 2**-10, "optimizer": "adam"}
 KINDS = [
     pytest.param({}, id="sgd"),
     pytest.param({"momentum": 0.9, "l2": 1e-3}, id="momentum"),
     pytest.param(ADAM | {"l2": 1e-3}, id="adam"),
-    pytest.param({"lr": 1e-2, "model": "resnet", "subtract_pixel_mean": True}, id="resnet"),
-    pytest.param({"lr": 1e-4, "model": "resnet", "input_scale": 255.0}, id="scaled"),
+    pytest.param({"lr": 2**-7, "model": "resnet", "subtract_pixel_mean": True}, id="resnet"),
+    pytest.param({"lr": 2**-13, "model": "resnet", "input_scale": 255.0}, id="scaled"),
+    pytest.param(ADAM | {"model": "resnet", "subtract_pixel_mean": True}, id="resnet adam"),
 ]
-# Adam divides a gradient by its own size: one that is nothing but rounding, as that of a bias before batch
-# normalisation, moves the weight as far as any other. In float32 no two orders of summing agree on such steps.
-KINDS_IN_FLOAT64 = [*KINDS, pytest.param(ADAM | {"model": "resnet", "subtract_pixel_mean": True}, id="resnet adam")]
 
 
 def runs_of(*losses: LossSpec, seeds: int = 2, **changes) -> list[RunSpec]:
     return [RunSpec("digits", replace(RECIPE, **changes), loss, seed) for seed in range(seeds) for loss in losses]
 
 
+def opened(store: Store, runs: list[RunSpec]) -> Store:
+    """The store, with the runs' folders, in which whoever locks a run finds its log."""
+    for run in runs:
+        store.lock(run)
+    return store
+
+
 def alone(runs: list[RunSpec], few: Dataset, root: Path) -> Store:
     for run in runs:
-        training.train(run, few, Store(root))
+        train(run, few, Store(root))
     return Store(root)
 
 
-def together(runs: list[RunSpec], few: Dataset, root: Path) -> Store:
-    assert train_together(runs, few, Store(root)) == {}
+def at_once(runs: list[RunSpec], few: Dataset, root: Path) -> Store:
+    assert train_together(runs, few, opened(Store(root), runs)) == {}
     return Store(root)
 
 
@@ -70,107 +78,176 @@ def expect_alike(runs: list[RunSpec], one: Store, other: Store, *, within: float
             assert difference <= within * scale, (str(run), name, difference, scale)
 
 
-@pytest.mark.parametrize("changes", KINDS)
-def test_the_first_steps_are_those_of_runs_alone(few: Dataset, tmp_path: Path, changes: dict) -> None:
-    smooth = LossSpec("hr", 2.0, label_smoothing=0.1)
-    runs = runs_of(CE, HR, smooth, **changes)
-    kept = together(runs, few, tmp_path / "together")
-    expect_alike(runs, kept, alone(runs, few, tmp_path / "alone"), within=1e-4)
-    # Else nothing was learned, and all is alike whatever the stack does.
-    fresh = training.Training(runs[0], few).model.state_dict()
-    assert max(float((fresh[name] - w).abs().max()) for name, w in kept.load_checkpoint(runs[0]).items()) > 1e-6
+@pytest.fixture
+def recorded(monkeypatch) -> StandIn:
+    """Have runs trained as on a GPU: in recorded steps, with states written beside them."""
+    gpu, keeping = StandIn(), module._keeping
+    monkeypatch.setattr(module, "stepping", lambda trainings: Recorded(trainings, gpu=gpu).epoch)
+    monkeypatch.setattr(module, "_keeping", lambda store, beside: keeping(store, beside=True))
+    return gpu
 
 
-@pytest.mark.parametrize("changes", KINDS_IN_FLOAT64)
-def test_in_float64_an_epoch_is_that_of_networks_alone(digits: Dataset, few: Dataset, changes: dict) -> None:
-    """So that what float32 makes of it later, where a ReLU or a maximum tips over, is rounding and nothing else."""
-    runs, images_of = runs_of(CE, HR, **changes), few if "model" in changes else digits
-    recipe, (alone, stacked) = runs[0].recipe, ([training.Training(run, images_of) for run in runs] for _ in range(2))
-    for one in (*alone, *stacked):
-        one.model.double()
-        one.optimizer = training.build_optimizer(recipe, one.model)
-    images, labels = images_of.train.tensors(torch.device("cpu"))
-    stack = Stack(
-        recipe,
-        [one.model for one in stacked],
-        [run.loss for run in runs],
-        [one.optimizer for one in stacked],
-        images.double(),
-        labels,
-    )
-    rows = stack.epoch(torch.stack([one.shuffled() for one in stacked]), batch_size=50, lr=recipe.lr)
-    # Rounding of 1e-14, over the 1e-8 that Adam adds to the size of a gradient, is 1e-6 of a step.
-    within = 1e-6 * recipe.lr if recipe.optimizer == "adam" else 1e-12
-    for one, other, row in zip(alone, stacked, rows, strict=True):
-        batches = ((images[batch].double(), labels[batch]) for batch in one.shuffled().split(50))
-        expected = training.train_epoch(one.model, one.loss, one.optimizer, batches)
-        assert row == pytest.approx(expected, rel=1e-12)
-        for name, tensor in one.model.state_dict().items():
-            torch.testing.assert_close(other.model.state_dict()[name], tensor, rtol=1e-11, atol=within)
-
-
-@pytest.mark.parametrize("changes", [KINDS[1], KINDS[3]])
-def test_a_run_can_change_between_alone_and_together_at_any_epoch(few: Dataset, tmp_path: Path, changes: dict) -> None:
-    runs = runs_of(CE, HR, **(changes | {"epochs": 3, "lr": changes["lr"] / 100 if "lr" in changes else 1e-3}))
+def test_in_turns_runs_leave_what_they_leave_alone_to_the_bit(few: Dataset, tmp_path: Path) -> None:
+    curve = {"curve_every": 2, "curve_attacks": (AttackSpec("fgm", "ce", 0.1),)}
+    runs = runs_of(CE, HR, LossSpec("hr", 1.6, hardening=Hardening("noise", 0.1)), epochs=3, momentum=0.5, **curve)
     expected = alone(runs, few, tmp_path / "alone")
-    for run in runs[:2]:  # these begin alone, and the others not at all
-        with pytest.raises(KilledError):
-            training.train(run, few, StoreKilledAfter(tmp_path / "mixed", 1))
-    expect_alike(runs, together(runs, few, tmp_path / "mixed"), expected, within=1e-4)
-    with pytest.raises(KilledError):  # all begin together, and all but the first are at the first epoch's end
-        train_together(runs, few, StoreKilledAfter(tmp_path / "parted", 2))
-    stood = [Store(tmp_path / "parted").epochs_done(run) for run in runs]
-    assert sorted(set(stood)) in ([1, 2], [1], [2])
-    expect_alike(runs, alone(runs, few, tmp_path / "parted"), expected, within=1e-4)
+    with pytest.raises(KilledError):  # the first ends its second epoch, and the others are left at their first
+        train_together(runs, few, StoreKilledAfter(tmp_path / "together", 2))
+    expect_alike(runs, at_once(runs, few, tmp_path / "together"), expected, within=0.0)
 
 
-def test_resuming_together_ends_in_the_same_bits(few: Dataset, tmp_path: Path) -> None:
-    attack = AttackSpec("fgm", "ce", 0.1)
-    runs = runs_of(CE, HR, epochs=3, momentum=0.5, curve_every=2, curve_attacks=(attack,))
-    whole = together(runs, few, tmp_path / "whole")
-    recipe, trainings = runs[0].recipe, [training.Training(run, few) for run in runs]
-    for end in (1, 2, 3):
-        # What train_together does, an epoch at a time, each from what is on disk.
-        for one in trainings:
-            one.resume(Store(tmp_path / "parts"))
-        stack = Stack(
-            recipe,
-            [one.model for one in trainings],
-            [run.loss for run in runs],
-            [one.optimizer for one in trainings],
-            *trainings[0].train,
-        )
-        orders = torch.stack([one.shuffled() for one in trainings])
-        for one, row in zip(trainings, stack.epoch(orders, batch_size=50, lr=recipe.lr), strict=True):
-            one.keep(row, Store(tmp_path / "parts"))
-        trainings = [training.Training(run, few) for run in runs]
-        assert Store(tmp_path / "parts").epochs_done(runs[0]) == end
+@pytest.mark.parametrize("way", [Branches, Products])
+@pytest.mark.parametrize("changes", KINDS)
+def test_in_float64_a_recorded_epoch_is_that_of_networks_alone(few: Dataset, changes: dict, way: type) -> None:
+    runs = runs_of(CE, HR, LossSpec("hr", 2.0, label_smoothing=0.1), **changes, lr_drops=((1, 0.125),))
+    recipe = runs[0].recipe
+    alone, recorded = ([in_float64(run, few) for run in runs] for _ in range(2))
+    if not way.fits(alone[0]):
+        pytest.skip("a way for LeNets and plain SGD alone")
+    gpu = StandIn()
+    steps = Recorded(recorded, ways=(way,), gpu=gpu)
+    # Adam divides a gradient by its own size. Rounding of 1e-14, over the 1e-8 that it adds, is 1e-6 of a step.
+    within = 1e-6 * recipe.lr if recipe.optimizer == "adam" else 1e-12
+    for epoch in (0, 1):  # the second at another rate
+        rows = steps.epoch(epoch)
+        for one, other, row in zip(alone, recorded, rows, strict=True):
+            assert row == pytest.approx(one.epoch(epoch), rel=1e-11)
+            for name, tensor in one.model.state_dict().items():
+                torch.testing.assert_close(other.model.state_dict()[name], tensor, rtol=1e-11, atol=within)
+    assert gpu.recordings == 2, "the last batch is smaller, and nothing is recorded anew"
+
+
+def in_float64(run: RunSpec, data: Dataset) -> training.Training:
+    """A run in training whose arithmetic hardly rounds."""
+    one = training.Training(run, data)
+    one.model.double()
+    one.optimizer = training.build_optimizer(run.recipe, one.model)
+    images, labels = data.train.tensors(torch.device("cpu"))
+    one.train = images.double(), labels
+    return one
+
+
+@pytest.mark.parametrize("changes", KINDS)
+def test_recorded_float32_steps_stray_no_further_than_rounding(few: Dataset, changes: dict) -> None:
+    """The distance from float64 is that of a run alone, but for a factor: the order of sums is another."""
+    runs = runs_of(CE, HR, **changes)
+    exact, alone, recorded = (
+        [in_float64(run, few) for run in runs],
+        *([training.Training(run, few) for run in runs] for _ in range(2)),
+    )
+    Recorded(recorded, gpu=StandIn()).epoch(0)
+    for true, one, other in zip(exact, alone, recorded, strict=True):
+        for each in (true, one):
+            each.epoch(0)
+        truth = torch.cat([p.detach().flatten() for p in true.model.parameters()])
+        strays = [
+            float((torch.cat([p.detach().flatten() for p in each.model.parameters()]).double() - truth).norm())
+            for each in (one, other)
+        ]
+        assert strays[1] <= 3 * strays[0]
+
+
+def test_the_way_is_chosen_by_trial_and_nothing_is_left_of_the_trials(few: Dataset) -> None:
+    runs = runs_of(CE, HR)
+    tried, fresh = ([training.Training(run, few) for run in runs] for _ in range(2))
+    steps = Recorded(tried, gpu=StandIn())
+    assert steps.seconds.keys() == {"branches", "products"}
+    assert steps.way == min(steps.seconds, key=lambda way: steps.seconds[way])
+    assert not Recorded([training.Training(run, few) for run in runs_of(CE, momentum=0.9)], gpu=StandIn()).seconds
+    for one, other in zip(tried, fresh, strict=True):
+        assert all(map(torch.equal, one.model.state_dict().values(), other.model.state_dict().values()))
+        assert torch.equal(one.order.get_state(), other.order.get_state())
+
+
+@pytest.mark.parametrize("changes", [KINDS[1], KINDS[5]])
+def test_a_recorded_run_resumes_to_the_bits_of_one_that_was_not_interrupted(
+    few: Dataset, tmp_path: Path, recorded: StandIn, changes: dict
+) -> None:
+    runs = runs_of(CE, HR, **changes, epochs=3)
+    whole = at_once(runs, few, tmp_path / "whole")
+    with pytest.raises(KilledError):
+        train_together(runs, few, opened(StoreKilledAfter(tmp_path / "parts", 1), runs))
+    assert Store(tmp_path / "parts").epochs_done(runs[0]) == 1
+    # Each alone from there: another number of branches.
     for run in runs:
-        state = Store(tmp_path / "parts").load_state(run)
-        assert state is not None
-        for name, tensor in whole.load_checkpoint(run).items():
-            assert torch.equal(tensor, state["model"][name])
-        assert [row["train_loss"] for row in state["curve"]] == [row["train_loss"] for row in whole.curve(run)]
-        assert state["curve"][1]["attacks"] == whole.curve(run)[1]["attacks"]
+        train(run, few, Store(tmp_path / "parts"))
+    expect_alike(runs, Store(tmp_path / "parts"), whole, within=0.0)
+
+
+def test_states_beside_an_epoch_are_those_of_its_end(few: Dataset, tmp_path: Path, recorded: StandIn) -> None:
+    """A writer that is slow has the state as it was, while the networks and the curve go on."""
+
+    class Slow(Store):
+        def save_state(self, run: RunSpec, state: dict) -> None:
+            time.sleep(0.3)
+            super().save_state(run, state)
+            seen[len(state["curve"])] = {name: tensor.clone() for name, tensor in state["model"].items()}
+
+    seen: dict[int, dict[str, torch.Tensor]] = {}
+    (run,) = runs_of(CE, seeds=1, epochs=12, momentum=0.5)
+    train(run, few, opened(Slow(tmp_path), [run]))
+    assert len(seen) < 12, "writing takes more than its share"
+    for epochs in seen:
+        # What an epoch leaves does not depend on how many come after it.
+        (shorter,) = runs_of(CE, seeds=1, epochs=epochs, momentum=0.5)
+        train(shorter, few, opened(Store(tmp_path), [shorter]))
+        weights = Store(tmp_path).load_checkpoint(shorter)
+        assert all(torch.equal(tensor, weights[name]) for name, tensor in seen[epochs].items())
+
+
+def test_a_state_that_cannot_be_written_ends_the_training(few: Dataset, tmp_path: Path, recorded: StandIn) -> None:
+    class Full(Store):
+        def save_state(self, run: RunSpec, state: dict) -> None:
+            raise StoreError("the disk is full")
+
+    (run,) = runs_of(CE, seeds=1, epochs=3)
+    with pytest.raises(StoreError, match="full"):
+        train(run, few, opened(Full(tmp_path), [run]))
+    assert not Store(tmp_path).is_trained(run)
 
 
 def test_a_state_holds_one_run_alone(few: Dataset, tmp_path: Path) -> None:
     runs = runs_of(CE, HR, seeds=4, epochs=2, momentum=0.5)
     sizes = []
-    for train in (train_together, lambda runs, few, store: training.train(runs[0], few, store)):
+    for some in (runs, runs[:1]):
         store = StoreKilledAfter(tmp_path / str(len(sizes)), 1)
         with pytest.raises(KilledError):
-            train(runs, few, store)
+            train_together(some, few, store)
         sizes.append((store.folder(runs[0]) / "state.pt").stat().st_size)
     assert sizes[0] < 1.1 * sizes[1]
 
 
+def test_training_in_tf32_rounds_no_evaluation(few: Dataset, tmp_path: Path, monkeypatch) -> None:
+    """Of a recipe in TF32, epochs are allowed it, and what is measured after them is not."""
+    run = runs_of(CE, seeds=1, epochs=2, curve_every=1, curve_attacks=(AttackSpec("none"),))[0]
+    object.__setattr__(run.recipe, "precision", "tf32")  # which is refused on a CPU, where it means nothing
+    seen: dict[str, set[tuple[bool, bool]]] = {}
+
+    def watch(name: str) -> None:
+        of_module = getattr(training, name)
+
+        def watched(*args, **options):
+            allowed = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
+            seen.setdefault(name, set()).add(allowed)
+            return of_module(*args, **options)
+
+        monkeypatch.setattr(training, name, watched)
+
+    for name in ("train_epoch", "accuracy"):
+        watch(name)
+    before = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
+    job = Job(run, (AttackSpec("none"),), tmp_path, tmp_path)
+    assert runner.execute(job) == Outcome()
+    assert seen == {"train_epoch": {(True, True)}, "accuracy": {(False, False)}}
+    assert (torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32) == before
+
+
 def test_a_run_whose_loss_is_lost_ends_and_the_others_go_on(few: Dataset, tmp_path: Path) -> None:
     runs = runs_of(CE, HR, epochs=2)
-    healthy, store = together(runs, few, tmp_path / "healthy"), Store(tmp_path / "ill")
+    healthy, store = at_once(runs, few, tmp_path / "healthy"), Store(tmp_path / "ill")
     for run in runs:
         with pytest.raises(KilledError):
-            training.train(run, few, StoreKilledAfter(store.root, 1))
+            train(run, few, StoreKilledAfter(store.root, 1))
     state = store.load_state(runs[1])
     assert state is not None
     state["model"]["1.0.weight"].fill_(torch.nan)
@@ -185,7 +262,7 @@ def test_a_run_whose_loss_is_lost_ends_and_the_others_go_on(few: Dataset, tmp_pa
 
 def test_margins_are_scaled_as_alone(digits: Dataset, tmp_path: Path) -> None:
     runs = runs_of(LossSpec("ce", margin=5.0), LossSpec("hr", 1.6, margin=3.0), epochs=2, optimizer="adam", lr=0.003)
-    store = together(runs, digits, tmp_path)
+    store = at_once(runs, digits, tmp_path)
     for run in runs:
         classifier = trained_classifier(run, digits, store)
         images, labels = digits.validation.tensors(torch.device("cpu"))
@@ -193,19 +270,17 @@ def test_margins_are_scaled_as_alone(digits: Dataset, tmp_path: Path) -> None:
         assert np.median(found) == pytest.approx(run.loss.margin, rel=1e-5)
 
 
-def test_what_cannot_be_stacked_is_refused(few: Dataset, tmp_path: Path) -> None:
+def test_runs_of_several_recipes_are_refused(few: Dataset, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="one data set and recipe"):
         train_together([*runs_of(CE), *runs_of(CE, lr=0.2)], few, Store(tmp_path))
-    with pytest.raises(ValueError, match="stacked"):
-        train_together(runs_of(CE, LossSpec("ce", hardening=Hardening("noise", 0.1))), few, Store(tmp_path))
 
 
 def test_groups_are_of_one_recipe_in_order(tmp_path: Path) -> None:
     hardened = LossSpec("ce", hardening=Hardening("noise", 0.1))
     runs = [*runs_of(CE, HR, hardened, seeds=3), *runs_of(CE, lr=0.2)]
     jobs = [Job(run, (), tmp_path, tmp_path) for run in runs]
-    for together, sizes in ((1, [1] * 11), (4, [4, 1, 2, 1, 1, 2]), (10, [6, 1, 1, 1, 2])):
-        groups = grouped(jobs, together)
+    for number, sizes in ((1, [1] * 11), (4, [4, 1, 2, 1, 1, 2]), (10, [6, 1, 1, 1, 2])):
+        groups = grouped(jobs, number)
         assert sorted((len(g.jobs) for g in groups), reverse=True) == sorted(sizes, reverse=True)
         assert {job for group in groups for job in group.jobs} == set(jobs)
         for group in groups:
@@ -263,7 +338,39 @@ def test_of_a_group_what_fails_fails_alone(tmp_path: Path) -> None:
     assert store.record(runs[1], AttackSpec("none")) is None
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="a recorded step wants a GPU")
-def test_recorded_steps_are_the_steps(few: Dataset, tmp_path: Path) -> None:
-    runs = runs_of(CE, HR, epochs=6, device="gpu", optimizer="adam", lr=1e-3, lr_drops=((5, 0.1),))
-    expect_alike(runs, together(runs, few, tmp_path / "a"), alone(runs, few, tmp_path / "b"), within=1e-3)
+@pytest.mark.gpu
+@pytest.mark.parametrize("changes", KINDS)
+@pytest.mark.parametrize("way", [Branches, Products])
+def test_on_a_gpu_a_recorded_epoch_is_that_of_networks_alone(few: Dataset, changes: dict, way: type) -> None:
+    runs = runs_of(CE, HR, **changes, device="gpu", lr_drops=((1, 0.125),))
+    alone, recorded = ([in_float64(run, few) for run in runs] for _ in range(2))
+    if not way.fits(alone[0]):
+        pytest.skip("a way for LeNets and plain SGD alone")
+    steps = Recorded(recorded, ways=(way,))
+    within = 1e-5 * runs[0].recipe.lr if runs[0].recipe.optimizer == "adam" else 1e-11
+    for epoch in (0, 1):
+        for one, other, row in zip(alone, recorded, steps.epoch(epoch), strict=True):
+            assert row == pytest.approx(one.epoch(epoch), rel=1e-9)
+            for name, tensor in one.model.state_dict().items():
+                torch.testing.assert_close(other.model.state_dict()[name], tensor, rtol=1e-9, atol=within)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("precision", ["float32", "tf32"])
+def test_on_a_gpu_a_grid_is_trained_killed_resumed_and_evaluated(tmp_path: Path, precision: str) -> None:
+    attacks = (AttackSpec("none"), AttackSpec("fgm", "ce", 0.1), AttackSpec("fgm", "clipped-ce", 0.1))
+    curve = {"curve_every": 2, "curve_attacks": attacks}
+    runs = runs_of(CE, HR, epochs=8, device="gpu", precision=precision, **curve)
+    data = load_data("digits", runs[0].recipe, data_dir=tmp_path)
+    with pytest.raises(KilledError):
+        train_together(runs, data, opened(StoreKilledAfter(tmp_path, 1), runs))
+    assert 0 < Store(tmp_path).epochs_done(runs[0]) < 8
+    jobs = [Job(run, attacks, tmp_path, tmp_path) for run in runs]
+    ended: list[Outcome] = []
+    assert run_all(jobs, lambda: nullcontext(InProcess()), lambda _, o: ended.append(o), together=4) == 0
+    assert ended == [Outcome()] * 4
+    for run in runs:
+        row = Store(tmp_path).curve(run)[-1]
+        assert row["train_accuracy"] > 0.5
+        records = {attack.key(): Store(tmp_path).record(run, attack) for attack in attacks}
+        assert row["attacks"] == {key: record.accuracy for key, record in records.items() if record is not None}

@@ -1,0 +1,96 @@
+"""A stand-in for CUDA's streams and graphs on the CPU, to test what is recorded and what a replay does."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_flatten, tree_map
+
+
+class Graph(TorchDispatchMode):
+    """
+    The operations of one step, with the tensors that they read and wrote: what a graph of CUDA's holds.
+
+    A recording changes no tensor that was there before it. A replay does the operations again on the same tensors, so
+    whatever Python computed meanwhile, a number or a decision, is a constant of it.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._operations: list[tuple[Any, tuple, dict, Any]] = []
+        self._before: dict[int, tuple[Tensor, Tensor]] = {}
+        self._made: set[int] = set()
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None) -> Any:
+        kwargs = kwargs or {}
+        for value in tree_flatten((args, kwargs))[0]:
+            if isinstance(value, Tensor) and value.untyped_storage().data_ptr() not in self._made:
+                self._before.setdefault(id(value), (value, value.detach().clone()))
+        results = function(*args, **kwargs)
+        given = {v.untyped_storage().data_ptr() for v in tree_flatten((args, kwargs))[0] if isinstance(v, Tensor)}
+        for value in tree_flatten(results)[0]:
+            if isinstance(value, Tensor) and value.untyped_storage().data_ptr() not in given:
+                self._made.add(value.untyped_storage().data_ptr())
+        self._operations.append((function, args, kwargs, results))  # which keeps all its memory from being used anew
+        return results
+
+    def recorded(self) -> None:
+        """Undo what the recording has changed."""
+        for value, before in reversed(self._before.values()):  # of one memory, what was seen first is what was there
+            value.detach().copy_(before)
+
+    @torch.no_grad()
+    def replay(self) -> None:
+        """Do every operation again, into the same memory."""
+        for function, args, kwargs, kept in self._operations:
+            args, kwargs = tree_map(lambda v: v.detach() if isinstance(v, Tensor) else v, (args, kwargs))
+            given = [v for v in tree_flatten((args, kwargs))[0] if isinstance(v, Tensor)]
+            places = {value.untyped_storage().data_ptr() for value in given}
+            results = function(*args, **kwargs)
+            for one, other in zip(tree_flatten(kept)[0], tree_flatten(results)[0], strict=True):
+                if isinstance(one, Tensor) and one.untyped_storage().data_ptr() not in places:
+                    one.detach().copy_(other)
+
+
+class Stream:
+    """A stream in which everything is done at once."""
+
+    def wait_stream(self, other: "Stream") -> None:
+        """Wait for nothing."""
+
+
+class StandIn:
+    """What of torch.cuda a recording asks for."""
+
+    Stream, CUDAGraph = Stream, Graph
+
+    def __init__(self) -> None:
+        self.here = Stream()
+        self.recordings = 0
+
+    def current_stream(self) -> Stream:
+        """Return the stream that work goes to."""
+        return self.here
+
+    @contextmanager
+    def stream(self, stream: Stream) -> Iterator[None]:
+        """Have work go to a stream."""
+        before, self.here = self.here, stream
+        try:
+            yield
+        finally:
+            self.here = before
+
+    @contextmanager
+    def graph(self, graph: Graph) -> Iterator[None]:
+        """Record."""
+        with graph:
+            yield
+        graph.recorded()
+        self.recordings += 1
+
+    def synchronize(self) -> None:
+        """Wait for nothing."""
