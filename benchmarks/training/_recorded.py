@@ -141,7 +141,8 @@ class Products:
             else:
                 values = layer(values)
         logits = values.unflatten(0, images.shape[:2])
-        losses = torch.stack(self._forks.each(lambda i: self._trainings[i].loss(logits[i], labels[i])))
+        each = logits.unbind()
+        losses = torch.stack(self._forks.each(lambda i: self._trainings[i].loss(each[i], labels[i])))
         _update(self._optimizer, list(self._stacked.values()), losses.sum())
         return losses.detach(), logits.detach()
 
