@@ -77,7 +77,9 @@ class SquareAttack(TensorAttack, evasion.SquareAttack):
         if kwargs.get("mask") is not None:
             raise NotImplementedError("expected no mask, because a square moves every pixel in it, but got one")
         if np.ndim(x) != 4:
-            raise ValueError(f"expected images of shape (n, *{self.estimator.input_shape}), but got {np.shape(x)}")
+            raise ValueError(
+                f"expected images of shape (n, *{self.estimator.input_shape}), but got {tuple(np.shape(x))}"
+            )
         device = getattr(self.estimator, "device", "cpu")
         images = checked_tensor(self.estimator, x.to(device) if isinstance(x, Tensor) else x)
         home = images.device

@@ -10,7 +10,7 @@ import pytest
 import torch
 from art.attacks.evasion import FastGradientMethod, SquareAttack
 from testing import made_up
-from testing.waits import Waits
+from testing.waits import Waits, waits_on_gpu
 
 from art_hrloss import (
     AutoProjectedGradientDescent,
@@ -374,6 +374,54 @@ def test_between_the_images_and_the_accuracies_nothing_leaves_the_device_and_no_
         # The labels and logits of what is bounded, and one tensor with all that is counted.
         assert [name for name in waits[batch_size].names if name in Waits.COPIES] == ["tolist", *["cpu", "numpy"] * 6]
     assert waits[40].names == waits[360].names
+
+
+def on_gpu(digits: Dataset, store: Store) -> HRClassifier:
+    model = models.build_for(RUN.recipe, digits)
+    model.load_state_dict(store.load_checkpoint(RUN))
+    return evaluation.as_classifier(model, replace(RUN, recipe=replace(RUN.recipe, device="gpu")), digits)
+
+
+@pytest.mark.gpu
+def test_records_and_points_of_a_curve_of_a_gpu_are_those_of_the_cpu(fresh: Store, digits: Dataset) -> None:
+    specs = [*EVERY, *(AttackSpec(name, "ce", 0.1, steps=3, images=40) for name in ("pgd", "apgd"))]
+    specs.append(AttackSpec("worst-case", eps=0.1, steps=3, images=20))
+    with torch.backends.cudnn.flags(enabled=False):  # whose float32 may be less, and differ from batch to batch
+        theirs, ours = (
+            dict(evaluation.measure_all(specs, classifier, digits))
+            for classifier in (load(RUN, digits, fresh), on_gpu(digits, fresh))
+        )
+        point = evaluation.curve_point(EVERY, on_gpu(digits, fresh), digits)
+    for spec, record in ours.items():
+        assert set(record.arrays()) == set(theirs[spec].arrays())
+        assert record.labels.tolist() == theirs[spec].labels.tolist()
+        # A pixel whose gradient is next to 0 may go the other way.
+        assert abs(int(record.right.sum()) - int(theirs[spec].right.sum())) <= 2
+        if spec.name == "none":
+            np.testing.assert_allclose(record.logits, theirs[spec].logits, rtol=1e-4, atol=1e-4)
+            assert record.samples.tolist() == theirs[spec].samples.tolist()
+    assert point.accuracies == {spec.key(): ours[spec].accuracy for spec in EVERY}
+
+
+@pytest.mark.gpu
+def test_a_gpu_is_waited_for_as_often_in_one_batch_as_in_nine(
+    fresh: Store, digits: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    classifier, counts = on_gpu(digits, fresh), []
+    monkeypatch.setattr(evaluation, "BATCH_SIZE", 40)
+    for images in (360, 360, 40):  # what libraries set up at first is not counted
+        monkeypatch.setattr(evaluation, "NUMBERS", 64 * images)
+        counts.append(waits_on_gpu(lambda: evaluation.curve_point(FIGURE_1_ATTACKS, classifier, digits)))
+    assert counts[1] == counts[2] < 40
+
+
+@pytest.mark.gpu
+def test_images_on_a_gpu_are_those_of_the_cpu_and_are_there_once(digits: Dataset) -> None:
+    images, labels = digits.test.tensors(torch.device("cuda"))
+    assert images.is_cuda
+    assert torch.equal(images.cpu(), digits.test.tensors(CPU)[0])
+    assert labels.tolist() == digits.test.labels.tolist()
+    assert digits.test.tensors(torch.device("cuda:0"))[0] is images
 
 
 def test_an_attack_that_overwrites_its_images_spoils_those_of_no_other(

@@ -1,5 +1,7 @@
-"""What a GPU would be waited for, seen on the CPU."""
+"""What a GPU is waited for: what it would be, seen on the CPU, and what it is."""
 
+import warnings
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -62,3 +64,17 @@ class _Operations(TorchDispatchMode):
         if func is aten._local_scalar_dense.default or of_shape or by_mask:
             self.names.append(func.overloadpacket.__name__)
         return func(*args, **(kwargs or {}))
+
+
+def waits_on_gpu(call: Callable[[], object]) -> int:
+    """How often a call waits for the GPU, by torch's own count."""
+    torch.cuda.synchronize()
+    before = torch.cuda.get_sync_debug_mode()
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        torch.cuda.set_sync_debug_mode("warn")
+        try:
+            call()
+        finally:
+            torch.cuda.set_sync_debug_mode(before)
+    return sum("called a synchronizing" in str(warning.message) for warning in caught)
