@@ -12,6 +12,7 @@ from art.preprocessing.standardisation_mean_std.pytorch import StandardisationMe
 from torch import Tensor
 from torch.nn import CrossEntropyLoss, Module, Sequential
 
+from art_hrloss._context import in_mode
 from art_hrloss._labels import BINARY_LOSSES, INDEX_LOSSES, label_rows, target_for
 
 
@@ -124,13 +125,17 @@ class AnyInputClassifier(PyTorchClassifier):
     def predict(self, x: np.ndarray, batch_size: int = 128, training_mode: bool = False, **kwargs: Any) -> np.ndarray:
         """Return what the network outputs, float32 of shape ``(n, M)``; as ART's, which also leaves it in that mode."""
         self._model.train(mode=training_mode)
-        inputs, _ = self._apply_preprocessing(x, None)
-        with torch.no_grad():
-            batches = [inputs[i : i + batch_size] for i in range(0, max(1, len(inputs)), batch_size)]
-            outputs = [self._model(self._to_network(batch))[-1].cpu().numpy() for batch in batches]
-        rows = np.concatenate(outputs).astype(np.float32, copy=False)
-        predictions: np.ndarray = self._apply_postprocessing(preds=rows, fit=False)
+        predictions: np.ndarray = self._apply_postprocessing(preds=as_array(self._logits(x, batch_size)), fit=False)
         return predictions
+
+    def predict_tensor(self, x: Tensor, batch_size: int = 128) -> Tensor:
+        """Return what :meth:`predict` does in evaluation mode, on the network's device; its modes are restored."""
+        with in_mode(self.model, False, backward=False):
+            logits = self._logits(x, batch_size)
+            if not self.postprocessing_defences:
+                return logits
+            outputs = self._apply_postprocessing(preds=as_array(logits), fit=False)
+        return torch.as_tensor(outputs, device=logits.device)
 
     def predicted_classes(self, logits: Tensor) -> Tensor:
         """Return the classes that `predict` would decide for, int64 of shape ``(n,)``, given logits ``(n, M)``."""
@@ -138,6 +143,13 @@ class AnyInputClassifier(PyTorchClassifier):
             outputs = self._apply_postprocessing(preds=logits.float().cpu().numpy(), fit=False)
             logits = torch.as_tensor(outputs, device=logits.device)
         return logits.argmax(1)
+
+    def _logits(self, x: Any, batch_size: int) -> Tensor:
+        """Return the logits in the network's present mode, float32 of shape ``(n, M)``, on its device."""
+        inputs, _ = self._apply_preprocessing(x, None)
+        with torch.no_grad():
+            batches = [inputs[i : i + batch_size] for i in range(0, max(1, len(inputs)), batch_size)]
+            return torch.cat([self._model(self._to_network(batch))[-1] for batch in batches]).float()
 
     def class_gradient(
         self, x: np.ndarray, label: Any = None, training_mode: bool = False, **kwargs: Any

@@ -1,11 +1,12 @@
 """Preconditions of a verdict: what must hold before robust accuracy, a report or a bound is worth anything."""
 
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from art.estimators.classification import PyTorchClassifier
+from torch import Tensor
 
 from art_hrloss._context import modes_kept
 from art_hrloss._labels import class_indices
@@ -14,6 +15,7 @@ from art_hrloss.losses._numerics import are_distributions
 
 Images = npt.NDArray[np.float32]
 Labels = npt.NDArray[np.int64]
+Pixels = TypeVar("Pixels", npt.NDArray[Any], Tensor)
 
 
 class Evaluation(NamedTuple):
@@ -42,36 +44,50 @@ def checked_evaluation(classifier: PyTorchClassifier, x: Any, y: Any, *, batch_s
 
 
 def checked_images(classifier: PyTorchClassifier, x: Any) -> Images:
-    """Return images as float32; raise unless there are any, finite and inside the classifier's clip_values."""
-    images = as_array(x) if isinstance(x, torch.Tensor) else np.asarray(x)
+    """Return images as an array of float32; see :func:`checked_tensor`."""
+    return as_array(checked_tensor(classifier, x))
+
+
+def checked_tensor(classifier: PyTorchClassifier, x: Any) -> Tensor:
+    """
+    Return images as float32; raise unless there are any, finite and inside the classifier's clip_values.
+
+    :param x: Images, shape ``(n, *input_shape)``: a tensor, which is checked where it is, or an array.
+    """
+    given = x.detach() if isinstance(x, Tensor) else np.asarray(x)
     shape = tuple(classifier.input_shape)
-    if len(images.shape) != len(shape) + 1 or len(images) == 0 or images.dtype.kind not in "fiub":
+    numbers = not given.is_complex() if isinstance(given, Tensor) else given.dtype.kind in "fiub"
+    if given.ndim != len(shape) + 1 or len(given) == 0 or not numbers:
         expected = ", ".join(map(str, ("n", *shape)))
         raise ValueError(
-            f"expected at least one image, an array of numbers of shape ({expected}), but got {images.dtype} of shape "
-            f"{images.shape}"
+            f"expected at least one image, an array of numbers of shape ({expected}), but got {given.dtype} of shape "
+            f"{tuple(given.shape)}"
         )
     with np.errstate(over="ignore"):  # float64 beyond float32 turns infinite, and so is refused
-        images = images.astype(np.float32)
-    if not np.isfinite(images).all():
+        images = given.float() if isinstance(given, Tensor) else torch.from_numpy(given.astype(np.float32, order="C"))
+    if not images.isfinite().all():
         raise ValueError(
             "expected images to be finite, but got NaN or infinity: a network's answer to them means nothing"
         )
-    if classifier.clip_values is not None and not inside(images, classifier.clip_values).all():
+    if classifier.clip_values is not None and not bool(inside(images, classifier.clip_values).all()):
         low, high = np.min(classifier.clip_values[0]), np.max(classifier.clip_values[1])
+        least, most = images.min().item(), images.max().item()
         raise ValueError(
-            f"expected images inside clip_values, from {low:g} to {high:g}, but got values from "
-            f"{images.min():g} to {images.max():g}: an attack clips its images, and not those. Scale the images (those "
-            "from 0 to 255 by 1/255), or construct the classifier with their clip_values"
+            f"expected images inside clip_values, from {low:g} to {high:g}, but got values from {least:g} to {most:g}: "
+            "an attack clips its images, and not those. Scale the images (those from 0 to 255 by 1/255), or construct "
+            "the classifier with their clip_values"
         )
     return images
 
 
-def inside(images: Images, clip_values: tuple[Any, Any]) -> npt.NDArray[np.bool_]:
+def inside(images: Pixels, clip_values: tuple[Any, Any]) -> Pixels:
     """Return which pixels lie in the range of clip_values, up to float32 rounding; of the shape of the images."""
     low, high = (np.asarray(value, dtype=np.float32) for value in clip_values)
     slack = 1e-6 * np.maximum(np.abs(low), np.abs(high))  # which scaling in float32 may add
-    result: npt.NDArray[np.bool_] = (images >= low - slack) & (images <= high + slack)
+    edges: list[Any] = [low - slack, high + slack]
+    if isinstance(images, Tensor):  # numbers, so that a GPU does not wait for them
+        edges = [torch.as_tensor(edge, device=images.device) if np.ndim(edge) else float(edge) for edge in edges]
+    result: Pixels = (images >= edges[0]) & (images <= edges[1])
     return result
 
 

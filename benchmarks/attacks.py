@@ -51,8 +51,8 @@ class WorstCaseAttack:
         self.names: tuple[str, ...] = ()
         self.found_by: npt.NDArray[np.int64] | None = None
 
-    def generate(self, x: npt.NDArray[np.float32], y: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
-        """Return for each image the first adversarial example that an attack found, or the original."""
+    def generate(self, x: Any, y: Any) -> Any:
+        """Return for each image the first adversarial example that an attack found, or the original; as `x` is."""
         options: dict[str, Any] = {"attacks": self._ensemble(), "batch_size": self.batch_size, "verbose": False}
         result = worst_case(self.classifier, x, y, eps=self.eps, **options)
         self.names, self.found_by = tuple(result.names), result.found_by
@@ -144,8 +144,7 @@ def build(
         return SquareAttack(classifier, max_iter=spec.steps, nb_restarts=1, verbose=False, **options)
     if spec.name == "fgm":
         return FastGradientMethod(classifier, **options)
-    # Their loss is passed as such, so that evaluation.CachingClassifier does not cache the gradients at their iterates.
-    options |= {"loss": classifier.attack_loss, "restarts": 1, "keep_first": True, "verbose": False}
+    options |= {"restarts": 1, "keep_first": True, "verbose": False}
     if spec.name == "pgd":
         return ProjectedGradientDescent(classifier, eps_step=2.5 * eps / spec.steps, max_iter=spec.steps, **options)
     return AutoProjectedGradientDescent(classifier, eps_step=2 * eps, max_iter=spec.steps, **options)

@@ -56,9 +56,27 @@ class Split:
         return len(self.labels)
 
     def tensors(self, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-        """Copies: images as float32 in [0, 1], shape ``(N, C, H, W)``, and labels, shape ``(N,)``."""
-        # torch.from_numpy would share memory that may be read-only, which tensors do not know.
-        return torch.tensor(self.images, device=device).float().div_(255), torch.tensor(self.labels, device=device)
+        """
+        Images as float32 in [0, 1], shape ``(N, C, H, W)``, and labels, shape ``(N,)``.
+
+        All who ask share them, as long as the split lives: they are not to be modified.
+        """
+        device = torch.empty(0, device=device).device  # "cuda" is the same as "cuda:0"
+        if device not in self._tensors:
+            # torch.from_numpy would share memory that may be read-only, which tensors do not know. And a GPU multiplies
+            # by 1 / 255 where it is to divide by a number, so that images would not be those of the CPU.
+            white = torch.full((), 255.0, device=device)
+            images = torch.tensor(self.images, device=device).float().div_(white)
+            self._tensors[device] = images, torch.tensor(self.labels, device=device)
+        return self._tensors[device]
+
+    @cached_property
+    def _tensors(self) -> dict[torch.device, tuple[torch.Tensor, torch.Tensor]]:
+        return {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        """The arrays alone."""
+        return {"images": self.images, "labels": self.labels}
 
 
 @dataclass(frozen=True, eq=False)

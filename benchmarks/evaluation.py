@@ -1,27 +1,31 @@
 """Checkpoint x attack -> one record."""
 
-import hashlib
+import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import cached_property
 from types import MappingProxyType
+from typing import Any, NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from art_hrloss import HRClassifier, attack_view, gradient_masking_report, seeded
-from art_hrloss._network import Point
-from art_hrloss.classifier import shared_options
+from art_hrloss import FastGradientMethod, HRClassifier, attack_view, gradient_masking_report, seeded
+from art_hrloss._network import as_array
+from art_hrloss.attacks._base import TensorAttack
 from benchmarks import attacks, models
 from benchmarks.config import AttackLossName, AttackSpec, RunSpec
 from benchmarks.data import Dataset, Split
 from benchmarks.losses import attack_loss, training_loss
+from benchmarks.protocols import BOUNDED, protocol
 from benchmarks.record import Record
 from benchmarks.store import Store
 
-BATCH_SIZE = 250
+# Images that are attacked at once on the CPU; and on a GPU how many numbers are in those: 2,730 images of CIFAR-10 fill
+# it, and what a ResNet keeps of them for its gradient takes about 3 GB.
+BATCH_SIZE, NUMBERS = 250, 2**23
 # Queries per image of the Square attack in a report on masked gradients.
 REPORT_QUERIES = 200
 
@@ -64,48 +68,113 @@ def measure_all(
     :param input_scale: Units of the network's input in the range of a pixel.
     :param sources: By seed, the networks that attacks name as their sources.
     """
+    for spec, examples in _examples(specs, classifier, data):
+        if spec.name == "diagnostics":
+            yield spec, _diagnose(spec, examples)
+        else:
+            yield spec, _record(spec, examples, input_scale, None if spec.source is None else sources[spec.source])
+
+
+class CurvePoint(NamedTuple):
+    """What attacks during training have found, by the keys of the attacks: accuracies, and records to be bounded."""
+
+    accuracies: dict[str, float]
+    bounded: dict[str, Record]
+
+    def row(self) -> dict[str, Any]:
+        """The point as a row of the curve has it; most of its time goes into the bounds, on the CPU."""
+        bounds = {key: record.bounds().items() for key, record in self.bounded.items()}
+        finite = {key: {k: v if math.isfinite(v) else None for k, v in own} for key, own in bounds.items()}
+        return {"attacks": self.accuracies, "bounds": finite}
+
+
+def curve_point(
+    specs: Sequence[AttackSpec], classifier: HRClassifier, data: Dataset, input_scale: float = 1.0
+) -> CurvePoint:
+    """
+    Attack a network in training: the accuracies of the records of :func:`measure_all`, for less.
+
+    A GPU is waited for at the end; of the logits only those leave it that figures show bounds of.
+
+    :param specs: The attacks, which name no source.
+    :param classifier: The network under attack.
+    :param data: Its data set.
+    :param input_scale: Units of the network's input in the range of a pixel.
+    """
+    counts: dict[str, int] = {}
+    right: list[Tensor] = []
+    bounded: dict[str, tuple[Tensor, Tensor]] = {}
+    for spec, examples in _examples(specs, classifier, data):
+        images, _ = examples.attacked(spec, input_scale)
+        logits = examples.logits(images)
+        right.append((logits.argmax(1) == examples.labels).sum())
+        counts[spec.key()] = len(images)
+        if protocol(spec) in BOUNDED:
+            bounded[spec.key()] = examples.labels, logits
+    numbers = zip(counts.items(), torch.stack(right).tolist(), strict=True)
+    records = {key: Record(as_array(labels), as_array(logits)) for key, (labels, logits) in bounded.items()}
+    return CurvePoint({key: number / count for (key, count), number in numbers}, records)
+
+
+class _Examples:
+    """The images of a split that are attacked through one loss, on the network's device, and what its attacks share."""
+
+    def __init__(self, classifier: HRClassifier, split: Split, count: int) -> None:
+        """
+        :param classifier: The network, as seen through the attack's loss.
+        :param count: How many of the split's images are attacked; 0 is all.
+        """
+        images, labels = split.tensors(classifier.device)
+        self.classifier = classifier
+        self.images, self.labels = images[: count or None], labels[: count or None]
+        self.batch_size = max(BATCH_SIZE, NUMBERS // self.images[0].numel()) if images.is_cuda else BATCH_SIZE
+
+    @cached_property
+    def gradients(self) -> Tensor:
+        """The gradient of each image's attack loss at the image, shape ``(n, C, H, W)``."""
+        labels = self.classifier.attack_labels(self.labels, len(self.labels))
+        batches = zip(self.images.split(self.batch_size), labels.split(self.batch_size), strict=True)
+        with seeded(0), self.classifier.attacking():
+            return torch.cat([self.classifier.evaluate(*batch).slope for batch in batches]).to(self.images.dtype)
+
+    def attacked(
+        self, spec: AttackSpec, input_scale: float = 1.0, source: HRClassifier | None = None
+    ) -> tuple[Tensor, Any]:
+        """The attacked images, on the device, and the attack."""
+        options: dict[str, Any] = {"batch_size": self.batch_size, "input_scale": input_scale, "source": source}
+        attack = attacks.build(spec, self.classifier, **options)
+        if attack is None:
+            return self.images, attack
+        if isinstance(attack, FastGradientMethod):
+            return attack.along(self.images, self.gradients), attack
+        with seeded(0):
+            if isinstance(attack, TensorAttack | attacks.WorstCaseAttack):
+                images = attack.generate(self.images, self.labels)
+            else:  # ART's own, or a user's, which may overwrite its images
+                images = attack.generate(*(as_array(part).copy() for part in (self.images, self.labels)))
+        return torch.as_tensor(images, device=self.images.device), attack
+
+    def logits(self, images: Tensor) -> Tensor:
+        """What the network answers, shape ``(n, C)``."""
+        return self.classifier.predict_tensor(images, batch_size=self.batch_size)
+
+
+def _examples(
+    specs: Sequence[AttackSpec], classifier: HRClassifier, data: Dataset
+) -> Iterator[tuple[AttackSpec, _Examples]]:
+    """Each attack, those of one loss together, with its examples, which it shares with others."""
     by_loss: dict[AttackLossName | None, list[AttackSpec]] = {}
     for spec in specs:
         by_loss.setdefault(spec.loss, []).append(spec)
     for loss, same in by_loss.items():
-        caching = CachingClassifier(classifier, attack_loss(loss or "ce"))
+        view = attack_view(classifier, attack_loss(loss or "ce"))
+        shared: dict[tuple[str, int], _Examples] = {}
         for spec in same:
-            split = data.test if spec.split == "test" else data.validation
-            if spec.name == "diagnostics":  # it evaluates too many gradients to keep them all
-                yield spec, diagnose(spec, attack_view(classifier, caching.attack_loss), split)
-            else:
-                source = None if spec.source is None else sources[spec.source]
-                yield spec, measure(spec, caching, split, input_scale, source)
-
-
-class CachingClassifier(HRClassifier):
-    """
-    A view of a classifier that computes the gradients of its own attack loss once for the same images and labels.
-
-    FGSM evaluates them at the same clean images at every eps, and so does the share of gradients that are 0. What is
-    evaluated along a loss that the caller passes, as at the iterates of PGD, is not cached. The network must not change
-    in between.
-    """
-
-    def __init__(self, classifier: HRClassifier, attack_loss: nn.Module) -> None:
-        """
-        :param classifier: The classifier whose network is evaluated.
-        :param attack_loss: As HRClassifier's.
-        """
-        super().__init__(classifier.model, attack_loss=attack_loss, **shared_options(classifier))
-        self._points: dict[tuple[nn.Module, bytes], Point] = {}
-
-    def evaluate(self, x: Tensor, labels: Tensor, *, loss: nn.Module | None = None, gradient: bool = True) -> Point:
-        """Return the evaluation of HRClassifier, or a copy of an earlier one."""
-        if loss is not None or not gradient:
-            return super().evaluate(x, labels, loss=loss, gradient=gradient)
-        # The loss is part of the key because an attack_view of this classifier shares the cache.
-        digest = hashlib.blake2b(x.numpy(force=True).tobytes() + labels.numpy(force=True).tobytes()).digest()
-        key = self.attack_loss, digest
-        if key not in self._points:
-            self._points[key] = super().evaluate(x, labels)
-        point = self._points[key]
-        return point._replace(gradient=point.slope.clone())  # an attack may overwrite it
+            chosen = spec.split, spec.images
+            if chosen not in shared:
+                split = data.test if spec.split == "test" else data.validation
+                shared[chosen] = _Examples(view, split, spec.images)
+            yield spec, shared[chosen]
 
 
 def trained_classifier(run: RunSpec, data: Dataset, store: Store) -> HRClassifier:
@@ -130,18 +199,12 @@ def as_classifier(
     )
 
 
-def diagnose(spec: AttackSpec, classifier: HRClassifier, split: Split) -> Record:
-    """
-    Make a report on masked gradients.
-
-    :param spec: How large an eps, of how many steps, on which images.
-    :param classifier: The network, as seen through the attack's loss.
-    :param split: The images, and their true labels.
-    """
-    images, labels = _chosen(spec, split)
+def _diagnose(spec: AttackSpec, examples: _Examples) -> Record:
+    """Make a report on masked gradients."""
+    labels = as_array(examples.labels).copy()
     report = gradient_masking_report(
-        classifier,
-        images,
+        examples.classifier,
+        as_array(examples.images),
         labels,
         eps=spec.eps,
         max_iter=spec.steps,
@@ -168,28 +231,21 @@ def measure(
     :param input_scale: Units of the network's input in the range of a pixel.
     :param source: The other network on which the attack makes images, if it names one.
     """
-    attack = attacks.build(spec, classifier, batch_size=BATCH_SIZE, input_scale=input_scale, source=source)
-    clean, labels = _chosen(spec, split)
-    with seeded(0):
-        images = clean if attack is None else attack.generate(clean, labels)
+    return _record(spec, _Examples(classifier, split, spec.images), input_scale, source)
+
+
+def _record(spec: AttackSpec, examples: _Examples, input_scale: float, source: HRClassifier | None) -> Record:
+    images, attack = examples.attacked(spec, input_scale, source)
+    labels = as_array(examples.labels).copy()
     sampled = np.unique(labels, return_index=True)[1]
     record = Record(
         labels,
-        classifier.predict(images, batch_size=BATCH_SIZE).astype(np.float32, copy=False),
-        samples=np.rint(images[sampled] * 255).astype(np.uint8),
+        as_array(examples.logits(images)),
+        samples=np.rint(as_array(images[sampled]) * 255).astype(np.uint8),
         sampled=sampled,
     )
     if isinstance(attack, attacks.WorstCaseAttack):
         return replace(record, found_by=attack.found_by, names=attack.names)
     if spec.loss is None:
         return record
-    batches = (slice(start, start + BATCH_SIZE) for start in range(0, len(labels), BATCH_SIZE))
-    gradients = (classifier.loss_gradient(clean[batch], labels[batch]) for batch in batches)
-    return replace(record, zero_gradient=np.concatenate([~g.reshape(len(g), -1).any(1) for g in gradients]))
-
-
-def _chosen(spec: AttackSpec, split: Split) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]:
-    """The images that are attacked, in [0, 1], and their labels."""
-    chosen = slice(spec.images or None)
-    images, labels = Split(split.images[chosen], split.labels[chosen]).tensors(torch.device("cpu"))
-    return images.numpy(), labels.numpy()
+    return replace(record, zero_gradient=as_array(~examples.gradients.flatten(1).any(1)))

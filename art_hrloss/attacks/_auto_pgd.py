@@ -17,7 +17,7 @@ from art.utils import projection, random_sphere
 from torch import Tensor
 
 from art_hrloss._labels import class_indices
-from art_hrloss._preconditions import Images
+from art_hrloss._network import as_array
 from art_hrloss.attacks._base import Batch, LossAttack, warn_of_nan
 from art_hrloss.attacks._constraints import Array, like, over_largest
 from art_hrloss.attacks._losses import TargetedDLRLoss, TargetedMarginLoss
@@ -74,41 +74,36 @@ class AutoProjectedGradientDescent(LossAttack, evasion.AutoProjectedGradientDesc
         self.target_classes = target_classes
         super().__init__(estimator, *args, **kwargs)
 
-    def generate(self, x: Array, y: Any = None, **kwargs: Any) -> Images:
-        """
-        Return adversarial images, float32 of shape ``(n, *input_shape)``.
-
-        :param x: Images, finite and inside clip_values.
-        :param y: True labels, or targets if targeted, in any form; by default the predictions.
-        :param kwargs: `mask`: where a step may change an image, in a shape that broadcasts with it. ART's random start
-               ignores it; with restarts or `keep_first` the start honours it.
-        """
-        x, labels = self._checked(x, y, kwargs)
+    def _attacked(self, x: Any, y: Any, **kwargs: Any) -> Tensor:
+        originals, labels, mask = self._checked(x, y, kwargs)
         if self._stops_early:
-            return self._attack_unfinished(x, labels, kwargs.get("mask"))
-        classes = class_indices(labels, n=len(x), classes=self.estimator.nb_classes).numpy()
-        images = x.astype(np.float32)
-        adversarial = images.copy()
+            return self._attack_unfinished(originals, labels, mask)
+        classes = class_indices(labels, n=len(originals), classes=self.estimator.nb_classes)
+        images, home = originals.float(), originals.device
+        adversarial = images.clone()
         for _ in self._bar(range(self.nb_random_init), "restart"):
-            rows = np.flatnonzero((self._predict(adversarial) == classes) != self.targeted)
+            rows = ((self._predict(adversarial) == classes) != self.targeted).nonzero().squeeze(1)
             if not len(rows):
                 break
-            # As in ART, the start is a random point around the iterate so far, projected into the ball.
-            noise = random_sphere(len(rows), math.prod(x.shape[1:]), self.eps, self.norm)
-            starts = adversarial[rows] + noise.reshape(len(rows), *x.shape[1:]).astype(np.float32)
-            if self.estimator.clip_values is not None:
-                starts = np.clip(starts, *self.estimator.clip_values)
-            starts = (x[rows] + projection(starts - x[rows], self.eps, self.norm)).astype(np.float32)
+            starts = self._around(as_array(adversarial[rows]), as_array(originals[rows])).to(home)
             for first in self._bar(range(0, len(rows), self.batch_size), "batch"):
                 part = slice(first, first + self.batch_size)
-                batch = self._batch(images, labels, kwargs.get("mask"), rows[part])
-                last = self._ascend(batch, torch.tensor(starts[part], device=batch.region.images.device))
-                predicted = self._classifier.predicted_classes(last.logits).cpu().numpy()
-                success = (predicted == classes[rows[part]]) == self.targeted
+                batch = self._batch(images, labels, mask, rows[part])
+                last = self._ascend(batch, starts[part].to(batch.region.images.device, copy=True))
+                success = (self._classifier.predicted_classes(last.logits) == batch.classes) == self.targeted
                 # As in ART, an image that is not adversarial is where it started.
-                starts[part][success] = last.points.cpu().numpy()[success]
+                starts[part][success.to(home)] = last.points[success].to(home)
             adversarial[rows] = starts
         return adversarial
+
+    def _around(self, iterates: Array, originals: Array) -> Tensor:
+        """Return, as in ART, a random point around each iterate, projected into the ball, float32; NumPy draws it."""
+        noise = random_sphere(len(iterates), math.prod(iterates.shape[1:]), self.eps, self.norm)
+        starts = iterates + noise.reshape(iterates.shape).astype(np.float32)
+        if self.estimator.clip_values is not None:
+            starts = np.clip(starts, *self.estimator.clip_values)
+        starts = originals + projection(starts - originals, self.eps, self.norm)
+        return torch.from_numpy(starts.astype(np.float32))
 
     def _check_params(self) -> None:
         super()._check_params()
@@ -150,6 +145,8 @@ class AutoProjectedGradientDescent(LossAttack, evasion.AutoProjectedGradientDesc
         if not self.target_classes:
             labels = classifier.attack_labels(labels, len(start), self._loss)
         intervals = checkpoints(self.max_iter)
+        # Read once, at the end: reading one number at each step would make a GPU wait.
+        largest = start.new_zeros(())
         with classifier.attacking():
             point = classifier.evaluate(start, labels, loss=self._loss)
             here = newest = Iterate(start, start, point.losses, point.logits, point.slope)
@@ -162,13 +159,15 @@ class AutoProjectedGradientDescent(LossAttack, evasion.AutoProjectedGradientDesc
                     here, newest, best = (iterate.select(stay) for iterate in (here, newest, best))
                     labels, best_before, step, count = labels[stay], best_before[stay], step[stay], count[stay]
                     if not len(labels):
-                        return newest
+                        break
+                torch.maximum(largest, here.gradient.amax(), out=largest)
                 points = self._next(here, batch, step, first=k == 0)
                 point = classifier.evaluate(points, labels, loss=self._loss, gradient=k + 1 < self.max_iter)
                 slope = here.gradient if point.gradient is None else point.gradient  # the last one is not used
                 newest = Iterate(points, here.points, point.losses, point.logits, slope)
                 if not self.keep_first and k > 0 and bool((newest.losses == 0).all()):
-                    return newest  # as ART, to which this is the end of a cross-entropy
+                    here = newest  # as ART, to which this is the end of a cross-entropy
+                    break
                 # As in ART, the first step may be no better than the start, and for a targeted attack must not be.
                 better = newest.losses >= best.losses if k == 0 else sign * newest.losses > sign * best.losses
                 count += better
@@ -179,12 +178,13 @@ class AutoProjectedGradientDescent(LossAttack, evasion.AutoProjectedGradientDesc
                     halve = (count < 0.75 * intervals[k]) | (best.losses == best_before)
                     here, step = best.where(halve, here), torch.where(like(halve, step), step / 2, step)
                     count, best_before = torch.zeros_like(count), best.losses
+        warn_of_nan(largest)
         return newest if self.keep_first else here
 
     def _next(self, here: Iterate, batch: Batch, step: Tensor, *, first: bool) -> Tensor:
         """Return the points after a step: along the gradient and, but for the first, in part along the step before."""
         region, gradient = batch.region, -here.gradient if self.targeted else here.gradient
-        warn_of_nan(gradient.amax())  # ART's Auto-PGD does not, and returns images of NaN
+        # ART's Auto-PGD returns images of NaN.
         gradient = gradient.nan_to_num(0.0, math.inf, -math.inf)
         if region.norm == math.inf:
             direction = gradient.sign()

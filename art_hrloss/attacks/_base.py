@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from art.attacks.attack import EvasionAttack
 from art.estimators.classification import PyTorchClassifier
@@ -15,8 +16,8 @@ from tqdm.auto import tqdm
 
 from art_hrloss._context import modes_kept
 from art_hrloss._labels import class_indices, parse_labels
-from art_hrloss._network import as_array
-from art_hrloss._preconditions import Images, checked_images
+from art_hrloss._network import AnyInputClassifier, as_array
+from art_hrloss._preconditions import checked_tensor
 from art_hrloss.attacks._constraints import Array, FeasibleSet, at_least_one, check_units, rows_of
 from art_hrloss.attacks._losses import MARGIN, AttackLossName, attack_loss
 from art_hrloss.classifier import as_hr_classifier
@@ -41,7 +42,33 @@ class Batch:
         self.adversarial: list[tuple[Tensor, Tensor]] = []
 
 
-class LossAttack(EvasionAttack):
+class TensorAttack:
+    """
+    Base of attacks on arrays or tensors; of tensors the attacked images are tensors, on the classifier's device.
+
+    It is no class of ART's, whose metaclass has every `generate` that it finds in one turn tensors into arrays.
+    """
+
+    def generate(self, x: Any, y: Any = None, **kwargs: Any) -> Any:
+        """
+        Return adversarial images, float32 of shape ``(n, *input_shape)``.
+
+        :param x: Images, finite and inside clip_values. Of an array only a batch at a time is on the device; a tensor
+               is brought to the device and stays there from the first step to the last.
+        :param y: True labels, or targets if targeted, in any form; by default the predictions.
+        :param kwargs: `mask`, of the gradient attacks: where a step may change an image, in a shape that broadcasts
+               with it. Auto-PGD's random start, as ART's, ignores it but for `restarts` or `keep_first`.
+        :return: An array or tensor, as `x` is.
+        """
+        adversarial = self._attacked(x, y, **kwargs)
+        return adversarial if isinstance(x, Tensor) else adversarial.numpy()
+
+    def _attacked(self, x: Any, y: Any, **kwargs: Any) -> Tensor:
+        """Return adversarial images where the images are: of arrays on the CPU, of tensors on the device."""
+        raise NotImplementedError
+
+
+class LossAttack(TensorAttack, EvasionAttack):
     """Base of the gradient attacks: what they add to ART's, the parameters `loss`, `restarts` and `keep_first`."""
 
     extra_params = ("loss", "restarts", "keep_first")
@@ -130,23 +157,33 @@ class LossAttack(EvasionAttack):
         """True if an image is not attacked again once it is adversarial."""
         return bool(self.restarts is not None or self.keep_first)
 
-    def _checked(self, x: Any, y: Any, options: dict[str, Any]) -> tuple[Array, Tensor]:
-        """Return images as an array of numbers, and labels, by default the predictions; check the other arguments."""
+    def _checked(self, x: Any, y: Any, options: dict[str, Any]) -> tuple[Tensor, Tensor, Array | None]:
+        """
+        Return images, labels, by default the predictions, and the mask; check the arguments.
+
+        The images have at least the precision of float32: NumPy, and so ART, computes in that of both.
+        """
         if options.keys() - {"mask"}:
             raise TypeError(f"expected no keyword but mask, but got {sorted(options)}")
-        mask = options.get("mask")
+        mask = plain(options.get("mask"))
         if mask is not None and not np.isfinite(mask).all():
             raise ValueError("expected a mask of finite numbers, 0 where an image must not change, but got others")
-        images = as_array(x) if isinstance(x, Tensor) else np.asarray(x)
-        if len(images):
-            checked_images(self.estimator, images)
+        given = x.detach().to(self._classifier.device) if isinstance(x, Tensor) else np.asarray(x)
+        if len(given):
+            checked_tensor(self.estimator, given)
+        if isinstance(given, Tensor):
+            images = given.to(torch.promote_types(torch.float32, given.dtype))
+        else:
+            double = np.result_type(np.float32, given.dtype).itemsize > 4
+            images = torch.from_numpy(given.astype(np.float64 if double else np.float32, order="C"))
         if y is not None:
-            return images, parse_labels(y, n=len(images), classes=self.estimator.nb_classes)
+            labels = parse_labels(y, n=len(images), classes=self.estimator.nb_classes)
+            return images, labels.to(images.device), mask
         if self.targeted:
             raise ValueError("expected y, the target classes, for a targeted attack, but got None")
-        return images, torch.from_numpy(self._predict(images))
+        return images, self._predict(given).to(images.device), mask
 
-    def _predict(self, images: Array) -> Array:
+    def _predict(self, images: Tensor | Array) -> Tensor:
         return predicted_classes(self.estimator, images, self.batch_size)
 
     def _logits(self, points: Tensor, classes: Tensor) -> Tensor:
@@ -157,9 +194,9 @@ class LossAttack(EvasionAttack):
         with self._classifier.attacking():
             return self._classifier.evaluate(points, labels, loss=MARGIN, gradient=False).logits
 
-    def _batch(self, images: Array, labels: Tensor, mask: Array | None, rows: Any) -> Batch:
+    def _batch(self, images: Tensor, labels: Tensor, mask: Array | None, rows: Any) -> Batch:
         """Return some of all the images, given by a slice or indices, with their part of each parameter."""
-        x = torch.from_numpy(images[rows]).to(self._classifier.device)
+        x = images[rows].to(self._classifier.device)
         eps, eps_step, part = (
             rows_of(values, rows, len(images), images.ndim)
             for values in (self.eps, getattr(self, self.step_param), mask)
@@ -169,22 +206,22 @@ class LossAttack(EvasionAttack):
         region = FeasibleSet(x, eps, norm=self.norm, clip_values=self.estimator.clip_values)
         return Batch(region, labels[rows], part, eps_step)
 
-    def _attack_unfinished(self, x: Array, labels: Tensor, mask: Array | None) -> Images:
+    def _attack_unfinished(self, x: Tensor, labels: Tensor, mask: Array | None) -> Tensor:
         """Attack, attempt by attempt, the images that no earlier one has made adversarial; return an image for each."""
-        images = x.astype(np.float32)
-        classes = class_indices(labels, n=len(x), classes=self.estimator.nb_classes).numpy()
-        adversarial, robust = images.copy(), (self._predict(images) == classes) != self.targeted
+        images, home = x.float(), x.device
+        classes = class_indices(labels, n=len(x), classes=self.estimator.nb_classes)
+        adversarial, robust = images.clone(), (self._predict(images) == classes) != self.targeted
         attempts = self.target_classes or self.restarts or max(1, getattr(self, self.starts_param[0]))
         for attempt in self._bar(range(int(attempts)), "restart"):
-            rows = np.flatnonzero(robust)
+            rows = robust.nonzero().squeeze(1)
             for start in self._bar(range(0, len(rows), self.batch_size), "batch"):
                 part = rows[start : start + self.batch_size]
                 batch = self._batch(images, labels, mask, part)
                 points, logits = self._attempt(batch, attempt)
-                adversarial[part[batch.rows.cpu()]] = points.cpu()
+                adversarial[part[batch.rows.to(home)]] = points.to(home)
                 self._remove(batch, points, logits)
                 for gone, iterates in batch.adversarial:
-                    adversarial[part[gone.cpu()]], robust[part[gone.cpu()]] = iterates.cpu(), False
+                    adversarial[part[gone.to(home)]], robust[part[gone.to(home)]] = iterates.to(home), False
         return adversarial
 
     def _attempt(self, batch: Batch, attempt: int) -> tuple[Tensor, Tensor]:
@@ -202,7 +239,7 @@ class LossAttack(EvasionAttack):
             return None
         batch.adversarial.append((batch.rows[hit], points[hit]))
         stay: Tensor = ~hit
-        batch.eps_step = rows_of(batch.eps_step, stay.cpu().numpy(), len(points), points.ndim)
+        batch.eps_step = rows_of(batch.eps_step, stay, len(points), points.ndim)
         batch.mask = None if batch.mask is None else batch.mask[stay]
         batch.region, batch.classes, batch.rows = batch.region.select(stay), batch.classes[stay], batch.rows[stay]
         return stay
@@ -213,17 +250,32 @@ class LossAttack(EvasionAttack):
         return tqdm(values, desc=f"{type(self).__name__} - {name}", leave=False, disable=not verbose)
 
 
-def predicted_classes(estimator: Any, images: Array, batch_size: int) -> Array:
-    """Return the classes that a classifier of ART's predicts, int64 of shape ``(n,)``; its modes are restored."""
-    networks = [estimator.model] if isinstance(estimator, PyTorchClassifier) else []
-    with modes_kept(*networks):
-        outputs = estimator.predict(images, batch_size=batch_size)
+def predicted_classes(estimator: Any, images: Tensor | Array, batch_size: int) -> Tensor:
+    """
+    Return the classes that a classifier of ART's predicts, int64 of shape ``(n,)``; its modes are restored.
+
+    :param images: An array of any dtype, or a tensor, which is not brought to another device unless the classifier is
+           one of ART's own, or has a `predict` of its own.
+    """
+    device = images.device if isinstance(images, Tensor) else torch.device("cpu")
+    if isinstance(images, Tensor) and takes_tensors(estimator):
+        outputs: Tensor | npt.NDArray[Any] = estimator.predict_tensor(images, batch_size=batch_size)
+    else:
+        array = as_array(images) if isinstance(images, Tensor) else images
+        with modes_kept(*([estimator.model] if isinstance(estimator, PyTorchClassifier) else [])):
+            outputs = estimator.predict(array, batch_size=batch_size)
     if outputs.shape[1] < 2:
         raise ValueError(
             f"expected predictions of shape (n, {estimator.nb_classes}), one logit per class, but got {outputs.shape}: "
             "its largest entry is always class 0. Give the network a second output of constant 0"
         )
-    return np.asarray(outputs.argmax(1))
+    return torch.as_tensor(outputs.argmax(1), device=device)
+
+
+def takes_tensors(estimator: Any) -> bool:
+    """Return whether a classifier's predictions of tensors are those of its `predict`, without a detour by NumPy."""
+    own = getattr(getattr(estimator, "predict", None), "__func__", None)
+    return own is AnyInputClassifier.predict and bool(estimator.all_framework_preprocessing)
 
 
 def plain(value: Any) -> Any:

@@ -72,7 +72,7 @@ class FeasibleSet:
 
     def select(self, rows: Tensor) -> "FeasibleSet":
         """Return the feasible set of some images of the batch, by a mask or indices of shape ``(n,)``."""
-        eps = rows_of(self.eps, rows.cpu().numpy(), len(self.images), self.images.ndim)
+        eps = rows_of(self.eps, rows, len(self.images), self.images.ndim)
         return FeasibleSet(self.images[rows], eps, norm=self.norm, clip_values=self.clip_values)
 
     def _clipped(self, points: Tensor) -> Tensor:
@@ -124,8 +124,9 @@ def beside(images: Tensor, value: Any) -> Any:
 
 def rows_of(values: Any, rows: Any, n: int, ndim: int) -> Any:
     """Return some images' part of eps, a step size or a mask; what all images share, unchanged."""
-    per_image = isinstance(values, np.ndarray) and values.ndim == ndim and len(values) == n
-    return values[rows] if per_image else values
+    if not isinstance(values, np.ndarray) or values.ndim != ndim or len(values) != n:
+        return values
+    return values[rows.cpu().numpy() if isinstance(rows, Tensor) else rows]
 
 
 def margins(logits: npt.NDArray[np.float64], labels: Labels) -> npt.NDArray[np.float64]:

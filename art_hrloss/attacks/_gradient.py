@@ -16,9 +16,9 @@ from torch import Tensor
 
 from art_hrloss._context import gradients_kept, modes_kept
 from art_hrloss._labels import label_rows
-from art_hrloss._preconditions import Images
+from art_hrloss._network import as_array
 from art_hrloss.attacks._base import Batch, LossAttack, warn_of_nan
-from art_hrloss.attacks._constraints import Array, beside, over_largest, over_norm, steepest_ascent
+from art_hrloss.attacks._constraints import Array, beside, norm_order, over_largest, over_norm, steepest_ascent
 
 
 class _GradientAscent(LossAttack):
@@ -42,8 +42,6 @@ class _GradientAscent(LossAttack):
         classifier = self._classifier
         labels = classifier.attack_labels(batch.labels, len(points), self._loss)
         momentum = None if self.decay is None else torch.zeros_like(points)
-        # The norm of a gradient below 1e-19 underflows in float32.
-        rescales = self._loss is not None and (batch.region.norm != math.inf or momentum is not None)
         # One number for all steps: a GPU waits for it only once, and what each step left behind would shift the memory
         # of the next one, so that malloc returns it to the system and fetches it anew: up to a tenth of the time.
         largest = points.new_zeros(())
@@ -59,16 +57,26 @@ class _GradientAscent(LossAttack):
                 if self.summary_writer is not None:
                     self._summarise(step, points, labels, gradient)
                 torch.maximum(largest, gradient.amax(), out=largest)
-                gradient = gradient.nan_to_num(0.0, math.inf, -math.inf)  # a copy: an observer may hold the gradient
-                gradient = gradient if batch.mask is None else torch.where(batch.mask == 0, 0.0, gradient)
-                gradient = over_largest(gradient) if rescales else gradient
+                gradient = self._finite(gradient, batch.mask)
                 if momentum is not None and self.decay is not None:
                     momentum = self.decay * momentum + over_norm(gradient, 1)
                     gradient = momentum.clone()
-                direction = steepest_ascent(gradient, self.norm).to(points.dtype)
-                points = batch.region.project(direction.mul_(beside(direction, batch.eps_step)).add_(points))
+                points = self._step(batch, points, gradient)
         warn_of_nan(largest)
         return points
+
+    def _finite(self, gradient: Tensor, mask: Tensor | None) -> Tensor:
+        """Return a copy of a gradient, which an observer may hold, without NaN, where the mask lets an image change."""
+        gradient = gradient.nan_to_num(0.0, math.inf, -math.inf)
+        gradient = gradient if mask is None else torch.where(mask == 0, 0.0, gradient)
+        # The norm of a gradient below 1e-19 underflows in float32.
+        rescales = self._loss is not None and (norm_order(self.norm) != math.inf or self.decay is not None)
+        return over_largest(gradient) if rescales else gradient
+
+    def _step(self, batch: Batch, points: Tensor, gradient: Tensor) -> Tensor:
+        """Return the points after a step of steepest ascent; both arguments may be overwritten."""
+        direction = steepest_ascent(gradient, self.norm).to(points.dtype)
+        return batch.region.project(direction.mul_(beside(direction, batch.eps_step)).add_(points))
 
     def _summarise(self, step: int, points: Tensor, labels: Tensor, gradient: Tensor) -> None:
         """Write a step to ART's summary writer as ART does: the gradient is negated if targeted."""
@@ -96,21 +104,51 @@ class FastGradientMethod(_GradientAscent, evasion.FastGradientMethod):
     attack_params = [*evasion.FastGradientMethod.attack_params, *LossAttack.extra_params]  # noqa: RUF012  # ART's own
     step_param = "eps"
 
-    def generate(self, x: Array, y: Any = None, **kwargs: Any) -> Images:
+    def along(self, x: Tensor, gradient: Tensor) -> Tensor:
         """
-        Return adversarial images, float32 of shape ``(n, *input_shape)``.
+        Return adversarial images from the gradients at the images, which several values of `eps` may share.
 
-        :param x: Images, finite and inside clip_values.
-        :param y: True labels, or targets if targeted, in any form; by default the predictions.
-        :param kwargs: `mask`: where images may change, shape ``(n, *input_shape)`` or that of one image.
+        :param x: Images on the classifier's device, float32 of shape ``(n, *input_shape)``, inside clip_values.
+        :param gradient: The gradient of each image's loss by the image, of the shape of `x`.
         """
-        images, labels = self._checked(x, y, kwargs)
+        if self.num_random_init or self._stops_early or self.minimal:
+            raise ValueError("expected neither random starts, restarts, keep_first nor minimal, but got one of them")
+        batch = self._batch(x, torch.empty(len(x), dtype=torch.int64, device=x.device), None, slice(None))
+        warn_of_nan(gradient.amax())
+        return self._step(batch, x, self._finite(-gradient if self.targeted else gradient, None))
+
+    def _attacked(self, x: Any, y: Any, **kwargs: Any) -> Tensor:
+        images, labels, mask = self._checked(x, y, kwargs)
+        mask = self._get_mask(images, mask=mask)
+        self._check_compatibility_input_and_eps(x=images)
         if self._stops_early:
-            return self._attack_unfinished(images, labels, self._get_mask(images, **kwargs))
-        rows = label_rows(labels, n=len(images), classes=self.estimator.nb_classes).cpu().numpy()
+            return self._attack_unfinished(images, labels, mask)
+        if self.minimal:
+            return self._arts_smallest(images, labels, mask)
+        if labels.is_floating_point() and self.estimator.nb_classes > 2:  # as ART, in NumPy, for its sum
+            rows = as_array(labels)
+            labels = torch.from_numpy(rows / np.sum(rows, axis=1, keepdims=True)).to(images.device)
+        best, most = images.float(), 0
+        for _ in range(max(1, self.num_random_init)):
+            adversarial = self._once(images, labels, mask)
+            if self.num_random_init < 2:
+                best = adversarial
+                continue
+            # As ART: the attempt that is successful on the most images, for all of them.
+            reference = (labels if labels.ndim == 1 else labels.argmax(1)) if self.targeted else self._predict(images)
+            success = int(((self._predict(adversarial) == reference) == self.targeted).sum())
+            best, most = (adversarial, success) if success > most else (best, most)
+        if self.summary_writer is not None:
+            self.summary_writer.reset()
+        return best
+
+    def _arts_smallest(self, images: Tensor, labels: Tensor, mask: Array | None) -> Tensor:
+        """Return the images of ART's search for the smallest perturbation, which computes in NumPy."""
+        rows = as_array(label_rows(labels, n=len(images), classes=self.estimator.nb_classes))
         network = self.estimator.model
-        with modes_kept(network), gradients_kept(network):  # ART's search for the smallest perturbation changes both
-            return np.asarray(super().generate(images, rows, **kwargs))
+        with modes_kept(network), gradients_kept(network):  # ART's search changes both
+            adversarial = evasion.FastGradientMethod.generate(self, as_array(images), rows, mask=mask)
+        return torch.from_numpy(adversarial).to(images.device)
 
     def _check_params(self) -> None:
         super()._check_params()
@@ -120,18 +158,17 @@ class FastGradientMethod(_GradientAscent, evasion.FastGradientMethod):
                 "perturbation is ART's, along the loss of the estimator: see attack_view"
             )
 
-    def _compute(self, x: Array, x_init: Array, y: Array, mask: Array | None, *others: Any, **options: Any) -> Images:
-        """Make one attempt at all images; the choice among attempts is ART's."""
-        labels, adversarial = torch.from_numpy(y), x.astype(np.float32)
+    def _once(self, images: Tensor, labels: Tensor, mask: Array | None) -> Tensor:
+        """Return the images of one attempt at all."""
+        adversarial = images.float().clone()
         if self.num_random_init:  # one draw for all images
-            adversarial = self._start(self._batch(adversarial, labels, mask, slice(None))).cpu().numpy()
-        # NumPy computes the difference of an image and its original, and projects it, in their common precision.
-        origin = x_init.astype(np.result_type(np.float32, x_init.dtype))
-        for start in range(0, len(x), self.batch_size):
+            adversarial = self._start(self._batch(adversarial, labels, mask, slice(None))).to(images.device)
+        for start in range(0, len(images), self.batch_size):
             rows, self._batch_id = slice(start, start + self.batch_size), start // self.batch_size
-            batch = self._batch(origin, labels, mask, rows)
-            points = torch.tensor(adversarial[rows], device=batch.region.images.device)
-            adversarial[rows] = self._ascend(batch, points).cpu().numpy()
+            # NumPy computes the difference of an image and its original, and projects it, in their common precision.
+            batch = self._batch(images, labels, mask, rows)
+            points = adversarial[rows].to(batch.region.images.device, copy=True)
+            adversarial[rows] = self._ascend(batch, points).to(images.device)
         return adversarial
 
 
@@ -176,24 +213,23 @@ class ProjectedGradientDescent(_GradientAscent, _AnyPreprocessing):
             )
         super().set_params(**kwargs)
 
-    def generate(self, x: Array, y: Any = None, **kwargs: Any) -> Images:
-        """Return adversarial images, float32 of shape ``(n, *input_shape)``: see FastGradientMethod's."""
-        images, labels = self._checked(x, y, kwargs)
-        mask = self._get_mask(images, **kwargs)
+    def _attacked(self, x: Any, y: Any, **kwargs: Any) -> Tensor:
+        images, labels, mask = self._checked(x, y, kwargs)
+        mask = self._get_mask(images, mask=mask)
         self._check_compatibility_input_and_eps(x=images)
         self._random_eps()
         if self._stops_early:
             return self._attack_unfinished(images, labels, mask)
-        images = images.astype(np.float32)
-        adversarial = images.copy()
+        images, home = images.float(), images.device
+        adversarial = images.clone()
         for first in self._bar(range(0, len(images), self.batch_size), "batch"):
             rows, self._batch_id = slice(first, first + self.batch_size), first // self.batch_size
             batch = self._batch(images, labels, mask, rows)
-            adversarial[rows] = self._ascend(batch, self._start(batch)).cpu().numpy()
+            adversarial[rows] = self._ascend(batch, self._start(batch)).to(home)
             if self.num_random_init > 1:  # ART compares with the prediction, not with the label
-                reference = batch.classes.cpu().numpy() if self.targeted else self._predict(images[rows])
+                reference = batch.classes.to(home) if self.targeted else self._predict(images[rows])
             for _ in range(1, self.num_random_init):
-                points = self._ascend(batch, self._start(batch)).cpu().numpy()
+                points = self._ascend(batch, self._start(batch)).to(home)
                 success = (self._predict(points) == reference) == self.targeted
                 adversarial[rows][success] = points[success]  # as in ART, a later success replaces an earlier one
         if self.summary_writer is not None:

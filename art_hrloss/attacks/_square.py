@@ -5,7 +5,6 @@ from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from art.attacks import evasion
 from art.attacks.evasion import square_attack
@@ -14,8 +13,9 @@ from torch import Tensor
 from tqdm.auto import trange
 
 from art_hrloss._labels import class_indices
-from art_hrloss._preconditions import Images, checked_images
-from art_hrloss.attacks._base import plain, predicted_classes
+from art_hrloss._network import as_array
+from art_hrloss._preconditions import checked_tensor
+from art_hrloss.attacks._base import TensorAttack, plain, predicted_classes
 from art_hrloss.attacks._constraints import check_units
 from art_hrloss.attacks._losses import MARGIN
 from art_hrloss.classifier import as_hr_classifier
@@ -36,7 +36,7 @@ def is_for_square(classifier: PyTorchClassifier, norm: float | str) -> bool:
     return float(norm) == math.inf or bool(height == width >= 10 and round((0.8 * height * width) ** 0.5) | 1 < height)
 
 
-class SquareAttack(evasion.SquareAttack):
+class SquareAttack(TensorAttack, evasion.SquareAttack):
     """
     Square attack (Andriushchenko et al., 2020), with ART's constructor and `patience`.
 
@@ -68,33 +68,36 @@ class SquareAttack(evasion.SquareAttack):
         super().__init__(estimator, *map(plain, args), **{name: plain(value) for name, value in kwargs.items()})
         self.set_params(patience=patience)
 
-    def generate(self, x: npt.NDArray[Any], y: npt.NDArray[Any] | None = None, **kwargs: Any) -> Images:
+    def _attacked(self, x: Any, y: Any, **kwargs: Any) -> Tensor:
         """
-        Return adversarial images, float32, of the shape of `x`: the iterates of the smallest margin.
+        Return the iterates of the smallest margin; images that are misclassified already are unchanged.
 
-        :param x: Images, shape ``(n, *input_shape)``; those that are misclassified already are returned unchanged.
-        :param y: Class indices, or a row of labels per image. The default is the predictions.
-        :raises ValueError: If the images have not three dimensions, or the labels do not fit.
         :raises NotImplementedError: If a mask is passed, which ART's own ignores.
         """
         if kwargs.get("mask") is not None:
             raise NotImplementedError("expected no mask, because a square moves every pixel in it, but got one")
         if np.ndim(x) != 4:
-            raise ValueError(f"expected images of shape (n, *{self.estimator.input_shape}), but got {np.shape(x)}")
-        x = checked_images(self.estimator, x)
-        predictions = torch.from_numpy(predicted_classes(self.estimator, x, self.batch_size))
-        labels = predictions if y is None else class_indices(y, n=len(x), classes=self.estimator.nb_classes).cpu()
+            raise ValueError(
+                f"expected images of shape (n, *{self.estimator.input_shape}), but got {tuple(np.shape(x))}"
+            )
+        device = getattr(self.estimator, "device", "cpu")
+        images = checked_tensor(self.estimator, x.to(device) if isinstance(x, Tensor) else x)
+        home = images.device
+        predictions = predicted_classes(self.estimator, images, self.batch_size)
+        labels = predictions
+        if y is not None:
+            labels = class_indices(y, n=len(images), classes=self.estimator.nb_classes).to(home)
         if self._runs_arts():
-            return np.asarray(super().generate(x, labels.numpy(), **kwargs))
-        images, robust = torch.from_numpy(x), predictions == labels
-        adversarial, device = images.clone(), getattr(self.estimator, "device", "cpu")
+            rows = as_array(labels)
+            return torch.from_numpy(evasion.SquareAttack.generate(self, as_array(images), rows, **kwargs)).to(home)
+        adversarial, robust = images.clone(), predictions == labels
         for _ in range(self.nb_restarts):
             if robust.any():
                 with nullcontext() if self._classifier is None else self._classifier.attacking():
                     iterates, misclassified = self._attempt(images[robust].to(device), labels[robust].to(device))
-                adversarial[robust] = iterates.cpu()
-                robust[robust.clone()] = ~misclassified.cpu()
-        return np.asarray(adversarial)
+                adversarial[robust] = iterates.to(home)
+                robust[robust.clone()] = ~misclassified.to(home)
+        return adversarial
 
     def _attempt(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """Return the iterates at which a random search ends, and whether they are misclassified."""
@@ -146,7 +149,7 @@ class SquareAttack(evasion.SquareAttack):
     def _margins(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """Return the margins and whether the images are misclassified, both ``(n,)``."""
         if self._classifier is None:
-            logits = torch.from_numpy(self.estimator.predict(images.numpy(), batch_size=self.batch_size))
+            logits = torch.from_numpy(self.estimator.predict(images.cpu().numpy(), batch_size=self.batch_size))
             return -MARGIN(logits, labels), logits.argmax(1) != labels
         parts = zip(images.split(self.batch_size), labels.split(self.batch_size), strict=True)
         points = [self._classifier.evaluate(*part, loss=MARGIN, gradient=False) for part in parts]

@@ -9,15 +9,18 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
+import torch
 from art.attacks.attack import EvasionAttack
 from art.attacks.evasion import AutoAttack, AutoConjugateGradient, RescalingAutoConjugateGradient
 from art.estimators.classification import PyTorchClassifier
+from torch import Tensor
 
 from art_hrloss._context import modes_kept, seeded
 from art_hrloss._html import html_table
-from art_hrloss._network import check_classifier
+from art_hrloss._network import as_array, check_classifier
 from art_hrloss._preconditions import Images, Labels, checked_evaluation
 from art_hrloss._progress import StepwiseResult, check_verbose, run_steps, silenced
+from art_hrloss.attacks._base import TensorAttack, predicted_classes
 from art_hrloss.attacks._constraints import check_eps, feasible, norm_order
 from art_hrloss.attacks._ensemble import ensemble
 
@@ -41,7 +44,8 @@ class WorstCase(StepwiseResult):
     found_by: Labels
     """Shape ``(n,)``: for each example the index in `names` of the first attack that found an adversarial example; -1
     where none did."""
-    adversarial: Images  #: Shape ``(n, *input_shape)``: the adversarial example, or the original image.
+    adversarial: Images | Tensor
+    """Shape ``(n, *input_shape)``: the adversarial example, or the original image. A tensor if the images were."""
     attacked: tuple[int, ...]  #: How many examples each attack was tried on: those not yet misclassified.
     seconds: tuple[float, ...]  #: How long each attack took.
     eps: float
@@ -115,7 +119,8 @@ def worst_case(
     An image is an adversarial example if it lies within eps of the original, in the range of the pixels, and is
     misclassified.
 
-    :param x: Images, shape ``(n, *input_shape)``, finite and inside clip_values; attacked as float32.
+    :param x: Images, shape ``(n, *input_shape)``, finite and inside clip_values; attacked as float32. A tensor is
+           brought to the network's device, where those attacks leave it that are of this package.
     :param y: True labels, in any form of :func:`art_hrloss._labels.parse_labels`.
     :param eps: The largest perturbation, in units of the images.
     :param norm: numpy.inf or 2; 1 as well, with attacks of that norm.
@@ -155,30 +160,25 @@ def worst_case(
     radii = [_checked_radius(name, attack, eps, norm) for name, attack in attacks.items()]
     if radii and all(radius < eps * (1 - 1e-5) for radius in radii):
         raise ValueError(f"expected an attack constructed for eps {eps:g}, but got attacks of smaller ones alone")
-    begin = time.perf_counter()
+    begin, tensors = time.perf_counter(), isinstance(x, Tensor)
     estimators = [getattr(attack, "estimator", None) for attack in attacks.values()]
     others = [estimator.model for estimator in estimators if isinstance(estimator, PyTorchClassifier)]
 
     def tried(name: str, attack: EvasionAttack, result: WorstCase) -> dict[str, Any]:
         """Try an attack on the examples that are still robust; return what that changes of the result."""
         begin, rows = time.perf_counter(), np.flatnonzero(result.robust)
-        found_by, adversarial = result.found_by.copy(), result.adversarial.copy()
+        found_by, adversarial = result.found_by.copy(), torch.as_tensor(result.adversarial).clone()
         if len(rows):
-            images, true = adversarial[rows], labels[rows]  # copies: an attack may overwrite its own
-            candidates = np.asarray(attack.generate(images.copy(), true.copy()), dtype=np.float32)
-            if candidates.shape != images.shape:
-                raise ValueError(
-                    f"expected images of shape {images.shape} from {name}, but got {candidates.shape}: an attack "
-                    "returns an image for each that it is given"
-                )
-            wrong = classifier.predict(candidates, batch_size=batch_size).argmax(1) != true
-            wrong &= feasible(candidates, images, eps, norm, classifier.clip_values)
+            images, true = adversarial[rows], labels[rows]
+            candidates = _candidates(name, attack, images, true, tensors=tensors)
+            wrong = as_array(predicted_classes(classifier, candidates, batch_size)) != true
+            wrong &= feasible(as_array(candidates), as_array(images), eps, norm, classifier.clip_values)
             found_by[rows[wrong]] = len(result.names)
             adversarial[rows[wrong]] = candidates[wrong]
         return {
             "names": (*result.names, name),
             "found_by": found_by,
-            "adversarial": adversarial,
+            "adversarial": adversarial if tensors else as_array(adversarial),
             "attacked": (*result.attacked, len(rows)),
             "seconds": (*result.seconds, time.perf_counter() - begin),
         }
@@ -187,9 +187,30 @@ def worst_case(
     with modes_kept(classifier.model, *others), silenced(attacks.values()), seeded(seed):
         images, labels, logits = checked_evaluation(classifier, x, y, batch_size=batch_size)
         found_by, spent = np.where(logits.argmax(1) == labels, -1, 0), time.perf_counter() - begin
-        clean = WorstCase((_NO_ATTACK,), found_by, images, (len(images),), (spent,), eps, norm)
+        originals = torch.from_numpy(images).to(classifier.device) if tensors else images
+        clean = WorstCase((_NO_ATTACK,), found_by, originals, (len(images),), (spent,), eps, norm)
         steps = {name: partial(tried, name, attack) for name, attack in attacks.items()}
         return run_steps(clean, steps, title="worst case", verbose=verbose)
+
+
+def _candidates(name: str, attack: EvasionAttack, images: Tensor, labels: Labels, *, tensors: bool) -> Tensor:
+    """
+    Return the images that an attack makes, where the given ones are.
+
+    :param images: They and the labels are copied: an attack may overwrite its own.
+    :param tensors: Whether attacks that take tensors get them.
+    """
+    if tensors and isinstance(attack, TensorAttack):
+        candidates: Tensor = attack.generate(images.clone(), torch.from_numpy(labels.copy()))
+    else:
+        made = np.asarray(attack.generate(as_array(images).copy(), labels.copy()), dtype=np.float32)
+        candidates = torch.as_tensor(made, device=images.device)
+    if candidates.shape != images.shape:
+        raise ValueError(
+            f"expected images of shape {tuple(images.shape)} from {name}, but got {tuple(candidates.shape)}: an attack "
+            "returns an image for each that it is given"
+        )
+    return candidates
 
 
 def _checked_radius(name: str, attack: EvasionAttack, eps: float, norm: float | str) -> float:

@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from benchmarks import grids
 from benchmarks.config import Grid, LossSpec, Recipe, RunSpec
 from benchmarks.data import Dataset
-from benchmarks.evaluation import measure_all
+from benchmarks.evaluation import curve_point
 from benchmarks.execution import following
 from benchmarks.protocols import CE, FIGURE_1_ATTACKS, HR, TABLE_1_ATTACKS
 from benchmarks.report.markup import Table
@@ -194,7 +194,7 @@ def measure_share(subject: TrainingSubject, device: torch.device, settings: Sett
     training.epoch(0)
     with tempfile.TemporaryDirectory() as folder:
         calls: dict[str, Call] = {
-            EVALUATION: lambda _: dict(measure_all(FIGURE_1_ATTACKS, training.classifier, subject.data)),
+            EVALUATION: lambda _: curve_point(FIGURE_1_ATTACKS, training.classifier, subject.data).row(),
             EPOCH: lambda _: trained([subject.run(HR)], subject.data, Path(folder)),
         }
         times = interleaved(calls, settings, device=device, rounds=20, share=1 / 2, warm=False)

@@ -13,9 +13,8 @@ from art_hrloss.attacks._constraints import margins
 from benchmarks import models
 from benchmarks.config import Recipe, RunSpec
 from benchmarks.data import Dataset
-from benchmarks.evaluation import as_classifier, measure_all
+from benchmarks.evaluation import as_classifier, curve_point
 from benchmarks.losses import training_loss
-from benchmarks.protocols import BOUNDED, protocol
 from benchmarks.store import Store
 from benchmarks.training._adversarial import Whole, adversarial_epoch, noisy
 
@@ -120,13 +119,7 @@ class Training:
         row: dict[str, Any] = {"epoch": epoch + 1, "lr": recipe.lr_at(epoch)}
         row["validation_accuracy"] = accuracy(self.model, *self.validation, batch_size=BATCH_SIZE[self.device.type])
         if recipe.curve_every and (epoch + 1) % recipe.curve_every == 0:
-            measured = measure_all(recipe.curve_attacks, self.classifier, self.data, recipe.input_scale)
-            row["attacks"], row["bounds"] = {}, {}
-            for spec, record in measured:
-                row["attacks"][spec.key()] = record.accuracy
-                if protocol(spec) in BOUNDED:
-                    bounds = record.bounds().items()
-                    row["bounds"][spec.key()] = {k: v if math.isfinite(v) else None for k, v in bounds}
+            row |= curve_point(recipe.curve_attacks, self.classifier, self.data, recipe.input_scale).row()
         return row
 
     def _scale_margins(self) -> None:

@@ -561,3 +561,12 @@ class TestTensors:
         np.testing.assert_array_equal(np.rint(images.numpy() * 255), levels)
         images.zero_()
         np.testing.assert_array_equal(split.images, levels)
+
+    def test_they_are_made_once_and_are_no_part_of_what_other_processes_get(self):
+        split = Split(np.zeros((5, 1, 2, 2), np.uint8), np.arange(5))
+        before, first = len(pickle.dumps(split)), split.tensors(torch.device("cpu"))
+        assert split.tensors(torch.device("cpu")) is first
+        assert len(pickle.dumps(split)) == before
+        again = pickle.loads(pickle.dumps(split))
+        assert (again.images.tolist(), again.labels.tolist()) == (split.images.tolist(), split.labels.tolist())
+        assert torch.equal(again.tensors(torch.device("cpu"))[0], first[0])

@@ -10,6 +10,7 @@ import pytest
 import torch
 from art.attacks.evasion import FastGradientMethod, SquareAttack
 from testing import made_up
+from testing.waits import Waits, waits_on_gpu
 
 from art_hrloss import (
     AutoProjectedGradientDescent,
@@ -24,7 +25,9 @@ from benchmarks import attacks, data, evaluation, models
 from benchmarks.config import AttackSpec, LossSpec, Recipe, RunSpec
 from benchmarks.data import Dataset, Split
 from benchmarks.losses import attack_loss
+from benchmarks.protocols import BOUNDED, FIGURE_1_ATTACKS, protocol
 from benchmarks.record import Record
+from benchmarks.references import refer
 from benchmarks.store import Store
 from benchmarks.training import train
 
@@ -341,30 +344,105 @@ def test_attacks_of_one_loss_share_their_gradients(fresh: Store, digits: Dataset
     assert len(passes) - sum(passes) == 2 * 3, "and one per batch of attacked images"
 
 
-def test_a_cached_gradient_is_that_of_its_images_labels_and_loss(fresh: Store, digits: Dataset) -> None:
+@pytest.mark.parametrize("run", [RUN, SCALED], ids=["in [0, 1]", "in [0, 255]"])
+def test_a_point_of_a_curve_has_the_accuracies_and_bounds_of_the_records(
+    fresh: Store, digits: Dataset, run: RunSpec
+) -> None:
+    specs = [*EVERY, AttackSpec("pgd", "ce", 0.1, steps=3, images=40), AttackSpec("square", eps=0.1, steps=5, images=9)]
+    scale, classifier = run.recipe.input_scale, load(run, digits, fresh)
+    records = dict(evaluation.measure_all(specs, classifier, digits, scale))
+    row = evaluation.curve_point(specs, classifier, digits, scale).row()
+    assert row["attacks"] == {spec.key(): record.accuracy for spec, record in records.items()}
+    bounded = {spec.key(): record.bounds() for spec, record in records.items() if protocol(spec) in BOUNDED}
+    assert len(bounded) == 6, "no attack and FGSM along CE at two eps, on test and on validation images"
+    assert row["bounds"] == {
+        key: {name: value if math.isfinite(value) else None for name, value in bounds.items()}
+        for key, bounds in bounded.items()
+    }
+
+
+def test_between_the_images_and_the_accuracies_nothing_leaves_the_device_and_no_batch_is_waited_for(
+    fresh: Store, digits: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
     classifier = load(RUN, digits, fresh)
-    caching = evaluation.CachingClassifier(classifier, attack_loss("ce"))
-    images, labels = digits.test.tensors(CPU)[0].numpy()[:20], digits.test.labels[:20]
-    for view in (caching, attack_view(caching, attack_loss("margin"))):
-        plain = attack_view(classifier, view.attack_loss)
-        for x in (images, images[::-1].copy()):
-            for y in (labels, (labels + 1) % 10):
-                gradient = view.loss_gradient(x, y)
-                np.testing.assert_array_equal(gradient, plain.loss_gradient(x, y))
-                gradient[:] = np.nan  # as an attack may
-                np.testing.assert_array_equal(view.loss_gradient(x, y), plain.loss_gradient(x, y))
+    waits = {}
+    for batch_size in (360, 40):
+        monkeypatch.setattr(evaluation, "BATCH_SIZE", batch_size)
+        with Waits() as waits[batch_size]:
+            point = evaluation.curve_point(FIGURE_1_ATTACKS, classifier, digits)
+        assert len(point.bounded) == 3
+        # The labels and logits of what is bounded, and one tensor with all that is counted.
+        assert [name for name in waits[batch_size].names if name in Waits.COPIES] == ["tolist", *["cpu", "numpy"] * 6]
+    assert waits[40].names == waits[360].names
 
 
-@pytest.mark.parametrize("name", ["pgd", "apgd", "worst-case"])
-def test_gradients_at_iterates_are_not_cached(fresh: Store, digits: Dataset, name: str) -> None:
-    """There are too many of them, and none is evaluated twice."""
-    caching = evaluation.CachingClassifier(load(RUN, digits, fresh), attack_loss("ce"))
-    spec = AttackSpec(name, None if name == "worst-case" else "ce", 0.1, steps=3, images=10)
-    evaluation.measure(spec, caching, digits.test)
-    assert len(caching._points) == (name != "worst-case"), "those at the clean images, for the share that is 0"
+def on_gpu(digits: Dataset, store: Store) -> HRClassifier:
+    model = models.build_for(RUN.recipe, digits)
+    model.load_state_dict(store.load_checkpoint(RUN))
+    return evaluation.as_classifier(model, replace(RUN, recipe=replace(RUN.recipe, device="gpu")), digits)
 
 
-def test_no_gradient_is_cached_once_the_network_has_changed(fresh: Store, digits: Dataset) -> None:
+@pytest.mark.gpu
+def test_records_and_points_of_a_curve_of_a_gpu_are_those_of_the_cpu(fresh: Store, digits: Dataset) -> None:
+    specs = [*EVERY, *(AttackSpec(name, "ce", 0.1, steps=3, images=40) for name in ("pgd", "apgd"))]
+    specs.append(AttackSpec("worst-case", eps=0.1, steps=3, images=20))
+    with torch.backends.cudnn.flags(enabled=False):  # whose float32 may be less, and differ from batch to batch
+        theirs, ours = (
+            dict(evaluation.measure_all(specs, classifier, digits))
+            for classifier in (load(RUN, digits, fresh), on_gpu(digits, fresh))
+        )
+        point = evaluation.curve_point(EVERY, on_gpu(digits, fresh), digits)
+    for spec, record in ours.items():
+        assert set(record.arrays()) == set(theirs[spec].arrays())
+        assert record.labels.tolist() == theirs[spec].labels.tolist()
+        # A pixel whose gradient is next to 0 may go the other way.
+        assert abs(int(record.right.sum()) - int(theirs[spec].right.sum())) <= 2
+        if spec.name == "none":
+            np.testing.assert_allclose(record.logits, theirs[spec].logits, rtol=1e-4, atol=1e-4)
+            assert record.samples.tolist() == theirs[spec].samples.tolist()
+    assert point.accuracies == {spec.key(): ours[spec].accuracy for spec in EVERY}
+
+
+@pytest.mark.gpu
+def test_a_gpu_is_waited_for_as_often_in_one_batch_as_in_nine(
+    fresh: Store, digits: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    classifier, counts = on_gpu(digits, fresh), []
+    monkeypatch.setattr(evaluation, "BATCH_SIZE", 40)
+    for images in (360, 360, 40):  # what libraries set up at first is not counted
+        monkeypatch.setattr(evaluation, "NUMBERS", 64 * images)
+        counts.append(waits_on_gpu(lambda: evaluation.curve_point(FIGURE_1_ATTACKS, classifier, digits)))
+    assert counts[1] == counts[2] < 40
+
+
+@pytest.mark.gpu
+def test_images_on_a_gpu_are_those_of_the_cpu_and_are_there_once(digits: Dataset) -> None:
+    images, labels = digits.test.tensors(torch.device("cuda"))
+    assert images.is_cuda
+    assert torch.equal(images.cpu(), digits.test.tensors(CPU)[0])
+    assert labels.tolist() == digits.test.labels.tolist()
+    assert digits.test.tensors(torch.device("cuda:0"))[0] is images
+
+
+def test_an_attack_that_overwrites_its_images_spoils_those_of_no_other(
+    fresh: Store, digits: Dataset, tmp_path: Path
+) -> None:
+    source = tmp_path / "careless.py"
+    source.write_text(
+        "class Careless:\n"
+        "    def __init__(self, classifier, eps):\n        pass\n"
+        "    def generate(self, x, y):\n        x[:] = 0\n        y[:] = 0\n        return x\n"
+    )
+    classifier, before = load(RUN, digits, fresh), digits.test.tensors(CPU)[0].clone()
+    careless = AttackSpec(refer(f"{source}:Careless"), eps=1.0)
+    (_, record), (_, clean) = evaluation.measure_all([careless, AttackSpec("none")], classifier, digits)
+    assert not record.samples.any()
+    assert record.labels.tolist() == digits.test.labels.tolist()
+    assert torch.equal(digits.test.tensors(CPU)[0], before)
+    assert clean.accuracy > record.accuracy
+
+
+def test_no_gradient_is_kept_for_a_network_that_has_changed(fresh: Store, digits: Dataset) -> None:
     classifier = load(RUN, digits, fresh)
     before = dict(evaluation.measure_all(EVERY, classifier, digits))
     with torch.no_grad():

@@ -311,7 +311,7 @@ def test_the_log_has_the_seconds_of_each_epoch_and_of_its_training_alone(
     few: Dataset, store: Store, monkeypatch
 ) -> None:
     pause = 0.05
-    train_epoch, measure_all = training.train_epoch, training.measure_all
+    train_epoch, curve_point = training.train_epoch, training.curve_point
 
     def slow_epoch(*args):
         time.sleep(pause)
@@ -319,10 +319,10 @@ def test_the_log_has_the_seconds_of_each_epoch_and_of_its_training_alone(
 
     def slow_attacks(*args, **options):
         time.sleep(pause)
-        return measure_all(*args, **options)
+        return curve_point(*args, **options)
 
     monkeypatch.setattr(training, "train_epoch", slow_epoch)
-    monkeypatch.setattr(training, "measure_all", slow_attacks)
+    monkeypatch.setattr(training, "curve_point", slow_attacks)
     run = run_of(**CURVE)
     train(run, few, store)
     entries = [entry for entry in store.log_entries(run) if entry["event"] == "epoch"]
