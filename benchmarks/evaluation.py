@@ -3,7 +3,7 @@
 import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import cached_property
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from art_hrloss import FastGradientMethod, HRClassifier, attack_view, gradient_masking_report, seeded
+from art_hrloss import FastGradientMethod, HRClassifier, attack_view, error_bounds, gradient_masking_report, seeded
 from art_hrloss._network import as_array
 from art_hrloss.attacks._base import TensorAttack
 from benchmarks import attacks, models
@@ -20,7 +20,7 @@ from benchmarks.config import AttackLossName, AttackSpec, RunSpec
 from benchmarks.data import Dataset, Split
 from benchmarks.losses import attack_loss, training_loss
 from benchmarks.protocols import BOUNDED, protocol
-from benchmarks.record import Record
+from benchmarks.record import UPPER_ALPHA, Record
 from benchmarks.store import Store
 
 # Images that are attacked at once on the CPU; and on a GPU how many numbers are in those: 2,730 images of CIFAR-10 fill
@@ -76,15 +76,16 @@ def measure_all(
 
 
 class CurvePoint(NamedTuple):
-    """What attacks during training have found, by the keys of the attacks: accuracies, and records to be bounded."""
+    """What attacks during training have found, by the keys of the attacks: accuracies, and what bounds are shown of."""
 
     accuracies: dict[str, float]
-    bounded: dict[str, Record]
+    bounded: dict[str, tuple[Tensor, Tensor]]
+    """Logits and labels, on the network's device."""
 
     def row(self) -> dict[str, Any]:
-        """The point as a row of the curve has it; most of its time goes into the bounds, on the CPU."""
-        bounds = {key: record.bounds().items() for key, record in self.bounded.items()}
-        finite = {key: {k: v if math.isfinite(v) else None for k, v in own} for key, own in bounds.items()}
+        """The point as a row of the curve has it; most of its time goes into the bounds."""
+        bounds = {key: asdict(error_bounds(*given, alpha=UPPER_ALPHA)) for key, given in self.bounded.items()}
+        finite = {key: {k: v if math.isfinite(v) else None for k, v in own.items()} for key, own in bounds.items()}
         return {"attacks": self.accuracies, "bounds": finite}
 
 
@@ -94,7 +95,7 @@ def curve_point(
     """
     Attack a network in training: the accuracies of the records of :func:`measure_all`, for less.
 
-    A GPU is waited for at the end; of the logits only those leave it that figures show bounds of.
+    A GPU is waited for at the end, and no logits leave it.
 
     :param specs: The attacks, which name no source.
     :param classifier: The network under attack.
@@ -110,10 +111,9 @@ def curve_point(
         right.append((logits.argmax(1) == examples.labels).sum())
         counts[spec.key()] = len(images)
         if protocol(spec) in BOUNDED:
-            bounded[spec.key()] = examples.labels, logits
+            bounded[spec.key()] = logits, examples.labels
     numbers = zip(counts.items(), torch.stack(right).tolist(), strict=True)
-    records = {key: Record(as_array(labels), as_array(logits)) for key, (labels, logits) in bounded.items()}
-    return CurvePoint({key: number / count for (key, count), number in numbers}, records)
+    return CurvePoint({key: number / count for (key, count), number in numbers}, bounded)
 
 
 class _Examples:

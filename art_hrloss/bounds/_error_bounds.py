@@ -133,7 +133,7 @@ def error_bounds(*arguments: Any, alpha: float = 1.6) -> ErrorBounds:
     these examples, and p_XY their empirical distribution: the bounds explain a known error, and do not extend to other
     data.
 
-    :param logits: Shape ``(n, M)``, finite, or -inf for a class that never occurs.
+    :param logits: Shape ``(n, M)``, finite, or -inf for a class that never occurs. Those on a GPU are taken there.
     :param classifier: A PyTorchClassifier that predicts logits.
     :param x: Images, shape ``(n, *input_shape)``, finite and inside clip_values.
     :param labels: In any form of :func:`art_hrloss._labels.parse_labels`; the sum of a row is the example's weight, and
@@ -263,7 +263,8 @@ def _checked(arguments: tuple[Any, ...]) -> tuple[Tensor, Tensor]:
         logits = torch.from_numpy(checked_logits(arguments[0], checked_images(*arguments[:2])))
     elif len(arguments) == 2 and not hasattr(arguments[0], "predict"):
         logits = arguments[0]
-        logits = logits.detach().cpu() if isinstance(logits, Tensor) else torch.as_tensor(np.asarray(logits))
+        logits = logits.detach() if isinstance(logits, Tensor) else torch.as_tensor(np.asarray(logits))
+        logits = logits if logits.is_cuda else logits.cpu()  # not all devices have float64
     else:
         kinds = ", ".join(type(argument).__name__ for argument in arguments)
         raise TypeError(f"expected (logits, labels) or (classifier, x, labels), but got ({kinds})")
@@ -272,7 +273,7 @@ def _checked(arguments: tuple[Any, ...]) -> tuple[Tensor, Tensor]:
     if bool((logits.isnan() | logits.isposinf() | logits.isneginf().all(1, keepdim=True)).any()):
         raise ValueError("expected logits that are finite, or -inf for some classes of a row, but got others")
     n, classes = logits.shape
-    labels = parse_labels(arguments[-1], n=n, classes=classes, zero_rows=True).cpu()
+    labels = parse_labels(arguments[-1], n=n, classes=classes, zero_rows=True).to(logits.device)
     weights = labels if labels.is_floating_point() else torch.nn.functional.one_hot(labels, classes)
     weighted = weights.sum(1) > 0
     if not bool(weighted.any()):

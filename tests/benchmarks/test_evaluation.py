@@ -371,8 +371,8 @@ def test_between_the_images_and_the_accuracies_nothing_leaves_the_device_and_no_
         with Waits() as waits[batch_size]:
             point = evaluation.curve_point(FIGURE_1_ATTACKS, classifier, digits)
         assert len(point.bounded) == 3
-        # The labels and logits of what is bounded, and one tensor with all that is counted.
-        assert [name for name in waits[batch_size].names if name in Waits.COPIES] == ["tolist", *["cpu", "numpy"] * 6]
+        counted = [name for name in waits[batch_size].names if name in Waits.COPIES]
+        assert counted == ["tolist"], "one tensor with all that is counted"
     assert waits[40].names == waits[360].names
 
 

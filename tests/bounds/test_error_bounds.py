@@ -342,6 +342,15 @@ def test_an_art_classifier_on_arrays_and_tensors(hr_classifier: Callable[..., HR
         same(error_bounds(classifier, x, y, alpha=3.0), expected, rtol=0, atol=0)
 
 
+@pytest.mark.gpu
+def test_logits_on_a_gpu_have_the_bounds_of_the_same_on_the_cpu() -> None:
+    logits = torch.randn(200, 10, generator=torch.Generator().manual_seed(0)) * 5
+    labels = logits.argmax(1).where(torch.arange(200) % 9 > 0, torch.tensor(3))
+    expected = asdict(error_bounds(logits, labels, alpha=3.0))
+    for given in (labels, labels.cuda()):
+        assert asdict(error_bounds(logits.cuda(), given, alpha=3.0)) == pytest.approx(expected, rel=1e-6)
+
+
 # Bad input
 
 LOGITS, LABELS = np.zeros((2, 3)), np.array([0, 1])
