@@ -140,7 +140,9 @@ def run(plan: Plan, names: Sequence[str], minutes: float, console: Console) -> i
 def _do(stage: Stage, seconds: float, log: Path) -> dict[str, Any]:
     """Do a stage, with what it prints added to its log; returns how it ended."""
     begun = time.monotonic()
-    environment = {**os.environ, "PYTHONUNBUFFERED": "1", "COLUMNS": "120"}
+    # In the project's folder, where pytest finds its settings; paths that were relative to this one are no longer so.
+    paths = [str(ROOT), *map(os.path.abspath, filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep)))]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(paths), "PYTHONUNBUFFERED": "1", "COLUMNS": "120"}
     with log.open("ab") as output:
         output.write(f"$ {' '.join(stage.command)}\n".encode())
         output.flush()
