@@ -115,13 +115,19 @@ def test_a_grid_that_the_deadline_stops_goes_on_from_there(tmp_path: Path) -> No
     run, kept = options.resolve().runs()[0], Store(tmp_path / "store")
     counts = [0]
     for _ in range(2):
-        assert gpu.run(Plan(tmp_path, tmp_path, "cpu", True, grid), ("paper",), (gpu.GRACE + 15) / 60, CONSOLE) == 1
-        assert states(tmp_path) == {"paper": "stopped after 15 s"}
+        for seconds in (12, 30, 120):  # a busy machine needs some to begin
+            assert (
+                gpu.run(Plan(tmp_path, tmp_path, "cpu", True, grid), ("paper",), (gpu.GRACE + seconds) / 60, CONSOLE)
+                == 1
+            )
+            if len(kept.curve(run)) > counts[-1]:
+                break
+        assert states(tmp_path)["paper"].startswith("stopped after ")
         counts.append(len(kept.curve(run)))
         assert f"| {run} | {counts[-1]} of 100000 |" in (tmp_path / "summary.md").read_text()
     assert 0 < counts[1] < counts[2]
-    begun = [entry["from_epoch"] for entry in kept.log_entries(run) if entry["event"] == "training"]
-    assert begun == [1, counts[1] + 1]
+    begun = {entry["from_epoch"] for entry in kept.log_entries(run) if entry["event"] == "training"}
+    assert begun == {1, counts[1] + 1}
 
 
 @pytest.mark.slow
