@@ -1,4 +1,4 @@
-"""Data sets by name, as arrays: the embedded digits, torchvision's, any NAME.npz, and what a user's function returns.
+"""Data sets by name, as arrays: the digits, torchvision's, any NAME.npz or sheets, and what a user's function returns.
 
 Every source ends as images uint8 (N, C, H, W) and labels int64 (N,), validated once, here. Files are taken to be
 hostile: no pickle is opened unless its MD5 is torchvision's own, and MNIST and CIFAR-10 must have the official content.
@@ -7,9 +7,7 @@ hostile: no pickle is opened unless its MD5 is torchvision's own, and MNIST and 
 import hashlib
 import os
 import re
-import zipfile
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -19,6 +17,9 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from benchmarks import data_files
+from benchmarks.data_files import DataError as DataError
+from benchmarks.data_files import reading
 from benchmarks.references import Reference, did_you_mean
 
 # Torchvision's, by their names here: the name of its class, and what tells the part that is meant.
@@ -39,10 +40,6 @@ OFFICIAL_SHA256: Mapping[str, str] = {
     "mnist": "e0130f111822ed58de3ba94ad450971c80ee446d2ff4d08e2b4c8e8be16eae50",
     "cifar10": "088db17c50ddf8b6d4ae26627291c330435e1f1bd0f0f70db194a685896d7abd",
 }
-
-
-class DataError(ValueError):
-    """A data set that cannot be used; the message names the file, what was expected and what came."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -115,10 +112,11 @@ def load(name: str, *, data_dir: Path, download: bool = False, validation_size: 
     """Load a data set and draw its validation part from its training part.
 
     Torchvision's data sets are read from its own files in `data_dir`. Where there are none, MNIST and CIFAR-10 are read
-    from NAME.npz there; where that is missing too, torchvision downloads its files if it may.
+    from NAME.npz or sheets there; where these are missing too, torchvision downloads its files if it may.
 
     :param name: One of BUILT_IN; the NAME of a NAME.npz with x_train, y_train, x_test, y_test: images uint8 (N, H, W)
-        or (N, H, W, C) with C 1 or 3, labels integers (N,) from 0 to classes - 1; or a reference to what returns these.
+        or (N, H, W, C) with C 1 or 3, labels integers (N,) from 0 to classes - 1; or of sheets of these; or a reference
+        to what returns these.
     :param data_dir: Folder of the files.
     :param download: Whether torchvision may download files that are missing or damaged.
     :param validation_size: Number of training examples to set aside for validation.
@@ -126,17 +124,7 @@ def load(name: str, *, data_dir: Path, download: bool = False, validation_size: 
     :return: The same arrays in the same order for the same arguments and content.
     :raises DataError: If the data set is unknown, missing, damaged, not what its name says, or too small to split.
     """
-    if not isinstance(name, Reference) and not re.fullmatch(r"\w[\w.-]*", name):
-        raise DataError(f"expected a plain data set name (letters, digits, '_', '-', inner '.'), but got {name!r}")
-    data_dir = Path(os.path.expanduser(data_dir))  # unlike Path's own, no error where there is no home
-    if isinstance(name, Reference):
-        train, test = _own(name)
-    elif name == "digits":
-        train, test = _digits(split_seed)
-    elif name in BUILT_IN:
-        train, test = _official(name, data_dir, download=download)
-    else:
-        train, test = _npz(data_dir / f"{name}.npz")
+    train, test = _unsplit(name, data_dir, download=download, split_seed=split_seed)
     classes = int(train.labels.max()) + 1
     limit = len(train) - classes  # more training examples stay than there are classes
     if not 1 <= validation_size < limit:
@@ -146,13 +134,38 @@ def load(name: str, *, data_dir: Path, download: bool = False, validation_size: 
     return Dataset(name, classes, train, validation, test)
 
 
+def pack(name: str, *, data_dir: Path, folder: Path) -> list[Path]:
+    """
+    Write a data set as sheets, which :func:`load` reads where there is neither NAME.npz nor torchvision's own files.
+
+    :return: The files, in folders of at most so many bytes as :mod:`benchmarks.data_files` says.
+    :raises DataError: As :func:`load`.
+    """
+    train, test = _unsplit(name, data_dir, download=False, split_seed=2019)
+    arrays = {"y_train": train.labels, "y_test": test.labels}
+    images = {f"x_{part}": split.images.transpose(0, 2, 3, 1) for part, split in (("train", train), ("test", test))}
+    return data_files.pack(name, arrays | images, folder)
+
+
 def files(name: str, data_dir: Path) -> tuple[Path, ...]:
     """The files that :func:`load` looks for, whether they are there or not; "digits" has none."""
     if isinstance(name, Reference):
         return (Path(name.path),) if name.path else ()
     data_dir = Path(os.path.expanduser(data_dir))
     official = tuple(_official_md5s(name, data_dir)) if name in BUILT_IN[1:] else ()
-    return official if name == "digits" else (*official, data_dir / f"{name}.npz")
+    return official if name == "digits" else (*official, *data_files.find(name, data_dir))
+
+
+def _unsplit(name: str, data_dir: Path, *, download: bool, split_seed: int) -> tuple[Split, Split]:
+    """The training part, with what will be set aside for validation, and the test part."""
+    if not isinstance(name, Reference) and not re.fullmatch(r"\w[\w.-]*", name):
+        raise DataError(f"expected a plain data set name (letters, digits, '_', '-', inner '.'), but got {name!r}")
+    data_dir = Path(os.path.expanduser(data_dir))  # unlike Path's own, no error where there is no home
+    if isinstance(name, Reference):
+        return _own(name)
+    if name == "digits":
+        return _digits(split_seed)
+    return _official(name, data_dir, download=download) if name in BUILT_IN else _packed(name, data_dir)
 
 
 def _set_aside(split: Split, size: int, seed: int) -> tuple[Split, Split]:
@@ -174,20 +187,19 @@ def _own(reference: Reference) -> tuple[Split, Split]:
     arrays = reference.make(tuple)
     if len(arrays) != 4:
         raise DataError(f"{reference}: expected x_train, y_train, x_test, y_test, but got {len(arrays)} values")
-    with _reading(reference):
+    with reading(reference):
         return _checked(reference, *map(np.asarray, arrays))
 
 
 def _official(name: str, data_dir: Path, *, download: bool) -> tuple[Split, Split]:
     files = _torchvision_files(name, data_dir)
-    npz = data_dir / f"{name}.npz"
-    if name in OFFICIAL_SHA256 and npz.exists() and not any(path.exists() for path in files):
-        source = npz
-        train, test = _npz(npz)
+    source = data_files.source(name, data_dir)
+    if name in OFFICIAL_SHA256 and source and not any(path.exists() for path in files):
+        train, test = _packed(name, data_dir)
     else:
         _ensure_whole(files, name, data_dir, download=download)
         source = next(iter(files)).parent
-        with _reading(source):
+        with reading(source):
             train, test = _checked(source, *_torchvision_arrays(name, data_dir, download=False))
     expected, came = OFFICIAL_SHA256.get(name), digest(train, test)
     if expected not in (None, came):
@@ -255,31 +267,14 @@ def _reader(name: str) -> Any:
     return getattr(datasets, TORCHVISION[name][0])
 
 
-def _npz(path: Path) -> tuple[Split, Split]:
-    names = ("x_train", "y_train", "x_test", "y_test")
-    if not path.exists():
-        found = ", ".join(sorted(file.name for file in path.parent.glob("*.npz"))) or "no .npz file"
-        known = f"one of {', '.join(BUILT_IN)}, or a file {path}"
-        raise DataError(f"expected {known}, but found {found} there{did_you_mean(path.stem, BUILT_IN)}")
-    with _reading(path), path.open("rb") as file:
-        if not zipfile.is_zipfile(file):  # numpy.load would take it for a pickle, and advise to allow that
-            raise DataError(f"{path}: expected a zip of arrays, but got a file that is none, or is cut short")
-        file.seek(0)
-        arrays = np.load(file, allow_pickle=False)
-        if missing := [name for name in names if name not in arrays]:
-            raise DataError(f"{path}: expected arrays {', '.join(names)}, but got no {', '.join(missing)}")
-        return _checked(path, *(np.asarray(arrays[name]) for name in names))
-
-
-@contextmanager
-def _reading(source: Path | Reference) -> Iterator[None]:
-    """Turn what a reader raises on a damaged file, which can be nearly anything, into a DataError that names it."""
-    try:
-        yield
-    except DataError:
-        raise
-    except Exception as error:
-        raise DataError(f"{source}: expected a readable data set, but got {error!r}") from error
+def _packed(name: str, data_dir: Path) -> tuple[Split, Split]:
+    """Training and test part from NAME.npz or sheets."""
+    source = data_files.source(name, data_dir)
+    if source is None:
+        found = ", ".join(sorted(file.name for file in data_dir.glob("*.npz"))) or "no .npz file"
+        known = f"one of {', '.join(BUILT_IN)}, or a file {data_dir / name}.npz"
+        raise DataError(f"expected {known}, but found {found} there{did_you_mean(name, BUILT_IN)}")
+    return _checked(source, *data_files.read(name, data_dir))
 
 
 def _checked(source: Path | Reference, *arrays: npt.NDArray[Any]) -> tuple[Split, Split]:

@@ -2,9 +2,9 @@
 
 import os
 import shlex
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, ClassVar
+from typing import Annotated, ClassVar, Literal
 
 import tyro
 from rich import box
@@ -110,7 +110,7 @@ class Speed:
 
     NEEDS: ClassVar = ("benchmarks.speed.parts",)
 
-    part: tuple[str, ...] = ("loss", "attacks", "growth", "training")
+    part: tuple[str, ...] = ("loss", "attacks", "growth", "training", "ways")
     """Only these parts, one or more of those that are the default."""
     output: Path = Path("hrloss-speed")
     """Folder for PART.md, PART.csv and the figures; those of parts that are not measured are left as they are."""
@@ -120,32 +120,107 @@ class Speed:
     """For the rounds of one case, of which there are three at least. More give more rounds."""
     quick: bool = False
     """Small sizes, one round and the digits, to see that all works: the timings say little."""
+    device: Literal["cpu", "gpu"] = "cpu"
+    """Where the loss is computed, and where networks are attacked and trained."""
 
     def __call__(self, console: Console) -> int:
         """Measure; returns the exit status."""
+        import torch
+
         from benchmarks.speed import parts
         from benchmarks.speed.measuring import Settings
 
+        _expect(self.device)
         if not self.seconds > 0:
             raise ConfigError(f"expected seconds to be above 0, but got {self.seconds}")
         # Unlike Path's own, this leaves a path as it is where there is no home.
-        output, settings = Path(os.path.expanduser(self.output)), Settings(self.data_dir, self.quick, self.seconds)
+        output, device = Path(os.path.expanduser(self.output)), torch.device("cuda" if self.device == "gpu" else "cpu")
+        settings = Settings(self.data_dir, self.quick, self.seconds, device)
         return parts.run(parts.chosen(self.part), settings, output, console, command=self.resuming)
 
     @property
     def resuming(self) -> str:
         """The same command, but for the parts."""
         quick = " --quick" if self.quick else ""
-        return f"python -m benchmarks speed{quick}{_changed(self, 'output', 'data_dir', 'seconds')}"
+        return f"python -m benchmarks speed{quick}{_changed(self, 'output', 'data_dir', 'seconds', 'device')}"
 
 
-def _changed(command: Run | Speed, *names: str) -> str:
+@dataclass(frozen=True)
+class Gpu:
+    """
+    Do the prepared run for a machine with one GPU: its tests, how fast all is, and as much of the paper as time allows.
+
+    In stages, the most valuable first: machine, tests, ways, loss, attacks, paper-mnist and paper-cifar10. A stage that
+    is done is not done again. docs/gpu.md says how to prepare the machine.
+    """
+
+    NEEDS: ClassVar = ("benchmarks.gpu",)
+
+    output: Path = Path("hrloss-gpu")
+    """Folder for all that is made, with the store of the paper's grids."""
+    minutes: float = 10.0
+    """Until all must be over."""
+    data_dir: Path = DATA_DIR
+    """Folder of the data sets, as for `run`."""
+    stage: tuple[str, ...] = ()
+    """Only these stages."""
+    device: Literal["cpu", "gpu"] = "gpu"
+    """The CPU is to try the run where there is no GPU."""
+    quick: bool = False
+    """Small sizes and the digits, to see that all works."""
+    pack: Path | None = None
+    """Do nothing but write MNIST and CIFAR-10 from the data folder into this one, as small files in parts."""
+
+    def __call__(self, console: Console) -> int:
+        """Do the stages; returns the exit status."""
+        from benchmarks import data, gpu
+
+        data_dir, output = (Path(os.path.expanduser(folder)).resolve() for folder in (self.data_dir, self.output))
+        if self.pack is not None:
+            for name in ("mnist", "cifar10"):
+                for path in data.pack(name, data_dir=data_dir, folder=Path(os.path.expanduser(self.pack))):
+                    console.print(f"{path}, {path.stat().st_size / 1e6:.1f} MB", soft_wrap=True)
+            return 0
+        _expect(self.device)
+        if not self.minutes > 0:
+            raise ConfigError(f"expected minutes to be above 0, but got {self.minutes}")
+        grids = {}
+        for name in ("digits",) if self.quick else ("mnist", "cifar10"):
+            options = GridOptions(name, output / "store", device=self.device)
+            if self.quick:
+                options = replace(options, seeds=1, epochs=1)
+            # In this process, on the CPU as on a GPU.
+            command = f"{options.resuming} --workers 1 --data-dir {shlex.quote(str(data_dir))}"
+            grids[f"paper-{name}"] = command, options.resolve()
+        plan = gpu.Plan(output, data_dir, self.device, self.quick, grids)
+        return gpu.run(plan, self.stage, self.minutes, console)
+
+    @property
+    def resuming(self) -> str:
+        """The same command."""
+        stages, quick = " ".join(["", "--stage", *self.stage] if self.stage else []), " --quick" if self.quick else ""
+        return f"python -m benchmarks gpu{stages}{quick}{_changed(self, 'output', 'minutes', 'data_dir', 'device')}"
+
+
+def _expect(device: str) -> None:
+    """
+    Make sure that there is the device.
+
+    :raises ConfigError: If there is not.
+    """
+    import torch
+
+    if device == "gpu" and not torch.cuda.is_available():
+        raise ConfigError("expected a GPU that torch can use for --device gpu, but there is none")
+
+
+def _changed(command: Run | Speed | Gpu, *names: str) -> str:
     """Return the options of these names that are not at their defaults, as one types them."""
     given = {name: value for name in names if (value := getattr(command, name)) != getattr(type(command), name)}
     return "".join(f" --{name.replace('_', '-')} {shlex.quote(str(value))}" for name, value in given.items())
 
 
-COMMANDS = {"run": Run, "status": Status, "report": Report, "grids": Grids, "speed": Speed}
+COMMANDS = {"run": Run, "status": Status, "report": Report, "grids": Grids, "speed": Speed, "gpu": Gpu}
 
 Command = (
     Annotated[Run, tyro.conf.subcommand("run")]
@@ -153,4 +228,5 @@ Command = (
     | Annotated[Report, tyro.conf.subcommand("report")]
     | Annotated[Grids, tyro.conf.subcommand("grids")]
     | Annotated[Speed, tyro.conf.subcommand("speed")]
+    | Annotated[Gpu, tyro.conf.subcommand("gpu")]
 )

@@ -136,9 +136,10 @@ def seeded(attack: Attack, subject: Subject, index: int) -> Images:
     return attack(*subject.part(index))
 
 
-def measure(kind: AttackKind, subject: Subject, device: torch.device, settings: Settings) -> list[Reading]:
+def measure(kind: AttackKind, subject: Subject, settings: Settings) -> list[Reading]:
     """Return times, ratios and differences of every contender on one network."""
-    case, found = at(f"{subject.name}, {kind}", device), contenders(kind, subject, device)
+    case = at(f"{subject.name}, {kind}", settings.device)
+    found = contenders(kind, subject, settings.device)
     attacks = {name: attack for name, attack in found.items() if not isinstance(attack, str)}
     made: dict[tuple[str, int], Images] = {}
 
@@ -146,7 +147,7 @@ def measure(kind: AttackKind, subject: Subject, device: torch.device, settings: 
         made[name, index] = seeded(attacks[name], subject, index)
 
     calls, most = {name: partial(call, name) for name in attacks}, 3 * len(subject.images) // subject.batch
-    times = interleaved(calls, settings, device=device, rounds=most, warm=kind.steps == 1)
+    times = interleaved(calls, settings, rounds=most, warm=kind.steps == 1)
     missing = [reading(case, name, SECONDS, (), note=why) for name, why in found.items() if isinstance(why, str)]
     return timed_readings(case, times, AGAINST, note=subject.note) + missing + differences(case, made)
 
@@ -168,11 +169,10 @@ def differences(case: str, made: Mapping[tuple[str, int], Images]) -> list[Readi
 
 
 def cases(settings: Settings) -> dict[str, Callable[[], list[Reading]]]:
-    """Return every attack on each of the two networks, on the CPU and on the GPU if there is one."""
+    """Return every attack on each of the two networks."""
     return {
-        f"{kind} on {subject.name} ({device.type})": partial(measure, kind, subject, device, settings)
+        f"{kind} on {subject.name} ({settings.device.type})": partial(measure, kind, subject, settings)
         for subject in subjects(settings)
-        for device in settings.devices
         for kind in settings.few(KINDS)
     }
 

@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
@@ -24,7 +23,6 @@ from benchmarks.report import drawing
 from benchmarks.report.markup import Table
 from benchmarks.speed import attacks, losses, training
 from benchmarks.speed.measuring import (
-    CPU,
     RATIO,
     SECONDS,
     Call,
@@ -49,9 +47,9 @@ BY_EPOCHS = "epochs (digits)"
 # Of the grid that is given to a pool; a process takes seconds to start.
 POOL_RUNS, POOL_EPOCHS = 8, 60
 NOTES = (
-    "On the CPU with one thread. Classes and batch: forward and backward of the loss alone, float32, eager. Sides and "
-    "steps: the attack of art_hrloss.attacks with the HR loss beside the loop by hand. Ratios are to cross-entropy, "
-    "or to the loop by hand.",
+    "On one thread of the CPU, or the GPU where it is named. Classes and batch: forward and backward of the loss "
+    "alone, float32, eager. Sides and steps: the attack of art_hrloss.attacks with the HR loss beside the loop by "
+    "hand. Ratios are to cross-entropy, or to the loop by hand.",
 )
 TRAINING_NOTES = (
     "The network and recipe of the digits, in batches of 50 where nothing else is said. Of the runs, half have each "
@@ -77,7 +75,7 @@ class Panel:
         """Return the readings of one size."""
         with tempfile.TemporaryDirectory() as folder:
             times = interleaved(self.calls(size, Path(folder)), settings, rounds=15, **self.options)
-        return timed_readings(self.name, times, AGAINST, x=size, note=self.note)
+        return timed_readings(at(self.name, settings.device), times, AGAINST, x=size, note=self.note)
 
 
 def cases(settings: Settings, panels: Sequence[Panel]) -> dict[str, Callable[[], list[Reading]]]:
@@ -91,16 +89,16 @@ def cases(settings: Settings, panels: Sequence[Panel]) -> dict[str, Callable[[],
 
 def panels(settings: Settings) -> list[Panel]:
     """Return what the part "growth" measures."""
-    lenet = subjects(settings)[0]
+    lenet, device = subjects(settings)[0], settings.device
 
     def loss(examples: int, classes: int) -> dict[str, Call]:
         workload = losses.Workload((examples, classes))
-        logits, target = workload.example(CPU)
-        both = losses.eager(workload, CPU)
+        logits, target = workload.example(device)
+        both = losses.eager(workload, device)
         return {name: losses.step(both[name], logits, target) for name in (losses.CE, losses.HR)}
 
     def attack(subject: Subject, steps: int) -> dict[str, Call]:
-        kind, network = AttackKind("PGD", steps), subject.on(CPU)
+        kind, network = AttackKind("PGD", steps), subject.on(device)
         ours = attacks.build(art_hrloss.attacks, kind, attacks.art_classifier(network, subject, HRLoss()), subject)
         hand = attacks.by_hand(kind, network, subject, HRLoss(reduction="none"))
         calls = {attacks.OURS["HR"]: ours, attacks.HAND["HR"]: hand}
@@ -121,12 +119,13 @@ def panels(settings: Settings) -> list[Panel]:
 def training_panels(settings: Settings) -> list[Panel]:
     """Return what the part "training" measures of growth, all of it on the digits."""
     data, few = load_data("digits", DIGITS, data_dir=settings.data_dir), replace(DIGITS, epochs=2)
+    few = replace(few, device=settings.device_name)
 
     def runs(number: int, **options: Any) -> list[RunSpec]:
         return [RunSpec("digits", replace(few, **options), HR if i % 2 else CE, seed=i // 2) for i in range(number)]
 
-    def at_once(device: torch.device, number: int, folder: Path) -> dict[str, Call]:
-        several = runs(number, device="cpu" if device.type == "cpu" else "gpu")
+    def at_once(number: int, folder: Path) -> dict[str, Call]:
+        several = runs(number)
         return {
             TOGETHER: lambda _: training.trained(several, data, folder, together=True),
             ONE_BY_ONE: lambda _: training.trained(several, data, folder),
@@ -147,15 +146,14 @@ def training_panels(settings: Settings) -> list[Panel]:
     batches, epochs, workers = (16, 32, 64, 128, 256, 512), (1, 2, 5, 10, 20), worker_counts(available_cpus())
     by_runs, by_workers = "runs (digits, 2 epochs)", f"workers ({POOL_RUNS} runs of the digits, {POOL_EPOCHS} epochs)"
     cold: dict[str, Any] = {"share": 1 / 10, "warm": False}
-    return [
-        *(
-            Panel(at(by_runs, device), (1, 2, 5, 10), partial(at_once, device), cold | {"device": device})
-            for device in settings.devices
-        ),
+    grown = [
+        Panel(by_runs, (1, 2, 5, 10), at_once, cold),
         Panel("batch (digits, 2 epochs)", batches, lambda size, folder: alone(folder, batch_size=size), cold),
         Panel(BY_EPOCHS, epochs, lambda size, folder: alone(folder, epochs=size), cold),
-        Panel(by_workers, workers[:1] if settings.quick else workers, pool, cold | {"least": 1}),
     ]
+    if settings.device.type == "cpu":  # one process has a GPU to itself
+        grown.append(Panel(by_workers, workers[:1] if settings.quick else workers, pool, cold | {"least": 1}))
+    return grown
 
 
 def pooled(workers: int, runs: Sequence[RunSpec], under: tuple[AttackSpec, ...], folder: Path, data_dir: Path) -> Path:
@@ -178,7 +176,8 @@ def worker_counts(cpus: int) -> list[int]:
 
 def fixed_and_each(readings: pd.DataFrame, contender: str) -> tuple[float, float]:
     """Return seconds of a training whatever its epochs, and those of an epoch, by least squares through medians."""
-    own = readings[(readings.case == BY_EPOCHS) & (readings.contender == contender) & (readings.quantity == SECONDS)]
+    own = readings[(readings.contender == contender) & (readings.quantity == SECONDS)]
+    own = own[own.case.str.startswith(BY_EPOCHS)]
     each, fixed = np.polyfit(own.x, own["median"], 1)
     return float(fixed), float(each)
 

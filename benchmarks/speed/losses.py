@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -31,10 +31,11 @@ from benchmarks.speed.subjects import LENET, NETWORKS, RESNET, SMALL_CNN
 Loss = Callable[[Tensor, Tensor], Tensor]
 
 ALPHA = 1.6
-MEMORY = "peak memory / logits"
+MEMORY, SHARE = "peak memory / logits", "share of the copy bandwidth"
 CE, HR, PLAIN, EACH = "CE, eager", "HR, eager", "HR, plain", "HR, per example"
 CE_COMPILED, HR_COMPILED = "CE, compiled", "HR, compiled"
-ORDER = (CE, HR, EACH, PLAIN, CE_COMPILED, HR_COMPILED)
+COPY = "copy"
+ORDER = (CE, HR, EACH, PLAIN, CE_COMPILED, HR_COMPILED, COPY)
 AGAINST = {HR: (CE,), PLAIN: (CE,), EACH: (CE,), CE_COMPILED: (CE,), HR_COMPILED: (CE, CE_COMPILED)}
 NOTES = (
     "Forward and the gradient by logits that are normal, float32. HR is HRLoss, CE CrossEntropyLoss; both with the "
@@ -43,6 +44,11 @@ NOTES = (
     "five lines of torch's functions. Compiled is by torch.compile, before the timing.",
     "A training step is the forward and backward pass of the network and of the loss, and the step of SGD.",
     "Peak memory is what is allocated together beyond logits and labels, in units of the logits: the gradient is 1.",
+)
+# Of what is measured beside a copy of the logits, on a GPU: memory is what limits it there.
+SHARE_NOTE = (
+    "The share is of the bandwidth of a copy of the logits on the device, in the same round: a loss and its gradient "
+    "read and write as much at least, so 1 is the limit; what is below 0.1 ms is the time of launches."
 )
 # Of the images of noise on which a network's training step is timed.
 IMAGE_SHAPES = {SMALL_CNN: (1, 8, 8), LENET: (1, 28, 28), RESNET: (3, 32, 32)}
@@ -55,9 +61,10 @@ class Workload:
     shape: tuple[int, ...]
     kind: str = "hard"
     """"hard", "smoothing", "soft" or "weights"."""
+    dtype: torch.dtype = torch.float32
 
     def __str__(self) -> str:
-        return f"{self.kind} {self.shape}"
+        return f"{self.kind} {self.shape}" + ("" if self.dtype == torch.float32 else f", {str(self.dtype)[6:]}")
 
     def options(self, device: torch.device) -> dict[str, Any]:
         """Return what both losses take."""
@@ -67,12 +74,12 @@ class Workload:
 
     def example(self, device: torch.device) -> tuple[Tensor, Tensor]:
         """Return normal logits that require gradients, and labels, the same each time."""
-        generator = torch.Generator().manual_seed(0)
-        logits = torch.randn(self.shape, generator=generator).to(device).requires_grad_()
+        generator = torch.Generator(device).manual_seed(0)
+        logits = torch.randn(self.shape, generator=generator, device=device, dtype=self.dtype).requires_grad_()
         if self.kind == "soft":
-            return logits, torch.randn(self.shape, generator=generator).softmax(1).to(device)
-        labels = torch.randint(self.shape[1], self.shape[:1] + self.shape[2:], generator=generator)
-        return logits, labels.to(device)
+            return logits, torch.randn(self.shape, generator=generator, device=device).softmax(1)
+        sizes = self.shape[:1] + self.shape[2:]
+        return logits, torch.randint(self.shape[1], sizes, generator=generator, device=device)
 
 
 HARD = (Workload((4096, 10)), Workload((4096, 1000)), Workload((256, 50_000)))
@@ -80,6 +87,11 @@ OTHERS = (
     *(Workload(shape, kind) for kind in ("smoothing", "soft", "weights") for shape in ((256, 1000), (1024, 32_000))),
     Workload((4, 2, 512, 512)),
     Workload((8, 21, 128, 128)),
+)
+LARGE = (Workload((256, 50_000)), Workload((8192, 128_256)))
+ON_GPU = (
+    *(Workload(shape) for shape in ((128, 10), (4096, 10), (4096, 1000))),
+    *(replace(workload, dtype=dtype) for workload in LARGE for dtype in (torch.float32, torch.bfloat16)),
 )
 
 
@@ -119,6 +131,12 @@ def step(loss: Loss, logits: Tensor, target: Tensor) -> Callable[..., Tensor]:
     return gradient
 
 
+def copying(logits: Tensor) -> Callable[..., Tensor]:
+    """Return a call, with the number of the round or without, that copies the logits' values to another tensor."""
+    values, place = logits.detach(), torch.empty_like(logits, requires_grad=False)
+    return lambda _=0: place.copy_(values)
+
+
 def training_step(architecture: str, loss: Loss, device: torch.device) -> Callable[..., Tensor]:
     """Return a call that trains a new network of the same weights by one step of SGD, on noise."""
     _, recipe = NETWORKS[architecture]
@@ -142,8 +160,13 @@ def _place(device: torch.device, cores: int) -> str:
     return f"{cores} thread{'s' * (cores > 1)}" if device.type == "cpu" else device.type
 
 
-def measure(workload: Workload, device: torch.device, cores: int, settings: Settings) -> list[Reading]:
-    """Return time and memory of every loss on these logits; what cannot be compiled is a reading that says so."""
+def measure(workload: Workload, cores: int, settings: Settings, *, beside_copy: bool = False) -> list[Reading]:
+    """
+    Return time and memory of every loss on these logits; what cannot be compiled is a reading that says so.
+
+    :param beside_copy: Whether to measure the share of a copy's bandwidth.
+    """
+    device = settings.device
     case, readings = f"{workload}, {_place(device, cores)}", []
     logits, target = workload.example(device)
     calls = {name: step(loss, logits, target) for name, loss in eager(workload, device).items()}
@@ -156,37 +179,51 @@ def measure(workload: Workload, device: torch.device, cores: int, settings: Sett
                 readings.append(reading(case, name, SECONDS, (), note=f"fails: {type(error).__name__}"))
             else:
                 calls[name] = call
-        times = interleaved(calls, settings, device=device, rounds=40, share=1 / 4, cores=cores)
+        copies = {COPY: copying(logits)} if beside_copy else {}
+        times = interleaved(calls | copies, settings, rounds=40, share=1 / 4, cores=cores)
         for name, call in calls.items():
+            if beside_copy:
+                shares = [least / taken for least, taken in zip(times[COPY], times[name], strict=True)]
+                readings.append(reading(case, name, SHARE, shares, COPY))
             peak = peak_bytes(call, device) / (logits.numel() * logits.element_size())
             readings.append(reading(case, name, MEMORY, [peak]))
     return readings + timed_readings(case, times, AGAINST)
 
 
-def measure_training(architecture: str, device: torch.device, settings: Settings) -> list[Reading]:
+def measure_training(architecture: str, settings: Settings) -> list[Reading]:
     """Return the time of a training step with each loss, on one thread of a CPU."""
+    device = settings.device
     losses: dict[str, Loss] = {CE: nn.CrossEntropyLoss(), HR: HRLoss(ALPHA), PLAIN: plain_hr}
     calls = {name: training_step(architecture, loss, device) for name, loss in losses.items()}
-    times = interleaved(calls, settings, device=device, rounds=40, share=1 / 4)
+    times = interleaved(calls, settings, rounds=40, share=1 / 4)
     batch = NETWORKS[architecture][1].batch_size
     return timed_readings(f"training step, {architecture}, batch {batch}, {_place(device, 1)}", times, AGAINST)
 
 
 def cases(settings: Settings) -> dict[str, Callable[[], list[Reading]]]:
-    """Return training steps and every kind of labels on one thread, class indices on all threads, all on a GPU too."""
-    found: dict[str, Callable[[], list[Reading]]] = {}
-    for device in settings.devices:
-        for architecture in settings.few(list(NETWORKS)):
-            found[f"{architecture} ({device.type})"] = partial(measure_training, architecture, device, settings)
-        pairs = [(workload, 1) for workload in (*HARD, *OTHERS)]
-        if settings.quick:
-            pairs = [(workload, 1) for workload, _ in pairs if math.prod(workload.shape) < 1e6]
-        elif device.type == "cpu" and available_cpus() > 1:
-            pairs += [(workload, available_cpus()) for workload in HARD]
-        for workload, cores in pairs:
-            name = f"{workload} on {_place(device, cores)}"
-            found[name] = partial(measure, workload, device, cores, settings)
-    return found
+    """
+    Return what is measured, by name.
+
+    On the CPU training steps, every kind of labels on one thread, and class indices on all threads; on a GPU the sizes
+    at which memory is the limit, beside a copy, and training steps.
+    """
+    on_cpu = settings.device.type == "cpu"
+    pairs = [(workload, 1) for workload in ((*HARD, *OTHERS) if on_cpu else ON_GPU)]
+    if settings.quick:
+        pairs = [(workload, 1) for workload, _ in pairs if math.prod(workload.shape) < 1e6]
+    elif on_cpu and available_cpus() > 1:
+        pairs += [(workload, available_cpus()) for workload in HARD]
+    steps: dict[str, Callable[[], list[Reading]]] = {
+        f"{architecture} ({settings.device.type})": partial(measure_training, architecture, settings)
+        for architecture in settings.few(list(NETWORKS))
+    }
+    sizes: dict[str, Callable[[], list[Reading]]] = {
+        f"{workload} on {_place(settings.device, cores)}": partial(
+            measure, workload, cores, settings, beside_copy=not on_cpu
+        )
+        for workload, cores in pairs
+    }
+    return steps | sizes if on_cpu else sizes | steps
 
 
 def tables(readings: pd.DataFrame) -> list[Table]:
@@ -196,6 +233,9 @@ def tables(readings: pd.DataFrame) -> list[Table]:
         f"/ {CE}": entry(RATIO, CE),
         f"/ {CE_COMPILED}": entry(RATIO, CE_COMPILED),
     }
-    entries[MEMORY] = entry(MEMORY)
+    entries[MEMORY], notes = entry(MEMORY), list(NOTES)
+    if (readings.quantity == SHARE).any():
+        entries[SHARE] = entry(SHARE)
+        notes.append(SHARE_NOTE)
     title = "The HR loss beside cross-entropy, forward and backward"
-    return [tabulated(title, readings, ("logits", "contender"), entries, NOTES, ORDER)]
+    return [tabulated(title, readings, ("logits", "contender"), entries, notes, ORDER)]

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -46,11 +46,13 @@ class Settings:
     """Small sizes and one round, to see that all works; the timings say little."""
     seconds: float = 20.0
     """For the rounds of one case; there are three at least, however long they take."""
+    device: torch.device = CPU
+    """Where the loss is computed, and where networks are attacked and trained."""
 
     @property
-    def devices(self) -> list[torch.device]:
-        """The CPU, and the GPU if torch can use one."""
-        return [CPU, torch.device("cuda")] if torch.cuda.is_available() else [CPU]
+    def device_name(self) -> Literal["cpu", "gpu"]:
+        """The device in ART's words and those of recipes."""
+        return "cpu" if self.device.type == "cpu" else "gpu"
 
     def few(self, sizes: Sequence[Any]) -> Sequence[Any]:
         """Return the sizes to measure: all, or the first two."""
@@ -69,7 +71,6 @@ def interleaved(
     rounds: int,
     share: float = 1.0,
     least: int = 3,
-    device: torch.device = CPU,
     warm: bool = True,
     cores: int = 1,
 ) -> dict[str, list[float]]:
@@ -77,16 +78,17 @@ def interleaved(
     Time contenders round by round, each once in a round, another one first in each.
 
     :param calls: What to time, by contender.
-    :param settings: How long at most; a single round if it is to be quick.
+    :param settings: How long at most; a single round if it is to be quick; and where they compute: what they leave in a
+        GPU's queue is waited for.
     :param rounds: At most so many,
     :param share: and none begun after this share of the seconds, warming up not counted,
     :param least: unless there are fewer than this.
-    :param device: Where they compute; what they leave in its queue is waited for.
     :param warm: Whether to call each before the first round, which also shows how often it fits into SAMPLE; without it
            each is called once.
     :param cores: Threads of torch on the CPU.
     :return: Seconds per call, one per round, by contender.
     """
+    device = settings.device
     with threads(cores), seeded(0):
         repeats = {name: _repeats(call, device) if warm else 1 for name, call in calls.items()}
         times: dict[str, list[float]] = {name: [] for name in calls}

@@ -19,7 +19,7 @@ from benchmarks.execution import available_cpus
 from benchmarks.references import did_you_mean
 from benchmarks.report.drawing import Picture, save
 from benchmarks.report.markup import Table
-from benchmarks.speed import attacks, growth, losses, training
+from benchmarks.speed import attacks, growth, losses, training, ways
 from benchmarks.speed.measuring import Reading, Settings, frame
 from benchmarks.store import write_bytes
 from benchmarks.store._atomic import expect_writable
@@ -59,6 +59,7 @@ PARTS: Mapping[str, Part] = MappingProxyType(
             lambda readings: [*training.tables(readings), *growth.training_tables(readings)],
             lambda readings: [growth.picture(readings, "training-growth", "how training's cost grows", "seconds", 1.0)],
         ),
+        "ways": Part(1, ways.cases, ways.tables),
     }
 )
 
@@ -77,7 +78,7 @@ def chosen(names: Sequence[str]) -> list[str]:
     return list(dict.fromkeys(names))
 
 
-def machine() -> list[str]:
+def machine(device: torch.device) -> list[str]:
     """Return what timings depend on beside the code, in sentences, with a warning if others use the machine too."""
     information, cores = Path("/proc/cpuinfo"), available_cpus()
     lines = information.read_text().splitlines() if information.exists() else []
@@ -93,6 +94,10 @@ def machine() -> list[str]:
         f"Machine: {cpu}, {cores} cores; {gpus}. Load at the start: {load:.2f}. Python {platform.python_version()}, "
         f"{versions}. Timings are of this machine: elsewhere they are others."
     ]
+    if device.type == "cuda":
+        kinds = (("Convolutions", torch.backends.cudnn), ("matrix products", torch.backends.cuda.matmul))
+        stated = (f"{what} are in {'TF32' if backend.allow_tf32 else 'float32'}" for what, backend in kinds)
+        notes.append(f"CUDA {torch.version.cuda}. Where nothing else is said {', '.join(stated)}, as torch has it.")
     if load > BUSY * cores:
         notes.append(
             f"WARNING: the machine was busy at the start (load {load:.2f} on {cores} cores). Times are too long, and "
@@ -101,16 +106,30 @@ def machine() -> list[str]:
     return notes
 
 
-def measure(name: str, settings: Settings, console: Console) -> pd.DataFrame:
-    """Return all readings of a part, with a bar in a terminal, and a line for each case."""
-    readings: list[Reading] = []
+def measure(name: str, settings: Settings, console: Console, readings: list[Reading]) -> int:
+    """
+    Add all readings of a part, with a bar in a terminal, and a line for each case.
+
+    :return: How many cases failed; the others are measured.
+    """
+    failed = 0
     cases = PARTS[name].cases(settings)
     shown = track(cases.items(), name, console=console, disable=not console.is_terminal)
     for i, (case, measured) in enumerate(shown, start=1):
         begun = time.perf_counter()
-        readings += measured()
-        console.print(f"{name} {i}/{len(cases)}: {case}, {time.perf_counter() - begun:.1f} s", soft_wrap=True)
-    return frame(readings)
+        how = ""
+        try:
+            readings += measured()
+        except Exception as error:  # such as memory that is short: the others may have enough
+            failed, how = failed + 1, f" fails: {type(error).__name__}: {error}"
+        console.print(f"{name} {i}/{len(cases)}: {case}, {time.perf_counter() - begun:.1f} s{how}", soft_wrap=True)
+    return failed
+
+
+def csv_bytes(readings: pd.DataFrame) -> bytes:
+    """Return the readings as they are kept, to six digits."""
+    text: str = readings.to_csv(index=False, float_format="%.6g")
+    return text.encode()
 
 
 def write(name: str, readings: pd.DataFrame, head: Sequence[str], folder: Path) -> list[Path]:
@@ -126,7 +145,7 @@ def write(name: str, readings: pd.DataFrame, head: Sequence[str], folder: Path) 
     figures = [f"![{picture.alt}]({picture.name}.png)\n\n{picture.caption}\n" for picture in pictures]
     body = "\n".join([*(table.markdown() for table in tables), *figures])
     write_bytes(folder / f"{name}.md", "\n\n".join([f"# Speed: {name}", *head, body]).encode())
-    write_bytes(folder / f"{name}.csv", readings.to_csv(index=False, float_format="%.6g").encode())
+    write_bytes(folder / f"{name}.csv", csv_bytes(readings))
     for picture in pictures:
         save(picture, folder)
     return [folder / file for file in (f"{name}.md", f"{name}.csv", *(f"{picture.name}.png" for picture in pictures))]
@@ -138,27 +157,34 @@ def run(names: Sequence[str], settings: Settings, folder: Path, console: Console
 
     :param names: Of the parts.
     :param command: The command without the parts, to stand in NAME.md.
-    :return: The exit status: 130 if it was interrupted, when the finished parts are kept.
+    :return: The exit status: 1 if a case failed; 130 if it was interrupted, when the finished parts are kept, and what
+        was measured of the next in NAME-unfinished.csv.
     :raises StoreError: If the folder cannot be written to, before anything is measured.
     """
     expect_writable(folder)
-    head = machine()
+    head = machine(settings.device)
     for note in head:
         console.print(note, soft_wrap=True)
     minutes = "less than one" if settings.quick else f"about {sum(PARTS[name].minutes for name in names):g}"
     console.print(f"Parts: {', '.join(names)}; minutes on two quiet cores: {minutes}.")
-    left = list(names)
+    left, failed = list(names), 0
+    measured: list[Reading] = []
     try:
         while left:
-            readings = measure(left[0], settings, console)
+            measured, unfinished = [], folder / f"{left[0]}-unfinished.csv"
+            failed += measure(left[0], settings, console, measured)
+            readings = frame(measured)
             for table in PARTS[left[0]].tables(readings):
                 console.print(table.rich())
             written = write(left[0], readings, [f"Made by `{command} --part {left[0]}`.", *head], folder)
             console.print(f"Written: {', '.join(map(str, written))}", soft_wrap=True)
+            unfinished.unlink(missing_ok=True)
             left.pop(0)
     except KeyboardInterrupt:
+        if measured:
+            write_bytes(unfinished, csv_bytes(frame(measured)))
         done = [name for name in names if name not in left]
         kept = f"Kept in {folder}: {', '.join(done)}." if done else "No part was finished."
         console.print(f"Interrupted. {kept} The rest:\n  {command} --part {' '.join(left)}", soft_wrap=True)
         return 130
-    return 0
+    return 1 if failed else 0

@@ -79,12 +79,15 @@ def _attacked(architecture: str, eps: float, eps_step: float, settings: Settings
         recipe = replace(recipe, model="small-cnn") if architecture == LENET else recipe
     network = _trained(recipe, data)
     images, labels = data.test.tensors(CPU)
-    batch = 16 if settings.quick else 128
+    batch, more = 16 if settings.quick else 128, ""
+    if settings.device.type == "cuda" and not settings.quick:  # a GPU takes hardly longer for them
+        batch, more = min(1000, len(data.test)), "In batches of 1000 on the GPU."
     # Those that the network has right, as far as there are: Auto-PGD leaves the others alone.
     with torch.no_grad():
         wrong = torch.cat([network(part).argmax(1) for part in images.split(1000)]) != labels
     order = wrong.int().argsort(stable=True)[: min(8 * batch, len(labels) // batch * batch)]
     name = f"{architecture}, {data.name}"
+    note = " ".join(filter(None, (note, more)))
     return Subject(name, network, images[order].numpy(), labels[order].numpy(), eps, eps_step, batch, note)
 
 
@@ -132,7 +135,7 @@ class TrainingSubject:
         return RunSpec(self.data.name, self.recipe, loss, seed=0)
 
 
-def training_subjects(settings: Settings, device: torch.device) -> list[TrainingSubject]:
+def training_subjects(settings: Settings) -> list[TrainingSubject]:
     """
     Return the digits' network, LeNet on MNIST and ResNet-8 on CIFAR-10; only some digits if it is to be quick.
 
@@ -149,13 +152,13 @@ def training_subjects(settings: Settings, device: torch.device) -> list[Training
         except DataError as error:
             missing.append(f"Without {name}: {error}.")
             continue
-        on_cpu = device.type == "cpu"
+        on_cpu = settings.device.type == "cpu"
         share = min(1.0, SHARES[dataset] * settings.seconds / 20) if on_cpu and dataset != "digits" else 1.0
         share = 0.25 if settings.quick else share
         kept = ((part, max(1, round(len(part) * share))) for part in (data.train, data.validation, data.test))
         parts = (Split(part.images[:size], part.labels[:size]) for part, size in kept)
         epochs = 2 if settings.quick else EPOCHS[dataset]
-        recipe = replace(recipe, epochs=epochs, lr_drops=(), device="cpu" if on_cpu else "gpu")
+        recipe = replace(recipe, epochs=epochs, lr_drops=(), device=settings.device_name)
         cut = Dataset(data.name, data.classes, *parts)
         trained.append(TrainingSubject(name, cut, recipe, share, len(data.test)))
     return [replace(trained[0], note=" ".join(missing)), *trained[1:]]

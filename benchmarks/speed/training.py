@@ -148,7 +148,7 @@ def art_fit(start: Start) -> nn.Module:
     return network
 
 
-def measure(subject: TrainingSubject, device: torch.device, settings: Settings) -> list[Reading]:
+def measure(subject: TrainingSubject, settings: Settings) -> list[Reading]:
     """Return images a second of every way to train the subject's network from the same weights."""
     starts = {name: Start(subject, loss) for name, loss in LOSSES.items()}
     with tempfile.TemporaryDirectory() as folder:
@@ -165,8 +165,8 @@ def measure(subject: TrainingSubject, device: torch.device, settings: Settings) 
             LOADER: lambda _: loader_loop(starts["CE"]),
             FIT: lambda _: art_fit(starts["CE"]),
         }
-        times = interleaved(calls, settings, device=device, rounds=50, warm=False)
-    return throughputs(at(subject.name, device), times, subject)
+        times = interleaved(calls, settings, rounds=50, warm=False)
+    return throughputs(at(subject.name, settings.device), times, subject)
 
 
 def throughputs(case: str, times: Mapping[str, Sequence[float]], subject: TrainingSubject) -> list[Reading]:
@@ -188,7 +188,7 @@ def throughputs(case: str, times: Mapping[str, Sequence[float]], subject: Traini
     return readings
 
 
-def measure_share(subject: TrainingSubject, device: torch.device, settings: Settings) -> list[Reading]:
+def measure_share(subject: TrainingSubject, settings: Settings) -> list[Reading]:
     """Return seconds of Fig. 1's attacks and of an epoch, and the share that follows, by grid."""
     training = Training(subject.run(HR), subject.data)
     training.epoch(0)
@@ -197,14 +197,14 @@ def measure_share(subject: TrainingSubject, device: torch.device, settings: Sett
             EVALUATION: lambda _: curve_point(FIGURE_1_ATTACKS, training.classifier, subject.data).row(),
             EPOCH: lambda _: trained([subject.run(HR)], subject.data, Path(folder)),
         }
-        times = interleaved(calls, settings, device=device, rounds=20, share=1 / 2, warm=False)
+        times = interleaved(calls, settings, rounds=20, share=1 / 2, warm=False)
     epoch = [seconds / subject.recipe.epochs / subject.share for seconds in times[EPOCH]]
     readings = []
     for name, recipe in recipes(subject.data.name).items():
         attacked = recipe.curve_attacks[0].images or subject.tested
         once = [seconds * attacked / len(subject.data.test) for seconds in times[EVALUATION]]
         shares = [share(recipe, *pair) for pair in zip(once, epoch, strict=True)]
-        case, note = at(name, device), f"{recipe.epochs}, {recipe.curve_every}"
+        case, note = at(name, settings.device), f"{recipe.epochs}, {recipe.curve_every}"
         readings += [reading(case, EVALUATION, SECONDS, once), reading(case, EPOCH, SECONDS, epoch)]
         readings.append(reading(case, EVALUATION, SHARE, shares, note=note))
     return readings
@@ -228,13 +228,13 @@ def share(recipe: Recipe, evaluation: float, epoch: float) -> float:
 
 
 def cases(settings: Settings) -> dict[str, Callable[[], list[Reading]]]:
-    """Return the throughput of every network on every device, and then the share of Fig. 1."""
+    """Return the throughput of every network, and then the share of Fig. 1."""
     measures = {"": measure, "Fig. 1, ": measure_share}
-    subjects = [(device, subject) for device in settings.devices for subject in training_subjects(settings, device)]
+    subjects = training_subjects(settings)
     return {
-        f"{what}{subject.name} ({device.type})": partial(measuring, subject, device, settings)
+        f"{what}{subject.name} ({settings.device.type})": partial(measuring, subject, settings)
         for what, measuring in measures.items()
-        for device, subject in subjects
+        for subject in subjects
     }
 
 

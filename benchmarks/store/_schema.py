@@ -1,5 +1,6 @@
 """What the files of a run hold: to bytes, and back again with every damage named."""
 
+import configparser
 import hashlib
 import io
 import json
@@ -8,7 +9,8 @@ import platform
 import zipfile
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
-from importlib.metadata import version
+from importlib import import_module
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +39,19 @@ _NUMBERS_OF_EVENT = {"epoch": ("epoch", "training", "seconds"), "record": ("seco
 def versions() -> dict[str, str]:
     """The versions of what makes results."""
     packages = ("art_hrloss", "torch", "adversarial-robustness-toolbox", "numpy")
-    return {"python": platform.python_version(), **{package: version(package) for package in packages}}
+    return {"python": platform.python_version(), **{package: _version(package) for package in packages}}
+
+
+def _version(package: str) -> str:
+    """The version of a package by pip's name, also where it is on Python's path without having been installed."""
+    with suppress(PackageNotFoundError):
+        return version(package)
+    module = import_module({"adversarial-robustness-toolbox": "art"}.get(package, package))
+    if hasattr(module, "__version__"):
+        return str(module.__version__).split("+")[0]  # what follows, such as cu130, is not in the metadata
+    stated = configparser.ConfigParser()  # of a clone of this project
+    stated.read(Path(str(module.__file__)).parents[1] / "setup.cfg")
+    return stated.get("metadata", "version", fallback="unknown")
 
 
 def read_spec(path: Path) -> dict[str, Any] | None:

@@ -31,7 +31,7 @@ def settings(tmp_path: Path) -> Settings:
 
 @pytest.fixture
 def subject(settings: Settings) -> TrainingSubject:
-    (digits,) = training_subjects(settings, CPU)
+    (digits,) = training_subjects(settings)
     return digits
 
 
@@ -99,7 +99,7 @@ def test_larger_data_are_cut_to_a_share(tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.setitem(subjects.SHARES, "small", 0.1)
     monkeypatch.setitem(subjects.EPOCHS, "small", 3)
     for device, sizes_left in ((CPU, [20, 10, 7]), (torch.device("cuda"), [200, 100, 70])):
-        digits, small = training_subjects(Settings(tmp_path, seconds=20), device)
+        digits, small = training_subjects(Settings(tmp_path, seconds=20, device=device))
         assert digits.note.startswith("Without none, nothing: ")
         assert [len(part) for part in (small.data.train, small.data.validation, small.data.test)] == sizes_left
         assert small.images == 3 * sizes_left[0]

@@ -5,6 +5,8 @@ import os
 import pickle
 import random
 import struct
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -19,7 +21,7 @@ from benchmarks.config import AttackSpec, LossSpec, Recipe, RunSpec
 from benchmarks.record import Record
 from benchmarks.store import DamagedError, Store, StoreError, write_bytes, write_json
 from benchmarks.store._atomic import UnreadableError, append_line, set_aside
-from benchmarks.store._schema import RECORD_VERSION
+from benchmarks.store._schema import RECORD_VERSION, versions
 
 RUN = RunSpec("digits", Recipe(model="small-cnn", epochs=3, batch_size=5, lr=0.1), LossSpec("ce"), 0)
 ATTACK = AttackSpec("fgm", "hr", 0.1)
@@ -425,3 +427,18 @@ def test_a_lock_is_seen_from_elsewhere_while_it_is_held(store: Store) -> None:
         assert not other.is_locked(replace(RUN, seed=1))
     assert not other.is_locked(RUN)
     assert [path.name for path in store.folder(RUN).parent.iterdir()] == [RUN.key()]
+
+
+def test_versions_are_known_without_installed_metadata(tmp_path: Path) -> None:
+    """As where the project is a clone on Python's path, beside packages that bring no metadata."""
+    for path in Path(torch.__file__).parents[1].iterdir():
+        if not path.name.endswith((".dist-info", ".pth")):
+            (tmp_path / path.name).symlink_to(path)
+    code = "import json; from benchmarks.store._schema import versions; print(json.dumps(versions()))"
+    environment = {**os.environ, "PYTHONPATH": f"{Path(__file__).parents[3]}{os.pathsep}{tmp_path}"}
+    # -S: without the folder of packages that Python knows itself.
+    command = [sys.executable, "-S", "-c", code]
+    ended = subprocess.run(command, env=environment, check=True, capture_output=True)
+    assert json.loads(ended.stdout) == versions()
+    code = "import importlib.metadata; importlib.metadata.version('numpy')"
+    assert subprocess.run([*command[:-1], code], env=environment, capture_output=True).returncode == 1

@@ -1,0 +1,135 @@
+"""Part "ways": the time of a training step of several networks at once, by each way of training them."""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+
+from benchmarks.config import RunSpec
+from benchmarks.data import Dataset, Split
+from benchmarks.protocols import CE, HR
+from benchmarks.recipes import CIFAR10, MNIST
+from benchmarks.report.markup import Table
+from benchmarks.speed.measuring import (
+    RATIO,
+    SECONDS,
+    Reading,
+    Settings,
+    at,
+    entry,
+    interleaved,
+    reading,
+    rounds,
+    tabulated,
+    timed_readings,
+)
+from benchmarks.speed.subjects import LENET, RESNET
+from benchmarks.training import Training
+from benchmarks.training._stack import Stack
+
+# Trains networks of one recipe for an epoch, counted from 0.
+Epoch = Callable[[int], object]
+BY_TURNS = "one after the other"
+RECIPES = {LENET: (MNIST, (1, 28, 28)), RESNET: (CIFAR10, (3, 32, 32))}
+# Of an epoch that is timed.
+STEPS = 20
+NOTES = (
+    "A step trains each network once, on a batch of noise of its own: 100 images for LeNet and 128 for ResNet-8, by "
+    "the recipes of the paper's grids, half of the networks with each loss. One thread of the CPU, or the GPU where it "
+    f"is named. An epoch of {STEPS} steps is timed, with all that is done once an epoch but validation and files. "
+    "Ratios are to the networks one after the other.",
+)
+
+
+def by_turns(trainings: Sequence[Training]) -> Epoch:
+    """Return what trains each network alone."""
+    return lambda epoch: [training.epoch(epoch) for training in trainings]
+
+
+def stacked(trainings: Sequence[Training]) -> Epoch:
+    """Return what trains networks with stacked parameters, on a GPU in recorded steps."""
+    recipe, losses = trainings[0].run.recipe, [training.run.loss for training in trainings]
+    networks, optimizers = ([getattr(one, name) for one in trainings] for name in ("model", "optimizer"))
+    stack = Stack(recipe, networks, losses, optimizers, *trainings[0].train)
+
+    def epoch(number: int) -> object:
+        orders = torch.stack([training.shuffled() for training in trainings])
+        return stack.epoch(orders, batch_size=recipe.batch_size, lr=recipe.lr_at(number))
+
+    return epoch
+
+
+# From networks that are not trained yet to what trains them all.
+WAYS: dict[str, Callable[[Sequence[Training]], Epoch]] = {BY_TURNS: by_turns, "stacked": stacked}
+
+
+@contextmanager
+def tf32(allowed: bool) -> Iterator[None]:
+    """Let products on a GPU be in TF32, or not, and restore what was so before."""
+    backends: tuple[Any, ...] = (torch.backends.cudnn, torch.backends.cuda.matmul)
+    before = [backend.allow_tf32 for backend in backends]
+    try:
+        for backend in backends:
+            backend.allow_tf32 = allowed
+        yield
+    finally:
+        for backend, value in zip(backends, before, strict=True):
+            backend.allow_tf32 = value
+
+
+def trainings(architecture: str, number: int, settings: Settings) -> list[Training]:
+    """Return networks in training on as much noise as the steps of a timed epoch take."""
+    recipe, shape = RECIPES[architecture]
+    recipe = replace(recipe, device=settings.device_name, batch_size=8 if settings.quick else recipe.batch_size)
+    generator = np.random.default_rng(0)
+
+    def noise(count: int) -> Split:
+        return Split(generator.integers(0, 256, (count, *shape), np.uint8), generator.integers(0, 10, count))
+
+    steps = 2 if settings.quick else STEPS
+    data = Dataset("noise", 10, noise(steps * recipe.batch_size), noise(100), noise(100))
+    return [Training(RunSpec("noise", recipe, HR if i % 2 else CE, seed=i // 2), data) for i in range(number)]
+
+
+def measure(architecture: str, number: int, in_tf32: bool, settings: Settings) -> list[Reading]:
+    """Return the time of a step by each way, and its ratio to that of the networks one after the other."""
+    case = f"{architecture}, {number} networks"
+    if settings.device.type == "cuda":
+        case += ", TF32" if in_tf32 else ", float32"
+    case, readings, epochs = at(case, settings.device), [], dict[str, Epoch]()
+    with tf32(in_tf32):
+        for name, way in WAYS.items():
+            try:
+                epoch = way(trainings(architecture, number, settings))
+                epoch(0)  # sets up and records what the timed ones repeat
+            except Exception as error:  # not every way takes every network
+                readings.append(reading(case, name, SECONDS, (), note=f"fails: {type(error).__name__}"))
+            else:
+                epochs[name] = epoch
+        times = interleaved(epochs, settings, rounds=20, share=1 / 4, warm=False)
+    steps = 2 if settings.quick else STEPS
+    each = {name: [seconds / steps for seconds in taken] for name, taken in times.items()}
+    return readings + timed_readings(case, each, {name: (BY_TURNS,) for name in WAYS if name != BY_TURNS})
+
+
+def cases(settings: Settings) -> dict[str, Callable[[], list[Reading]]]:
+    """Return two and ten networks of both architectures; on a GPU in TF32 and in float32."""
+    return {
+        f"{number} networks, {architecture}, {'TF32' if in_tf32 else 'float32'} ({settings.device.type})": partial(
+            measure, architecture, number, in_tf32, settings
+        )
+        for architecture in RECIPES
+        for number in ((2,) if settings.quick else (10, 2))
+        for in_tf32 in ((True, False) if settings.device.type == "cuda" else (False,))
+    }
+
+
+def tables(readings: pd.DataFrame) -> list[Table]:
+    """Return one table, a section per architecture, number of networks and precision."""
+    entries = {"ms per step": entry(SECONDS, factor=1e3), f"/ {BY_TURNS}": entry(RATIO), "rounds": rounds}
+    return [tabulated("Ways of training several networks", readings, ("networks", "way"), entries, NOTES)]

@@ -1,0 +1,252 @@
+"""The prepared run, tried on the CPU: stages in order, each ending in files, and failing, stopped or resumed alone."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+from rich.console import Console
+from testing import studies
+
+from benchmarks import gpu
+from benchmarks.__main__ import main
+from benchmarks.cli import GridOptions
+from benchmarks.gpu import Plan, Stage
+from benchmarks.speed import losses
+from benchmarks.speed.measuring import Settings, frame, interleaved, peak_bytes
+from benchmarks.store import Store
+
+CONSOLE = Console(markup=False, highlight=False)
+CUDA = torch.device("cuda")
+
+
+def code(text: str) -> list[str]:
+    return [sys.executable, "-c", text]
+
+
+class Made(Plan):
+    """A plan with stages of a test."""
+
+    made: Mapping[str, Stage]
+
+    def stages(self) -> dict[str, Stage]:
+        return dict(self.made)
+
+
+def plan(folder: Path, **stages: Stage) -> Plan:
+    made = Made(folder, folder, "cpu", True, {})
+    object.__setattr__(made, "made", stages)
+    return made
+
+
+def states(folder: Path) -> dict[str, str]:
+    return {name: state["state"] for name, state in json.loads((folder / "stages.json").read_text()).items()}
+
+
+# --------------------------------------------------------------------------------------------------------------- stages
+
+
+def test_each_stage_fails_alone_and_its_output_is_kept(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    three = plan(
+        tmp_path,
+        first=Stage(code("print('one'); raise SystemExit(3)")),
+        tests=Stage(code("print('2 failed'); raise SystemExit(1)"), done=(0, 1)),
+        last=Stage(code("print('three')")),
+    )
+    assert gpu.run(three, (), 1, CONSOLE) == 1
+    assert states(tmp_path) == {"first": "failed, exit 3", "tests": "done, exit 1", "last": "done"}
+    assert (tmp_path / "first.log").read_text().endswith("\none\n")
+    summary = (tmp_path / "summary.md").read_text()
+    assert "| first | failed, exit 3 |" in summary
+    assert "Tests: 2 failed\n" in summary
+    shown = capsys.readouterr().out
+    assert "one\n" in shown
+    assert "three\n" not in shown
+
+
+def test_what_is_done_is_not_done_again(tmp_path: Path) -> None:
+    """A stage that failed is, and adds to its log; the summary is of all."""
+    counting = "import pathlib, sys; p = pathlib.Path(sys.argv[1]); p.open('a').write('x')"
+    once, again = (tmp_path / name for name in ("once", "again"))
+    stages = {
+        "once": Stage([*code(counting), str(once)]),
+        "again": Stage([*code(f"{counting}; raise SystemExit(p.read_text() != 'xx')"), str(again)]),
+    }
+    assert gpu.run(plan(tmp_path, **stages), (), 1, CONSOLE) == 1
+    assert gpu.run(plan(tmp_path, **stages), (), 1, CONSOLE) == 0
+    assert (once.read_text(), again.read_text()) == ("x", "xx")
+    assert (tmp_path / "again.log").read_text().count("$ ") == 2
+
+
+def test_a_stage_over_its_time_is_interrupted_so_that_it_can_keep_what_it_has(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that goes on all the same is killed, and the next has its turn."""
+    monkeypatch.setattr(gpu, "GRACE", 1.0)
+    monkeypatch.setattr(gpu, "LEAST", 0.0)
+    waiting = "import time\ntry:\n    print('ready', flush=True); time.sleep(60)\nexcept KeyboardInterrupt:\n    "
+    stages = {
+        "kept": Stage(code(f"{waiting}print('kept')"), 2),
+        "deaf": Stage(code("import signal, time; signal.signal(signal.SIGINT, signal.SIG_IGN); time.sleep(60)"), 1),
+        "next": Stage(code("")),
+    }
+    assert gpu.run(plan(tmp_path, **stages), (), 1, CONSOLE) == 1
+    assert states(tmp_path) == {"kept": "stopped after 2 s", "deaf": "stopped after 1 s, killed", "next": "done"}
+    assert (tmp_path / "kept.log").read_text().endswith("ready\nkept\n")
+
+
+def test_nothing_is_begun_for_which_there_is_no_time(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    assert gpu.run(plan(tmp_path, late=Stage(code(""))), (), (gpu.GRACE + gpu.LEAST - 1) / 60, CONSOLE) == 1
+    assert not (tmp_path / "stages.json").exists()
+    assert "late: no time left\n" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_a_grid_that_the_deadline_stops_goes_on_from_there(tmp_path: Path) -> None:
+    """The run is of the ordinary command, and no report needs it to be whole."""
+    options = GridOptions(studies.SMALL, tmp_path / "store", seeds=1, epochs=100_000)
+    grid = {"paper": (f"{options.resuming} --workers 1", options.resolve())}
+    run, kept = options.resolve().runs()[0], Store(tmp_path / "store")
+    counts = [0]
+    for _ in range(2):
+        for seconds in (12, 30, 120):  # a busy machine needs some to begin
+            assert (
+                gpu.run(Plan(tmp_path, tmp_path, "cpu", True, grid), ("paper",), (gpu.GRACE + seconds) / 60, CONSOLE)
+                == 1
+            )
+            if len(kept.curve(run)) > counts[-1]:
+                break
+        assert states(tmp_path)["paper"].startswith("stopped after ")
+        counts.append(len(kept.curve(run)))
+        assert f"| {run} | {counts[-1]} of 100000 |" in (tmp_path / "summary.md").read_text()
+    assert 0 < counts[1] < counts[2]
+    begun = {entry["from_epoch"] for entry in kept.log_entries(run) if entry["event"] == "training"}
+    assert begun == {1, counts[1] + 1}
+
+
+@pytest.mark.slow
+def test_the_whole_run_in_small_on_the_cpu(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "benchmarks", "gpu", "--device", "cpu", "--quick", "--output", str(tmp_path)]
+    # All but what the test of a quick run of speed does, too.
+    stages = ["machine", "tests", "loss", "paper-digits"]
+    environment = {**os.environ, "TORCHDYNAMO_DISABLE": "1"}  # compiling takes longer than all the rest
+    for seconds in (300, 60):
+        ended = subprocess.run([*command, "--stage", *stages], env=environment, capture_output=True, timeout=seconds)
+        assert ended.returncode == 0, ended.stdout.decode() + ended.stderr.decode()
+    assert ended.stdout.count(b": done before\n") == 4
+    assert set(states(tmp_path).values()) == {"done"}
+    assert set(states(tmp_path)) == set(stages)
+    facts = json.loads((tmp_path / "machine.json").read_text())
+    summary = (tmp_path / "summary.md").read_text()
+    assert facts["torch"] == torch.__version__.split("+")[0]
+    for shown in (f"| torch | {facts['torch']} |", "Tests: ", "## Speed: loss", "| attacks | not begun |"):
+        assert shown in summary
+    assert "| digits, CE, seed 0 | 1 of 1 |" in summary
+    assert list(tmp_path.glob("store/reports/digits-*/*.html"))
+
+
+def test_bad_options_are_named_before_anything_is_done(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    (tmp_path / "file").touch()
+    for options, named in (
+        ("--stage papper-mnist", "did you mean 'paper-mnist'?"),
+        ("--minutes 0", "0.0"),
+        (f"--output {tmp_path}/file/a", "file"),
+    ):
+        output = [] if "--output" in options else ["--output", str(tmp_path / "out")]
+        assert main(["gpu", "--device", "cpu", *output, *options.split()]) == 2
+        assert named in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="wants no GPU")
+@pytest.mark.parametrize("command", ["gpu", "speed"])
+def test_a_gpu_that_is_not_there_is_an_error(command: str, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    assert main([command, "--device", "gpu", "--output", str(tmp_path / "out")]) == 2
+    assert "--device gpu" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+# ------------------------------------------------------------------------------------------------------ speed on a GPU
+
+
+def test_share_of_the_bandwidth_is_taken_within_each_round() -> None:
+    """On the CPU as on a GPU: of the copy's time, that of each loss, and a column of the table."""
+    workload = losses.Workload((512, 1000))
+    with torch.compiler.set_stance("force_eager"):
+        readings = frame(losses.measure(workload, 1, Settings(Path(), seconds=1), beside_copy=True))
+    shares = readings[readings.quantity == losses.SHARE].set_index("contender")
+    seconds = readings[readings.quantity == "seconds"].set_index("contender")
+    assert set(shares.index) == set(losses.ORDER) - {losses.COPY}
+    assert set(shares.against) == {losses.COPY}
+    for name in shares.index:
+        assert 0 < shares["median"][name] < 1
+        assert shares["median"][name] == pytest.approx(
+            seconds["median"][losses.COPY] / seconds["median"][name], rel=0.5
+        )
+    (table,) = losses.tables(readings)
+    assert losses.SHARE in table.header
+    assert losses.SHARE_NOTE in table.notes
+
+
+def test_loss_table_of_a_gpu_has_its_sizes_and_dtypes() -> None:
+    shown = [str(workload) for workload in losses.ON_GPU]
+    assert shown == [
+        "hard (128, 10)",
+        "hard (4096, 10)",
+        "hard (4096, 1000)",
+        "hard (256, 50000)",
+        "hard (256, 50000), bfloat16",
+        "hard (8192, 128256)",
+        "hard (8192, 128256), bfloat16",
+    ]
+    small = replace(losses.ON_GPU[-1], shape=(64, 20))
+    logits, target = small.example(torch.device("cpu"))
+    assert (logits.dtype, logits.requires_grad, target.dtype) == (torch.bfloat16, True, torch.int64)
+    both = losses.eager(small, torch.device("cpu"))
+    assert both[losses.HR](logits, target).item() == pytest.approx(both[losses.PLAIN](logits, target).item(), rel=0.02)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("part", ["loss", "attacks", "growth", "training", "ways"])
+def test_every_part_is_measured_on_a_gpu(part: str, tmp_path: Path) -> None:
+    where = ["--output", str(tmp_path), "--data-dir", str(tmp_path)]
+    with torch.compiler.set_stance("force_eager"):
+        assert main(["speed", "--part", part, "--quick", "--device", "gpu", *where]) == 0
+    readings = pd.read_csv(tmp_path / f"{part}.csv")
+    assert readings.case.str.contains("cuda").all()
+    assert (readings[readings.quantity == "seconds"]["median"] > 0).any()
+
+
+@pytest.mark.gpu
+def test_peak_of_a_known_pattern_on_a_gpu() -> None:
+    """1 MiB, and 2 MiB that are gone when half a MiB comes: 3 MiB, beside 5 MiB that are older."""
+    older = torch.empty(5 << 20, dtype=torch.uint8, device=CUDA)
+
+    def pattern() -> list[torch.Tensor]:
+        first, second = (torch.empty(size << 20, dtype=torch.uint8, device=CUDA) for size in (1, 2))
+        del second
+        return [first, torch.empty(1 << 19, dtype=torch.uint8, device=CUDA)]
+
+    assert peak_bytes(pattern, CUDA) == 3 << 20
+    assert len(older) == 5 << 20
+
+
+@pytest.mark.gpu
+def test_work_in_the_queue_is_waited_for() -> None:
+    """1.1 TFLOP of a product take a millisecond on any GPU, its launch a hundredth of that."""
+    matrix = torch.randn(8192, 8192, device=CUDA)
+    times = interleaved({"product": lambda _: matrix @ matrix}, Settings(Path(), device=CUDA), rounds=3)
+    assert min(times["product"]) > 1e-3
+
+
+@pytest.mark.gpu
+def test_machine_tells_of_its_gpu() -> None:
+    facts = gpu.machine()
+    assert facts["GPU"] == torch.cuda.get_device_name()
+    assert facts["CUDA"] == torch.version.cuda
