@@ -186,7 +186,8 @@ class Gpu:
             raise ConfigError(f"expected minutes to be above 0, but got {self.minutes}")
         grids = {}
         for name in ("digits",) if self.quick else ("mnist", "cifar10"):
-            options = GridOptions(name, output / "store", device=self.device)
+            precision: Literal["tf32"] | None = "tf32" if self.device == "gpu" else None
+            options = GridOptions(name, output / "store", device=self.device, precision=precision)
             if self.quick:
                 options = replace(options, seeds=1, epochs=1)
             # In this process, on the CPU as on a GPU.

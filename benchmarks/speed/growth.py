@@ -36,11 +36,10 @@ from benchmarks.speed.measuring import (
 )
 from benchmarks.speed.subjects import AttackKind, Subject, TrainingSubject, noise, subjects
 
-TOGETHER, ONE_BY_ONE, POOL = "trained at once", "one after the other", "pool of processes"
+POOL = "pool of processes"
 AGAINST = {
     losses.HR: (losses.CE,),
     attacks.OURS["HR"]: (attacks.HAND["HR"],),
-    TOGETHER: (ONE_BY_ONE,),
     training.OURS["HR"]: (training.BARE["HR"],),
 }
 BY_EPOCHS = "epochs (digits)"
@@ -55,7 +54,7 @@ TRAINING_NOTES = (
     "The network and recipe of the digits, in batches of 50 where nothing else is said. Of the runs, half have each "
     "loss. One thread for each process of the CPU, or the GPU where it is named. A pool's seconds have in them the "
     "start of its processes, which import torch; a pool of one worker is the process that is there.",
-    "Ratios are of times: to the same runs one after the other, or to the bare loop.",
+    "Ratios are of times, to the bare loop.",
 )
 
 
@@ -124,13 +123,6 @@ def training_panels(settings: Settings) -> list[Panel]:
     def runs(number: int, **options: Any) -> list[RunSpec]:
         return [RunSpec("digits", replace(few, **options), HR if i % 2 else CE, seed=i // 2) for i in range(number)]
 
-    def at_once(number: int, folder: Path) -> dict[str, Call]:
-        several = runs(number)
-        return {
-            TOGETHER: lambda _: training.trained(several, data, folder, together=True),
-            ONE_BY_ONE: lambda _: training.trained(several, data, folder),
-        }
-
     def alone(folder: Path, **options: Any) -> dict[str, Call]:
         subject = TrainingSubject("digits", data, replace(few, **options))
         start = training.Start(subject, HR)
@@ -144,10 +136,9 @@ def training_panels(settings: Settings) -> list[Panel]:
         return {POOL: lambda _: pooled(workers, several, (AttackSpec("none"),), folder, settings.data_dir)}
 
     batches, epochs, workers = (16, 32, 64, 128, 256, 512), (1, 2, 5, 10, 20), worker_counts(available_cpus())
-    by_runs, by_workers = "runs (digits, 2 epochs)", f"workers ({POOL_RUNS} runs of the digits, {POOL_EPOCHS} epochs)"
+    by_workers = f"workers ({POOL_RUNS} runs of the digits, {POOL_EPOCHS} epochs)"
     cold: dict[str, Any] = {"share": 1 / 10, "warm": False}
     grown = [
-        Panel(by_runs, (1, 2, 5, 10), at_once, cold),
         Panel("batch (digits, 2 epochs)", batches, lambda size, folder: alone(folder, batch_size=size), cold),
         Panel(BY_EPOCHS, epochs, lambda size, folder: alone(folder, epochs=size), cold),
     ]

@@ -38,7 +38,7 @@ from benchmarks.speed.measuring import (
 )
 from benchmarks.speed.subjects import TrainingSubject, training_subjects
 from benchmarks.store import Store
-from benchmarks.training import Training, train, train_together
+from benchmarks.training import Training, train
 
 IMAGES, RELATIVE, SHARE = "images / s", "throughput / bare loop", "share of a run"
 LOSSES = {"CE": CE, "HR": HR}
@@ -69,13 +69,10 @@ SHARE_NOTES = (
 )
 
 
-def trained(
-    runs: Sequence[RunSpec], data: Dataset, folder: Path, *, together: bool = False, followed: bool = False
-) -> Store:
+def trained(runs: Sequence[RunSpec], data: Dataset, folder: Path, *, followed: bool = False) -> Store:
     """
     Train runs as `python -m benchmarks run` does, into a new store: with curves, and checkpoints after every epoch.
 
-    :param together: Whether to train all in one step, or one after the other.
     :param followed: Whether to show it as in a terminal, as a part of ten runs.
     :raises Exception: If a run fails.
     """
@@ -88,10 +85,8 @@ def trained(
         for run in runs:
             shown.enter_context(store.lock(run))
             store.open(run, data.fingerprint)
-        for run in () if together else runs:
+        for run in runs:
             train(run, data, store)
-        for error in train_together(runs, data, store).values() if together else ():
-            raise error
     return store
 
 

@@ -1,14 +1,11 @@
 """Part "ways": the time of a training step of several networks at once, by each way of training them."""
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Any
 
 import numpy as np
 import pandas as pd
-import torch
 
 from benchmarks.config import RunSpec
 from benchmarks.data import Dataset, Split
@@ -29,12 +26,11 @@ from benchmarks.speed.measuring import (
     timed_readings,
 )
 from benchmarks.speed.subjects import LENET, RESNET
-from benchmarks.training import Training
-from benchmarks.training._stack import Stack
+from benchmarks.training import Branches, Products, Recorded, Training, tf32
 
 # Trains networks of one recipe for an epoch, counted from 0.
 Epoch = Callable[[int], object]
-BY_TURNS = "one after the other"
+BY_TURNS, BRANCHES, PRODUCTS = "one after the other", "branches of a graph", "batched products"
 RECIPES = {LENET: (MNIST, (1, 28, 28)), RESNET: (CIFAR10, (3, 32, 32))}
 # Of an epoch that is timed.
 STEPS = 20
@@ -51,35 +47,19 @@ def by_turns(trainings: Sequence[Training]) -> Epoch:
     return lambda epoch: [training.epoch(epoch) for training in trainings]
 
 
-def stacked(trainings: Sequence[Training]) -> Epoch:
-    """Return what trains networks with stacked parameters, on a GPU in recorded steps."""
-    recipe, losses = trainings[0].run.recipe, [training.run.loss for training in trainings]
-    networks, optimizers = ([getattr(one, name) for one in trainings] for name in ("model", "optimizer"))
-    stack = Stack(recipe, networks, losses, optimizers, *trainings[0].train)
-
-    def epoch(number: int) -> object:
-        orders = torch.stack([training.shuffled() for training in trainings])
-        return stack.epoch(orders, batch_size=recipe.batch_size, lr=recipe.lr_at(number))
-
-    return epoch
+def recorded(way: type[Branches | Products], trainings: Sequence[Training]) -> Epoch:
+    """Return what trains networks in recorded steps."""
+    return Recorded(trainings, ways=(way,)).epoch
 
 
-# From networks that are not trained yet to what trains them all.
-WAYS: dict[str, Callable[[Sequence[Training]], Epoch]] = {BY_TURNS: by_turns, "stacked": stacked}
-
-
-@contextmanager
-def tf32(allowed: bool) -> Iterator[None]:
-    """Let products on a GPU be in TF32, or not, and restore what was so before."""
-    backends: tuple[Any, ...] = (torch.backends.cudnn, torch.backends.cuda.matmul)
-    before = [backend.allow_tf32 for backend in backends]
-    try:
-        for backend in backends:
-            backend.allow_tf32 = allowed
-        yield
-    finally:
-        for backend, value in zip(backends, before, strict=True):
-            backend.allow_tf32 = value
+def ways(training: Training) -> dict[str, Callable[[Sequence[Training]], Epoch]]:
+    """Return the ways that take a network, by name: from networks that are not trained yet to what trains them all."""
+    found: dict[str, Callable[[Sequence[Training]], Epoch]] = {BY_TURNS: by_turns}
+    kinds: dict[str, type[Branches | Products]] = {BRANCHES: Branches, PRODUCTS: Products}
+    for name, way in kinds.items():
+        if training.device.type == "cuda" and way.fits(training):  # whose streams and graphs are asked for
+            found[name] = partial(recorded, way)
+    return found
 
 
 def trainings(architecture: str, number: int, settings: Settings) -> list[Training]:
@@ -103,18 +83,18 @@ def measure(architecture: str, number: int, in_tf32: bool, settings: Settings) -
         case += ", TF32" if in_tf32 else ", float32"
     case, readings, epochs = at(case, settings.device), [], dict[str, Epoch]()
     with tf32(in_tf32):
-        for name, way in WAYS.items():
+        for name, way in ways(trainings(architecture, 1, settings)[0]).items():
             try:
                 epoch = way(trainings(architecture, number, settings))
                 epoch(0)  # sets up and records what the timed ones repeat
-            except Exception as error:  # not every way takes every network
+            except Exception as error:  # one that fails is to end no other
                 readings.append(reading(case, name, SECONDS, (), note=f"fails: {type(error).__name__}"))
             else:
                 epochs[name] = epoch
         times = interleaved(epochs, settings, rounds=20, share=1 / 4, warm=False)
     steps = 2 if settings.quick else STEPS
     each = {name: [seconds / steps for seconds in taken] for name, taken in times.items()}
-    return readings + timed_readings(case, each, {name: (BY_TURNS,) for name in WAYS if name != BY_TURNS})
+    return readings + timed_readings(case, each, dict.fromkeys((BRANCHES, PRODUCTS), (BY_TURNS,)))
 
 
 def cases(settings: Settings) -> dict[str, Callable[[], list[Reading]]]:

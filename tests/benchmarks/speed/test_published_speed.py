@@ -58,9 +58,6 @@ def test_readme_takes_what_training_costs_from_the_published_readings() -> None:
     assert "WARNING" not in page
     shares = training[training.quantity == "share of a run"]["median"]
     assert f"Fig. 1's attacks take {shares.min():.0%}".removesuffix("%") + f" to {shares.max():.0%} of a run" in text
-    at_once = training[(training.quantity == "ratio") & (training.contender == "trained at once")].set_index("x")
-    assert f"ten runs of the digits take {at_once['median'][10]:.2f} of their time one after the other" in text
-    assert f"and one, stacked, {at_once['median'][1]:.2f}." in text
     pools = training[training.contender == "pool of processes"].set_index("x")["median"]
     assert f"Two workers do the runs of one in {pools[2] / pools[1]:.2f} of its time" in text
 

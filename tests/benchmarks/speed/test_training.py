@@ -11,7 +11,6 @@ from torch import nn
 
 from benchmarks import grids
 from benchmarks.config import AttackSpec, LossSpec, RunSpec
-from benchmarks.execution import load_data
 from benchmarks.protocols import CE, HR
 from benchmarks.recipes import DIGITS, MNIST_SHORT
 from benchmarks.speed import growth, subjects, training
@@ -132,20 +131,6 @@ def test_share_of_the_attacks_is_that_of_all_times_in_the_whole_training() -> No
 
 
 # --------------------------------------------------------------------------------------------------------------- growth
-
-
-def test_runs_at_once_begin_as_those_one_after_the_other(tmp_path: Path) -> None:
-    """After a step they agree to 1e-4, and are told apart by more. Later a unit at its kink may part them."""
-    recipe = replace(DIGITS, epochs=1, batch_size=1257)
-    runs = [RunSpec("digits", recipe, loss, seed) for loss, seed in ((CE, 0), (HR, 0), (CE, 1))]
-    data = load_data("digits", DIGITS, data_dir=tmp_path)
-    together, alone = (trained(runs, data, tmp_path, together=way) for way in (True, False))
-    assert together.root != alone.root
-    for run in runs:
-        for other in runs:
-            ours, own = together.load_checkpoint(run), alone.load_checkpoint(other)
-            apart = max(float((ours[name] - own[name]).abs().max()) for name in own)
-            assert (apart < 1e-4) == (run == other)
 
 
 def test_pool_does_every_run_and_tells_of_failures(tmp_path: Path) -> None:
