@@ -92,12 +92,12 @@ def test_a_stage_over_its_time_is_interrupted_so_that_it_can_keep_what_it_has(
     monkeypatch.setattr(gpu, "LEAST", 0.0)
     waiting = "import time\ntry:\n    print('ready', flush=True); time.sleep(60)\nexcept KeyboardInterrupt:\n    "
     stages = {
-        "kept": Stage(code(f"{waiting}print('kept')"), 2),
-        "deaf": Stage(code("import signal, time; signal.signal(signal.SIGINT, signal.SIG_IGN); time.sleep(60)"), 1),
+        "kept": Stage(code(f"{waiting}print('kept')"), 4),
+        "deaf": Stage(code("import signal, time; signal.signal(signal.SIGINT, signal.SIG_IGN); time.sleep(60)"), 4),
         "next": Stage(code("")),
     }
     assert gpu.run(plan(tmp_path, **stages), (), 1, CONSOLE) == 1
-    assert states(tmp_path) == {"kept": "stopped after 2 s", "deaf": "stopped after 1 s, killed", "next": "done"}
+    assert states(tmp_path) == {"kept": "stopped after 4 s", "deaf": "stopped after 4 s, killed", "next": "done"}
     assert (tmp_path / "kept.log").read_text().endswith("ready\nkept\n")
 
 
