@@ -26,6 +26,14 @@ CLASSES = 10
 TRAINING_IMAGES = 1297  # of 1797, so that 500 are left to test on
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skip the tests that want CUDA where there is none."""
+    if not torch.cuda.is_available():
+        for item in items:
+            if item.get_closest_marker("gpu"):
+                item.add_marker(pytest.mark.skip(reason="wants CUDA"))
+
+
 class Digits(NamedTuple):
     """Images as float32 of shape (n, 1, 8, 8) in [0, 1], labels as int64 of shape (n,)."""
 
