@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.autograd.forward_ad import unpack_dual
 
 from art_hrloss.losses._passes import IN_ADVANCE, Batch, Stored, is_by_index
+from art_hrloss.losses._triton import Kernels, has_kernels
 from art_hrloss.losses._two_classes import Pairs
 from art_hrloss.losses._validation import LossOptions
 
@@ -50,18 +51,22 @@ def fused_loss(logits: Tensor, target: Tensor, weight: Tensor | None, options: L
            mode and vmap are the reference's.
     """
     compiling = torch.compiler.is_compiling()
-    in_advance = logits.requires_grad and not compiling and logits.numel() <= IN_ADVANCE
-    plan = _Plan(options, reference, logits.requires_grad, in_advance)
+    batch = _kind_of_batch(logits, target, options)
+    in_advance = logits.requires_grad and not compiling and logits.numel() <= IN_ADVANCE and batch is not Kernels
+    plan = _Plan(batch, options, reference, logits.requires_grad, in_advance)
     return (_Compiled if compiling else _Fused).apply(logits, target, weight, plan)[0]  # type: ignore[no-any-return]
 
 
-def _batch(logits: Tensor, target: Tensor, weight: Tensor | None, options: LossOptions) -> Batch:
+def _kind_of_batch(logits: Tensor, target: Tensor, options: LossOptions) -> type[Batch]:
     """Return the batch whose two passes compute the loss and its gradient."""
+    if has_kernels(logits, target, options):
+        return Kernels
     pairs = is_by_index(logits, target, options) and logits.shape[min(1, logits.ndim - 1)] == 2
-    return (Pairs if pairs else Batch)(logits, target, weight, options)
+    return Pairs if pairs else Batch
 
 
 class _Plan(NamedTuple):
+    batch: type[Batch]
     options: LossOptions
     reference: Loss
     with_gradient: bool
@@ -73,7 +78,7 @@ class _Compiled(torch.autograd.Function):
 
     @staticmethod
     def forward(logits: Tensor, target: Tensor, weight: Tensor | None, plan: _Plan) -> tuple[Any, ...]:
-        batch = _batch(logits, target, weight, plan.options)
+        batch = plan.batch(logits, target, weight, plan.options)
         loss, stored = batch.loss(with_gradient=plan.with_gradient, in_advance=plan.in_advance)
         return loss, *stored
 
@@ -98,7 +103,8 @@ class _Compiled(torch.autograd.Function):
         if plan.in_advance:
             each = by_loss.unsqueeze(1) if by_loss.ndim else by_loss  # with reduction "none", a number per example
             return columns.reshape(logits.shape) * each, None, None, None
-        gradient = _batch(logits, target, weight, plan.options).gradient(Stored(columns, powers, *ctx.known), by_loss)
+        batch = plan.batch(logits, target, weight, plan.options)
+        gradient = batch.gradient(Stored(columns, powers, *ctx.known), by_loss)
         return gradient.reshape(logits.shape), None, None, None
 
 

@@ -41,6 +41,8 @@ class Stored(NamedTuple):
     """Whether it is known that no logit is infinite, no power overflows and no distribution is without weight."""
     valid: bool
     """Whether it is known that every class index is one of a class, none the index to be ignored."""
+    strides: tuple[int, ...] = ()
+    """Those of the rows, where the gradient is written by a kernel: torch.compile knows none when it traces that."""
 
 
 def is_by_index(logits: Tensor, target: Tensor, options: LossOptions) -> bool:
