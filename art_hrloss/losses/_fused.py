@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.autograd.forward_ad import unpack_dual
 
-from art_hrloss.losses._passes import IN_ADVANCE, Batch, Stored, is_by_index
+from art_hrloss.losses._passes import IN_ADVANCE, Batch, Stored, is_by_index, rows_of
 from art_hrloss.losses._triton import Kernels, has_kernels
 from art_hrloss.losses._two_classes import Pairs
 from art_hrloss.losses._validation import LossOptions
@@ -53,7 +53,8 @@ def fused_loss(logits: Tensor, target: Tensor, weight: Tensor | None, options: L
     compiling = torch.compiler.is_compiling()
     batch = _kind_of_batch(logits, target, options)
     in_advance = logits.requires_grad and not compiling and logits.numel() <= IN_ADVANCE and batch is not Kernels
-    plan = _Plan(batch, options, reference, logits.requires_grad, in_advance)
+    strides = rows_of(logits).stride() if batch is Kernels else ()
+    plan = _Plan(batch, options, reference, logits.requires_grad, in_advance, strides)
     return (_Compiled if compiling else _Fused).apply(logits, target, weight, plan)[0]  # type: ignore[no-any-return]
 
 
@@ -71,6 +72,7 @@ class _Plan(NamedTuple):
     reference: Loss
     with_gradient: bool
     in_advance: bool  # whether the gradient is computed with the loss
+    strides: tuple[int, ...]  # of the rows, where kernels compute the loss
 
 
 class _Compiled(torch.autograd.Function):
@@ -80,7 +82,7 @@ class _Compiled(torch.autograd.Function):
     def forward(logits: Tensor, target: Tensor, weight: Tensor | None, plan: _Plan) -> tuple[Any, ...]:
         batch = plan.batch(logits, target, weight, plan.options)
         loss, stored = batch.loss(with_gradient=plan.with_gradient, in_advance=plan.in_advance)
-        return loss, *stored
+        return loss, stored.columns, stored.powers, stored.plain, stored.valid
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Any, ...]) -> None:
@@ -104,7 +106,7 @@ class _Compiled(torch.autograd.Function):
             each = by_loss.unsqueeze(1) if by_loss.ndim else by_loss  # with reduction "none", a number per example
             return columns.reshape(logits.shape) * each, None, None, None
         batch = plan.batch(logits, target, weight, plan.options)
-        gradient = batch.gradient(Stored(columns, powers, *ctx.known), by_loss)
+        gradient = batch.gradient(Stored(columns, powers, *ctx.known, plan.strides), by_loss)
         return gradient.reshape(logits.shape), None, None, None
 
 

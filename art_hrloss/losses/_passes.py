@@ -42,12 +42,19 @@ class Stored(NamedTuple):
     valid: bool
     """Whether it is known that every class index is one of a class, none the index to be ignored."""
     strides: tuple[int, ...] = ()
-    """Those of the rows, where the gradient is written by a kernel: torch.compile knows none when it traces that."""
+    """Those of the rows, for the kernel that writes the gradient: torch.compile knows none when it traces that."""
 
 
 def is_by_index(logits: Tensor, target: Tensor, options: LossOptions) -> bool:
     """Return whether labels are class indices without smoothing: of a distribution only one class has a weight."""
     return target.ndim < logits.ndim and options.label_smoothing == 0
+
+
+def rows_of(logits: Tensor) -> Tensor:
+    """Return logits as rows ``(N, C)`` or ``(N, C, D)``, a view where that is possible."""
+    if logits.ndim == 1:
+        return logits.unsqueeze(0)
+    return logits if logits.ndim == 2 else logits.flatten(2)
 
 
 class Batch:
@@ -58,9 +65,8 @@ class Batch:
         self.soft = target.ndim == logits.ndim
         self.by_index = is_by_index(logits, target, options)
         self.example_shape = logits.shape[:1] + logits.shape[2:] if logits.ndim > 1 else logits.shape[:0]
-        rows, labels = (logits.unsqueeze(0), target.unsqueeze(0)) if logits.ndim == 1 else (logits, target)
-        labels = labels if self.soft else labels.unsqueeze(1)
-        self.rows, self.labels = (each if each.ndim == 2 else each.flatten(2) for each in (rows, labels))
+        labels = target.unsqueeze(0) if logits.ndim == 1 else target
+        self.rows, self.labels = rows_of(logits), rows_of(labels if self.soft else labels.unsqueeze(1))
         self.column_shape = (len(self.rows), 1, *self.rows.shape[2:])
 
     def loss(self, *, with_gradient: bool, in_advance: bool) -> tuple[Tensor, Stored]:

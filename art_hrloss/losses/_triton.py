@@ -29,6 +29,7 @@ def has_kernels(logits: Tensor, target: Tensor, options: LossOptions) -> bool:
     """Return whether the kernels compute the loss of these checked arguments."""
     return (
         logits.device.type == DEVICE
+        and target.device == logits.device
         and type(logits) in _PLAIN
         and is_by_index(logits, target, options)
         and options.alpha < _LARGE
@@ -42,8 +43,12 @@ _PLAIN = (Tensor, torch.nn.Parameter)
 
 
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
-@functools.cache
 def _is_usable(index: int | None) -> bool:
+    return _works_on(index)
+
+
+@functools.cache
+def _works_on(index: int | None) -> bool:
     """Return whether Triton is there, and can compile for a device; imports Triton, which takes its time."""
     if index is not None and (torch.version.cuda is None or torch.cuda.get_device_capability(index) < (7, 5)):
         return False
@@ -69,7 +74,8 @@ class Kernels(Batch):
         """Return the loss and what its gradient is computed from, as :meth:`Batch.loss`; never in advance."""
         from art_hrloss.losses._kernels import COLUMNS, PARTS, RESULTS, join_kernel, rows_kernel
 
-        rows, labels, reduction = self.rows, self.labels.reshape(-1), self.options.reduction
+        rows, labels, reduction = self.rows, self.labels.reshape(-1).contiguous(), self.options.reduction
+        weight = None if self.weight is None else self.weight.contiguous()
         n, batch = labels.shape[0], reduction != "none"
         strides = rows.stride()
         tile = _tile(rows, strides, n, LONG_TILE, WHOLE_ROW, batch)
@@ -81,14 +87,15 @@ class Kernels(Batch):
         order = _three_parts(self.order)
         with _device_of(rows):
             rows_kernel[(tiles,)](
-                rows, labels, self.weight, memory, loss, n, *_layout(rows, strides),
-                self.options.ignore_index, *order, CLASSES=rows.shape[1], FLAT=_is_flat(rows, strides), **tile, **chosen, ALONE=alone, num_warps=_warps(rows, tile),
+                rows, labels, weight, memory, loss, n, *_layout(rows, strides), self.options.ignore_index, *order,
+                CLASSES=rows.shape[1], FLAT=_is_flat(rows, strides), **tile, **chosen, ALONE=alone,
+                num_warps=_warps(rows, tile),
             )  # fmt: skip
             if batch and not alone:
                 block = min(LONG_TILE, max(128, _power_of_2(tiles)))
                 warps = max(4, block // 256)
                 join_kernel[(1,)](memory, loss, n, tiles, *order, **chosen, BLOCK=block, num_warps=warps)
-        return loss, Stored(memory, rows.new_empty(0), plain=False, valid=False, strides=strides)
+        return loss, Stored(memory, rows.new_empty(0), plain=False, valid=False)
 
     def gradient(self, stored: Stored, by_loss: Tensor) -> Tensor:
         """Return the gradient of the loss times a number or, with reduction "none", times one for each example."""
@@ -97,7 +104,8 @@ class Kernels(Batch):
         if _has_no_memory(by_loss):  # many at once: they have the kernel's factor in common
             each = by_loss.reshape(self.column_shape) if by_loss.ndim else by_loss
             return self.gradient(stored, self.rows.new_ones(by_loss.shape)) * each
-        rows, labels, reduction = self.rows, self.labels.reshape(-1), self.options.reduction
+        rows, labels, reduction = self.rows, self.labels.reshape(-1).contiguous(), self.options.reduction
+        weight = None if self.weight is None else self.weight.contiguous()
         n, by_loss, strides = labels.shape[0], by_loss.reshape(-1), stored.strides
         gradient_strides = _strides_of_gradient(rows, strides)
         gradient = torch.empty_strided(rows.shape, gradient_strides, dtype=rows.dtype, device=rows.device)
@@ -109,7 +117,7 @@ class Kernels(Batch):
         programs = -(-n // tile["E"]) * -(-rows.shape[1] // tile["C"])
         with _device_of(rows):
             gradient_kernel[(programs,)](
-                rows, labels, self.weight, stored.columns, by_loss, gradient, n, *_layout(rows, strides),
+                rows, labels, weight, stored.columns, by_loss, gradient, n, *_layout(rows, strides),
                 *_layout(rows, gradient_strides)[1:], spacing, self.options.ignore_index, *_three_parts(self.order),
                 CLASSES=rows.shape[1], FLAT=_is_flat(rows, strides), **tile,
                 REDUCTION=reduction, POWERS=reduction == "batch" and self.order != 0, num_warps=_warps(rows, tile),
@@ -128,13 +136,14 @@ def _is_flat(rows: Tensor, strides: tuple[int, ...]) -> bool:
 
 
 def _strides_of_gradient(rows: Tensor, strides: tuple[int, ...]) -> tuple[int, ...]:
-    """Return the strides of the rows, as torch does for a gradient, if they leave no gaps and share no memory."""
-    size = 1
-    for stride, length in sorted(zip(strides, rows.shape, strict=True)):
-        if length > 1 and stride != size:
-            return (rows.shape[1], 1) if rows.ndim == 2 else (rows.shape[1] * rows.shape[2], rows.shape[2], 1)
-        size *= length
-    return strides
+    """Return the strides of the rows if these fill their memory in one of the usual orders, else contiguous ones."""
+    n, classes, *inner = rows.shape
+    if inner:
+        usual = (classes * inner[0], inner[0], 1)
+        other = (classes * inner[0], 1, classes)
+    else:
+        usual, other = (classes, 1), (1, n)  # type: ignore[assignment]
+    return other if strides == other else usual
 
 
 def _tile(rows: Tensor, strides: tuple[int, ...], n: int, long: int, whole: int, batch: bool) -> dict[str, int]:
@@ -144,10 +153,10 @@ def _tile(rows: Tensor, strides: tuple[int, ...], n: int, long: int, whole: int,
     axis = int(s_class <= (s_inner if inner > 1 else s_example))  # neighbours lie along the last axis
     if batch and _power_of_2(n) * classes <= ALONE:
         return {"C": classes, "E": _power_of_2(n), "AX": axis}
-    if axis:
-        classes = classes if classes <= whole else long
-    else:
+    if not axis:
         classes = min(classes, TILE // SIDE_BY_SIDE)
+    elif classes > whole:
+        classes = long
     return {"C": classes, "E": min(_power_of_2(n), max(1, TILE // classes)), "AX": axis}
 
 
