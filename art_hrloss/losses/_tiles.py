@@ -66,17 +66,16 @@ def finite(x):
 @triton.jit
 def divided(x, y):
     """Return x / y, rounded: Triton's division of float32 is an approximation."""
-    if x.dtype == tl.float64:
-        return x / y
-    return tl.div_rn(x, y)
+    return x / y if x.dtype == tl.float64 else tl.div_rn(x, y)  # of which only one is compiled
 
 
 @triton.jit
 def order_of(high, middle, low, like):
     """Return alpha - 1 in the dtype of `like`: Triton passes numbers as float32, of which three hold a float64."""
+    order = tl.full([], 0.0, like.dtype) + high
     if like.dtype == tl.float64:
-        return tl.full([], 0.0, tl.float64) + low + middle + high
-    return tl.full([], 0.0, tl.float32) + high
+        order = tl.full([], 0.0, tl.float64) + low + middle + high
+    return order
 
 
 @triton.jit

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Iterator
+from contextlib import suppress
 from typing import Any
 
 import pytest
@@ -52,11 +53,10 @@ def test_every_kernel_compiles_to_wide_loads_and_one_assertion(dtype: str) -> No
                 attributes[place,] = [["tt.divisibility", 16]] if name in numbers | {"labels"} else []
         source = ASTSource(kernel, signature, constants, attributes)
         options = {"num_warps": 8, "debug": kernel is kernels.rows_kernel}
-        ptx = triton.compile(source, target=Hopper().get_current_target(), options=options).asm["ptx"]
-        if kernel is kernels.join_kernel:
-            continue
-        assert ("ld.global.v4.b32" if dtype == "fp32" else "ld.global.v2.b64") in ptx
-        assert ptx.count("call.uni __assertfail") + ptx.count("__assertfail, ") == (kernel is kernels.rows_kernel)
+        code = triton.compile(source, target=Hopper().get_current_target(), options=options).asm
+        assert code["ttir"].count("tt.assert") == (kernel is kernels.rows_kernel)
+        if kernel is not kernels.join_kernel:
+            assert ("ld.global.v4.b32" if dtype == "fp32" else "ld.global.v2.b64") in code["ptx"]
 
 
 @pytest.fixture
@@ -72,8 +72,9 @@ def traced(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[fx.GraphModule]]:
     driver.set_active(Hopper())
     torch.compiler.reset()
     yield graphs
-    driver.reset_active()
     torch.compiler.reset()
+    with suppress(RuntimeError):  # no GPU has a driver here
+        driver.reset_active()
 
 
 @compiler
@@ -92,14 +93,14 @@ def test_compiled_it_is_kernels_alone_in_one_graph(
 ) -> None:
     def keep(graph: fx.GraphModule, _: Any) -> Any:
         traced.append(graph)
-        values = [each.meta["val"] for each in graph.graph.output_node().args[0] if each is not None]
-        zeros = [torch.zeros(v.shape, dtype=v.dtype) if isinstance(v, Tensor) else v for v in values]
-        return make_boxed_func(lambda *_: zeros)
+        outputs = [None if each is None else each.meta["val"] for each in graph.graph.output_node().args[0]]
+        return make_boxed_func(lambda *_: [torch.zeros(v.shape) if isinstance(v, Tensor) else v for v in outputs])
 
     backend = aot_autograd(fw_compiler=keep, bw_compiler=keep, partition_fn=min_cut_rematerialization_partition)
     logits = torch.zeros(size, requires_grad=True)
     labels = torch.zeros(size[0], *size[2:], dtype=torch.int64)
-    torch.compile(HRLoss(**options), fullgraph=True, backend=backend, dynamic=dynamic)(logits, labels)
+    loss = torch.compile(HRLoss(**options), fullgraph=True, backend=backend, dynamic=dynamic)(logits, labels)
+    torch.autograd.grad(loss.sum(), logits)
     counts = [sum("triton_kernel" in str(node.target) for node in graph.graph.nodes) for graph in traced]
     assert counts == kernels
     for graph in traced:
