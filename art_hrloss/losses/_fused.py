@@ -106,8 +106,9 @@ class _Compiled(torch.autograd.Function):
             each = by_loss.unsqueeze(1) if by_loss.ndim else by_loss  # with reduction "none", a number per example
             return columns.reshape(logits.shape) * each, None, None, None
         batch = plan.batch(logits, target, weight, plan.options)
-        gradient = batch.gradient(Stored(columns, powers, *ctx.known, plan.strides), by_loss)
-        return gradient.reshape(logits.shape), None, None, None
+        plain, valid = ctx.known
+        gradient = batch.gradient(Stored(columns, powers, plain, valid, plan.strides), by_loss)
+        return gradient if logits.ndim == 2 else gradient.reshape(logits.shape), None, None, None
 
 
 class _Fused(_Compiled):

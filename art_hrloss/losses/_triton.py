@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from art_hrloss.losses._passes import Batch, Stored, is_by_index
+from art_hrloss.losses._passes import Batch, Stored, is_by_index, rows_of
 from art_hrloss.losses._validation import LossOptions
 
 # The type of device whose tensors the kernels take; under Triton's interpreter those of a CPU are taken as well.
@@ -70,74 +70,127 @@ def _works_on(index: int | None) -> bool:
 class Kernels(Batch):
     """A batch whose two passes are kernels."""
 
+    def __init__(self, logits: Tensor, target: Tensor, weight: Tensor | None, options: LossOptions) -> None:
+        self.rows, self.options = rows_of(logits), options
+        self.labels = (target if target.ndim == 1 else target.reshape(-1)).contiguous()
+        self.weight = None if weight is None else weight.contiguous()
+        self.order, self.example_shape = options.alpha - 1, target.shape
+
     def loss(self, *, with_gradient: bool, in_advance: bool) -> tuple[Tensor, Stored]:
         """Return the loss and what its gradient is computed from, as :meth:`Batch.loss`; never in advance."""
-        from art_hrloss.losses._kernels import COLUMNS, PARTS, RESULTS, join_kernel, rows_kernel
-
-        rows, labels, reduction = self.rows, self.labels.reshape(-1).contiguous(), self.options.reduction
-        weight = None if self.weight is None else self.weight.contiguous()
-        n, batch = labels.shape[0], reduction != "none"
-        strides = rows.stride()
-        tile = _tile(rows, strides, n, LONG_TILE, WHOLE_ROW, batch)
-        tiles = -(-n // tile["E"])
-        alone = batch and tiles == 1
-        loss = rows.new_empty(() if batch else self.example_shape)
-        memory = rows.new_empty(COLUMNS.value * n + (RESULTS.value + PARTS.value * tiles if batch else 0))
-        chosen = {"REDUCTION": reduction, "POWERS": reduction == "batch" and self.order != 0}
-        order = _three_parts(self.order)
+        rows = self.rows
+        plan = self._plan(rows.stride())
+        loss = rows.new_empty(() if plan.joint else self.example_shape)
+        memory = rows.new_empty(plan.memory)
+        first = rows, self.labels, self.weight, memory, loss
         with _device_of(rows):
-            rows_kernel[(tiles,)](
-                rows, labels, weight, memory, loss, n, *_layout(rows, strides), self.options.ignore_index, *order,
-                CLASSES=rows.shape[1], FLAT=_is_flat(rows, strides), **tile, **chosen, ALONE=alone,
-                num_warps=_warps(rows, tile),
-            )  # fmt: skip
-            if batch and not alone:
-                block = min(LONG_TILE, max(128, _power_of_2(tiles)))
-                warps = max(4, block // 256)
-                join_kernel[(1,)](memory, loss, n, tiles, *order, **chosen, BLOCK=block, num_warps=warps)
+            plan.launch("rows_kernel", plan.tiles, (*first, *plan.numbers), plan.rows_constants)
+            if plan.joint and not plan.alone:
+                plan.launch("join_kernel", 1, (memory, loss, *plan.join_numbers), plan.join_constants)
         return loss, Stored(memory, rows.new_empty(0), plain=False, valid=False)
 
     def gradient(self, stored: Stored, by_loss: Tensor) -> Tensor:
         """Return the gradient of the loss times a number or, with reduction "none", times one for each example."""
-        from art_hrloss.losses._kernels import gradient_kernel
-
+        rows = self.rows
         if _has_no_memory(by_loss):  # many at once: they have the kernel's factor in common
-            each = by_loss.reshape(self.column_shape) if by_loss.ndim else by_loss
-            return self.gradient(stored, self.rows.new_ones(by_loss.shape)) * each
-        rows, labels, reduction = self.rows, self.labels.reshape(-1).contiguous(), self.options.reduction
-        weight = None if self.weight is None else self.weight.contiguous()
-        n, by_loss, strides = labels.shape[0], by_loss.reshape(-1), stored.strides
-        gradient_strides = _strides_of_gradient(rows, strides)
-        gradient = torch.empty_strided(rows.shape, gradient_strides, dtype=rows.dtype, device=rows.device)
-        if torch.compiler.is_compiling():  # which knows no strides of gradients
-            by_loss, spacing = by_loss.contiguous(), 1
-        else:
-            spacing = by_loss.stride(0)
-        tile = _tile(rows, strides, n, TILE, TILE, batch=False)
-        programs = -(-n // tile["E"]) * -(-rows.shape[1] // tile["C"])
+            column = (len(rows), 1, *rows.shape[2:])
+            each = by_loss.reshape(column) if by_loss.ndim else by_loss
+            return self.gradient(stored, rows.new_ones(by_loss.shape)) * each
+        spacing = 1
+        if by_loss.ndim:
+            by_loss = by_loss.reshape(-1)
+            if torch.compiler.is_compiling():  # which knows no strides of gradients
+                by_loss = by_loss.contiguous()
+            else:
+                spacing = by_loss.stride(0)
+        plan = self._plan(stored.strides, spacing, by_loss)
+        gradient = torch.empty_strided(rows.shape, plan.gradient_strides, dtype=rows.dtype, device=rows.device)
+        first = rows, self.labels, self.weight, stored.columns, by_loss, gradient
         with _device_of(rows):
-            gradient_kernel[(programs,)](
-                rows, labels, weight, stored.columns, by_loss, gradient, n, *_layout(rows, strides),
-                *_layout(rows, gradient_strides)[1:], spacing, self.options.ignore_index, *_three_parts(self.order),
-                CLASSES=rows.shape[1], FLAT=_is_flat(rows, strides), **tile,
-                REDUCTION=reduction, POWERS=reduction == "batch" and self.order != 0, num_warps=_warps(rows, tile),
-            )  # fmt: skip
+            plan.launch("gradient_kernel", plan.programs, (*first, *plan.gradient_numbers), plan.gradient_constants)
         return gradient
 
+    def _plan(self, strides: tuple[int, ...], spacing: int = 1, by_loss: Tensor | None = None) -> "_Plan":
+        """Return how the kernels are launched: all that depends on more than the values of tensors."""
+        rows, options = self.rows, self.options
+        known = tuple(rows.shape), strides, rows.dtype, options.reduction, self.order, options.ignore_index, spacing
+        if torch.compiler.is_compiling():
+            return _Plan(*known)
+        tensors = rows, self.labels, self.weight, by_loss
+        return _plan_of(*known, rows.device.index, *(None if t is None else _alignment(t) for t in tensors))
 
-def _layout(rows: Tensor, strides: tuple[int, ...]) -> tuple[int, int, int, int]:
+
+class _Plan:
+    """The arguments of the kernels, for batches of one shape in memory under the same options."""
+
+    def __init__(
+        self,
+        shape: tuple[int, ...],
+        strides: tuple[int, ...],
+        dtype: torch.dtype,
+        reduction: str,
+        order: float,
+        ignore_index: int,
+        spacing: int,
+    ) -> None:
+        self.compiled: dict[str, Any] = {}
+        n = shape[0] * (shape[2] if len(shape) > 2 else 1)
+        self.joint = reduction != "none"
+        tile = _tile(shape, strides, n, LONG_TILE, WHOLE_ROW, self.joint)
+        self.tiles = -(-n // tile["E"])
+        self.alone = self.joint and self.tiles == 1
+        self.memory = 4 * n + (3 + 6 * self.tiles if self.joint else 0)  # COLUMNS, RESULTS, PARTS of _kernels
+        layout, parts = _layout(shape, strides), _three_parts(order)
+        flat = {"FLAT": len(shape) == 2 and strides == (shape[1], 1)}
+        chosen = {"REDUCTION": reduction, "POWERS": reduction == "batch" and order != 0}
+        self.numbers = n, *layout, ignore_index, *parts
+        self.rows_constants = {"CLASSES": shape[1], **tile, **flat, **chosen, "ALONE": self.alone}
+        self.rows_constants["num_warps"] = _warps(tile, dtype)
+        block = min(LONG_TILE, max(128, _power_of_2(self.tiles)))
+        self.join_numbers = n, self.tiles, *parts
+        self.join_constants = {**chosen, "BLOCK": block, "num_warps": max(4, block // 256)}
+        self.gradient_strides = _strides_of_gradient(shape, strides)
+        tile = _tile(shape, strides, n, TILE, TILE, batch=False)
+        self.programs = -(-n // tile["E"]) * -(-shape[1] // tile["C"])
+        self.gradient_numbers = n, *layout, *_layout(shape, self.gradient_strides)[1:], spacing, ignore_index, *parts
+        self.gradient_constants = {"CLASSES": shape[1], **tile, **flat, **chosen, "num_warps": _warps(tile, dtype)}
+
+    def launch(self, name: str, programs: int, arguments: tuple[Any, ...], constants: dict[str, Any]) -> None:
+        """
+        Launch a kernel.
+
+        Triton looks a kernel up by the kind of every argument, which takes longer than small kernels run. The same plan
+        always finds the same one.
+        """
+        from art_hrloss.losses import _kernels
+
+        if torch.compiler.is_compiling():
+            getattr(_kernels, name)[(programs,)](*arguments, **constants)
+            return
+        compiled = self.compiled.get(name)
+        if compiled is None:
+            self.compiled[name] = getattr(_kernels, name)[(programs,)](*arguments, **constants)
+        else:
+            *values, _ = constants.values()
+            compiled[(programs, 1, 1)](*arguments, *values)
+
+
+_plan_of = functools.lru_cache(4096)(lambda *known: _Plan(*known[:7]))
+
+
+def _alignment(values: Tensor) -> bool:
+    """Return whether Triton may load several of the values at a time."""
+    return values.data_ptr() % 16 == 0
+
+
+def _layout(shape: tuple[int, ...], strides: tuple[int, ...]) -> tuple[int, int, int, int]:
     """Return the number of positions of each example, and the strides of examples, classes and positions."""
-    return (1, *strides, 0) if rows.ndim == 2 else (rows.shape[2], *strides)  # type: ignore[return-value]
+    return (1, *strides, 0) if len(shape) == 2 else (shape[2], *strides)  # type: ignore[return-value]
 
 
-def _is_flat(rows: Tensor, strides: tuple[int, ...]) -> bool:
-    """Return whether row after row lies side by side."""
-    return rows.ndim == 2 and strides == (rows.shape[1], 1)
-
-
-def _strides_of_gradient(rows: Tensor, strides: tuple[int, ...]) -> tuple[int, ...]:
+def _strides_of_gradient(shape: tuple[int, ...], strides: tuple[int, ...]) -> tuple[int, ...]:
     """Return the strides of the rows if these fill their memory in one of the usual orders, else contiguous ones."""
-    n, classes, *inner = rows.shape
+    n, classes, *inner = shape
     if inner:
         usual = (classes * inner[0], inner[0], 1)
         other = (classes * inner[0], 1, classes)
@@ -146,10 +199,12 @@ def _strides_of_gradient(rows: Tensor, strides: tuple[int, ...]) -> tuple[int, .
     return other if strides == other else usual
 
 
-def _tile(rows: Tensor, strides: tuple[int, ...], n: int, long: int, whole: int, batch: bool) -> dict[str, int]:
+def _tile(
+    shape: tuple[int, ...], strides: tuple[int, ...], n: int, long: int, whole: int, batch: bool
+) -> dict[str, int]:
     """Return how many classes and examples a program takes at a time, powers of 2, and which axis the classes are."""
-    classes = _power_of_2(rows.shape[1])
-    inner, s_example, s_class, s_inner = _layout(rows, strides)
+    classes = _power_of_2(shape[1])
+    inner, s_example, s_class, s_inner = _layout(shape, strides)
     axis = int(s_class <= (s_inner if inner > 1 else s_example))  # neighbours lie along the last axis
     if batch and _power_of_2(n) * classes <= ALONE:
         return {"C": classes, "E": _power_of_2(n), "AX": axis}
@@ -165,9 +220,9 @@ def _power_of_2(number: int) -> int:
     return 1 << (number - 1).bit_length()
 
 
-def _warps(rows: Tensor, tile: dict[str, int]) -> int:
+def _warps(tile: dict[str, int], dtype: torch.dtype) -> int:
     """Return the number of warps of which each thread takes 64 bytes: more are out of its registers."""
-    return max(1, min(16, tile["C"] * tile["E"] * rows.element_size() // 2048))
+    return max(1, min(16, tile["C"] * tile["E"] * dtype.itemsize // 2048))
 
 
 def _three_parts(number: float) -> tuple[float, float, float]:

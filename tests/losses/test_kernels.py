@@ -45,6 +45,7 @@ def tiles(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> st
     """Have a program of a kernel take more of a batch, or less."""
     for name, value in SMALL.items() if request.param == "small" else ():
         monkeypatch.setattr(kernels, name, value)
+    kernels._plan_of.cache_clear()
     tiles: str = request.param
     return tiles
 
