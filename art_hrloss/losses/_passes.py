@@ -10,7 +10,9 @@ z_k, the entropy has the derivative ``- q_k (w_k + t)`` and the divergence ``q_k
 
 On a CPU both passes take blocks of examples that stay in the cache, and store columns between them: numbers per
 example, with a class dimension of size 1. Where one block is all, the gradient is computed with the loss. The class
-dimension stays where it is, so dense logits are not copied.
+dimension stays where it is, so dense logits are not copied. On CUDA these passes would be some sixty operations, each
+of which is started by itself: for class indices they are kernels, in :mod:`art_hrloss.losses._kernels`; what is here
+is the way of labels of a distribution, and of devices without Triton.
 """
 
 import math

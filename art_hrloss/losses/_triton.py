@@ -3,6 +3,7 @@
 import functools
 import warnings
 from contextlib import AbstractContextManager, nullcontext
+from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -34,27 +35,20 @@ def has_kernels(logits: Tensor, target: Tensor, options: LossOptions) -> bool:
         and is_by_index(logits, target, options)
         and options.alpha < _LARGE
         and target.numel() < _MOST
-        and _is_usable(logits.device.index)
+        and (_IS_THERE if torch.compiler.is_compiling() else _works_on(logits.device.index))
     )
 
 
 # Other subclasses may have no memory of their own.
 _PLAIN = (Tensor, torch.nn.Parameter)
-
-
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
-def _is_usable(index: int | None) -> bool:
-    return _works_on(index)
+# What torch.compile asks; importing Triton, and trying it, takes its time.
+_IS_THERE = torch.version.hip is None and find_spec("triton") is not None
 
 
 @functools.cache
 def _works_on(index: int | None) -> bool:
-    """Return whether Triton is there, and can compile for a device; imports Triton, which takes its time."""
-    if index is not None and (torch.version.cuda is None or torch.cuda.get_device_capability(index) < (7, 5)):
-        return False
-    try:
-        from art_hrloss.losses import _kernels  # noqa: F401
-    except ImportError:
+    """Return whether Triton is there, and can compile for a device."""
+    if not _IS_THERE or (index is not None and torch.cuda.get_device_capability(index) < (7, 5)):
         return False
     try:
         from triton.runtime import driver
@@ -146,9 +140,9 @@ class _Plan:
         self.numbers = n, *layout, ignore_index, *parts
         self.rows_constants = {"CLASSES": shape[1], **tile, **flat, **chosen, "ALONE": self.alone}
         self.rows_constants["num_warps"] = _warps(tile, dtype)
-        block = min(LONG_TILE, max(128, _power_of_2(self.tiles)))
+        block = min(TILE, max(128, _power_of_2(self.tiles)))
         self.join_numbers = n, self.tiles, *parts
-        self.join_constants = {**chosen, "BLOCK": block, "num_warps": max(4, block // 256)}
+        self.join_constants = {**chosen, "BLOCK": block, "num_warps": max(4, block // 128)}
         self.gradient_strides = _strides_of_gradient(shape, strides)
         tile = _tile(shape, strides, n, TILE, TILE, batch=False)
         self.programs = -(-n // tile["E"]) * -(-shape[1] // tile["C"])

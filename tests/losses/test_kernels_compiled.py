@@ -1,6 +1,8 @@
 """The kernels of the loss, compiled without a GPU: to machine code for one, and into the graphs of torch.compile."""
 
 import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import suppress
 from typing import Any
@@ -64,8 +66,6 @@ def traced(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[fx.GraphModule]]:
     """Have torch.compile trace the loss of a CPU as that of an H100; the graphs, forward and backward, are not run."""
     from triton.runtime import driver
 
-    from art_hrloss.losses import _kernels  # noqa: F401
-
     graphs: list[fx.GraphModule] = []
     monkeypatch.setattr("torch.utils._triton.has_triton", lambda: True)
     monkeypatch.setattr(host, "DEVICE", "cpu")
@@ -110,3 +110,8 @@ def test_compiled_it_is_kernels_alone_in_one_graph(
                 each in name for each in ("triton_kernel", "getitem", "view", "unsqueeze", "empty", "sym_size", "mul",
                                           "add", "floordiv", "sub", "neg", "sym_stride")
             ), name  # fmt: skip
+
+
+def test_importing_the_package_imports_no_compiler() -> None:
+    code = "import sys, art_hrloss; sys.exit(sum(name in sys.modules for name in ('triton', 'torch._dynamo')))"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
