@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 from torch.autograd.forward_ad import unpack_dual
 
-from art_hrloss.losses._passes import IN_ADVANCE, Batch, Stored, is_by_index
+from art_hrloss.losses._passes import IN_ADVANCE, Batch, Stored, is_by_index, rows_of
+from art_hrloss.losses._triton import Kernels, has_kernels
 from art_hrloss.losses._two_classes import Pairs
 from art_hrloss.losses._validation import LossOptions
 
@@ -50,22 +51,28 @@ def fused_loss(logits: Tensor, target: Tensor, weight: Tensor | None, options: L
            mode and vmap are the reference's.
     """
     compiling = torch.compiler.is_compiling()
-    in_advance = logits.requires_grad and not compiling and logits.numel() <= IN_ADVANCE
-    plan = _Plan(options, reference, logits.requires_grad, in_advance)
+    batch = _kind_of_batch(logits, target, options)
+    in_advance = logits.requires_grad and not compiling and logits.numel() <= IN_ADVANCE and batch is not Kernels
+    strides = rows_of(logits).stride() if batch is Kernels else ()
+    plan = _Plan(batch, options, reference, logits.requires_grad, in_advance, strides)
     return (_Compiled if compiling else _Fused).apply(logits, target, weight, plan)[0]  # type: ignore[no-any-return]
 
 
-def _batch(logits: Tensor, target: Tensor, weight: Tensor | None, options: LossOptions) -> Batch:
+def _kind_of_batch(logits: Tensor, target: Tensor, options: LossOptions) -> type[Batch]:
     """Return the batch whose two passes compute the loss and its gradient."""
+    if has_kernels(logits, target, options):
+        return Kernels
     pairs = is_by_index(logits, target, options) and logits.shape[min(1, logits.ndim - 1)] == 2
-    return (Pairs if pairs else Batch)(logits, target, weight, options)
+    return Pairs if pairs else Batch
 
 
 class _Plan(NamedTuple):
+    batch: type[Batch]
     options: LossOptions
     reference: Loss
     with_gradient: bool
     in_advance: bool  # whether the gradient is computed with the loss
+    strides: tuple[int, ...]  # of the rows, where kernels compute the loss
 
 
 class _Compiled(torch.autograd.Function):
@@ -73,9 +80,9 @@ class _Compiled(torch.autograd.Function):
 
     @staticmethod
     def forward(logits: Tensor, target: Tensor, weight: Tensor | None, plan: _Plan) -> tuple[Any, ...]:
-        batch = _batch(logits, target, weight, plan.options)
+        batch = plan.batch(logits, target, weight, plan.options)
         loss, stored = batch.loss(with_gradient=plan.with_gradient, in_advance=plan.in_advance)
-        return loss, *stored
+        return loss, stored.columns, stored.powers, stored.plain, stored.valid
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Any, ...]) -> None:
@@ -98,8 +105,10 @@ class _Compiled(torch.autograd.Function):
         if plan.in_advance:
             each = by_loss.unsqueeze(1) if by_loss.ndim else by_loss  # with reduction "none", a number per example
             return columns.reshape(logits.shape) * each, None, None, None
-        gradient = _batch(logits, target, weight, plan.options).gradient(Stored(columns, powers, *ctx.known), by_loss)
-        return gradient.reshape(logits.shape), None, None, None
+        batch = plan.batch(logits, target, weight, plan.options)
+        plain, valid = ctx.known
+        gradient = batch.gradient(Stored(columns, powers, plain, valid, plan.strides), by_loss)
+        return gradient if logits.ndim == 2 else gradient.reshape(logits.shape), None, None, None
 
 
 class _Fused(_Compiled):

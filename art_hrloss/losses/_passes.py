@@ -10,7 +10,9 @@ z_k, the entropy has the derivative ``- q_k (w_k + t)`` and the divergence ``q_k
 
 On a CPU both passes take blocks of examples that stay in the cache, and store columns between them: numbers per
 example, with a class dimension of size 1. Where one block is all, the gradient is computed with the loss. The class
-dimension stays where it is, so dense logits are not copied.
+dimension stays where it is, so dense logits are not copied. On CUDA these passes would be some sixty operations, each
+of which is started by itself: for class indices they are kernels, in :mod:`art_hrloss.losses._kernels`; what is here
+is the way of labels of a distribution, and of devices without Triton.
 """
 
 import math
@@ -41,11 +43,20 @@ class Stored(NamedTuple):
     """Whether it is known that no logit is infinite, no power overflows and no distribution is without weight."""
     valid: bool
     """Whether it is known that every class index is one of a class, none the index to be ignored."""
+    strides: tuple[int, ...] = ()
+    """Those of the rows, for the kernel that writes the gradient: torch.compile knows none when it traces that."""
 
 
 def is_by_index(logits: Tensor, target: Tensor, options: LossOptions) -> bool:
     """Return whether labels are class indices without smoothing: of a distribution only one class has a weight."""
     return target.ndim < logits.ndim and options.label_smoothing == 0
+
+
+def rows_of(logits: Tensor) -> Tensor:
+    """Return logits as rows ``(N, C)`` or ``(N, C, D)``, a view where that is possible."""
+    if logits.ndim == 1:
+        return logits.unsqueeze(0)
+    return logits if logits.ndim == 2 else logits.flatten(2)
 
 
 class Batch:
@@ -56,9 +67,8 @@ class Batch:
         self.soft = target.ndim == logits.ndim
         self.by_index = is_by_index(logits, target, options)
         self.example_shape = logits.shape[:1] + logits.shape[2:] if logits.ndim > 1 else logits.shape[:0]
-        rows, labels = (logits.unsqueeze(0), target.unsqueeze(0)) if logits.ndim == 1 else (logits, target)
-        labels = labels if self.soft else labels.unsqueeze(1)
-        self.rows, self.labels = (each if each.ndim == 2 else each.flatten(2) for each in (rows, labels))
+        labels = target.unsqueeze(0) if logits.ndim == 1 else target
+        self.rows, self.labels = rows_of(logits), rows_of(labels if self.soft else labels.unsqueeze(1))
         self.column_shape = (len(self.rows), 1, *self.rows.shape[2:])
 
     def loss(self, *, with_gradient: bool, in_advance: bool) -> tuple[Tensor, Stored]:

@@ -2,28 +2,34 @@
 
 import itertools
 import math
-from collections.abc import Callable, Iterator
-from functools import cache
 from typing import Any
 
 import pytest
 import torch
 from testing import oracle
-from testing.losses import ATOL, REDUCTIONS, WEIGHT, as_target, batch, close
+from testing.comparisons import (
+    INF,
+    REDUCED,
+    Loss,
+    check,
+    compare,
+    hard_cases,
+    of_equations,
+    reference,
+    value_and_gradient,
+)
+from testing.losses import WEIGHT, as_target, batch, close
 from torch import Tensor
-from torch.nn.functional import one_hot
 
 from art_hrloss.losses import _fused as fused
 from art_hrloss.losses import _numerics as numerics
-from art_hrloss.losses._functional import HRLossTerms, hr_loss, hr_loss_terms
+from art_hrloss.losses._functional import hr_loss
 
-Loss = Callable[..., Tensor]
 WAYS = ["in advance", "at once", "in blocks", "compiled"]
 ALPHAS = [0.5, 1.0, 1 + 1e-6, 1.6, 50.0]
 # Near 1 the logarithm's rounding is magnified, if it is written as printed; far from it the loss tends to a limit.
 MORE_ALPHAS = [1e-9, 1 - 1e-7, 1 + 1e-12, 1e3, 1e12]
 SIZES = [(7, 5), (11, 2), (1, 2)]
-INF = math.inf
 KINDS: dict[str, tuple[str, dict[str, Any]]] = {
     "indices": ("indices", {}),
     "smoothing": ("indices", {"label_smoothing": 0.1}),
@@ -35,13 +41,6 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "plain": {},
     "all": {"weight": WEIGHT, "ignore_index": 1},
 }
-REDUCED = [
-    *itertools.product(["batch"], (0.5, 1.0, 1.6, 50.0)),
-    ("mean", 1.6),
-    ("sum", 0.5),
-    ("none", 1.0),
-    ("none", 50.0),
-]
 every_kind = pytest.mark.parametrize("kind", KINDS)
 
 
@@ -56,51 +55,6 @@ def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
         monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
     way: str = request.param
     return way
-
-
-def reference(logits: Tensor, labels: Tensor, **options: Any) -> Tensor:
-    """The sum of the two terms, which are computed by the reference."""
-    terms: HRLossTerms = hr_loss_terms(logits, labels, **options)
-    return terms.conditional_entropy + terms.renyi_divergence
-
-
-def value_and_gradient(loss: Loss, logits: Tensor, labels: Tensor, **options: Any) -> tuple[Tensor, Tensor]:
-    """The loss, and the gradient of its values each times another number."""
-    leaf = logits.detach().requires_grad_()
-    value = loss(leaf, labels, **options)
-    by = torch.linspace(1.0, 2.0, value.numel(), dtype=value.dtype).reshape(value.shape)
-    return value.detach(), torch.autograd.grad(value, leaf, by)[0]
-
-
-def check(logits: Tensor, labels: Tensor, expected: Any, gradient: Any, **options: Any) -> None:
-    """
-    Value and gradient in both precisions, each to its own last digits.
-
-    Entries of a gradient are sums of two terms of either sign, right to the digits of the row's greatest; and the share
-    of an example in that of a batch is exp((alpha - 1) nll), of a product that is rounded.
-    """
-    gradient = torch.as_tensor(gradient)
-    finite = logits[logits.isfinite()]
-    nll = float(finite.max() - finite.min()) + math.log(logits.shape[1])
-    for dtype in (torch.float64, torch.float32):
-        chosen = {name: each.to(dtype) if isinstance(each, Tensor) else each for name, each in options.items()}
-        value, actual = value_and_gradient(hr_loss, logits.to(dtype), labels, **chosen)
-        close(value, expected)
-        rounding = 32 * (1 + abs(options.get("alpha", 1.6) - 1) * nll) * torch.finfo(dtype).eps
-        allowed = rounding * gradient.abs().amax(1, keepdim=True) + ATOL[dtype]
-        assert bool(((actual - gradient).abs() <= allowed).all()), ((actual - gradient).abs() / allowed).max()
-
-
-def compare(logits: Tensor, labels: Tensor, **options: Any) -> None:
-    """The same against the plain composition in float64."""
-    check(logits, labels, *value_and_gradient(reference, logits, labels, **options), **options)
-
-
-@cache
-def of_equations(size: tuple[int, int], scale: float, alpha: float) -> tuple[Any, Any]:
-    """Value and gradient by the paper, the same for every way."""
-    logits, labels = batch(*size, scale=scale)
-    return oracle.hr_loss(logits, labels, alpha), oracle.gradient(logits, labels, alpha)
 
 
 @pytest.mark.parametrize("scale", [0.1, 1.0, 30.0, 4000.0])
@@ -151,46 +105,6 @@ def test_logits_and_labels_need_not_be_contiguous(way: str) -> None:
         expected = value_and_gradient(reference, z.contiguous(), labels)
         for actual, value in zip(value_and_gradient(hr_loss, z, twice), expected, strict=True):
             close(actual, value, atol=1e-15)
-
-
-def hard_cases(logits: Tensor, labels: Tensor, classes: int) -> Iterator[tuple[Tensor, Tensor, dict[str, Any]]]:
-    """Batches that lose digits or make no number of a careless writing, with options."""
-    weight, soft = WEIGHT[:classes], as_target("probabilities", labels, classes)
-    for reduction, alpha in REDUCED:
-        for options in ({"weight": weight}, {"weight": weight, "ignore_index": 1}):
-            yield logits, labels, {"alpha": alpha, "reduction": reduction, **options}
-    ignored = labels.clone()
-    ignored[[1, 4]] = -100
-    yield from ((logits, ignored, {"reduction": reduction}) for reduction in REDUCTIONS)
-    ties, first = logits.clone(), labels.clone()
-    ties[0], ties[1, :2], first[1] = 0.0, 9.0, 1
-    yield ties, first, {}
-    yield torch.zeros_like(logits), labels, {}
-    # Powers of such losses overflow, or leave nothing, unless the largest or least one is taken out first.
-    large = 1000 * logits
-    large[0], first[0] = torch.linspace(1e-3, -1, classes, dtype=torch.float64), 0
-    for alpha in (0.5, 1.6, 50.0):
-        yield large, first, {"alpha": alpha}
-    absent = logits.clone()
-    absent[0, -1], first[0] = -INF, 0
-    yield from (
-        (absent, first, {"reduction": reduction, "weight": each})
-        for reduction in ("batch", "none")
-        for each in (None, 1e9 * weight)
-    )
-    heavy = 1e9 * weight
-    heavy[-1] = 0.0  # smoothed labels are of every class that has a weight
-    yield absent, first, {"label_smoothing": 0.1, "weight": heavy, "reduction": "sum"}
-    # Below alpha = 1 a label on an absent class leaves the batch a finite loss and gradient.
-    impossible = first.index_fill(0, torch.tensor([0]), classes - 1)
-    yield from ((absent, each, {"alpha": alpha}) for alpha in (0.3, 0.95) for each in (impossible, one_hot(impossible)))
-    for mass, alpha in itertools.product((1e-10, 1.01, 3.0), (0.5, 1.0, 50.0)):
-        yield logits, soft * mass, {"alpha": alpha, "label_smoothing": 0.1 * (mass > 1)}
-        yield logits, labels, {"alpha": alpha, "label_smoothing": 0.1, "weight": weight * mass}
-    # Powers of all probabilities vanish in float32.
-    flat = batch(2, 10, scale=0.1)[0]
-    yield flat, torch.full_like(flat, 0.1), {"alpha": 50.0}
-    yield flat, torch.full_like(flat, 1e-25), {}
 
 
 @pytest.mark.parametrize("classes", [2, 5])
