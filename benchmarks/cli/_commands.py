@@ -150,8 +150,8 @@ class Gpu:
     """
     Do the prepared run for a machine with one GPU: its tests, how fast all is, and as much of the paper as time allows.
 
-    In stages, the most valuable first: machine, tests, ways, loss, attacks, paper-mnist, paper-cifar10 and training. One
-    that is done is not done again. docs/gpu.md says how to prepare the machine.
+    In stages, the most valuable first: machine, tests, ways, loss, attacks, paper-mnist, paper-cifar10 and training.
+    What is done is not done again. docs/gpu.md says how to prepare the machine.
     """
 
     NEEDS: ClassVar = ("benchmarks.gpu",)
