@@ -75,16 +75,22 @@ def can_be_recorded(run: RunSpec) -> bool:
     return run.loss.hardening is None and not own
 
 
-def stepping(trainings: Sequence[Training]) -> Callable[[int], list[dict[str, Any]]]:
+def stepping(
+    trainings: Sequence[Training], tell: Callable[..., None] = lambda **_: None
+) -> Callable[[int], list[dict[str, Any]]]:
     """
     Return what trains runs that stand at the same epoch for one more, counted from 0, and returns what each has told.
 
     On a GPU their steps are recorded, if they can be; else the runs take turns.
+
+    :param tell: Called with the way in which steps are recorded, and the milliseconds of one by each way tried.
     """
     first = trainings[0]
     recordable = first.device.type == "cuda" and all(can_be_recorded(training.run) for training in trainings)
     with tf32(first.run.recipe.precision == "tf32"):
         recorded = Recorded(trainings) if recordable else None
+    if recorded is not None:
+        tell(way=recorded.way, milliseconds={name: round(1e3 * s, 3) for name, s in recorded.seconds.items()})
 
     def epoch(number: int) -> list[dict[str, Any]]:
         with tf32(first.run.recipe.precision == "tf32"):
@@ -107,7 +113,11 @@ def _train(trainings: Sequence[Training], store: Store) -> dict[RunSpec, Trainin
                     failures[training.run] = error
         return [training for training in trainings if training.run not in failures]
 
-    train_epoch = stepping(trainings)
+    def tell(**values: Any) -> None:
+        for training in trainings:
+            store.log(training.run, "recorded", **values)
+
+    train_epoch = stepping(trainings, tell)
     with _keeping(store, beside=trainings[0].device.type == "cuda") as keep:
         for epoch in range(len(trainings[0].curve), recipe.epochs):
             begun = time.perf_counter()

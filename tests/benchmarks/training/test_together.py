@@ -82,7 +82,7 @@ def expect_alike(runs: list[RunSpec], one: Store, other: Store, *, within: float
 def recorded(monkeypatch) -> StandIn:
     """Have runs trained as on a GPU: in recorded steps, with states written beside them."""
     gpu, keeping = StandIn(), module._keeping
-    monkeypatch.setattr(module, "stepping", lambda trainings: Recorded(trainings, gpu=gpu).epoch)
+    monkeypatch.setattr(module, "stepping", lambda trainings, _: Recorded(trainings, gpu=gpu).epoch)
     monkeypatch.setattr(module, "_keeping", lambda store, beside: keeping(store, beside=True))
     return gpu
 
@@ -371,6 +371,9 @@ def test_on_a_gpu_a_grid_is_trained_killed_resumed_and_evaluated(tmp_path: Path,
     assert run_all(jobs, lambda: nullcontext(InProcess()), lambda _, o: ended.append(o), together=4) == 0
     assert ended == [Outcome()] * 4
     for run in runs:
+        told = [entry for entry in Store(tmp_path).log_entries(run) if entry["event"] == "recorded"]
+        assert [entry["way"] for entry in told] == [min(e["milliseconds"], key=e["milliseconds"].get) for e in told]
+        assert len(told) == 2, "at first, and when it was resumed"
         row = Store(tmp_path).curve(run)[-1]
         assert row["train_accuracy"] > 0.5
         records = {attack.key(): Store(tmp_path).record(run, attack) for attack in attacks}
