@@ -29,7 +29,7 @@ class Run(GridOptions):
     workers: int | None = None
     """Runs at once, each in a process of its own; by default as many as there are processors for."""
     together: int | None = None
-    """Runs of one recipe that a worker trains at the same time; by default 10 on a GPU, where it is faster, else 1."""
+    """Runs of one recipe that a worker trains at once; by default 10 on a GPU."""
     scheduler: str | None = None
     """Address of a Dask scheduler, such as tcp://127.0.0.1:8786, whose workers do the runs."""
     tls_ca: Path | None = None

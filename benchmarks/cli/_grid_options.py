@@ -38,11 +38,11 @@ class GridOptions:
     validation_size: int | None = None
     """Training images to set aside for validation."""
     threads: int | None = None
-    """Threads of each training on the CPU, instead of 1."""
+    """Threads of each training on the CPU; else 1."""
     device: Literal["cpu", "gpu"] | None = None
-    """Where to train and attack, instead of on the CPU."""
+    """Where to train and attack; else on the CPU."""
     precision: Literal["float32", "tf32"] | None = None
-    """Of products in training on a GPU: TF32 is faster, and rounds their factors to 10 bits."""
+    """Of products in training on a GPU."""
 
     def resolve(self) -> Grid:
         """
