@@ -71,9 +71,11 @@ class Plan:
         python, data = [sys.executable, "-m"], ["--data-dir", str(self.data_dir)]
         where = ["--output", str(self.folder), *data, "--device", self.device, *(["--quick"] if self.quick else [])]
         tests = [ROOT / "tests/benchmarks/test_gpu.py"] if self.quick else sorted(ROOT.glob("tests/**/test_*.py"))
-        # Only files with such tests, for others may want packages that are not there; without pytest-xdist, too.
+        # Only files with such tests, for others may want packages that are not there.
         wanting = [str(path) for path in tests if "mark.gpu" in path.read_text()]
-        options = ["-o", "addopts=--import-mode=importlib", "-o", "filterwarnings=default", "-p", "no:cacheprovider"]
+        at_once = min(8, available_cpus()) if find_spec("xdist") and not self.quick else 0
+        options = ["-n", str(at_once)] if at_once else []  # most of the time kernels are compiled
+        options += ["-o", "addopts=--import-mode=importlib", "-o", "filterwarnings=default", "-p", "no:cacheprovider"]
         stages = {
             "machine": Stage([*python, "benchmarks.gpu", str(self.folder / "machine.json")], 60),
             "tests": Stage([*python, "pytest", "-q", "-m", "gpu", *options, *wanting], 240, (0, 1)),

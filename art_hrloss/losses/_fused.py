@@ -36,7 +36,8 @@ def _is_differentiated(values: Tensor | None) -> bool:
 def _is_recorded() -> bool:
     """Return whether a program of plain operations is recorded, by export, jit.trace or make_fx."""
     if torch.compiler.is_compiling():
-        return torch.compiler.is_exporting()
+        # Of torch.compiler.is_exporting() older releases of torch.compile make True, whoever compiles.
+        return torch.compiler._is_exporting_flag
     recorder = sys.modules.get("torch.fx.experimental.proxy_tensor")
     tracing: bool = torch.jit.is_tracing()  # type: ignore[attr-defined,no-untyped-call]
     return tracing or (recorder is not None and recorder.get_proxy_mode() is not None)

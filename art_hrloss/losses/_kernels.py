@@ -93,7 +93,7 @@ def rows_kernel(
     log_sum = log1p(others)
     divergence, entropy = log_sum - of_label, log_sum - excess
     column = memory + example
-    wide = n.to(tl.int64)
+    wide = tl.full([], 0, tl.int64) + n  # which Triton takes for a constant where it is 1
     tl.store(column, peak, mask=there)
     tl.store(column + wide, scale, mask=there)
     tl.store(column + 2 * wide, excess, mask=there)
@@ -157,7 +157,7 @@ def join_kernel(
     memory, loss, n, tiles, high, middle, low, REDUCTION: tl.constexpr, POWERS: tl.constexpr, BLOCK: tl.constexpr
 ):
     """Write the loss, made of the numbers of all tiles, and what every example's share is made of."""
-    results = memory + COLUMNS * n.to(tl.int64)
+    results = memory + COLUMNS * (tl.full([], 0, tl.int64) + n)
     parts = results + RESULTS
     zeros = tl.zeros([BLOCK], memory.dtype.element_ty)
     total, lead = zeros, zeros + float("-inf")
@@ -217,7 +217,7 @@ def gradient_kernel(
     tile, first = tl.program_id(0) // CHUNKS, (tl.program_id(0) % CHUNKS).to(tl.int64) * C
     example, there, start = examples_of(tile, n, inner, s_example, s_inner, CLASSES, E, FLAT)
     z = tile_at(logits + start, there, s_class, first, CLASSES, C, AX)
-    column, wide = memory + example, n.to(tl.int64)
+    column, wide = memory + example, tl.full([], 0, tl.int64) + n
     peak = tl.load(column, mask=there, other=0.0)
     scale = tl.load(column + wide, mask=there, other=0.0)
     excess = tl.load(column + 2 * wide, mask=there, other=0.0)

@@ -134,6 +134,7 @@ def peak_bytes(call: Callable[[], Any], device: torch.device) -> int:
     """
     if device.type == "cuda":
         torch.cuda.synchronize()
+        torch.cuda.empty_cache()  # else what is allocated may lie in blocks that are larger
         torch.cuda.reset_peak_memory_stats(device)
         before = torch.cuda.memory_allocated(device)
         call()

@@ -88,7 +88,8 @@ def measure(architecture: str, number: int, in_tf32: bool, settings: Settings) -
                 epoch = way(trainings(architecture, number, settings))
                 epoch(0)  # sets up and records what the timed ones repeat
             except Exception as error:  # one that fails is to end no other
-                readings.append(reading(case, name, SECONDS, (), note=f"fails: {type(error).__name__}"))
+                said = f"fails: {type(error).__name__}: {error}".splitlines()[0]
+                readings.append(reading(case, name, SECONDS, (), note=said))
             else:
                 epochs[name] = epoch
         times = interleaved(epochs, settings, rounds=20, share=1 / 4, warm=False)

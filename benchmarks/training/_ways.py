@@ -178,6 +178,8 @@ def make_recordable(optimizer: torch.optim.Optimizer, rate: Tensor) -> None:
 
     :param rate: The learning rate, a scalar on the parameters' device: a number would become part of the recording.
     """
+    # The steps before a recording are meant to be none.
+    optimizer._warned_capturable_if_run_uncaptured = True
     for group in optimizer.param_groups:
         group |= {"fused": True, "lr": rate}
         if "capturable" in group:

@@ -220,6 +220,7 @@ def test_every_part_is_measured_on_a_gpu(part: str, tmp_path: Path) -> None:
     readings = pd.read_csv(tmp_path / f"{part}.csv")
     assert readings.case.str.contains("cuda").all()
     assert (readings[readings.quantity == "seconds"]["median"] > 0).any()
+    assert part != "ways" or not readings.note.fillna("").str.startswith("fails").any()
 
 
 @pytest.mark.gpu

@@ -153,7 +153,8 @@ def test_compiled_it_is_the_same_kernels(options: dict[str, Any]) -> None:
         expected = gradient_of(loss, logits, labels)
         agree(gradient_of(compiled, logits, labels), expected, torch.float32)
         names = kernels_of(lambda logits=logits, labels=labels, run=compiled: gradient_of(run, logits, labels))
-        assert sum("_kernel" in name for name in names) <= 3, names
+        own = ("rows_kernel", "join_kernel", "gradient_kernel")
+        assert sum(any(kernel in name for kernel in own) for name in names) <= 3, names
         assert len(names) <= 5, names
 
 

@@ -122,7 +122,7 @@ def in_float64(run: RunSpec, data: Dataset) -> training.Training:
     one = training.Training(run, data)
     one.model.double()
     one.optimizer = training.build_optimizer(run.recipe, one.model)
-    images, labels = data.train.tensors(torch.device("cpu"))
+    images, labels = data.train.tensors(one.device)
     one.train = images.double(), labels
     return one
 
