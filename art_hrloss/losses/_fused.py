@@ -16,6 +16,8 @@ from art_hrloss.losses._validation import LossOptions
 
 # Orders alpha - 1 nearer to 0, but not 0, magnify the rounding of log(sum_k exp(x_k)); the reference does not.
 _NEAR_LIMIT = 0.1
+# The compiler of torch 2.8 fails in arguments of an autograd.Function that are no tensors: it is given the reference.
+_TRACES_PLANS = torch.__version__ >= "2.11"
 
 Loss = Callable[[Tensor, Tensor, Tensor | None, LossOptions], Tensor]
 
@@ -37,7 +39,7 @@ def _is_recorded() -> bool:
     """Return whether a program of plain operations is recorded, by export, jit.trace or make_fx."""
     if torch.compiler.is_compiling():
         # Of torch.compiler.is_exporting() older releases of torch.compile make True, whoever compiles.
-        return torch.compiler._is_exporting_flag
+        return torch.compiler._is_exporting_flag or not _TRACES_PLANS
     recorder = sys.modules.get("torch.fx.experimental.proxy_tensor")
     tracing: bool = torch.jit.is_tracing()  # type: ignore[attr-defined,no-untyped-call]
     return tracing or (recorder is not None and recorder.get_proxy_mode() is not None)
