@@ -12,6 +12,7 @@ import sys
 from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from testing import oracle
@@ -70,6 +71,8 @@ def test_kernels_are_right_by_the_interpreter() -> None:
     if INTERPRETED:
         pytest.skip("is run by it")
     pytest.importorskip("triton")
+    if torch.__version__ < "2.14" and np.lib.NumpyVersion(np.__version__) >= "2.4.0":
+        pytest.skip("the interpreter of older Tritons fails with this NumPy")
     command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "-k", "cpu", __file__]
     done = subprocess.run(command, env={**os.environ, "TRITON_INTERPRET": "1"}, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout[-5000:]
