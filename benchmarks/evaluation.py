@@ -76,7 +76,7 @@ def measure_all(
 
 
 class CurvePoint(NamedTuple):
-    """What attacks during training have found, by the keys of the attacks: accuracies, and what bounds are shown of."""
+    """Results of attacks during training, by the keys of the attacks: accuracies, and what bounds are shown of."""
 
     accuracies: dict[str, float]
     bounded: dict[str, tuple[Tensor, Tensor]]
@@ -155,7 +155,7 @@ class _Examples:
         return torch.as_tensor(images, device=self.images.device), attack
 
     def logits(self, images: Tensor) -> Tensor:
-        """What the network answers, shape ``(n, C)``."""
+        """Logits of images, shape ``(n, C)``."""
         return self.classifier.predict_tensor(images, batch_size=self.batch_size)
 
 

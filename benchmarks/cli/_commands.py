@@ -127,10 +127,12 @@ class Speed:
         """Measure; returns the exit status."""
         import torch
 
+        from benchmarks.execution import expect_gpu
         from benchmarks.speed import parts
         from benchmarks.speed.measuring import Settings
 
-        _expect(self.device)
+        if self.device == "gpu":
+            expect_gpu("--device gpu")
         if not self.seconds > 0:
             raise ConfigError(f"expected seconds to be above 0, but got {self.seconds}")
         # Unlike Path's own, this leaves a path as it is where there is no home.
@@ -174,6 +176,7 @@ class Gpu:
     def __call__(self, console: Console) -> int:
         """Do the stages; returns the exit status."""
         from benchmarks import data, gpu
+        from benchmarks.execution import expect_gpu
 
         data_dir, output = (Path(os.path.expanduser(folder)).resolve() for folder in (self.data_dir, self.output))
         if self.pack is not None:
@@ -181,7 +184,8 @@ class Gpu:
                 for path in data.pack(name, data_dir=data_dir, folder=Path(os.path.expanduser(self.pack))):
                     console.print(f"{path}, {path.stat().st_size / 1e6:.1f} MB", soft_wrap=True)
             return 0
-        _expect(self.device)
+        if self.device == "gpu":
+            expect_gpu("--device gpu")
         if not self.minutes > 0:
             raise ConfigError(f"expected minutes to be above 0, but got {self.minutes}")
         grids = {}
@@ -201,18 +205,6 @@ class Gpu:
         """The same command."""
         stages, quick = " ".join(["", "--stage", *self.stage] if self.stage else []), " --quick" if self.quick else ""
         return f"python -m benchmarks gpu{stages}{quick}{_changed(self, 'output', 'minutes', 'data_dir', 'device')}"
-
-
-def _expect(device: str) -> None:
-    """
-    Make sure that there is the device.
-
-    :raises ConfigError: If there is not.
-    """
-    import torch
-
-    if device == "gpu" and not torch.cuda.is_available():
-        raise ConfigError("expected a GPU that torch can use for --device gpu, but there is none")
 
 
 def _changed(command: Run | Speed | Gpu, *names: str) -> str:

@@ -100,7 +100,7 @@ class GridOptions:
             "device",
             "precision",
         )
-        return [(name, value) for name in (*names, "precision") if (value := getattr(self, name)) is not None]
+        return [(name, value) for name in names if (value := getattr(self, name)) is not None]
 
 
 def _plain(value: object) -> str:

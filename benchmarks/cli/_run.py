@@ -7,7 +7,6 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import torch
 from rich.console import Console
 
 from benchmarks import execution
@@ -88,8 +87,8 @@ def _check(options: "Run", grid: Grid, cluster: Cluster | None) -> None:
 
     :raises ConfigError: If it has not; a cluster's workers are asked in their time.
     """
-    if options.device == "gpu" and not cluster and not torch.cuda.is_available():
-        raise ConfigError("expected a GPU that torch can use for --device gpu, but there is none")
+    if options.device == "gpu" and not cluster:
+        execution.expect_gpu("--device gpu")
     threads, cpus = max(recipe.threads for _, recipe in grid.recipes), execution.available_cpus()
     if threads > cpus and not cluster:
         raise ConfigError(

@@ -2,7 +2,16 @@
 
 from benchmarks.execution._dask import Cluster, ClusterError
 from benchmarks.execution._estimate import costs
-from benchmarks.execution._jobs import Job, Outcome, WorkerDiedError, execute, execute_together, load_data, threads
+from benchmarks.execution._jobs import (
+    Job,
+    Outcome,
+    WorkerDiedError,
+    execute,
+    execute_together,
+    expect_gpu,
+    load_data,
+    threads,
+)
 from benchmarks.execution._local import InProcess, available_cpus, grouped, local, missing_runs, prepare, run_all
 from benchmarks.execution._monitor import (
     STATES,
@@ -30,6 +39,7 @@ __all__ = [
     "duration",
     "execute",
     "execute_together",
+    "expect_gpu",
     "following",
     "grouped",
     "load_data",

@@ -201,11 +201,22 @@ def _work(job: Job, store: Store) -> list[str]:
 def _made_ready(job: Job, store: Store) -> Dataset:
     """Make the run's folder ready for work; returns its data."""
     recipe = job.run.recipe
-    if recipe.device == "gpu" and not torch.cuda.is_available():  # ART would go on without, on the CPU
-        raise ConfigError(f"expected a GPU that torch can use for {job.run}, but there is none")
+    if recipe.device == "gpu":
+        expect_gpu(str(job.run))
     dataset = load_data(job.run.dataset, recipe, data_dir=job.data_dir)
     store.open(job.run, dataset.fingerprint)
     return dataset
+
+
+def expect_gpu(what: str) -> None:
+    """
+    Make sure that torch can use a GPU: ART would go on without, on the CPU.
+
+    :param what: What wants it.
+    :raises ConfigError: If there is none.
+    """
+    if not torch.cuda.is_available():
+        raise ConfigError(f"expected a GPU that torch can use for {what}, but there is none")
 
 
 @contextmanager

@@ -62,8 +62,6 @@ class Recorded:
         """Train all for an epoch, counted from 0; returns of each its train_loss and train_accuracy."""
         recipe, way, count = self._trainings[0].run.recipe, self._ways[self.way], len(self._labels)
         sizes = [min(recipe.batch_size, count - start) for start in range(0, count, recipe.batch_size)]
-        for training in self._trainings:
-            training.model.train()
         for size in dict.fromkeys(sizes):
             if size not in self._graphs:
                 with self._undone():

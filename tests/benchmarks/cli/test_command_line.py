@@ -13,7 +13,7 @@ import pytest
 from testing import studies
 
 from benchmarks import grids
-from benchmarks.cli import main
+from benchmarks.cli import GridOptions, main
 from benchmarks.cli._commands import COMMANDS
 from benchmarks.speed.parts import PARTS
 
@@ -184,3 +184,10 @@ def test_processors_are_counted_by_the_quota_of_the_container(quota: str, tmp_pa
     code = "from benchmarks.execution import available_cpus; print(available_cpus())"
     ended = subprocess.run([*own_mounts, sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert ended.stdout == "1\n"
+
+
+def test_the_command_of_a_grid_names_each_override_once() -> None:
+    options = GridOptions("mnist", seeds=2, device="gpu", precision="tf32")
+    words = options.command.split()
+    assert [words.count(option) for option in ("--seeds", "--device", "--precision")] == [1, 1, 1]
+    assert words[words.index("--precision") + 1] == "tf32"
