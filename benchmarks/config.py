@@ -28,6 +28,8 @@ UnitsName = Literal["range", "data"]
 IN_STEPS = ("pgd", "apgd", "square", "transfer", "worst-case", "diagnostics")
 ALONG_A_LOSS = ("fgm", "pgd", "apgd", "diagnostics")
 FROM_ELSEWHERE = ("transfer", "worst-case")
+# Attacks that once were others under the same name: a part of their keys.
+EDITIONS = {"square": "2", "worst-case": "2"}
 
 
 @dataclass(frozen=True)
@@ -159,6 +161,7 @@ class AttackSpec(_Spec):
         """A readable name, such as fgm-hr-0.1, that can name a file."""
         parts: list[str] = [] if self.split == "test" else [self.split]
         parts += [self.name.slug if isinstance(self.name, Reference) else self.name]
+        parts += [EDITIONS[self.name]] if self.name in EDITIONS else []
         parts += [*([self.loss] if self.loss else []), *([repr(self.eps)] if self.eps else [])]
         parts += [self.units] if self.units != "range" else []
         parts += [f"{self.steps}-steps"] if self.steps else []

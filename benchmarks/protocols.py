@@ -49,6 +49,17 @@ def protocol(attack: AttackSpec) -> tuple[str, str]:
     return "own attack" if isinstance(attack.name, Reference) else _PROTOCOLS.get(attack.name, attack.name), attacker
 
 
+def eps_text(eps: float) -> str:
+    """
+    An eps as it is shown: in levels of a pixel where its decimals are long.
+
+    >>> eps_text(0.25), eps_text(2 / 255), eps_text(0.1 / 255)
+    ('0.25', '2/255', '0.1/255')
+    """
+    text, levels = f"{eps:g}", f"{round(255 * eps, 6):g}"
+    return f"{levels}/255" if len(levels) + 2 < len(text) else text
+
+
 _ATTACKERS = {"ce": "CE", "hr": "HR", "dlr": "DLR"}
 _PROTOCOLS = {
     "none": "no attack",
@@ -67,16 +78,13 @@ TABLE_1_ATTACKS = (
     *(torch_ce(eps) for eps in EPS),
     *(paper(loss, eps) for loss in ("ce", "hr") for eps in EPS),
 )
-# The strong attacks go on to where nothing stands. Photographs bear far less: 0.03 is about 8/255.
-STRONG_EPS = (0.1, 0.2, 0.3, 0.5)
-STRONG_EPS_OF_PHOTOGRAPHS = (0.004, 0.008, 0.016, 0.03)
-# Of no seed that a grid trains, so that no network is attacked with images made on itself.
-SOURCE = 100
+# The strong attacks go on to where nothing stands. Photographs bear far less.
+STRONG_EPS = (0.1, 0.15, 0.2, 0.25)
+STRONG_EPS_OF_PHOTOGRAPHS = (1 / 255, 2 / 255, 4 / 255, 8 / 255)
 # TRADES's authors take 6; but what it multiplies is weighed against the loss, and losses differ in size.
 TRADES_BETAS = (3.0, 6.0, 12.0)
 # Of the reports on masked gradients: images, and steps of projected gradient descent.
 REPORT_IMAGES, REPORT_STEPS = 100, 25
-SQUARE_QUERIES = 500
 # Fig. 1 has the cross-entropy attack alone.
 FIGURE_1_ATTACKS = (
     AttackSpec("none"),
@@ -95,23 +103,23 @@ def strong(eps: float, images: int, steps: int) -> tuple[AttackSpec, ...]:
     """
     From the paper's attack to the worst case, on the same images, with eps as a share of the pixel range.
 
-    FGSM through clipped probabilities and exact, projected gradient descent, Auto-PGD along each loss, the Square
-    attack, images made on another network, and the worst case of an ensemble of all these and HopSkipJump.
+    FGSM through clipped probabilities and exact, and the worst case of the ensemble.
     """
     return (
         AttackSpec("fgm", "clipped-ce", eps, images=images),
         replace(exact("ce", eps), images=images),
-        AttackSpec("pgd", "ce", eps, steps=steps, images=images),
-        *(AttackSpec("apgd", loss, eps, steps=steps, images=images) for loss in ("ce", "hr", "margin", "dlr")),
-        AttackSpec("square", eps=eps, steps=SQUARE_QUERIES, images=images),
-        AttackSpec("transfer", eps=eps, steps=steps, images=images, source=SOURCE),
         worst_case(eps, images, steps),
     )
 
 
 def worst_case(eps: float, images: int, steps: int, units: UnitsName = "range") -> AttackSpec:
-    """The worst case of the ensemble."""
-    return AttackSpec("worst-case", eps=eps, units=units, steps=steps, images=images, source=SOURCE)
+    """
+    The worst case of the ensemble of art_hrloss.
+
+    Without images made on another network, and without HopSkipJump: when these grids had both, on 91,000 images, of all
+    networks and eps together, they found 3 and 0 that the white-box attacks before them had not.
+    """
+    return AttackSpec("worst-case", eps=eps, units=units, steps=steps, images=images)
 
 
 def diagnostics(eps: float) -> tuple[AttackSpec, ...]:
@@ -128,5 +136,5 @@ def hardened(kind: Hardening | None, alphas: tuple[float, ...]) -> tuple[LossSpe
 
 def hardening_attacks(strengths: tuple[float, ...], images: int, steps: int) -> tuple[AttackSpec, ...]:
     """Of the strong attacks those that tell masking from robustness: FGSM in both protocols, and the worst case."""
-    kept = [attack for eps in strengths for attack in strong(eps, images, steps)]
-    return (AttackSpec("none", images=images), *(a for a in kept if a.name in ("fgm", "worst-case")))
+    attacks = (attack for eps in strengths for attack in strong(eps, images, steps))
+    return AttackSpec("none", images=images), *attacks

@@ -6,7 +6,7 @@ from typing import Any
 import pandas as pd
 
 from benchmarks.config import AttackSpec, LossSpec, RunSpec
-from benchmarks.protocols import CE, HR, protocol
+from benchmarks.protocols import CE, HR, eps_text, protocol
 from benchmarks.report.markup import Table
 from benchmarks.report.results import Results, attacks, exact_attacks
 from benchmarks.report.selection import Selection, confusion_attacks
@@ -141,7 +141,7 @@ def _accuracy(selection: Selection, hr: LossSpec) -> Iterator[dict[str, Any]]:
         of += [("C2", f"{loss} attack, eps {eps:g}", name, attack) for loss, attack in by_loss.items()]
     for units in ("range", "data"):
         per = f"/{scale:g}" if units == "data" and scale != 1 else ""
-        of += [("C2", f"eps {a.eps:g}{per}", WORST, a) for a in attacks(known, "worst case", units=units)]
+        of += [("C2", f"eps {eps_text(a.eps)}{per}", WORST, a) for a in attacks(known, "worst case", units=units)]
     for claim, where, name, attack in of:
         pair = selection.values(hr, attack), selection.values(CE, attack)
         yield _claim(claim, selection, f"{hr}, {where}", *pair, of=name)

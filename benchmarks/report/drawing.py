@@ -19,6 +19,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from benchmarks.config import LossSpec, Reference
+from benchmarks.protocols import eps_text
 from benchmarks.report.statistics import Interval
 from benchmarks.store import write_bytes
 
@@ -150,7 +151,7 @@ def _draw_panel(axes: Axes, panel: Panel, *, beside: Sequence[Panel]) -> None:
     axes.grid(color=GREY, alpha=0.25, linewidth=0.6)
     if panel.ticks:
         ticks = sorted({x for _, points in panel.lines for x in points})
-        axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks], rotation=60 if _crowded(ticks) else 0)
+        axes.set_xticks(ticks, [*map(eps_text, ticks)], rotation=60 if _crowded(ticks) else 0)
     else:
         axes.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
     if panel.level is not None:
@@ -222,8 +223,8 @@ def values_in_words(panels: Sequence[Panel]) -> str:
         lines = []
         for line, points in panel.lines:
             x, values = list(points), list(points.values())
-            ends = f"{values[0].mean:.3g} at {x[0]:g}"
-            lines.append(f"{line.label}: {ends}" + (f", {values[-1].mean:.3g} at {x[-1]:g}" if len(x) > 1 else ""))
+            ends = [f"{values[i].mean:.3g} at {eps_text(x[i])}" for i in ((0, -1) if len(x) > 1 else (0,))]
+            lines.append(f"{line.label}: {', '.join(ends)}")
         sentences.append(f"{panel.title}, {panel.y_label} by {panel.x_label}. {'; '.join(lines)}.")
     return " ".join(sentences)
 

@@ -9,6 +9,14 @@ from pathlib import Path
 import pandas as pd
 
 from benchmarks.config import Grid
+from benchmarks.report.attack_tables import (
+    FOUND,
+    diagnoses_table,
+    found_table,
+    hardening_table,
+    own_attacks_table,
+    strong_table,
+)
 from benchmarks.report.claims import claims, claims_table
 from benchmarks.report.dot_figures import hardening
 from benchmarks.report.drawing import Picture, save, style
@@ -19,16 +27,7 @@ from benchmarks.report.markup import Table
 from benchmarks.report.page import Section, index, page
 from benchmarks.report.results import ATTACK, Results
 from benchmarks.report.selection import Selection, confusion_attacks, where
-from benchmarks.report.tables import (
-    alpha_table,
-    bounds_table,
-    confusion_table,
-    diagnoses_table,
-    hardening_table,
-    own_attacks_table,
-    strong_table,
-    table_1,
-)
+from benchmarks.report.tables import alpha_table, bounds_table, confusion_table, table_1
 from benchmarks.store import write_bytes, write_json
 
 TABLES: dict[str, tuple[Callable[[Selection], Table | None], ...]] = {
@@ -37,6 +36,7 @@ TABLES: dict[str, tuple[Callable[[Selection], Table | None], ...]] = {
     "alpha": (alpha_table,),
     "own_attacks": (own_attacks_table,),
     "strong": (strong_table,),
+    "broken_by": (found_table,),
     "hardening": (hardening_table,),
     "diagnostics": (diagnoses_table,),
     "bounds": (partial(bounds_table, what="upper"), partial(bounds_table, what="lower")),
@@ -45,7 +45,7 @@ PICTURES = (figure_1, accuracy_vs_eps, strong, margins, strip, hardening, alpha,
 # The sections of the page, with the tables and figures of each by name; then those that stand open.
 SECTIONS = {
     "The paper's claims": (("claims",), ()),
-    "Accuracy against eps": (("strong", "table_1"), ("accuracy_vs_eps", "strong")),
+    "Accuracy against eps": (("strong", "broken_by", "table_1"), ("accuracy_vs_eps", "strong")),
     "Own attacks": (("own_attacks",), ()),
     "Margins": ((), ("margins",)),
     "Attacked images": ((), ("strip",)),
@@ -105,11 +105,11 @@ class Report:
         # Of an empty frame pandas 2 would take the columns' types.
         whole = pd.concat([f for f in (results.frame, results.bounds) if len(f)] or [results.frame]).drop(columns="key")
         frames = {"results": whole, "records": records_frame(last)}
-        frames |= {"broken_by": broken} if not (broken := broken_frame(last)).empty else {}
         keys = tuple(attack.key() for attack in confusion_attacks(results.grid).values())
         frames |= dict.fromkeys(self.tables, cells_frame(self.selections))
         numbers = {
             "confusion": where(last, key=keys, metric="confusion_norm").drop(columns=["epoch", "key"]),
+            "broken_by": broken_frame(last),
             "bounds": bounds_frame(results.bounds),
             "diagnostics": results.flags,
             "claims": self.claims.drop(columns="protocol"),
@@ -253,9 +253,9 @@ def broken_frame(last: pd.DataFrame) -> pd.DataFrame:
     """Of every worst case, how many images each attack of the ensemble broke first; the rest were left standing."""
     names = ["dataset", "trained", "seed", "eps", "units"]
     images = last[last.metric == "n"].set_index([*names[:3], "key"]).value
-    found = last[last.metric.astype(str).str.startswith("found: ")]
+    found = last[last.metric.astype(str).str.startswith(FOUND)]
     n = images.reindex(pd.MultiIndex.from_frame(found[[*names[:3], "key"]])).to_numpy()
-    attack = found.metric.astype(str).str.removeprefix("found: ")
+    attack = found.metric.astype(str).str.removeprefix(FOUND)
     frame = found[names].assign(n=n, attack=attack, broken=found.value)
     return frame.astype({"n": "Int64", "broken": "Int64"})
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from benchmarks.config import AttackSpec, LossSpec
-from benchmarks.protocols import protocol
+from benchmarks.protocols import eps_text, protocol
 from benchmarks.report.markup import Table
 from benchmarks.report.notes import over_seeds
 from benchmarks.report.results import attacks
@@ -111,8 +111,8 @@ def headline(selection: Selection) -> Headline | None:
         images = by_kind[WORST][0].images if WORST in by_kind else 0
         # The same images as in the worst case, else all.
         best = {k: min(found, key=lambda a: (a.images != images, a.images)) for k, found in by_kind.items() if found}
-        own = [f"{attack.eps:g}/{scale:g}" for attack in best.values() if attack.units == "data" and scale != 1]
-        eps, papers = (own or [f"{share:g}"])[0], any(attack.units == "data" for attack in by_kind.get(PAPER, ()))
+        papers = any(attack.units == "data" for attack in by_kind.get(PAPER, ()))
+        eps = eps_text(share)
         rows[eps] = {
             kind: Row(eps, kind, papers, *(selection.cell(loss, attack) for loss in selection.pair))
             for kind, attack in best.items()

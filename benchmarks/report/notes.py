@@ -151,11 +151,19 @@ def of_data(selection: Selection, cells: pd.DataFrame) -> str:
 
 def of_worst_case(sources: pd.Series) -> str:
     """What a note says of the worst cases among attacks, from their sources."""
-    elsewhere = bool(sources.notna().any())
+    elsewhere = "images made on another network, " if sources.notna().any() else ""
     return (
-        "Worst case: image by image, what is left by an ensemble of projected gradient descent along CE, Auto-PGD "
-        f"along each loss, {'images made on another network, ' if elsewhere else ''}the Square attack and HopSkipJump. "
-        "The last two see no gradients" + (", and images made elsewhere none of this network." if elsewhere else ".")
+        "Worst case: image by image, what is left by the ensemble of art_hrloss: Auto-PGD along CE, along HR and "
+        f"towards each other class, {elsewhere}and the Square attack, which sees no gradients."
+    )
+
+
+def of_found(selection: Selection) -> tuple[str, ...]:
+    """The notes of what the attacks of the ensemble found."""
+    return (
+        f"Data: {selection.dataset}; images of all seeds together. Each attack is tried on what those on its left left "
+        "over, within eps of the original (L-infinity, a share of the pixel range): 0 says that it added nothing to "
+        "them, not that it finds nothing alone. no attack: misclassified without one.",
     )
 
 

@@ -2,26 +2,20 @@
 
 import math
 from collections.abc import Sequence
-from itertools import pairwise, product
+from itertools import pairwise
 
 import pandas as pd
 
-from benchmarks.config import AttackSpec, LossSpec, Reference
-from benchmarks.protocols import CE, protocol
+from benchmarks.config import LossSpec
+from benchmarks.protocols import CE, eps_text
 from benchmarks.report import notes
 from benchmarks.report.markup import Table
 from benchmarks.report.paper import PAPER_COLUMNS, PAPER_CONFUSION, PAPER_CONFUSION_EPS, PAPER_TABLE_1
-from benchmarks.report.results import attacks, exact_attacks
+from benchmarks.report.results import exact_attacks
 from benchmarks.report.selection import (
-    STRONG,
     Selection,
-    blocks,
     confusion_attacks,
-    hardening_attacks,
-    has_hardening,
-    strong_attacks,
     where,
-    without_hardening,
 )
 from benchmarks.report.statistics import Interval, mean_interval, paired_interval
 
@@ -122,77 +116,6 @@ def alpha_table(selection: Selection) -> Table | None:
     return table(f"The choice of alpha on {selection.dataset}", wide, notes.of_alpha(selection, cells))
 
 
-def strong_table(selection: Selection) -> Table | None:
-    """
-    Accuracy of each training loss under ever stronger attacks on the same images, and the paired differences.
-
-    None for a grid without a worst case, or with hardened networks, which have a table of their own.
-    """
-    by_eps = strong_attacks(selection.grid)
-    if not by_eps or has_hardening(selection.grid):
-        return None
-    names = {attack.key(): name for row in by_eps.values() for name, attack in row.items()}
-    cells = entries(selection, key=tuple(names))
-    cells = cells.assign(column=cells.key.map(names), entry=cells.short)
-    gains = where(cells, compared=True)
-    gains = gains.assign(trained=gains.trained + f" - {CE}", entry=gains.more)
-    columns = [name for name in dict.fromkeys(STRONG.values()) if name in names.values()]
-    title = f"Strong attacks on {selection.dataset}: test accuracy"
-    return table(title, pivot(pd.concat([cells, gains]), columns=columns), notes.of_strong(selection, cells))
-
-
-def hardening_table(selection: Selection) -> Table | None:
-    """
-    Accuracy of each training loss without and under attack, by what it is hardened with, beside the gain over CE.
-
-    None for a grid without hardened networks, or without a worst case.
-    """
-    known = hardening_attacks(selection.grid)
-    if not known:
-        return None
-    by_kind = blocks(selection.grid)
-    kinds = {str(loss): kind for kind, losses in by_kind.items() for loss in losses}
-    names = {attack.key(): f"eps {eps:g}: {name}" if eps else name for (eps, name), attack in known.items()}
-    cells = entries(selection, key=tuple(names))
-    cells = cells.assign(
-        hardening=cells.trained.map(kinds),
-        trained=cells.trained.map({str(loss): without_hardening(loss) for loss in selection.grid.losses}),
-        column=cells.key.map(names),
-        entry=cells.short,
-    )
-    gains = where(cells, protocol="worst case")
-    gains = gains.assign(column=gains.column + ", less CE's", entry=gains.more)
-    rows = in_order(pd.concat([cells, gains]), "hardening", [*by_kind])
-    columns = [c for name in names.values() for c in (name, f"{name}, less CE's") if c in set(rows.column)]
-    title = f"Hardened networks on {selection.dataset}: test accuracy"
-    return table(title, pivot(rows, ["hardening", "trained"], columns), notes.of_hardening(selection, cells))
-
-
-def own_attacks_table(selection: Selection) -> Table | None:
-    """
-    Test accuracy of each training loss under each attack of the user's own, below that without attack.
-
-    None for a grid without such attacks.
-    """
-    known = attacks(selection.grid.attacks, "own attack")
-    if not known:
-        return None
-    clean = attacks(selection.grid.attacks, "no attack", images=tuple({attack.images for attack in known}))
-    cells = entries(selection, key=tuple(attack.key() for attack in clean + known))
-    by_attack = [(attack, where(cells, key=attack.key())) for attack in clean + known]
-    rows = [(*_own_name(attack), str(of_attack.n.iloc[0] or ""), *of_attack.entry) for attack, of_attack in by_attack]
-    header = ("eps", "attack", "test images", *(f"{loss} trained" for loss in selection.grid.losses))
-    title = f"Own attacks on {selection.dataset}: test accuracy"
-    return Table(title, header, tuple(rows), notes.of_own_attacks(selection, known, cells))
-
-
-def _own_name(attack: AttackSpec) -> tuple[str, str]:
-    if not isinstance(attack.name, Reference):
-        return "0", "no attack"
-    eps = f"{attack.eps:g}" + (" of the input's units" if attack.units == "data" else "")
-    return eps if attack.eps else "", attack.name.label + (f" by {attack.loss}" if attack.loss else "")
-
-
 def bounds_table(selection: Selection, what: str) -> Table | None:
     """
     The bounds of Proposition 1 on the test images, without attack and under the exact CE attack.
@@ -223,30 +146,6 @@ def _bound_text(values: Sequence[float], field: str, selection: Selection) -> st
     interval = mean_interval([math.exp(min(v, 700.0)) if field.startswith("log_") else v for v in values])
     # A bound that says nothing has the same value for all.
     return selection.text(interval if interval.half_width else Interval(interval.mean, n=interval.n), ".3g")
-
-
-def diagnoses_table(selection: Selection) -> Table | None:
-    """
-    The verdict of the reports on masked gradients at every eps, on each training loss, for each attacker.
-
-    None for a grid without such reports.
-    """
-    reports, seeds = attacks(selection.grid.attacks, "report"), len(selection.grid.seeds)
-    if not reports:
-        return None
-    flags, losses, rows = where(selection.results.flags, dataset=selection.dataset), selection.grid.losses, []
-    for report, loss in sorted(product(reports, losses), key=lambda pair: (pair[0].eps, losses.index(pair[1]))):
-        of_entry = where(flags, trained=str(loss), eps=report.eps, attacker=(attacker := protocol(report)[1]))
-        made, raised = of_entry.seed.nunique(), of_entry[of_entry.flag != ""]
-        verdict = f"flagged in {raised.seed.nunique()} of {made} seeds"
-        if raised.empty:
-            verdict = ("no flag" + f" (n = {made})" * (made < seeds)) if made else "not yet"
-        counts = raised.flag.value_counts().sort_index().sort_values(ascending=False, kind="stable")
-        texts = ", ".join(f"{flag} ({count})" for flag, count in counts.items())
-        rows.append((report.eps, str(loss), attacker, verdict, texts))
-    wide = pd.DataFrame(rows, columns=["eps", "trained", "attacker", "verdict", "flags (seeds)"])
-    shown = notes.of_diagnoses(selection.dataset, int(max(flags.n, default=0)), reports)
-    return table(f"Masked gradients on {selection.dataset}", wide.set_index("eps"), shown)
 
 
 def bounded(selection: Selection) -> pd.DataFrame:
@@ -294,7 +193,7 @@ def in_order(rows: pd.DataFrame, column: str, names: Sequence[str]) -> pd.DataFr
 
 def table(title: str, wide: pd.DataFrame, shown: Sequence[str]) -> Table:
     """A table of entries by row and column; rows that begin alike are a section, named in the first of them alone."""
-    firsts = ["", *(f"{name:g}" if isinstance(name, float) else name for name in wide.index.get_level_values(0))]
+    firsts = ["", *(eps_text(name) if isinstance(name, float) else name for name in wide.index.get_level_values(0))]
     others = wide.reset_index().iloc[:, 1:].itertuples(index=False, name=None)
     rows = [("" if a == b else b, *row) for (a, b), row in zip(pairwise(firsts), others, strict=True)]
     return Table(title, (*wide.index.names, *wide.columns), tuple(rows), tuple(shown))

@@ -120,15 +120,6 @@ def test_strong_attacks_are_on_trained_networks_of_another_grid_and_end_in_the_w
     assert {("range", eps) for eps, _ in reports} <= worst
 
 
-@pytest.mark.parametrize("name", [*STRONG, "hardening-digits", "hardening-mnist"])
-def test_images_are_made_on_a_network_that_the_grid_does_not_attack(name: str) -> None:
-    grid = grids.get(name)
-    (source,) = {attack.source for attack in grid.attacks if attack.name in ("transfer", "worst-case")}
-    runs = grid.runs()
-    assert {run.source(source).key() for run in runs}.isdisjoint(run.key() for run in runs)
-    assert {run.source(source).loss for run in runs} == {LossSpec("ce")}
-
-
 @pytest.mark.parametrize("name", ["hardening-digits", "hardening-mnist"])
 def test_a_hardened_loss_has_its_like_of_cross_entropy_and_meets_the_eps_it_was_hardened_at(name: str) -> None:
     grid = grids.get(name)

@@ -80,7 +80,7 @@ def test_images_that_are_attacked_are_right_before(tmp_path: Path, monkeypatch: 
 @pytest.mark.parametrize(
     "attack",
     [
-        AttackSpec("transfer", eps=0.1, steps=2, source=protocols.SOURCE),
+        AttackSpec("transfer", eps=0.1, steps=2, source=100),
         AttackSpec("diagnostics", "ce", 0.1, steps=2, images=20),
     ],
 )

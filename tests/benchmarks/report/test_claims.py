@@ -255,7 +255,7 @@ def test_c2_is_judged_in_the_worst_case_by_hand() -> None:
     found = claims(made_up.results(grid, accuracies(share)))
     found = found[found.claim == "C2"]
     worst = named(found[found.protocol == "worst case"], "C2")
-    texts = ("0.004", "0.008", "0.016", "0.03", "0.1", "0.25", "0.1/255", "0.25/255")
+    texts = ("1/255", "2/255", "4/255", "8/255", "0.1", "0.25", "0.1/255", "0.25/255")
     assert [claim.where for claim in worst] == [f"HR(1.6), eps {eps}, worst case" for eps in texts]
     verdicts = ["contradicted"] * 3 + ["undecided"] + ["supported"] * 4
     for place, (claim, verdict) in enumerate(zip(worst, verdicts, strict=True)):
