@@ -141,6 +141,8 @@ class AttackSpec(_Spec):
     """How many images of that part of the data, from its first, are attacked; 0 for all."""
     source: int | None = None
     """The seed of the network, trained alike with cross-entropy, on which images are made to be tried on this one."""
+    clip: bool = True
+    """Whether attacked images are kept in the range of a pixel; FGSM alone can go without."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -154,6 +156,11 @@ class AttackSpec(_Spec):
             (eps > 0 or plain or own, f"eps above 0 for the attack {name}", eps),
             ((steps > 0) == (name in IN_STEPS), "steps above 0 for iterative attacks, and 0 for others", steps),
             (source is not None or name != "transfer", "the source of a transfer, the seed of a network", source),
+            (
+                self.clip is True or (self.clip is False and name == "fgm"),
+                f"clip to be True for {name}",
+                repr(self.clip),
+            ),
             (source is None or name in FROM_ELSEWHERE, f"no source for {name}, which makes its own images", source),
         )
 
@@ -166,6 +173,7 @@ class AttackSpec(_Spec):
         parts += [self.units] if self.units != "range" else []
         parts += [f"{self.steps}-steps"] if self.steps else []
         parts += [] if self.source is None else [f"source-{self.source}"]
+        parts += [] if self.clip else ["unclipped"]
         return "-".join([*parts, f"first-{self.images}"] if self.images else parts)
 
 
@@ -173,7 +181,7 @@ class AttackSpec(_Spec):
 class Recipe(_Spec):
     """How a network is trained on a data set, whatever the loss."""
 
-    model: Literal["small-cnn", "lenet", "resnet"] | str
+    model: Literal["small-cnn", "lenet", "resnet", "resnet-v2"] | str
     """The architecture: see benchmarks/models.py; or a reference to what, called with image_shape, classes and seed,
     returns a module from images in [0, 1] to logits."""
     epochs: int
@@ -188,7 +196,7 @@ class Recipe(_Spec):
     l2: float = 0.0
     """The penalty l2 * sum of squares of the convolutions' kernels is part of the objective."""
     blocks: int = 1
-    """n of the ResNet-6n+2; of no meaning to other models."""
+    """n of the ResNet of 6n+2 layers, of 9n+2 in version 2; of no meaning to other models."""
     subtract_pixel_mean: bool = False
     """Whether the network's first step subtracts the training images' mean, pixel by pixel."""
     input_scale: float = 1.0

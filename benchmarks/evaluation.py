@@ -146,6 +146,8 @@ class _Examples:
         if attack is None:
             return self.images, attack
         if isinstance(attack, FastGradientMethod):
+            if not spec.clip:
+                return self.images + attack.eps * self.gradients.sign(), attack
             return attack.along(self.images, self.gradients), attack
         with seeded(0):
             if isinstance(attack, TensorAttack | attacks.WorstCaseAttack):

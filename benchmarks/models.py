@@ -25,8 +25,8 @@ def build(recipe: Recipe, *, image_shape: tuple[int, int, int], classes: int, se
         if isinstance(recipe.model, Reference):
             network = recipe.model.make(nn.Module, image_shape=image_shape, classes=classes, seed=seed)
             _check_logits(network, recipe.model, image_shape, classes)
-        elif recipe.model == "resnet":
-            network = resnet(image_shape[0], classes, blocks=recipe.blocks)
+        elif recipe.model in ("resnet", "resnet-v2"):
+            network = (resnet if recipe.model == "resnet" else resnet_v2)(image_shape[0], classes, blocks=recipe.blocks)
         else:
             network = lenet(image_shape, classes, small=recipe.model == "small-cnn")
     preparation: list[nn.Module] = []
@@ -146,7 +146,33 @@ def resnet(channels: int, classes: int, *, blocks: int) -> nn.Module:
         for block in range(blocks):
             layers.append(ResidualBlock(width, stage_width, stride=2 if stage > 0 and block == 0 else 1))
             width = stage_width
-    network = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(width, classes))
+    return _he_normal(nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(width, classes)))
+
+
+def resnet_v2(channels: int, classes: int, *, blocks: int) -> nn.Module:
+    """
+    ResNet of 9n+2 layers, version 2 (He et al. 2016b), as Keras's CIFAR-10 example has it.
+
+    Three stages of `blocks` bottlenecks with 64, 128 and 256 channels at their ends; batch normalisation and ReLU stand
+    before the convolutions, and the last block ends with neither.
+
+    :param channels: Channels of the images.
+    :param classes: Number of logits.
+    :param blocks: n, at least 1.
+    """
+    layers: list[nn.Module] = [nn.Conv2d(channels, 16, 3, padding=1), _batch_norm(16), nn.ReLU()]
+    width, inner = 16, 16
+    for stage, stage_width in enumerate((64, 128, 256)):
+        for block in range(blocks):
+            stride, first = 2 if stage > 0 and block == 0 else 1, stage == block == 0
+            layers.append(Bottleneck(width, inner, stage_width, stride=stride, activated=first))
+            width = stage_width
+        inner = stage_width
+    head = (_batch_norm(width), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(width, classes))
+    return _he_normal(nn.Sequential(*layers, *head))
+
+
+def _he_normal(network: nn.Module) -> nn.Module:
     for module in network.modules():
         if isinstance(module, (nn.Conv2d, nn.Linear)):
             nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
@@ -172,6 +198,38 @@ class ResidualBlock(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """Features of shape ``(n, width_out, H / stride, W / stride)``."""
         return torch.relu(self.residual(images) + self.shortcut(images))
+
+
+class Bottleneck(nn.Module):
+    """Convolutions 1 x 1, 3 x 3 and 1 x 1, each after batch normalisation and ReLU, added to the input."""
+
+    def __init__(self, width_in: int, inner: int, width_out: int, *, stride: int, activated: bool) -> None:
+        """
+        :param width_in: Channels of the input.
+        :param inner: Channels between the convolutions.
+        :param width_out: Channels of the output.
+        :param stride: Of the first convolution.
+        :param activated: Whether the input comes from a ReLU: then none stands before the first convolution.
+        """
+        super().__init__()
+        before = [] if activated else [_batch_norm(width_in), nn.ReLU()]
+        self.residual = nn.Sequential(
+            *before,
+            nn.Conv2d(width_in, inner, 1, stride=stride),
+            _batch_norm(inner),
+            nn.ReLU(),
+            nn.Conv2d(inner, inner, 3, padding=1),
+            _batch_norm(inner),
+            nn.ReLU(),
+            nn.Conv2d(inner, width_out, 1),
+        )
+        same = width_in == width_out and stride == 1
+        self.shortcut = nn.Identity() if same else nn.Conv2d(width_in, width_out, 1, stride=stride)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Features of shape ``(n, width_out, H / stride, W / stride)``."""
+        out: Tensor = self.residual(images) + self.shortcut(images)
+        return out
 
 
 def _batch_norm(width: int) -> nn.BatchNorm2d:

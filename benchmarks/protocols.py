@@ -43,6 +43,7 @@ def protocol(attack: AttackSpec) -> tuple[str, str]:
         base = loss.removeprefix("clipped-").removeprefix("torch-")
         name = "torch's CE" if loss == "torch-ce" else "exact"
         name = ("paper" if attack.units == "data" else "clipped") if clipped else name
+        name += "" if attack.clip else ", images not clipped"
         return name, _ATTACKERS.get(base, base)
     if attack.name == "diagnostics":
         return "report", "paper" if clipped else "exact" if loss == "ce" else attacker

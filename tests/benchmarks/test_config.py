@@ -218,6 +218,7 @@ def test_attack_keys_tell_units_and_splits_apart() -> None:
         (lambda: replace(FGM, steps=3), "steps", "3"),
         (lambda: AttackSpec("none", steps=3), "steps", "3"),
         (lambda: AttackSpec("worst-case", "ce", 0.1, steps=3), "loss", "'ce'"),
+        (lambda: AttackSpec("pgd", "ce", 0.1, steps=3, clip=False), "clip", "False"),
         (lambda: AttackSpec("worst-case", steps=3), "eps", "0.0"),
         (lambda: AttackSpec("square", "ce", 0.1, steps=3), "loss", "'ce'"),
         (lambda: AttackSpec("diagnostics", eps=0.1, steps=3), "loss", "None"),

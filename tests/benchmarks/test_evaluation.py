@@ -694,3 +694,17 @@ def test_a_report_comes_back_from_its_file(fresh: Store, digits: Dataset) -> Non
     record = fresh.record(RUN, spec)
     assert record.flags is not None
     assert set(record.arrays()) == {"labels", "robust"}
+
+
+def test_fgsm_without_clipping_moves_every_pixel_by_eps_where_it_has_a_gradient(fresh: Store, digits: Dataset) -> None:
+    clipped = AttackSpec("fgm", "ce", 0.1, images=40)
+    free = replace(clipped, clip=False)
+    assert free.key() != clipped.key()
+    classifier = load(RUN, digits, fresh)
+    images, labels = digits.test.images[:40].astype(np.float32) / 255, digits.test.labels[:40]
+    gradients = seen_through("ce", classifier).loss_gradient(images, labels)
+    made = images + np.float32(0.1) * np.sign(gradients)
+    assert made.min() < 0, "some pixels leave their range"
+    record = evaluation.measure(free, classifier, digits.test)
+    with torch.no_grad():
+        assert np.allclose(record.logits, classifier.model.eval()(torch.from_numpy(made)).numpy(), atol=1e-4)

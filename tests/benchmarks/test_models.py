@@ -40,6 +40,17 @@ CASES = [
         + 10 * 65,
         id="resnet-14",
     ),
+    pytest.param(
+        replace(RESNET, model="resnet-v2"),
+        (3, 32, 32),
+        (16 * 28 + 32)
+        + (16 * 17 + 32 + 16 * 145 + 32 + 2 * 64 * 17)
+        + (128 + 64 * 65 + 128 + 64 * 577 + 128 + 2 * 128 * 65)
+        + (256 + 128 * 129 + 256 + 128 * 1153 + 256 + 2 * 256 * 129)
+        + 512
+        + 10 * 257,
+        id="resnet-11, version 2",
+    ),
 ]
 
 SMALL = replace(RECIPE, model="small-cnn")
@@ -73,6 +84,20 @@ def test_resnet_layers_are_6n_plus_2() -> None:
         shortcuts = [m for m in weighted if isinstance(m, nn.Conv2d) and m.kernel_size == (1, 1)]
         assert len(weighted) - len(shortcuts) == 6 * blocks + 2
         assert len(shortcuts) == 2
+
+
+def test_resnet_of_version_2_has_9n_plus_2_layers_whose_blocks_end_in_a_plain_sum() -> None:
+    for blocks in (1, 2):
+        network = models.resnet_v2(3, 10, blocks=blocks)
+        weighted = [m for m in network.modules() if isinstance(m, (nn.Conv2d, nn.Linear))]
+        bottlenecks = [m for m in network if isinstance(m, models.Bottleneck)]
+        shortcuts = [m for m in bottlenecks if isinstance(m.shortcut, nn.Conv2d)]
+        assert (len(weighted) - len(shortcuts), len(shortcuts)) == (9 * blocks + 2, 3)
+        features = torch.randn(2, 16, 8, 8)
+        (first, *_) = bottlenecks
+        assert torch.equal(first(features), first.residual(features) + first.shortcut(features))
+        assert isinstance(first.residual[0], nn.Conv2d)
+        assert all(isinstance(block.residual[0], nn.BatchNorm2d) for block in bottlenecks[1:])
 
 
 def pixel_mean(model: nn.Module) -> models.PixelMean:
@@ -257,7 +282,7 @@ def test_clipped_losses_stop_at_a_ten_millionth() -> None:
     assert not torch.autograd.grad(loss.sum(), logits)[0].any()
 
 
-@pytest.mark.parametrize("name", ["small-cnn", "lenet", "resnet"])
+@pytest.mark.parametrize("name", ["small-cnn", "lenet", "resnet", "resnet-v2"])
 def test_scaled_logits_are_the_logits_times_the_factor(name: str) -> None:
     recipe = Recipe(model=name, epochs=1, batch_size=1, lr=0.1)
     model = models.build(recipe, image_shape=(1, 28, 28), classes=7, seed=1).eval()
