@@ -70,7 +70,7 @@ def make_report(results: Results, store: Store, console: Console, command: str) 
     overview = export.write_index(folder.parent)
     for dataset in results.datasets:
         selection = Selection(results, dataset)
-        for table in (table_1(selection), alpha_table(selection)):
+        for table in (table_1(selection), alpha_table(selection, "exact")):
             if table is not None:
                 console.print(table.rich())
     console.print(f"Tables and figures: {folder}, and all of them in {page}; all grids: {overview}", soft_wrap=True)

@@ -33,7 +33,7 @@ from benchmarks.store import write_bytes, write_json
 TABLES: dict[str, tuple[Callable[[Selection], Table | None], ...]] = {
     "table_1": (table_1,),
     "confusion": (confusion_table,),
-    "alpha": (alpha_table,),
+    "alpha": (partial(alpha_table, name="exact"), partial(alpha_table, name="paper")),
     "own_attacks": (own_attacks_table,),
     "strong": (strong_table,),
     "broken_by": (found_table,),

@@ -67,14 +67,15 @@ def of_confusion(selection: Selection, eps: float, *, printed: bool) -> tuple[st
     )
 
 
-def of_alpha(selection: Selection, cells: pd.DataFrame) -> tuple[str, ...]:
-    """The notes of the choice of alpha."""
+def of_alpha(selection: Selection, cells: pd.DataFrame, name: str) -> tuple[str, ...]:
+    """The notes of the choice of alpha in a protocol."""
+    of_input = f"in units of the network's input, of which the pixel range has {selection.recipe.input_scale:g}"
+    units = "as a share of the pixel range" if name == "exact" else of_input
     images = cells.groupby("split").n.max()
     return (
         f"Data: {selection.dataset}, {images['validation']} validation images, held out of training, and "
-        f"{images.get('test', 0)} test images. {over_seeds(selection.grid)} FGSM by the CE loss, exact-gradient "
-        "protocol, eps as a share of the pixel range. In brackets: the share of images whose input gradient is exactly "
-        "0.",
+        f"{images.get('test', 0)} test images. {over_seeds(selection.grid)} FGSM by the CE loss, {name} "
+        f"protocol of Table 1, eps {units}. In brackets: the share of images whose input gradient is exactly 0.",
         "‡ The alpha chosen at this eps: the highest mean accuracy on validation, over the seeds that all alphas have.",
         *of_flags(cells),
     )

@@ -4,6 +4,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache, cached_property
 from statistics import median
+from types import MappingProxyType
 from typing import Any
 
 import pandas as pd
@@ -129,6 +130,10 @@ def attacks(known: Iterable[AttackSpec], *protocols: str, split: object = "test"
         if all(values[k] in v if isinstance(v, tuple) else values[k] == v for k, v in wanted.items())
     ]
     return sorted(found, key=lambda attack: attack.eps)
+
+
+# No attack and the CE attack, in any protocol, on all images of a split.
+CE_ATTACKS: Mapping[str, Any] = MappingProxyType({"images": 0, "attacker": ("", "CE")})
 
 
 def exact_attacks(known: Iterable[AttackSpec], split: object = "test") -> list[AttackSpec]:

@@ -11,7 +11,7 @@ import pandas as pd
 from benchmarks.config import AttackSpec, Grid, HardeningName, LossSpec, Recipe
 from benchmarks.protocols import HR, protocol
 from benchmarks.record import Record
-from benchmarks.report.results import Results, attack_columns, attacks, exact_attacks
+from benchmarks.report.results import CE_ATTACKS, Results, attack_columns, attacks, exact_attacks
 from benchmarks.report.statistics import Interval, mean_interval, paired_interval
 
 # The columns of strong attacks, by protocol and attacker.
@@ -90,13 +90,13 @@ class Selection:
 
         The last marks the alpha that is chosen on validation images at the row's eps.
         """
-        chosen = {eps: self.chosen_alpha(eps) for eps in self.alpha_eps}
-        planned = [attack for attack in self.grid.attacks if protocol(attack)[0] != "report"]
+        chosen = {(eps, name): self.chosen_alpha(eps, name) for eps in self.alpha_eps for name in ("exact", "paper")}
+        planned = {a: protocol(a)[0] for a in self.grid.attacks if protocol(a)[0] != "report"}
         rows = [
-            {"dataset": self.dataset, "trained": str(loss), **attack_columns(attack)}
-            | {**vars(self.cell(loss, attack)), "chosen": chosen.get(attack.eps) == loss}
+            {"dataset": self.dataset, "trained": str(loss), **attack_columns(attack), **vars(self.cell(loss, attack))}
+            | {"chosen": chosen.get((attack.eps, "paper" if name == "paper" else "exact")) == loss}
             for loss in self.grid.losses
-            for attack in planned
+            for attack, name in planned.items()
         ]
         return pd.DataFrame(rows)
 
@@ -169,13 +169,19 @@ class Selection:
         """The strengths at which an alpha is chosen; none without several, or validation images under attack."""
         return [attack.eps for attack in exact_attacks(self.grid.attacks, "validation")] if self._tried[1:] else []
 
-    def chosen_alpha(self, eps: float) -> LossSpec | None:
+    def chosen_alpha(self, eps: float, name: str = "exact") -> LossSpec | None:
         """
-        The HR loss of the highest mean validation accuracy under the exact CE attack; of equals, of the smaller alpha.
+        The HR loss of the highest mean validation accuracy under the CE attack; of equals, of the smaller alpha.
 
-        None where no seed has been evaluated for every alpha.
+        None where no seed has been evaluated for every alpha, or validation images are not attacked so.
+
+        :param eps: The attack's; 0 for none.
+        :param name: The attack's protocol, exact or paper.
         """
-        (attack,) = (a for a in exact_attacks(self.grid.attacks, "validation") if a.eps == eps)
+        found = attacks(self.grid.attacks, name if eps else "no attack", **CE_ATTACKS, split="validation", eps=eps)
+        if not found:
+            return None
+        (attack,) = found
         by_seed = {loss: self.values(loss, attack) for loss in self._tried}
         seeds = set(self.grid.seeds).intersection(*by_seed.values())
         return max(by_seed, key=lambda loss: math.fsum(by_seed[loss][s] for s in seeds)) if seeds else None

@@ -11,7 +11,7 @@ from benchmarks.protocols import CE, eps_text
 from benchmarks.report import notes
 from benchmarks.report.markup import Table
 from benchmarks.report.paper import PAPER_COLUMNS, PAPER_CONFUSION, PAPER_CONFUSION_EPS, PAPER_TABLE_1
-from benchmarks.report.results import exact_attacks
+from benchmarks.report.results import CE_ATTACKS, attacks, exact_attacks
 from benchmarks.report.selection import (
     Selection,
     confusion_attacks,
@@ -102,18 +102,24 @@ def confusion_table(selection: Selection) -> Table | None:
     return table(title, shown, notes.of_confusion(selection, eps, printed=bool(printed)))
 
 
-def alpha_table(selection: Selection) -> Table | None:
+def alpha_table(selection: Selection, name: str) -> Table | None:
     """
     Accuracy against alpha, on the validation and on the test images, the alpha chosen on validation marked.
 
-    None for a grid with fewer than two alphas, or without attacks of validation images.
+    :param selection: The results of a data set.
+    :param name: The protocol, exact or paper.
+    :return: None for a grid with fewer than two alphas, or without attacks of validation images in this protocol.
     """
-    cells = where(bounded(selection), eps=tuple(selection.alpha_eps))
-    if cells.empty:
+    protocols = ("no attack", name) if name == "exact" else (name,)
+    known = attacks(selection.grid.attacks, *protocols, split=("validation", "test"), **CE_ATTACKS)
+    known = [attack for attack in known if attack.eps in selection.alpha_eps]
+    if not any(attack.split == "validation" for attack in known):
         return None
+    cells = entries(selection, key=tuple(attack.key() for attack in known))
     marks = ["‡" if marked else "" for marked in cells.chosen & (cells.split == "validation")]
     wide = pivot(cells.assign(column=cells.split, entry=cells.entry + marks), columns=["validation", "test"])
-    return table(f"The choice of alpha on {selection.dataset}", wide, notes.of_alpha(selection, cells))
+    title = f"The choice of alpha on {selection.dataset}, {name} protocol"
+    return table(title, wide, notes.of_alpha(selection, cells, name))
 
 
 def bounds_table(selection: Selection, what: str) -> Table | None:

@@ -112,12 +112,12 @@ def test_the_chosen_alpha_is_told_beside_every_entry_of_its_eps(tmp_path: Path) 
     written = write_tables(made_up.results(ALPHA, correct), tmp_path)
     assert sorted(written) == files(tmp_path, "alpha", "claims", "confusion", "table_1")
     entries = pd.read_csv(tmp_path / "alpha.csv")
-    assert len(entries) == 10 * 8
-    assert entries[entries.chosen & (entries.units == "data")].trained.tolist() == ["HR(1)", "HR(1.6)"]
-    chosen = entries[entries.chosen & (entries.units == "range")]
-    assert sorted(zip(chosen.eps, chosen.trained, chosen.split, strict=True)) == sorted(
-        (eps, f"HR({alpha:g})", split) for eps, alpha in best.items() for split in ("validation", "test")
-    )
+    assert len(entries) == 10 * 10
+    for units, by_eps in (("range", best), ("data", {0.1: 1.0, 0.25: 1.6})):
+        chosen = entries[entries.chosen & (entries.units == units)]
+        assert sorted(zip(chosen.eps, chosen.trained, chosen.split, strict=True)) == sorted(
+            (eps, f"HR({alpha:g})", split) for eps, alpha in by_eps.items() for split in ("validation", "test")
+        )
 
 
 def test_claims_are_written_with_their_effects_and_verdicts(tmp_path: Path) -> None:
