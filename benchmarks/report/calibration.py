@@ -31,12 +31,23 @@ COLUMNS = {
     "NLL at T": "scaled.nll",
     "ECE at T": "scaled.ece",
 }
-# What an interval above 0, below it and around it says of a difference in confidence, of confidence - accuracy, and of
-# the difference of two of these.
-UNCERTAIN: Mapping[Verdict, str] = {"supported": "less uncertain", "contradicted": "more uncertain"}
-CONFIDENT: Mapping[Verdict, str] = {"supported": "over-confident", "contradicted": "under-confident"}
-UNDECIDED = "undecided"
-DIFFERENCE: Mapping[Verdict, str] = {"supported": "more over-confident", "contradicted": "less over-confident"}
+# What an interval above 0, below it and around it says of a difference in confidence, of confidence less accuracy, and
+# of the difference of two of these.
+UNCERTAIN: Mapping[Verdict, str] = {
+    "supported": "{} is less uncertain than {}",
+    "contradicted": "{} is more uncertain than {}",
+    "undecided": "it is undecided whether {} is less uncertain than {}",
+}
+CONFIDENT: Mapping[Verdict, str] = {
+    "supported": "over-confident",
+    "contradicted": "under-confident",
+    "undecided": "undecided",
+}
+DIFFERENCE: Mapping[Verdict, str] = {
+    "supported": "more over-confident",
+    "contradicted": "less over-confident",
+    "undecided": "undecided",
+}
 # A dot of fewer images would say little of the accuracy in its bin.
 FEWEST = 10
 DIAGONAL = "perfectly calibrated"
@@ -101,7 +112,7 @@ def calibration_table(selection: Selection) -> Table | None:
     images = max(record.n for loss in selection.losses for a in known for record in selection.records(loss, a).values())
     shown = notes.of_calibration(selection, images, scaled="T" in columns)
     wide = pivot(frame, ["eps", "attack", "trained"], columns)
-    return table(f"Calibration on {selection.dataset}", wide, [*shown, *sentences(selection)])
+    return table(f"Calibration on {selection.dataset}", wide, [shown[0], *sentences(selection), *shown[1:]])
 
 
 def calibration_frame(results: Results) -> pd.DataFrame:
@@ -130,33 +141,35 @@ def sentences(selection: Selection) -> list[str]:
 
 def _sentence(found: Calibration, hr: LossSpec, name: str, attack: AttackSpec) -> str:
     """The sentences on one attack; empty where no pair of networks has been evaluated."""
-    gains = {metric: found.gain(hr, attack, metric) for metric in ("confidence", "accuracy", "overconfidence")}
-    if not gains["overconfidence"].n:
-        return ""
-    before, after = judge(gains["overconfidence"]), found.gain(hr, attack, "scaled.overconfidence")
-    text = (
-        f"Less uncertain? {name[0].upper()}{name[1:]}: {hr} - {CE} is {gains['confidence']:+z.3f} in confidence "
-        f"({UNCERTAIN.get(judge(gains['confidence']), UNDECIDED)}), {gains['accuracy']:+z.3f} in accuracy and "
-        f"{gains['overconfidence']:+z.3f} in confidence - accuracy ({DIFFERENCE.get(before, UNDECIDED)}), which is "
-        f"{_over(found, hr, attack)}."
+    confidence, accuracy, over, left = (
+        found.gain(hr, attack, metric)
+        for metric in ("confidence", "accuracy", "overconfidence", "scaled.overconfidence")
     )
-    if after.n:
-        text += f" At the temperatures it is {_over(found, hr, attack, 'scaled.')}, and the difference {after:+z.3f}"
-        text += f": {_left(before, judge(after))}."
+    if not over.n:
+        return ""
+    text = (
+        f"{name[0].upper()}{name[1:]}: {UNCERTAIN[judge(confidence)].format(hr, CE)}, {confidence:+z.3f} in mean "
+        f"confidence and {accuracy:+z.3f} in accuracy. Confidence less accuracy is "
+        f"{_over(found, hr, attack, 'overconfidence')}: a difference of {over:+z.3f} ({DIFFERENCE[judge(over)]})."
+    )
+    if left.n:
+        text += (
+            f" At the temperatures it is {_over(found, hr, attack, 'scaled.overconfidence')}: a difference of "
+            f"{left:+z.3f} ({_end(judge(over), judge(left))})."
+        )
     return text
 
 
-def _over(found: Calibration, hr: LossSpec, attack: AttackSpec, scaled: str = "") -> str:
+def _over(found: Calibration, hr: LossSpec, attack: AttackSpec, metric: str) -> str:
     """The over-confidence of HR and of CE."""
-    means = {loss: found.mean(loss, attack, f"{scaled}overconfidence") for loss in (hr, CE)}
-    said = {loss: CONFIDENT.get(judge(over), UNDECIDED) for loss, over in means.items()}
-    return " and ".join(f"{over:+z.3f} for {loss} ({said[loss]})" for loss, over in means.items())
+    means = {loss: found.mean(loss, attack, metric) for loss in (hr, CE)}
+    return " and ".join(f"{over:+z.3f} for {loss} ({CONFIDENT[judge(over)]})" for loss, over in means.items())
 
 
-def _left(before: Verdict, after: Verdict) -> str:
+def _end(before: Verdict, after: Verdict) -> str:
     """What temperatures leave of the difference of two over-confidences."""
     if before == "undecided":
-        return "undecided with and without the temperatures" if after == before else "decided only at the temperatures"
+        return "undecided, as without the temperatures" if after == before else f"{DIFFERENCE[after]} only with them"
     if after == "undecided":
         return "undecided whether the temperatures leave any of it"
     return "the temperatures do not take it away" if after == before else "the temperatures reverse it"
@@ -219,6 +232,10 @@ def _figure(panels: Panels) -> Figure:
         _draw(grid[row, column], grid[row + 1, column], lines)
         grid[row, column].set_title(f"{loss} trained, {name}")
         grid[row, column].text(0.04, 0.96, text, va="top", transform=grid[row, column].transAxes)
+    most = max(bins.images.max() for _, lines in panels.values() for bins in lines.values())
+    for axes in grid[1::2].flat:
+        axes.set_ylim(0.5, 2 * most)
+        axes.yaxis.set_major_formatter("{x:g}")
     for axes in grid.flat:
         axes.grid(color=GREY, alpha=0.25, linewidth=0.6)
         axes.label_outer()
@@ -229,14 +246,13 @@ def _figure(panels: Panels) -> Figure:
 def _draw(diagram: Axes, numbers: Axes, lines: Mapping[Line, Reliability]) -> None:
     """The accuracy of every bin against its mean confidence, and under it the number of images in every bin."""
     diagram.plot([0, 1], [0, 1], color=GREY, linewidth=1.2, label=DIAGONAL)
-    diagram.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02), ylabel="accuracy (share of images)")
+    diagram.set(xlim=(-0.03, 1.03), ylim=(-0.05, 1.05), ylabel="accuracy (share of images)")
     numbers.set(xlabel="probability of the predicted class", ylabel="images", yscale="log")
     edges = np.linspace(0, 1, CONFIDENCE_BINS + 1)
     for line, bins in lines.items():
         images, right, confidence = (values[bins.images >= FEWEST] for values in bins)
         plot_line(diagram, line, confidence / images, right / images)
         numbers.stairs(bins.images, edges, color=line.color, linestyle=line.style, linewidth=line.width)
-    numbers.set_ylim(bottom=0.5)
 
 
 def _in_words(at: tuple[str, LossSpec], panel: tuple[str, Mapping[Line, Reliability]]) -> str:

@@ -190,20 +190,19 @@ UNDER = [-0.03, -0.02, -0.04]
 @pytest.mark.parametrize(
     ("before", "after", "differs", "left"),
     [
-        (MORE, MORE, "more over-confident", "do not take it away"),
-        (LESS, LESS, "less over-confident", "do not take it away"),
-        (MORE, SAME, "more over-confident", "undecided whether"),
-        (MORE, LESS, "more over-confident", "reverse"),
-        (SAME, SAME, "undecided", "undecided with and without"),
-        (SAME, MORE, "undecided", "decided only"),
+        (MORE, MORE, "more over-confident", "the temperatures do not take it away"),
+        (LESS, LESS, "less over-confident", "the temperatures do not take it away"),
+        (MORE, SAME, "more over-confident", "undecided whether the temperatures leave any of it"),
+        (MORE, LESS, "more over-confident", "the temperatures reverse it"),
+        (SAME, SAME, "undecided", "undecided, as without the temperatures"),
+        (SAME, MORE, "undecided", "more over-confident only with them"),
     ],
 )
 def test_only_whole_intervals_decide(before: list[float], after: list[float], differs: str, left: str) -> None:
     text = judged(before, after)
     gain = interval([value - 0.1 for value in before], "+")
-    assert f"{gain} in confidence - accuracy ({differs})" in text
-    assert f"{interval([value - 0.1 for value in after], '+')}: " in text
-    assert left in text.rpartition(": ")[2]
+    assert f"{gain} ({differs})" in text
+    assert text.endswith(f"{interval([value - 0.1 for value in after], '+')} ({left}).")
 
 
 def test_each_network_is_judged_by_what_its_confidence_is_above_its_accuracy() -> None:
@@ -211,15 +210,16 @@ def test_each_network_is_judged_by_what_its_confidence_is_above_its_accuracy() -
     assert f"{interval(UNDER, '+')} for HR(1.6) (under-confident)" in text
     assert "+0.100 ± 0.000 for CE (over-confident)" in text
     assert "for HR(1.6) (undecided)" in judged([-0.1, 0.1, 0.05], [])
-    assert "(less uncertain)" in judged(MORE, [])
-    assert "(more uncertain)" in judged(MORE, [], sure=-0.02)
+    assert "HR(1.6) is less uncertain than CE, +0.020 ± 0.000" in judged(MORE, [])
+    assert "HR(1.6) is more uncertain than CE, -0.020 ± 0.000" in judged(MORE, [], sure=-0.02)
     assert "temperature" not in judged(MORE, [])
 
 
 def test_one_seed_decides_nothing(results: Results) -> None:
     texts = sentences(Selection(without(results, lambda run, attack: run.seed > 0), DATASET))
     assert len(texts) == 2
-    assert not any(word in text for text in texts for word in ("±", "over-confident", "less uncertain"))
+    assert not any(word in text for text in texts for word in ("±", "over-confident"))
+    assert all("undecided whether HR(1.6) is less uncertain" in text for text in texts)
 
 
 def drawn(results: Results) -> Picture:
