@@ -58,9 +58,10 @@ class Calibration:
 
     def __init__(self, selection: Selection) -> None:
         self.selection = selection
-        self._values = by_seed(where(selection.results.calibration, dataset=selection.dataset))
+        trained = tuple(str(loss) for loss in selection.losses)
+        self._values = by_seed(where(selection.results.calibration, dataset=selection.dataset, trained=trained))
         self.metrics = {metric for *_, metric in self._values}
-        """Those that any network has a value of."""
+        """Those that any network of the selection's losses has a value of."""
 
     def values(self, loss: LossSpec, attack: AttackSpec, metric: str) -> dict[int, float]:
         """A metric of the networks of a training loss, by seed."""

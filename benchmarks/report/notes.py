@@ -73,7 +73,7 @@ def of_calibration(selection: Selection, images: int, *, scaled: bool) -> tuple[
     units = "" if scale == 1 else f", in [0, {scale:g}]"
     found = {
         f"Data: {selection.dataset}, {images} test images. {over_seeds(selection.grid)} A row with a "
-        f"minus sign is the difference paired over the seeds.": True,
+        "minus sign is the difference paired over the seeds.": True,
         "FGSM by the CE loss, L-infinity; exact and paper are the protocols of Table 1, with eps as a share of the "
         f"pixel range and in units of the network's input{units}.": True,
         "confidence: the mean probability of the predicted class; less the accuracy it is above 0 for an "

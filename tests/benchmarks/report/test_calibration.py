@@ -132,8 +132,10 @@ def test_what_is_missing_is_told_from_what_has_no_value(results: Results) -> Non
 
 def test_of_several_alphas_the_one_nearest_the_papers_is_shown() -> None:
     alphas = replace(GRID, losses=(CE, LossSpec("hr", 3.0), HR), attacks=ALPHA_ATTACKS)
-    table = only(made(alphas))
+    table = only(results := made(alphas))
     assert {row[2] for row in table.rows} == {"CE", "HR(1.6)", "HR(1.6) - CE"}
+    others = without(results, lambda run, attack: run.loss in (CE, HR))
+    assert calibration_table(Selection(others, DATASET)) is None
     alone = made(replace(GRID, losses=(HR,)))
     assert {row[2] for row in only(alone).rows} == {"HR(1.6)"}
     assert sentences(Selection(alone, DATASET)) == []
