@@ -17,8 +17,8 @@ from art_hrloss.attacks import SquareAttack, ensemble, transfer
 from benchmarks.config import AttackSpec, ConfigError
 from benchmarks.references import Reference
 
-# Queries of the ensemble's Square attack for each step of its other attacks: 5000 beside 100 steps.
-QUERIES_PER_STEP = 50
+# Queries of the ensemble's Square attack for each step of its other attacks: 1000 beside 50 steps.
+QUERIES_PER_STEP = 20
 # Of float32, in the pixels that a user's own attack makes.
 ROUNDING = 1e-6
 # What the ensemble calls the other network.

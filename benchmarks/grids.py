@@ -171,28 +171,28 @@ def strong_digits() -> Grid:
     """
     digits, and its networks under strong attacks, at eps from 0.1 to 0.25; trainings shared with digits.
 
-    All 360 test images; 100 steps; reports on masked gradients at every eps.
+    All 360 test images; 50 steps; reports on masked gradients at every eps.
     """
-    return _strong("strong-digits", digits().recipes[0], images=360, steps=100, reports=STRONG_EPS)
+    return _strong("strong-digits", digits().recipes[0], images=360, steps=50, reports=STRONG_EPS)
 
 
 def strong_mnist() -> Grid:
     """
     mnist-long, and its networks under strong attacks, at eps from 0.1 to 0.25; trainings shared with mnist-long.
 
-    The first 1000 test images; 100 steps; reports on masked gradients at eps 0.2.
+    The first 1000 test images; 50 steps; reports on masked gradients at eps 0.2.
     """
-    return _strong("strong-mnist", mnist_long().recipes[0], images=1000, steps=100, reports=(0.2,))
+    return _strong("strong-mnist", mnist_long().recipes[0], images=1000, steps=50, reports=(0.2,))
 
 
 def strong_cifar10() -> Grid:
     """
     cifar10-short, and its networks under strong attacks, at eps from 1/255 to 8/255; trainings shared with it.
 
-    The first 1000 test images; 100 steps; reports on masked gradients at eps 2/255.
+    The first 1000 test images; 50 steps; reports on masked gradients at eps 2/255.
     """
     recipe, eps = cifar10_short().recipes[0], STRONG_EPS_OF_PHOTOGRAPHS
-    return _strong("strong-cifar10", recipe, images=1000, steps=100, reports=(2 / 255,), strengths=eps)
+    return _strong("strong-cifar10", recipe, images=1000, steps=50, reports=(2 / 255,), strengths=eps)
 
 
 def strong_svhn_grey() -> Grid:
@@ -203,7 +203,7 @@ def strong_svhn_grey() -> Grid:
     paper's eps in its own units, which are 0.1/255 and 0.25/255 of the range.
     """
     recipe, eps = svhn_grey().recipes[0], STRONG_EPS_OF_PHOTOGRAPHS
-    return _strong("strong-svhn-grey", recipe, images=1000, steps=100, reports=(2 / 255,), strengths=eps)
+    return _strong("strong-svhn-grey", recipe, images=1000, steps=50, reports=(2 / 255,), strengths=eps)
 
 
 def hardening_digits() -> Grid:

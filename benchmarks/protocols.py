@@ -72,12 +72,14 @@ _PROTOCOLS = {
 # The protocols and attackers beside which Proposition 1 is shown.
 BOUNDED = (("no attack", ""), ("exact", "CE"))
 
-# Table 1 of the paper: no attack, and both losses as the attacker's, at both strengths, in both protocols.
+# Table 1 of the paper: no attack, and both losses as the attacker's, at both strengths, in both protocols. And the
+# validation images without attack, to which temperatures are fitted.
 TABLE_1_ATTACKS = (
     AttackSpec("none"),
     *(exact(loss, eps) for loss in ("ce", "hr") for eps in EPS),
     *(torch_ce(eps) for eps in EPS),
     *(paper(loss, eps) for loss in ("ce", "hr") for eps in EPS),
+    exact("ce", 0.0, "validation"),
 )
 # The strong attacks go on to where nothing stands. Photographs bear far less.
 STRONG_EPS = (0.1, 0.15, 0.2, 0.25)

@@ -1,5 +1,6 @@
 """One evaluation: a network's logits at attacked images, and the metrics that a report computes from them."""
 
+import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -8,6 +9,7 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+import scipy.optimize
 import scipy.special
 
 from art_hrloss import error_bounds
@@ -18,6 +20,8 @@ MARGIN_EDGES = tuple(range(-40, 41))
 # The orders at which Proposition 1 is computed, whatever the training loss: its upper bound at the paper's alpha, its
 # lower bound, which needs one above 2, with labels that are wrong at a known rate: with certain ones it is vacuous.
 UPPER_ALPHA, LOWER_ALPHA, LABEL_NOISE = 1.6, 3.0, 0.1
+# Bins of equal width in which confidence is compared with accuracy; a temperature lies between 1/1000 and 1000.
+CONFIDENCE_BINS, TEMPERATURE_LIMIT = 15, 1000.0
 
 
 class Sample(NamedTuple):
@@ -29,6 +33,21 @@ class Sample(NamedTuple):
     prediction: int
     confidence: float
     """Probability of the prediction."""
+
+
+class Reliability(NamedTuple):
+    """
+    Images by the probability of their predicted class, in CONFIDENCE_BINS bins, each array of that shape.
+
+    A bin holds its upper edge and not its lower one.
+    """
+
+    images: npt.NDArray[np.float64]
+    """Their number."""
+    right: npt.NDArray[np.float64]
+    """How many are classified right."""
+    confidence: npt.NDArray[np.float64]
+    """The sum of the probabilities."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -131,6 +150,68 @@ class Record:
         classes = self._answers.shape[1]
         noisy = (1 - LABEL_NOISE) * np.eye(classes)[self.labels] + LABEL_NOISE / classes
         return asdict(error_bounds(self._answers, noisy, alpha=LOWER_ALPHA))
+
+    def calibration(self, temperature: float = 1.0) -> dict[str, float]:
+        """
+        How far the probabilities can be believed.
+
+        confidence: the mean probability of the predicted class; overconfidence: the same less the accuracy; nll: the
+        negative log-likelihood in nats; brier: the Brier score, summed over the classes, from 0 to 2; ece: the expected
+        calibration error over CONFIDENCE_BINS bins; auroc: the area under the ROC curve of the confidence as a score of
+        what is classified right, NaN where all images are or none is.
+
+        :param temperature: What the logits are divided by, which changes no prediction.
+        """
+        logits = self._answers.astype(np.float64) / temperature
+        log_probabilities = scipy.special.log_softmax(logits, axis=1)
+        errors = np.exp(log_probabilities)
+        errors[np.arange(self.n), self.labels] -= 1
+        bins = self.reliability(temperature)
+        confidence = bins.confidence.sum() / self.n
+        values = {
+            "confidence": confidence,
+            "overconfidence": confidence - self.accuracy,
+            "nll": -log_probabilities[np.arange(self.n), self.labels].mean(),
+            "brier": (errors**2).sum(1).mean(),
+            "ece": np.abs(bins.right - bins.confidence).sum() / self.n,
+            "auroc": math.nan,
+        }
+        if 0 < self.accuracy < 1:
+            from sklearn.metrics import roc_auc_score  # takes a second to import
+
+            # The log-odds of the predicted class: in the order of its probability, also where that rounds to 1.
+            *others, first = np.sort(logits, axis=1).T
+            values["auroc"] = roc_auc_score(self.right, first - scipy.special.logsumexp(others, axis=0))
+        return {name: float(value) for name, value in values.items()}
+
+    def reliability(self, temperature: float = 1.0) -> Reliability:
+        """The images, and how many of them are classified right, by the probability of the predicted class."""
+        top = scipy.special.softmax(self._answers.astype(np.float64) / temperature, axis=1).max(1)
+        # The bins of scikit-learn's calibration_curve, which does not return their numbers of images.
+        bins = np.searchsorted(np.linspace(0, 1, CONFIDENCE_BINS + 1)[1:-1], top)
+        weights = np.ones(self.n), self.right, top
+        return Reliability(*(np.bincount(bins, w, CONFIDENCE_BINS).astype(np.float64) for w in weights))
+
+    @cached_property
+    def temperature(self) -> float:
+        """
+        What the logits are to be divided by for the least negative log-likelihood (Guo et al. 2017).
+
+        NaN where nothing is least: with all images right it falls without end as the temperature does, and where the
+        true class's logit is not above the mean of all logits on average, as the temperature rises.
+        """
+        logits, images = self._answers.astype(np.float64), np.arange(self.n)
+        if self.margins.min() >= 0 or (logits[images, self.labels] - logits.mean(1)).mean() <= 0:
+            return math.nan
+
+        def nll(log_temperature: float) -> float:
+            # Convex in 1 / temperature, so it has one minimum.
+            scaled = scipy.special.log_softmax(logits / math.exp(log_temperature), axis=1)
+            return float(-scaled[images, self.labels].mean())
+
+        limit = math.log(TEMPERATURE_LIMIT)
+        fit = scipy.optimize.minimize_scalar(nll, bounds=(-limit, limit), method="bounded", options={"xatol": 1e-6})
+        return math.exp(fit.x)
 
     def shown(self) -> Sequence[Sample]:
         """The first image of every class, as attacked."""

@@ -9,7 +9,7 @@ import pandas as pd
 from benchmarks.config import AttackSpec, LossSpec, RunSpec
 from benchmarks.protocols import CE, HR, eps_text, protocol
 from benchmarks.report.markup import Table
-from benchmarks.report.results import CE_ATTACKS, Results, attacks
+from benchmarks.report.results import Results, attacks, ce_attacks
 from benchmarks.report.selection import Selection, confusion_attacks
 from benchmarks.report.statistics import Interval, Verdict, judge, paired_interval
 
@@ -185,7 +185,7 @@ def _uncertainty(selection: Selection, hr: LossSpec) -> Iterator[dict[str, Any]]
 def _alpha(selection: Selection, hr: LossSpec) -> Iterator[dict[str, Any]]:
     """C6, for grids with several alphas, 1.6 among them."""
     for name, eps in product(PROTOCOLS, selection.alpha_eps if hr == HR else ()):
-        tried = attacks(selection.grid.attacks, name if eps else "no attack", eps=eps, **CE_ATTACKS)
+        tried = ce_attacks(selection.grid.attacks, name if eps else "no attack", eps=eps)
         for attack in tried if eps or name == "exact" else ():
             chosen = selection.chosen_alpha(eps, name)
             best = {} if chosen is None else selection.values(chosen, attack)

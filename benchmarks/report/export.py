@@ -17,6 +17,7 @@ from benchmarks.report.attack_tables import (
     own_attacks_table,
     strong_table,
 )
+from benchmarks.report.calibration import calibration_frame, calibration_table, reliability
 from benchmarks.report.claims import claims, claims_table
 from benchmarks.report.dot_figures import hardening
 from benchmarks.report.drawing import Picture, save, style
@@ -33,6 +34,7 @@ from benchmarks.store import write_bytes, write_json
 TABLES: dict[str, tuple[Callable[[Selection], Table | None], ...]] = {
     "table_1": (table_1,),
     "confusion": (confusion_table,),
+    "calibration": (calibration_table,),
     "alpha": (partial(alpha_table, name="exact"), partial(alpha_table, name="paper")),
     "own_attacks": (own_attacks_table,),
     "strong": (strong_table,),
@@ -41,7 +43,10 @@ TABLES: dict[str, tuple[Callable[[Selection], Table | None], ...]] = {
     "diagnostics": (diagnoses_table,),
     "bounds": (partial(bounds_table, what="upper"), partial(bounds_table, what="lower")),
 }
-PICTURES = (figure_1, accuracy_vs_eps, strong, margins, strip, hardening, alpha, confusion, bounds, learning_curves)
+PICTURES: tuple[Callable[[Selection], Picture | None], ...] = (
+    *(figure_1, accuracy_vs_eps, strong, margins, strip, hardening, alpha),
+    *(confusion, reliability, bounds, learning_curves),
+)
 # The sections of the page, with the tables and figures of each by name; then those that stand open.
 SECTIONS = {
     "The paper's claims": (("claims",), ()),
@@ -53,6 +58,7 @@ SECTIONS = {
     "Defences": (("hardening",), ("hardening",)),
     "Choice of alpha": (("alpha",), ("alpha",)),
     "Confusion": (("confusion",), ("confusion",)),
+    "Calibration": (("calibration",), ("reliability",)),
     "Proposition 1": (("bounds",), ("bounds",)),
     "Learning curves": ((), ("learning_curves",)),
 }
@@ -103,13 +109,15 @@ class Report:
         """
         results, last = self.results, self.results.trained
         # Of an empty frame pandas 2 would take the columns' types.
-        whole = pd.concat([f for f in (results.frame, results.bounds) if len(f)] or [results.frame]).drop(columns="key")
+        parts = [frame for frame in (results.frame, results.calibration, results.bounds) if len(frame)]
+        whole = pd.concat(parts or [results.frame]).drop(columns="key")
         frames = {"results": whole, "records": records_frame(last)}
         keys = tuple(attack.key() for attack in confusion_attacks(results.grid).values())
         frames |= dict.fromkeys(self.tables, cells_frame(self.selections))
         numbers = {
             "confusion": where(last, key=keys, metric="confusion_norm").drop(columns=["epoch", "key"]),
             "broken_by": broken_frame(last),
+            "calibration": calibration_frame(results),
             "bounds": bounds_frame(results.bounds),
             "diagnostics": results.flags,
             "claims": self.claims.drop(columns="protocol"),

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import pandas as pd
 
 from benchmarks.config import AttackSpec, Grid, Reference
-from benchmarks.record import LABEL_NOISE, LOWER_ALPHA, UPPER_ALPHA
+from benchmarks.record import CONFIDENCE_BINS, LABEL_NOISE, LOWER_ALPHA, UPPER_ALPHA
 from benchmarks.report.selection import Selection, where
 
 # Above this share of input gradients that are exactly 0 an entry is marked: part of its accuracy may be no robustness.
@@ -65,6 +65,30 @@ def of_confusion(selection: Selection, eps: float, *, printed: bool) -> tuple[st
         "difference paired over the seeds.",
         *([f"printed: what the paper prints, under the CE attack at eps {eps:g}."] if printed else []),
     )
+
+
+def of_calibration(selection: Selection, images: int, *, scaled: bool) -> tuple[str, ...]:
+    """The notes of calibration."""
+    scale = selection.recipe.input_scale
+    units = "" if scale == 1 else f", in [0, {scale:g}]"
+    found = {
+        f"Data: {selection.dataset}, {images} test images. {over_seeds(selection.grid)} A row with a "
+        "minus sign is the difference paired over the seeds.": True,
+        "FGSM by the CE loss, L-infinity; exact and paper are the protocols of Table 1, with eps as a share of the "
+        f"pixel range and in units of the network's input{units}.": True,
+        "confidence: the mean probability of the predicted class; less the accuracy it is above 0 for an "
+        "over-confident network. NLL: the negative log-likelihood, in nats. Brier: the Brier score, summed over the "
+        f"classes, from 0 to 2. ECE: the expected calibration error, over {CONFIDENCE_BINS} bins of equal width of the "
+        "predicted class's probability. Of these three less is better.": True,
+        "AUROC: how well confidence tells right predictions from wrong ones, 0.5 for not at all, below it for wrong "
+        "ones with the higher confidence. Images are ordered by the log-odds of the predicted class, which is the "
+        "order of its probability where that rounds to 1.": True,
+        f"T: the temperature, fitted for each network to {selection.recipe.validation_size} validation images without "
+        "attack by the least NLL. Logits are divided by it under every attack, and no prediction changes. There is "
+        "none where no validation image is misclassified.": scaled,
+        "-: has no value, such as the AUROC where all predictions are wrong; n: the seeds that have one.": True,
+    }
+    return tuple(note for note, applies in found.items() if applies)
 
 
 def of_alpha(selection: Selection, cells: pd.DataFrame, name: str) -> tuple[str, ...]:

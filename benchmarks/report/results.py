@@ -1,10 +1,10 @@
 """All that a store holds of a grid, read once: one tidy frame, from which every table, claim and figure is made."""
 
+import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache, cached_property
 from statistics import median
-from types import MappingProxyType
 from typing import Any
 
 import pandas as pd
@@ -62,6 +62,27 @@ class Results:
         )
 
     @cached_property
+    def calibration(self) -> pd.DataFrame:
+        """
+        Calibration without attack and by the CE attacks, in the form of `frame`; computed where it is shown.
+
+        Metrics are those of Record.calibration; beside no attack the temperature, fitted to the validation images
+        without attack; and scaled.NAME, the metrics at that temperature. What is NaN is left out.
+        """
+        return _frame(
+            row
+            for run in self.grid.runs()
+            for attack in ce_attacks(self.grid.attacks)
+            if (record := self.records.get((run, attack))) is not None
+            for row in _rows_of(run, _calibration(record, self.temperature(run), attack), attack)
+        )
+
+    def temperature(self, run: RunSpec) -> float:
+        """The temperature fitted to a network's validation images without attack; NaN without their record."""
+        record = self.records.get((run, AttackSpec("none", split="validation")))
+        return math.nan if record is None else record.temperature
+
+    @cached_property
     def flags(self) -> pd.DataFrame:
         """A row per run, report and flag that it raises, with the evidence; one without a flag where none is raised."""
         columns = ["dataset", "trained", "seed", "eps", "attacker", "n", "flag", "evidence"]
@@ -93,12 +114,7 @@ class Results:
 
     @cached_property
     def _values(self) -> dict[tuple[str, ...], dict[int, float]]:
-        """By data set, training loss, attack and metric: the values by seed."""
-        found: dict[tuple[str, ...], dict[int, float]] = {}
-        columns = (self.trained[name] for name in ("dataset", "trained", "key", "metric", "seed", "value"))
-        for *key, seed, value in zip(*columns, strict=True):
-            found.setdefault(tuple(key), {})[seed] = value
-        return found
+        return by_seed(self.trained)
 
     def _rows(self) -> Iterator[tuple[object, ...]]:
         for run in self.grid.runs():
@@ -132,8 +148,24 @@ def attacks(known: Iterable[AttackSpec], *protocols: str, split: object = "test"
     return sorted(found, key=lambda attack: attack.eps)
 
 
-# No attack and the CE attack, in any protocol, on all images of a split.
-CE_ATTACKS: Mapping[str, Any] = MappingProxyType({"images": 0, "attacker": ("", "CE")})
+def by_seed(frame: pd.DataFrame) -> dict[tuple[str, ...], dict[int, float]]:
+    """The values of a frame by seed, for each data set, training loss, attack's key and metric."""
+    found: dict[tuple[str, ...], dict[int, float]] = {}
+    columns = (frame[name] for name in ("dataset", "trained", "key", "metric", "seed", "value"))
+    for *key, seed, value in zip(*columns, strict=True):
+        found.setdefault(tuple(key), {})[seed] = value
+    return found
+
+
+def ce_attacks(known: Iterable[AttackSpec], *protocols: str, **fields: object) -> list[AttackSpec]:
+    """
+    No attack, and FGSM by the CE loss, on all images.
+
+    :param known: Attacks.
+    :param protocols: The first of what :func:`benchmarks.protocols.protocol` returns; all three by default.
+    :param fields: As for :func:`attacks`.
+    """
+    return attacks(known, *(protocols or ("no attack", "exact", "paper")), images=0, attacker=("", "CE"), **fields)
 
 
 def exact_attacks(known: Iterable[AttackSpec], split: object = "test") -> list[AttackSpec]:
@@ -152,6 +184,14 @@ def measured(record: Record) -> dict[str, float]:
     values |= {f"margin_{p}": value for p, value in record.margin_percentiles.items()}
     values |= {f"found: {name}": count for name, count in record.found.items()}
     return values
+
+
+def _calibration(record: Record, temperature: float, attack: AttackSpec) -> dict[str, float]:
+    values = record.calibration()
+    if not math.isnan(temperature):
+        values |= {f"scaled.{name}": value for name, value in record.calibration(temperature).items()}
+        values |= {} if attack.eps else {"temperature": temperature}
+    return {name: value for name, value in values.items() if not math.isnan(value)}
 
 
 def _rows_of(

@@ -11,7 +11,7 @@ import pandas as pd
 from benchmarks.config import AttackSpec, Grid, HardeningName, LossSpec, Recipe
 from benchmarks.protocols import HR, protocol
 from benchmarks.record import Record
-from benchmarks.report.results import CE_ATTACKS, Results, attack_columns, attacks, exact_attacks
+from benchmarks.report.results import Results, attack_columns, attacks, ce_attacks, exact_attacks
 from benchmarks.report.statistics import Interval, mean_interval, paired_interval
 
 # The columns of strong attacks, by protocol and attacker.
@@ -88,10 +88,12 @@ class Selection:
         """
         A row per entry that the grid plans: training loss, attack, its parameters, the fields of its cell, and chosen.
 
-        The last marks the alpha that is chosen on validation images at the row's eps.
+        The last marks the alpha that is chosen on validation images at the row's eps; without such a choice there are
+        no rows of validation images.
         """
         chosen = {(eps, name): self.chosen_alpha(eps, name) for eps in self.alpha_eps for name in ("exact", "paper")}
-        planned = {a: protocol(a)[0] for a in self.grid.attacks if protocol(a)[0] != "report"}
+        splits = ("test", "validation") if chosen else ("test",)
+        planned = {a: protocol(a)[0] for a in self.grid.attacks if protocol(a)[0] != "report" and a.split in splits}
         rows = [
             {"dataset": self.dataset, "trained": str(loss), **attack_columns(attack), **vars(self.cell(loss, attack))}
             | {"chosen": chosen.get((attack.eps, "paper" if name == "paper" else "exact")) == loss}
@@ -167,7 +169,8 @@ class Selection:
     @property
     def alpha_eps(self) -> list[float]:
         """The strengths at which an alpha is chosen; none without several, or validation images under attack."""
-        return [attack.eps for attack in exact_attacks(self.grid.attacks, "validation")] if self._tried[1:] else []
+        strengths = [attack.eps for attack in exact_attacks(self.grid.attacks, "validation")]
+        return strengths if self._tried[1:] and any(strengths) else []
 
     def chosen_alpha(self, eps: float, name: str = "exact") -> LossSpec | None:
         """
@@ -178,7 +181,7 @@ class Selection:
         :param eps: The attack's; 0 for none.
         :param name: The attack's protocol, exact or paper.
         """
-        found = attacks(self.grid.attacks, name if eps else "no attack", **CE_ATTACKS, split="validation", eps=eps)
+        found = ce_attacks(self.grid.attacks, name if eps else "no attack", split="validation", eps=eps)
         if not found:
             return None
         (attack,) = found
@@ -209,7 +212,7 @@ def fgsm(known: Sequence[AttackSpec], name: str, attacker: str, split: str = "te
 
 def confusion_attacks(grid: Grid) -> dict[str, AttackSpec]:
     """No attack, and the CE attack at the grid's smallest eps in each protocol: those that the grid has, by name."""
-    known = attacks(grid.attacks, "no attack", "exact", "paper", images=0, attacker=("", "CE"))
+    known = ce_attacks(grid.attacks)
     smallest = min((attack.eps for attack in known if attack.eps), default=0.0)
     by_name = {protocol(attack)[0]: attack for attack in known if attack.eps in (0, smallest)}
     return {name: by_name[name] for name in ("no attack", "exact", "paper") if name in by_name}

@@ -11,7 +11,7 @@ from benchmarks.protocols import CE, eps_text
 from benchmarks.report import notes
 from benchmarks.report.markup import Table
 from benchmarks.report.paper import PAPER_COLUMNS, PAPER_CONFUSION, PAPER_CONFUSION_EPS, PAPER_TABLE_1
-from benchmarks.report.results import CE_ATTACKS, attacks, exact_attacks
+from benchmarks.report.results import ce_attacks, exact_attacks
 from benchmarks.report.selection import (
     Selection,
     confusion_attacks,
@@ -111,7 +111,7 @@ def alpha_table(selection: Selection, name: str) -> Table | None:
     :return: None for a grid with fewer than two alphas, or without attacks of validation images in this protocol.
     """
     protocols = ("no attack", name) if name == "exact" else (name,)
-    known = attacks(selection.grid.attacks, *protocols, split=("validation", "test"), **CE_ATTACKS)
+    known = ce_attacks(selection.grid.attacks, *protocols, split=("validation", "test"))
     known = [attack for attack in known if attack.eps in selection.alpha_eps]
     if not any(attack.split == "validation" for attack in known):
         return None

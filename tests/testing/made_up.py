@@ -14,7 +14,7 @@ import torch
 
 from benchmarks.config import AttackSpec, Grid, RunSpec
 from benchmarks.protocols import BOUNDED, protocol
-from benchmarks.record import Record
+from benchmarks.record import CONFIDENCE_BINS, Record, Reliability
 from benchmarks.report.export import TABLES
 from benchmarks.report.markup import Table
 from benchmarks.report.results import Results
@@ -111,7 +111,8 @@ class Made(Record):
     right: Any = None
     confusion: Any = None
     values: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
-    """The bounds by kind of labels."""
+    """The bounds by kind of labels, the calibration, and that with the logits "scaled"."""
+    temperature: Any = math.nan
     counts: Mapping[str, int] = field(default_factory=dict)
     """By attack of an ensemble, how many images it was the first to break."""
     histogram = np.eye(80, dtype=int)[40]
@@ -123,6 +124,14 @@ class Made(Record):
 
     def bounds(self, labels: str = "labels") -> dict[str, float]:
         return dict(self.values.get(labels, {}))
+
+    def calibration(self, temperature: float = 1.0) -> dict[str, float]:
+        return dict(self.values.get("calibration" if temperature == 1 else "scaled", {}))
+
+    def reliability(self, temperature: float = 1.0) -> Reliability:
+        """All images in the last bin, each certain."""
+        last = np.arange(CONFIDENCE_BINS) == CONFIDENCE_BINS - 1
+        return Reliability(last * self.n, last * self.right.sum(), last * self.n)
 
 
 @lru_cache

@@ -137,6 +137,13 @@ def gradient(logits: Any, labels: Sequence[int], alpha: float) -> list[Row]:
     return rows
 
 
+@exactly
+def brier_score(logits: Any, labels: Sequence[int]) -> Decimal:
+    """The Brier score, mean_i sum_k (q_ik - [k = y_i])^2."""
+    q = [_softmax(z) for z in logits]
+    return sum((q_k - (k == y)) ** 2 for q_i, y in zip(q, labels, strict=True) for k, q_k in enumerate(q_i)) / len(q)
+
+
 # Proposition 1
 
 

@@ -3,12 +3,13 @@
 import json
 from pathlib import Path
 from statistics import fmean
+from typing import Any
 
 FOLDER = Path(__file__).parent
 HEADER = ("epoch", "trained", "n", "no attack", "zero", "paper, 0.1", "exact, 0.1", "paper, 0.25", "exact, 0.25")
 for dataset in ("mnist", "cifar10"):
     curves = json.loads((FOLDER / f"{dataset}-curves.json").read_text())
-    rows = {}
+    rows: dict[tuple[int, str], list[dict[str, Any]]] = {}
     for run, curve in curves.items():
         for row in curve:
             rows.setdefault((row["epoch"], run.split(", ")[1]), []).append(row)

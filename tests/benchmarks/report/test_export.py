@@ -25,6 +25,7 @@ from benchmarks.report.results import Results
 from benchmarks.store import Store, StoreError
 
 GRID = grids.mnist_short()
+TESTED = [attack for attack in GRID.attacks if attack.split == "test"]
 DIGITS = grids.digits()
 ALPHA = grids.alpha_digits()
 
@@ -49,10 +50,11 @@ def test_table_1_holds_the_same_numbers_in_every_file(tmp_path: Path) -> None:
     records = pd.read_csv(tmp_path / "new/records.csv", keep_default_na=False)
     assert len(records) == len(GRID.runs()) * len(GRID.attacks)
     cells = pd.read_csv(tmp_path / "new/table_1.csv", keep_default_na=False)
-    assert len(cells) == 2 * len(GRID.attacks)
+    assert len(cells) == 2 * len(TESTED)
     latex = (tmp_path / "new/table_1.tex").read_text()
     for cell in cells.itertuples():
         same = (records.trained == cell.trained) & (records.attack_loss == cell.attack_loss) & (records.eps == cell.eps)
+        same &= records.split == "test"
         seeds = records[same]
         assert sorted(seeds.seed) == [0, 1, 2, 3, 4]
         share = seeds.correct / seeds.n
@@ -67,10 +69,11 @@ def test_table_1_holds_the_same_numbers_in_every_file(tmp_path: Path) -> None:
 def test_every_record_stands_under_its_own_seed(tmp_path: Path) -> None:
     write_tables(made_up.results(GRID), tmp_path)
     rows = pd.read_csv(tmp_path / "records.csv", keep_default_na=False)
-    found = rows.set_index(["trained", "seed", "attack_loss", "eps"]).correct
+    found = rows.set_index(["trained", "seed", "attack_loss", "eps", "split"]).correct
     for run in GRID.runs():
         for attack in GRID.attacks:
-            assert found[str(run.loss), run.seed, attack.loss or "", attack.eps] == made_up.distinct(GRID, run, attack)
+            place = str(run.loss), run.seed, attack.loss or "", attack.eps, attack.split
+            assert found[place] == made_up.distinct(GRID, run, attack)
 
 
 def test_data_sets_stand_one_after_another(tmp_path: Path) -> None:
@@ -85,7 +88,7 @@ def test_data_sets_stand_one_after_another(tmp_path: Path) -> None:
         assert latex.count(r"\begin{table}") == latex.count(r"\end{table}") == 2
     cells = pd.read_csv(tmp_path / "table_1.csv")
     assert cells.groupby(["dataset", "trained"]).size().to_dict() == {
-        (dataset, trained): len(grid.attacks) for dataset in ("mnist", "digits") for trained in ("CE", "HR(1.6)")
+        (dataset, trained): len(TESTED) for dataset in ("mnist", "digits") for trained in ("CE", "HR(1.6)")
     }
     assert cells.accuracy.nunique() == len(cells), "no entry is another's"
     assert set(pd.read_csv(tmp_path / "claims.csv").dataset) == {"mnist", "digits"}
@@ -159,7 +162,7 @@ def test_the_page_says_what_is_missing(tmp_path: Path) -> None:
     page = export.write(results, tmp_path, command="make it", facts={"Made": "on a day"})
     assert page == tmp_path / "index.html"
     shown = page.read_text()
-    assert all(text in shown for text in ("104 of 130 evaluations", "x.json is not valid JSON", "on a day"))
+    assert all(text in shown for text in ("112 of 140 evaluations", "x.json is not valid JSON", "on a day"))
     assert json.loads((tmp_path / "summary.json").read_bytes())["made"] == "on a day"
     figures = {path.stem for path in tmp_path.glob("*.svg")}
     assert figures == {path.stem for path in tmp_path.glob("*.png")}

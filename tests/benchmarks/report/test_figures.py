@@ -31,7 +31,7 @@ GREY = "#767676"
 # The 97.5% quantile of Student's t with one degree of freedom, tan(0.475 pi). Of two values the standard error is half
 # their distance.
 T_1 = math.tan(0.475 * math.pi)
-NAMES = ["figure_1", "accuracy_vs_eps", "margins", "strip", "confusion", "bounds", "learning_curves"]
+NAMES = ["figure_1", "accuracy_vs_eps", "margins", "strip", "confusion", "reliability", "bounds", "learning_curves"]
 
 
 def small(grid: Grid, *, epochs: int, seeds: tuple[int, ...] = (0, 1)) -> Grid:
@@ -430,6 +430,6 @@ def test_partial_results_give_what_they_can(results: Results) -> None:
     uneven = replace(results, curves={run: rows[: 2 - run.seed] for run, rows in results.curves.items()})
     assert "the seeds there are so far, 1 to 2;" in drawn(uneven, "figure_1").caption
     clean = {key: r for key, r in results.records.items() if key[1] == AttackSpec("none")}
-    assert list(all_drawn(Results(grid, clean, {}, {}))) == ["margins", "strip"]
+    assert list(all_drawn(Results(grid, clean, {}, {}))) == ["margins", "strip", "reliability"]
     later = {key: r for key, r in results.records.items() if key[0].seed == 1}
     assert "seed 1" in drawn(Results(grid, later, {}, {}), "strip").caption

@@ -34,7 +34,7 @@ def test_the_page_is_whole_and_readable(browser: Browser, digits_report: Report,
     assert seen.problems == []
     made = export.Report(digits_report.results)
     titles = [table.title for name, several in made.tables.items() for table in several if name != "claims"]
-    assert len(made.pictures) == 7
+    assert len(made.pictures) == 8
     titles += [picture.title for picture in made.pictures]
     assert sorted(seen.headings) == sorted([*titles, "Test accuracy on digits, from no attack to the worst case"])
     assert sorted(seen.captions) == sorted(picture.caption for picture in made.pictures)
@@ -150,4 +150,4 @@ def test_nothing_to_show_is_still_a_page(browser: Browser, tmp_path: Path) -> No
     nothing = made_up.results(grids.digits(), made=lambda run, attack: False, seconds=lambda run: 0)
     seen = look(browser, export.write(nothing, tmp_path / "report", command=COMMAND), 400)
     assert seen.problems == []
-    assert "0 of 130 evaluations" in seen.text
+    assert "0 of 140 evaluations" in seen.text

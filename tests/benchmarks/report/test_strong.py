@@ -77,7 +77,7 @@ def test_attacks_on_other_images_or_in_other_units_are_not_compared() -> None:
 
 def test_a_worst_case_that_has_nothing_beside_it_is_left_to_table_1() -> None:
     grid = grids.strong_cifar10()
-    assert protocols.worst_case(0.25, 1000, 100) in grid.attacks
+    assert protocols.worst_case(0.25, 1000, 50) in grid.attacks
     assert tuple(strong_attacks(grid)) == protocols.STRONG_EPS_OF_PHOTOGRAPHS
 
 
