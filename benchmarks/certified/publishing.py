@@ -148,7 +148,8 @@ def _notes(plan: Plan) -> tuple[str, ...]:
         "accuracy lies between the two bounds on every single image: no attack misclassified a certified one.",
         "Certified: DeepZ, a zonotope of all logits for the images within eps and in [0, 1], through the trained "
         "network itself. Sums are in float64 and not rounded outward; the network under attack has the same weights in "
-        "float32. An image that is not certified at an eps is not tried at a larger one.",
+        "float32. A certificate counts at every smaller eps as well, and an image without one is not tried at a larger "
+        "eps.",
         f"Under attacks: {_attacks(plan)} and {plan.square_iter} queries per image of Square. An adversarial example "
         "counts at every larger eps as well. Of the ensemble only two attacks, without targets, are tried on certified "
         "images, to check the certificates.",
