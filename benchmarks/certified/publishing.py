@@ -133,8 +133,9 @@ def _rows(
     return tuple(rows)
 
 
-def _spread(plan: Plan) -> str:
-    return "" if plan.seeds == 1 else " ± is the half-width of a 95% Student t interval over the seeds."
+def _seeds(plan: Plan) -> str:
+    """Return what entries are made of."""
+    return seeds_note([plan.seeds], intervals="±" if plan.seeds > 1 else "")
 
 
 def _attacks(plan: Plan) -> str:
@@ -144,8 +145,8 @@ def _attacks(plan: Plan) -> str:
 def _notes(plan: Plan) -> tuple[str, ...]:
     madry = plan.runs[2]
     return (
-        f"Mean over {plan.seeds} seeds, on the first {plan.images} test images.{_spread(plan)} Each network's robust "
-        "accuracy lies between the two bounds on every single image: no attack misclassified a certified one.",
+        f"The first {plan.images} test images. {_seeds(plan)} Robust accuracy lies between the two bounds, "
+        "image by image: no attack misclassified a certified image.",
         "Certified: DeepZ, a zonotope of all logits for the images within eps and in [0, 1], through the trained "
         "network itself. Sums are in float64 and not rounded outward; the network under attack has the same weights in "
         "float32. A certificate counts at every smaller eps as well, and an image without one is not tried at a larger "
@@ -163,7 +164,7 @@ def _notes(plan: Plan) -> tuple[str, ...]:
 def _notes_l2(plan: Plan) -> tuple[str, ...]:
     square = f" and {plan.square_iter} queries of Square" if plan.dataset != "digits" else ", without Square"
     return (
-        f"The first {plan.smoothed_images} test images, mean over {plan.seeds} seeds.{_spread(plan)}",
+        f"The first {plan.smoothed_images} test images. {_seeds(plan)}",
         "Certified: randomized smoothing (Cohen et al. 2019) by ART: the share of images whose label the smoothed "
         "classifier returns, certified to this radius. It returns the class that the network gives most often to the "
         f"image with Gaussian noise of standard deviation sigma. {CHOOSING} samples choose the class and {SAMPLES} "
@@ -193,7 +194,7 @@ def picture(bounds: Bounds, plan: Plan) -> Picture:
         f"{plan.dataset}. Above: certified accuracy and accuracy under attacks of each network, on the first "
         f"{plan.images} test images; its robust accuracy lies in the grey area. Below: certified accuracy of the "
         f"network's smoothed classifiers, on the first {plan.smoothed_images}, and for comparison accuracy under "
-        "attacks of the network itself, which is another classifier: these lines enclose nothing. "
+        "attacks of the network itself, which is another classifier: the robust accuracy of neither is enclosed. "
         + seeds_note([plan.seeds], intervals="shaded" if plan.seeds > 1 else "")
     )
     return Picture(
@@ -220,7 +221,7 @@ def _draw_l_infinity(axes: Axes, bounds: Bounds, network: str) -> None:
 def _draw_l2(axes: Axes, bounds: Bounds, network: str) -> None:
     lines = {ATTACKED_L2: Line("under attacks: at most", BLACK, "v", "--", False, 1.5, 5)}
     for sigma, look in zip(SIGMAS, (("s", "-"), ("D", ":")), strict=True):
-        lines[smoothed(sigma)] = Line(f"certified, {smoothed(sigma)}", PURPLE, *look, False, 1.5, 4)
+        lines[smoothed(sigma)] = Line(f"smoothed classifier certified, sigma {sigma:g}", PURPLE, *look, False, 1.5, 4)
     for bound, line in lines.items():
         draw_line(axes, line, {radius: bounds.mean(network, bound, radius) for radius in (0.0, *RADII)})
     _finish(axes, "radius")
@@ -232,12 +233,12 @@ def _finish(axes: Axes, x_label: str) -> None:
 
 
 def _in_words(bounds: Bounds) -> str:
-    """Return what the figure shows in L-infinity, for who does not see it."""
+    """Return what the figure shows at both ends of the lines in L-infinity, for who does not see it."""
     sentences = []
     for network in bounds.networks:
         means = {eps: [bounds.mean(network, bound, eps).mean for bound in (CERTIFIED, ATTACKED)] for eps in EPS}
-        pairs = (f"{low:.3f} to {high:.3f} at {eps:g}" for eps, (low, high) in means.items())
-        sentences.append(f"{network}: robust accuracy from {', '.join(pairs)}.")
+        ends = (f"from {means[eps][0]:.3f} to {means[eps][1]:.3f} at eps {eps:g}" for eps in (EPS[0], EPS[-1]))
+        sentences.append(f"{network}: robust accuracy {', '.join(ends)}.")
     return " ".join(sentences)
 
 
