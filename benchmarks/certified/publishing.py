@@ -51,18 +51,20 @@ def results(plan: Plan) -> pd.DataFrame:
             if result is None:
                 raise StoreError(f"expected {step} of {run} in {plan.store}, but it is gone: run the command again")
             shared = {"dataset": run.dataset, "network": str(run.loss), "seed": run.seed, "images": step.images}
-            for bound, radius, accuracy, seconds in _bounds(step.kind, step.size, result):
+            for bound, radius, accuracy, seconds in _bounds(step.kind, step.size, result, RADII[plan.dataset]):
                 measured = {"bound": bound, "radius": radius, "accuracy": accuracy, "seconds": seconds}
                 rows.append({**shared, **measured})
     return pd.DataFrame(rows, columns=COLUMNS).drop_duplicates(["network", "seed", "bound", "radius"])
 
 
-def _bounds(kind: str, size: float, result: Mapping[str, Any]) -> list[tuple[str, float, float, float]]:
+def _bounds(
+    kind: str, size: float, result: Mapping[str, Any], all_radii: Sequence[float]
+) -> list[tuple[str, float, float, float]]:
     """Return name, radius, accuracy and seconds of each bound in a result; at radius 0 both are clean accuracy."""
     clean, seconds = float(np.mean(result["correct"])), result["seconds"]
     if kind == "smoothed":
         radii = np.array(result["radius"])
-        return [(smoothed(size), r, float(np.mean(radii >= r)), seconds if r == 0 else 0.0) for r in (0.0, *RADII)]
+        return [(smoothed(size), r, float(np.mean(radii >= r)), seconds if r == 0 else 0.0) for r in (0.0, *all_radii)]
     if kind == "L2":
         return [(ATTACKED_L2, 0.0, clean, 0.0), (ATTACKED_L2, size, float(np.mean(result["robust"])), seconds)]
     return [
@@ -77,7 +79,7 @@ class Bounds:
 
     def __init__(self, frame: pd.DataFrame) -> None:
         self.networks = tuple(frame.network.unique())
-        self.seeds = frame.seed.nunique()
+        self.radii = tuple(sorted(frame.radius[frame.bound == ATTACKED_L2].unique()))
         keys = ["network", "bound", "radius"]
         self._by_seed = {key: dict(zip(of.seed, of.accuracy, strict=True)) for key, of in frame.groupby(keys)}
 
@@ -107,7 +109,7 @@ def tables(bounds: Bounds, plan: Plan) -> list[Table]:
     )
     header = ("eps", "network", "certified: at least", "under attacks: at most", "undecided")
     columns = (*map(smoothed, SIGMAS), ATTACKED_L2)
-    rows_l2 = _rows(bounds, (0.0, *RADII), difference, columns)
+    rows_l2 = _rows(bounds, bounds.radii, difference, columns)
     names = (*(f"certified, {smoothed(sigma)}" for sigma in SIGMAS), "network itself under attacks: at most")
     return [
         Table(f"{plan.dataset}: robust accuracy between two bounds, L-infinity", header, rows, _notes(plan)),
@@ -162,7 +164,6 @@ def _notes(plan: Plan) -> tuple[str, ...]:
 
 
 def _notes_l2(plan: Plan) -> tuple[str, ...]:
-    square = f" and {plan.square_iter} queries of Square" if plan.dataset != "digits" else ", without Square"
     return (
         f"The first {plan.smoothed_images} test images. {_seeds(plan)}",
         "Certified: randomized smoothing (Cohen et al. 2019) by ART: the share of images whose label the smoothed "
@@ -171,7 +172,7 @@ def _notes_l2(plan: Plan) -> tuple[str, ...]:
         f"certify it; each certificate holds with probability {1 - ALPHA:g}, and reaches to 2.46 sigma at most.",
         "The smoothed classifier is another classifier than the network under attack: these columns do not enclose the "
         "robust accuracy of either. No network was trained on Gaussian noise, which smoothing relies on.",
-        f"Under attacks: the network itself, {_attacks(plan)}{square}, in norm 2.",
+        f"Under attacks: the network itself, {_attacks(plan)}, without Square, in norm 2.",
     )
 
 
@@ -223,7 +224,7 @@ def _draw_l2(axes: Axes, bounds: Bounds, network: str) -> None:
     for sigma, look in zip(SIGMAS, (("s", "-"), ("D", ":")), strict=True):
         lines[smoothed(sigma)] = Line(f"smoothed classifier certified, sigma {sigma:g}", PURPLE, *look, False, 1.5, 4)
     for bound, line in lines.items():
-        draw_line(axes, line, {radius: bounds.mean(network, bound, radius) for radius in (0.0, *RADII)})
+        draw_line(axes, line, {radius: bounds.mean(network, bound, radius) for radius in bounds.radii})
     _finish(axes, "radius")
 
 

@@ -44,11 +44,11 @@ def accuracies(ended: Ended) -> pd.DataFrame:
 def test_every_network_and_seed_has_both_bounds_at_every_radius(ended: Ended, accuracies: pd.DataFrame) -> None:
     assert accuracies.network.unique().tolist() == NETWORKS
     kept = list(ended.store.glob("certified/*/*.json"))
-    assert len(kept) == len(NETWORKS) * (len(EPS) + len(RADII) + len(SIGMAS))
+    assert len(kept) == len(NETWORKS) * (len(EPS) + len(RADII["digits"]) + len(SIGMAS))
     for _, of_network in accuracies.groupby(["network", "seed"]):
         by_bound = of_network.groupby("bound").radius.apply(list)
         assert by_bound["certified"] == by_bound["attacked"] == [0.0, *EPS]
-        assert by_bound["attacked, L2"] == by_bound["smoothed, sigma 0.25"] == [0.0, *RADII]
+        assert by_bound["attacked, L2"] == by_bound["smoothed, sigma 0.25"] == [0.0, *RADII["digits"]]
 
 
 def test_certified_accuracy_is_at_most_that_under_attacks_and_both_fall_with_eps(accuracies: pd.DataFrame) -> None:
