@@ -207,13 +207,73 @@ class Gpu:
         return f"python -m benchmarks gpu{stages}{quick}{_changed(self, 'output', 'minutes', 'data_dir', 'device')}"
 
 
-def _changed(command: Run | Speed | Gpu, *names: str) -> str:
+@dataclass(frozen=True)
+class Certify:
+    """
+    Bracket robust accuracy: certified from below, attacked from above, of CE-, HR- and adversarially trained networks.
+
+    Networks of the digits or of MNIST, trained where the store lacks them; zonotopes and attacks in L-infinity, and
+    randomized smoothing in norm 2. On two cores about half an hour for the digits and hours for MNIST.
+    """
+
+    NEEDS: ClassVar = ("benchmarks.cli._certify",)
+
+    dataset: Literal["digits", "mnist"] = "digits"
+    """Whose networks: those of the grids digits and hardening-digits, or mnist-long and hardening-mnist."""
+    store: Path = Path("hrloss-store")
+    """Folder of trained networks, as for `run`; every measurement is kept there once it is finished."""
+    output: Path = Path("hrloss-certified")
+    """Folder for certified-DATASET.md, .csv, .png and .svg."""
+    seeds: int | None = None
+    """Use the seeds 0, 1, ... so many of them; by default 5 for the digits, 2 for MNIST."""
+    images: int | None = None
+    """Test images in L-infinity, from the first; by default all 360 of the digits, 100 of MNIST."""
+    smoothed_images: int = 100
+    """Test images in norm 2, from the first."""
+    max_iter: int = 100
+    """Steps of each white-box attack."""
+    square_iter: int = 1000
+    """Queries per image of the Square attack."""
+    epochs: int | None = None
+    """Train every network for so many epochs instead of its grid's."""
+    workers: int | None = None
+    """Networks at once, each in a process of its own; by default as many as there are processors."""
+    data_dir: Path = DATA_DIR
+    """Folder of the data sets, as for `run`."""
+
+    def __call__(self, console: Console) -> int:
+        """Measure what is missing and write all; returns the exit status."""
+        from benchmarks.cli._certify import certify
+
+        return certify(self, console)
+
+    @property
+    def command(self) -> str:
+        """What makes these results from nothing, to stand above the tables."""
+        names = ("dataset", "seeds", "images", "smoothed_images", "max_iter", "square_iter", "epochs")
+        return f"python -m benchmarks certify{_changed(self, *names)}"
+
+    @property
+    def resuming(self) -> str:
+        """The same command, with where it finds and keeps things."""
+        return self.command + _changed(self, "store", "output", "workers", "data_dir")
+
+
+def _changed(command: Run | Speed | Gpu | Certify, *names: str) -> str:
     """Return the options of these names that are not at their defaults, as one types them."""
     given = {name: value for name in names if (value := getattr(command, name)) != getattr(type(command), name)}
     return "".join(f" --{name.replace('_', '-')} {shlex.quote(str(value))}" for name, value in given.items())
 
 
-COMMANDS = {"run": Run, "status": Status, "report": Report, "grids": Grids, "speed": Speed, "gpu": Gpu}
+COMMANDS = {
+    "run": Run,
+    "status": Status,
+    "report": Report,
+    "grids": Grids,
+    "speed": Speed,
+    "certify": Certify,
+    "gpu": Gpu,
+}
 
 Command = (
     Annotated[Run, tyro.conf.subcommand("run")]
@@ -221,5 +281,6 @@ Command = (
     | Annotated[Report, tyro.conf.subcommand("report")]
     | Annotated[Grids, tyro.conf.subcommand("grids")]
     | Annotated[Speed, tyro.conf.subcommand("speed")]
+    | Annotated[Certify, tyro.conf.subcommand("certify")]
     | Annotated[Gpu, tyro.conf.subcommand("gpu")]
 )

@@ -157,7 +157,7 @@ def _draw_panel(axes: Axes, panel: Panel, *, beside: Sequence[Panel]) -> None:
     if panel.level is not None:
         axes.axhline(panel.level, color=GREY, linewidth=1.2)
     for line, points in panel.lines:
-        _draw_line(axes, line, points)
+        draw_line(axes, line, points)
     if not panel.log:
         axes.set_ylim(-0.02, 1.02)
         return
@@ -175,7 +175,8 @@ def _crowded(ticks: Sequence[float]) -> bool:
     return len(ticks) > 6 or bool((gaps < CROWDED * gaps.sum()).any())
 
 
-def _draw_line(axes: Axes, line: Line, points: Mapping[float, Interval]) -> None:
+def draw_line(axes: Axes, line: Line, points: Mapping[float, Interval]) -> None:
+    """The means of a line by x, with their intervals shaded."""
     x = np.array(list(points))
     mean = np.array([point.mean for point in points.values()])
     half_width = np.array([point.half_width for point in points.values()])

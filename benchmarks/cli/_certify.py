@@ -1,0 +1,47 @@
+"""What `certify` does: bounds on robust accuracy that are missing, and then their table and figure."""
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+
+from benchmarks.certified import measuring, publishing
+from benchmarks.config import ConfigError
+from benchmarks.execution import available_cpus, load_data
+from benchmarks.store._atomic import expect_writable
+
+if TYPE_CHECKING:
+    from benchmarks.cli._commands import Certify
+
+
+def certify(options: "Certify", console: Console) -> int:
+    """Measure what is missing and write all; returns the exit status."""
+    counts = ("seeds", "images", "smoothed_images", "max_iter", "epochs", "workers")
+    for name, least in {**dict.fromkeys(counts, 1), "square_iter": 0}.items():
+        if (value := getattr(options, name)) is not None and value < least:
+            raise ConfigError(f"expected {name.replace('_', '-')} to be at least {least}, but got {value}")
+    store, output, data_dir = (
+        Path(os.path.expanduser(folder)).absolute() for folder in (options.store, options.output, options.data_dir)
+    )
+    plan = measuring.Plan(
+        options.dataset,
+        store,
+        data_dir,
+        seeds=options.seeds or measuring.SEEDS[options.dataset],
+        images=options.images or measuring.IMAGES[options.dataset],
+        smoothed_images=options.smoothed_images,
+        max_iter=options.max_iter,
+        square_iter=options.square_iter,
+        epochs=options.epochs,
+    )
+    available = len(load_data(plan.dataset, plan.runs[0].recipe, data_dir=data_dir).test)
+    if (wanted := max(plan.images, plan.smoothed_images)) > available:
+        raise ConfigError(f"expected at most {available} images, the test images of {plan.dataset}, but got {wanted}")
+    expect_writable(output)
+    measuring.measure_all(plan, options.workers or available_cpus(), console)
+    tables, written = publishing.write(plan, output, options.command)
+    for table in tables:
+        console.print(table.rich())
+    console.print(f"Written: {', '.join(map(str, written))}", soft_wrap=True)
+    return 0
