@@ -24,7 +24,6 @@ from benchmarks.execution import threads
 AUTOATTACK: Final = "AutoAttack"
 WORST_CASE: Final = "worst case"
 PACKAGE = "pyautoattack"
-SEED = 0
 # Images that are attacked at once, as AutoAttack has it.
 BATCH_SIZE = 250
 # By a part of what AutoAttack warns of, a word for it.
@@ -45,11 +44,12 @@ class Evaluation:
     max_iter: int = 100
     """Of the worst case's ensemble; AutoAttack's `standard` has no settings."""
     square_iter: int = 5000
+    seed: int = 0
+    """Of the random starts. Whether an image near the edge is found depends on them."""
 
     def __str__(self) -> str:
-        if self.method == AUTOATTACK:
-            return "standard"
-        return f"{self.max_iter} steps, Square {self.square_iter}"
+        ours = f"{self.max_iter} steps, Square {self.square_iter}"
+        return ("standard" if self.method == AUTOATTACK else ours) + (f", seed {self.seed}" if self.seed else "")
 
 
 @dataclass(frozen=True)
@@ -168,7 +168,7 @@ def measure(evaluation: Evaluation, classifier: HRClassifier, images: Tensor, la
     """
     meter, true, originals = Meter(Passes(classifier.model)), as_array(labels), as_array(images)
     attack = _autoattack if evaluation.method == AUTOATTACK else _worst_case
-    with threads(1), seeded(SEED):
+    with threads(1), seeded(evaluation.seed):
         correct = _predicted(classifier, originals) == true
         adversarial, claimed, stages, flags = meter.metered("all", attack)(
             images.clone(), labels.clone(), classifier, evaluation, eps, meter
@@ -192,7 +192,7 @@ def _worst_case(
     attacks: dict[str, Any] = attacks_of(evaluation, classifier, eps)
     for name, attack in attacks.items():
         attack.generate = meter.metered(name, attack.generate)
-    options: dict[str, Any] = {"eps": eps, "attacks": attacks, "batch_size": BATCH_SIZE, "seed": SEED}
+    options: dict[str, Any] = {"eps": eps, "attacks": attacks, "batch_size": BATCH_SIZE, "seed": evaluation.seed}
     result = worst_case(classifier, as_array(images), as_array(labels), verbose=False, **options)
     found = {name: int((result.found_by == i).sum()) for i, name in enumerate(result.names)}
     stages = [Stage(name, meter.attacked.get(name, 0), found[name], meter.costs.get(name, Cost())) for name in attacks]
@@ -209,7 +209,7 @@ def _autoattack(
     images: Tensor, labels: Tensor, classifier: HRClassifier, evaluation: Evaluation, eps: float, meter: Meter
 ) -> Attacked:
     with _warnings() as flags:
-        adversary = library().AutoAttack(classifier.model, eps=eps, norm="Linf", seed=SEED, version=str(evaluation))
+        adversary = library().AutoAttack(classifier.model, eps=eps, seed=evaluation.seed, version="standard")
         attacks = {
             "APGD-CE": adversary.apgd,
             "APGD-T": adversary.apgd_targeted,

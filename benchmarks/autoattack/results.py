@@ -45,6 +45,7 @@ def path(folder: Path, case: Case, evaluation: Evaluation) -> Path:
     """Return the file of a result."""
     kind = "autoattack" if evaluation.method == AUTOATTACK else "worst-case"
     settings = "" if evaluation.method == AUTOATTACK else f"-{evaluation.max_iter}-{evaluation.square_iter}"
+    settings += f"-seed-{evaluation.seed}" if evaluation.seed else ""
     return folder / "results" / f"{case.key}-{kind}{settings}.json"
 
 
@@ -144,10 +145,10 @@ def pairs(folder: Path) -> list[Pair]:
         by_network.setdefault((place, result.eps, len(result.measured.correct)), []).append(result)
     paired: list[Pair] = []
     for _, same in sorted(by_network.items()):
-        references = [result for result in same if result.evaluation.method == AUTOATTACK]
-        ours = [result for result in same if result.evaluation.method == WORST_CASE]
-        for result in sorted(ours, key=lambda one: (-one.evaluation.max_iter, -one.evaluation.square_iter)):
-            paired += [Pair(reference, result) for reference in references]
+        by_seed = {one.evaluation.seed: one for one in same if one.evaluation.method == AUTOATTACK}
+        ours = [one for one in same if one.evaluation.method == WORST_CASE and one.evaluation.seed in by_seed]
+        ours.sort(key=lambda one: (-one.evaluation.max_iter, -one.evaluation.square_iter, one.evaluation.seed))
+        paired += [Pair(by_seed[one.evaluation.seed], one) for one in ours]
     return paired
 
 

@@ -62,7 +62,7 @@ def run(
         network, data = classifier(case, store, data_dir)
         console.print(f"{title}: network ready in {time.perf_counter() - begun:.1f} s", soft_wrap=True)
         images, labels = (part[: case.images] for part in data.test.tensors(network.device))
-        for evaluation in (Evaluation(AUTOATTACK), ours):
+        for evaluation in (Evaluation(AUTOATTACK, seed=ours.seed), ours):
             file = results.path(folder, case, evaluation)
             digest = fingerprint(evaluation, network, images, labels, case.eps, made_with)
             kept = results.load(file)

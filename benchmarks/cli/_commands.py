@@ -174,6 +174,8 @@ class AutoAttack:
     """Steps of each gradient attack of the worst case."""
     square_iter: int = 5000
     """Queries per image of its Square attack; 0 leaves it out."""
+    seed: int = 0
+    """Of the random starts of both; another one adds rows."""
 
     def __call__(self, console: Console) -> int:
         """Measure what is missing; returns the exit status."""
@@ -181,16 +183,16 @@ class AutoAttack:
         from benchmarks.autoattack.measuring import WORST_CASE, Evaluation
         from benchmarks.store import Store
 
-        for name, value, least in (("images", self.images, 1), ("max_iter", self.max_iter, 1)):
-            if value is not None and value < least:
-                raise ConfigError(f"expected {name} to be at least {least}, but got {value}")
-        if self.square_iter < 0:
-            raise ConfigError(f"expected square_iter to be at least 0, but got {self.square_iter}")
+        least = {"images": 1, "max_iter": 1, "square_iter": 0, "seed": 0}
+        for name, bound in least.items():
+            value = getattr(self, name)
+            if value is not None and value < bound:
+                raise ConfigError(f"expected {name} to be at least {bound}, but got {value}")
         if not all(0 < eps <= 1 for eps in self.eps):
             raise ConfigError(f"expected eps above 0 and at most 1, but got {self.eps}")
         store, output, data_dir = (Path(os.path.expanduser(path)) for path in (self.store, self.output, self.data_dir))
         cases = networks.chosen(self.networks, self.eps, self.images)
-        ours = Evaluation(WORST_CASE, self.max_iter, self.square_iter)
+        ours = Evaluation(WORST_CASE, self.max_iter, self.square_iter, self.seed)
         data_dir, command = data_dir.resolve(), self.resuming
         return running.run(cases, ours, Store(store), output, console, data_dir=data_dir, command=command)
 
@@ -200,7 +202,7 @@ class AutoAttack:
         several = {"networks": self.networks, "eps": tuple(map(str, self.eps))}
         given = {name: values for name, values in several.items() if values != getattr(type(self), name)}
         lists = "".join(f" --{name} {' '.join(map(shlex.quote, values))}" for name, values in given.items())
-        names = ("store", "output", "data_dir", "images", "max_iter", "square_iter")
+        names = ("store", "output", "data_dir", "images", "max_iter", "square_iter", "seed")
         return f"python -m benchmarks autoattack{lists}{_changed(self, *names)}"
 
 

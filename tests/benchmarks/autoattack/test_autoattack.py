@@ -195,6 +195,9 @@ def test_a_run_resumes_and_adds_settings(few, tmp_path: Path):
     values = call(few[:1], replace(BRIEF, square_iter=0))
     assert list(values["case"]) == ["digits-ce", "digits-ce", "masked-scaled"]
     assert len(files()) == 5
+    values = call(few[:1], replace(BRIEF, seed=1))  # with an AutoAttack of that seed
+    assert list(values["case"]) == ["digits-ce"] * 3 + ["masked-scaled"]
+    assert len(files()) == 7
     lost.write_text("{}")
     with pytest.raises(StoreError, match=lost.name):
         call(few)
@@ -279,6 +282,7 @@ def test_without_the_package_the_command_says_what_to_install(tmp_path: Path):
         (["--images", "0"], "images"),
         (["--max-iter", "0"], "max_iter"),
         (["--square-iter", "-1"], "square_iter"),
+        (["--seed", "-1"], "seed"),
         (["--eps", "0.1", "2"], "2.0"),
     ],
 )
