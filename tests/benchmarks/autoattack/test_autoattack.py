@@ -29,6 +29,7 @@ from benchmarks.autoattack.measuring import (
 from benchmarks.autoattack.networks import Case, chosen
 from benchmarks.autoattack.running import run
 from benchmarks.cli import main
+from benchmarks.cli._autoattack import AutoAttack
 from benchmarks.config import ConfigError, RunSpec
 from benchmarks.protocols import CE
 from benchmarks.recipes import DIGITS_ADAM
@@ -273,6 +274,13 @@ def test_without_the_package_the_command_says_what_to_install(tmp_path: Path):
     assert b"pip install pyautoattack" in ended.stderr
     assert b"Traceback" not in ended.stderr
     assert not any(tmp_path.iterdir())
+
+
+def test_the_command_that_resumes_has_what_was_given():
+    assert AutoAttack().resuming == "python -m benchmarks autoattack"
+    command = AutoAttack(networks=("digits", "mnist-hr"), store=Path("my store"), eps=(0.1, 0.2), max_iter=50)
+    options = "--networks digits mnist-hr --store 'my store' --eps 0.1 0.2 --max-iter 50"
+    assert command.resuming == f"python -m benchmarks autoattack {options}"
 
 
 @pytest.mark.parametrize(
