@@ -16,10 +16,10 @@ from art.attacks.evasion import FastGradientMethod
 from art.defences.postprocessor import Rounded
 from art.defences.preprocessor import FeatureSqueezing, SpatialSmoothing
 from art.defences.preprocessor.preprocessor import Preprocessor, PreprocessorPyTorch
-from testing.networks import Around
 from torch import nn
 
 from art_hrloss import HRLoss
+from benchmarks.autoattack.masked import Around
 
 ROOT = Path(__file__).parents[1]
 # The network's methods; each maps (classifier, images, labels) to an array.

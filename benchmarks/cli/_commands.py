@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks import grids
+from benchmarks.cli._autoattack import AutoAttack
 from benchmarks.cli._grid_options import GridOptions
 from benchmarks.config import DATA_DIR, ConfigError
 
@@ -271,6 +272,7 @@ COMMANDS = {
     "report": Report,
     "grids": Grids,
     "speed": Speed,
+    "autoattack": AutoAttack,
     "certify": Certify,
     "gpu": Gpu,
 }
@@ -281,6 +283,7 @@ Command = (
     | Annotated[Report, tyro.conf.subcommand("report")]
     | Annotated[Grids, tyro.conf.subcommand("grids")]
     | Annotated[Speed, tyro.conf.subcommand("speed")]
+    | Annotated[AutoAttack, tyro.conf.subcommand("autoattack")]
     | Annotated[Certify, tyro.conf.subcommand("certify")]
     | Annotated[Gpu, tyro.conf.subcommand("gpu")]
 )

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import torch
 from art.attacks import evasion
-from testing.networks import Passes
 
 from art_hrloss.attacks import AutoProjectedGradientDescent, FastGradientMethod, ProjectedGradientDescent
+from benchmarks.autoattack.measuring import Passes
 
 ARTS = {
     FastGradientMethod: evasion.FastGradientMethod,

@@ -8,12 +8,13 @@ import numpy as np
 import pytest
 import torch
 from art.estimators.classification import PyTorchClassifier
-from testing.networks import Counting, Curve, Root, scaled
+from testing.networks import Counting, Curve, Root
 from torch import nn
 
 from art_hrloss.attacks import AutoProjectedGradientDescent, seeded
 from art_hrloss.attacks._auto_pgd import checkpoints
 from art_hrloss.attacks._constraints import feasible
+from benchmarks.autoattack.masked import scaled
 
 LEFT_HALF = np.repeat([[True] * 4 + [False] * 4], 8, axis=0)[np.newaxis]
 MASK_PER_IMAGE = np.stack([np.roll(LEFT_HALF, shift, axis=2) for shift in range(50)]).astype(np.float64)

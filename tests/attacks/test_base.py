@@ -9,7 +9,7 @@ from art.attacks import evasion
 from art.defences.postprocessor import Postprocessor
 from art.defences.preprocessor import SpatialSmoothing
 from art.estimators.classification import PyTorchClassifier
-from testing.networks import Curve, DropoutAndBatchNorm, in_place, scaled
+from testing.networks import Curve, DropoutAndBatchNorm, in_place
 from torch import nn
 
 from art_hrloss import HRClassifier, HRLoss, attack_view
@@ -22,6 +22,7 @@ from art_hrloss.attacks import (
     seeded,
 )
 from art_hrloss.attacks._constraints import feasible
+from benchmarks.autoattack.masked import scaled
 
 LOSSES = ("ce", "hr", "margin", "dlr")
 SIZES = np.linspace(0.05, 0.2, 64, dtype=np.float32).reshape(1, 8, 8)

@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 from art.estimators.classification import BlackBoxClassifierNeuralNetwork
 from art.summary_writer import SummaryWriter
-from testing.networks import Around
 from torch import nn
 
 from art_hrloss import HRClassifier, HRLoss
 from art_hrloss.attacks import AutoProjectedGradientDescent, FastGradientMethod, ProjectedGradientDescent
+from benchmarks.autoattack.masked import Around
 
 KINDS = (FastGradientMethod, ProjectedGradientDescent, AutoProjectedGradientDescent)
 

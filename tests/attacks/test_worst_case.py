@@ -18,7 +18,6 @@ from art.attacks.evasion import (
     RescalingAutoConjugateGradient,
 )
 from art.estimators.classification import PyTorchClassifier
-from testing.networks import rounding, scaled
 from torch import nn
 
 from art_hrloss import attack_view
@@ -31,6 +30,7 @@ from art_hrloss.attacks import (
     ensemble,
     worst_case,
 )
+from benchmarks.autoattack.masked import rounding, scaled
 
 EPS = 0.1
 

@@ -7,13 +7,14 @@ import pytest
 import torch
 from art.attacks import evasion
 from art.defences.postprocessor.postprocessor import Postprocessor
-from testing.networks import Around, Decoy, Recording, rounding, scaled
+from testing.networks import Recording
 from torch import Tensor, nn
 
 from art_hrloss import HRClassifier
 from art_hrloss.attacks._constraints import margins
 from art_hrloss.classifier import as_hr_classifier
 from art_hrloss.diagnostics._measurements import Gradients, Target
+from benchmarks.autoattack.masked import Around, Decoy, rounding, scaled
 
 
 def target(classifier, x, y, *, eps=0.1, norm=np.inf, batch_size=128):

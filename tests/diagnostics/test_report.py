@@ -7,12 +7,13 @@ import numpy as np
 import pytest
 import torch
 from art.defences.preprocessor import JpegCompression, SpatialSmoothing
-from testing.networks import Around, Counting, Decoy, WinnersTakeAll, nan_where_bright, rounding, scaled, unnormalised
+from testing.networks import Counting, nan_where_bright, unnormalised
 from torch import nn
 
 from art_hrloss import GradientMaskingReport, HRClassifier, gradient_masking_report
 from art_hrloss.classifier import as_hr_classifier
 from art_hrloss.diagnostics._measurements import Gradients, Target
+from benchmarks.autoattack.masked import Around, Decoy, WinnersTakeAll, rounding, scaled
 
 EPS = 0.1
 QUICK = {"eps": EPS, "max_iter": 10, "square_iter": 40, "noise_draws": 10}

@@ -2,11 +2,11 @@
 
 import numpy as np
 import pytest
-from testing.networks import rounding
 from torch import nn
 
 from art_hrloss import gradient_masking_report
 from art_hrloss.attacks import SquareAttack
+from benchmarks.autoattack.masked import rounding
 
 SETTINGS = {"eps": 0.1, "max_iter": 3, "square_iter": 20, "noise_draws": 2}
 

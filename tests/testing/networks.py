@@ -1,28 +1,9 @@
-"""Networks around a network, to attack and to diagnose."""
+"""Networks around a network, to attack and to diagnose; masked ones are in benchmarks.autoattack.masked."""
 
 import torch
 from torch import nn
 
-
-class Around(nn.Module):
-    """A network between two functions, of the images and of the logits."""
-
-    def __init__(self, network, before=lambda x: x, after=lambda logits: logits):
-        super().__init__()
-        self.network, self.before, self.after = network, before, after
-
-    def forward(self, x):
-        return self.after(self.network(self.before(x)))
-
-
-def scaled(network, factor):
-    """The logits multiplied: the same predictions, and cross-entropy saturates."""
-    return Around(network, after=lambda logits: factor * logits)
-
-
-def rounding(network):
-    """An input step without a derivative."""
-    return Around(network, lambda x: (x * 15).round() / 15)
+from benchmarks.autoattack.masked import Around
 
 
 def noisy(network, size):
@@ -64,38 +45,6 @@ def nan_where_bright(network, limit):
     return Around(network, step)
 
 
-class Decoy(nn.Module):
-    """The logits of one network with the gradient of another."""
-
-    def __init__(self, network, other):
-        super().__init__()
-        self.network, self.other = network, other
-
-    def forward(self, x):
-        decoy = self.other(x)
-        return self.network(x).detach() + decoy - decoy.detach()
-
-
-class WinnersTakeAll(nn.Module):
-    """A network of 8 x 8 images whose activation, k-WTA, keeps the largest fifth (Xiao et al., 2020): it is rough."""
-
-    def __init__(self):
-        super().__init__()
-        self.conv1 = nn.Conv2d(1, 8, 3, padding=1)
-        self.conv2 = nn.Conv2d(8, 16, 3, padding=1)
-        self.fc = nn.Linear(64, 10)
-
-    def forward(self, x):
-        for layer in (self.conv1, self.conv2):
-            x = nn.functional.max_pool2d(self.winners(layer(x)), 2)
-        return self.fc(x.flatten(1))
-
-    def winners(self, x):
-        rows = x.flatten(1)
-        kept = rows >= rows.topk(rows.shape[1] // 5, dim=1).values[:, -1:]
-        return (rows * kept).view_as(x)
-
-
 class Counting(nn.Module):
     """Counts the images that pass forward, and those that pass backward."""
 
@@ -135,22 +84,6 @@ class Curve(nn.Module):
 
     def forward(self, x):
         return torch.cat([torch.zeros_like(x), self.f(x)], 1)
-
-
-class Passes:
-    """The sizes of the batches that pass forward through a network, and backward."""
-
-    def __init__(self, network):
-        self.network, self.forward, self.backward = network, [], []
-        network.register_forward_hook(self._count)
-
-    def _count(self, module, inputs, output):
-        self.forward.append(len(output))
-        if output.requires_grad:
-            output.register_hook(lambda gradient: self.backward.append(len(gradient)))
-
-    def clear(self):
-        del self.forward[:], self.backward[:]
 
 
 class DropoutAndBatchNorm(nn.Module):
