@@ -1,5 +1,6 @@
 """Results -> the paper's claims C1 to C7: the measured effect of each, paired over seeds, and a verdict."""
 
+import math
 from collections.abc import Iterable, Iterator, Mapping
 from itertools import product
 from typing import Any
@@ -11,7 +12,7 @@ from benchmarks.protocols import CE, HR, eps_text, protocol
 from benchmarks.report.markup import Table
 from benchmarks.report.results import Results, attacks, ce_attacks
 from benchmarks.report.selection import Selection, confusion_attacks
-from benchmarks.report.statistics import Interval, Verdict, judge, paired_interval
+from benchmarks.report.statistics import Interval, Verdict, judge, paired_interval, seeds_to_decide
 
 # What each claim says, and what its effect is.
 CLAIMS = {
@@ -33,7 +34,7 @@ CONVERGED = 0.99
 ACCURACY_MARGIN = 0.01
 TIME_MARGIN = 0.05
 COLUMNS = ["claim", "statement", "dataset", "where", "protocol", "measure"]
-COLUMNS += ["effect", "half_width_95", "pairs", "seeds", "verdict"]
+COLUMNS += ["effect", "half_width_95", "pairs", "seeds", "verdict", "seeds_to_decide"]
 
 
 def claims(results: Results) -> pd.DataFrame:
@@ -43,8 +44,9 @@ def claims(results: Results) -> pd.DataFrame:
     They compare CE with the HR loss whose alpha is nearest the paper's, both with nothing but the loss.
 
     :return: The columns claim (C1 to C7), statement, dataset, where (under which attack, strength and protocol),
-        protocol, measure (what less what), effect, half_width_95, pairs (how many), seeds and verdict; without numbers
-        where no pair of seeds has been evaluated yet; without rows for a grid without such a CE or HR.
+        protocol, measure (what less what), effect, half_width_95, pairs (how many), seeds, verdict and seeds_to_decide
+        (infinite above 1000); without numbers where no pair of seeds has been evaluated yet; without rows for a grid
+        without such a CE or HR.
     """
     rows = [
         row
@@ -70,12 +72,13 @@ def claims_table(found: pd.DataFrame) -> Table:
     for name, measured in found.groupby("claim"):
         # One verdict for each protocol, where the claim is about attacks: what is masked says nothing of what is not.
         by_protocol = measured[measured.protocol != ""].groupby("protocol").verdict.agg(overall)
-        rows.append((name, "", *CLAIMS[name], "", "" if len(by_protocol) else overall(measured.verdict)))
+        rows.append((name, "", *CLAIMS[name], "", "" if len(by_protocol) else overall(measured.verdict), ""))
         for of in (*PROTOCOLS, WORST):
-            rows += [("", "all", f"every row, {of}", "", "", by_protocol[of])] if of in by_protocol else []
+            rows += [("", "all", f"every row, {of}", "", "", by_protocol[of], "")] if of in by_protocol else []
         for row in measured.itertuples():
             effect = f"{Interval(row.effect, row.half_width_95, row.pairs):+z.3f}"
-            rows.append(("", row.dataset, row.where, effect, str(row.pairs), row.verdict))
+            more = {math.inf: "over 1000"}.get(row.seeds_to_decide, f"{row.seeds_to_decide:.0f}".replace("nan", ""))
+            rows.append(("", row.dataset, row.where, effect, str(row.pairs), row.verdict, more))
     seeds = sorted({int(seed) for text in found.seeds for seed in text.split()})
     notes = (
         f"Effects are paired over the seeds {', '.join(map(str, seeds)) or '(none yet)'}, of which a row has n: mean "
@@ -83,7 +86,8 @@ def claims_table(found: pd.DataFrame) -> Table:
         "misses 0 by chance.",
         "A row is supported or contradicted where its whole interval is on one side of 0, and else undecided, as it is "
         "with fewer than two seeds. A claim, in a protocol if it is about attacks, is supported if every judged row is "
-        "so, and contradicted if any row is, which among many rows one may be by chance.",
+        "so, and contradicted if any row is, which among many rows one may be by chance. seeds to decide: how many "
+        "would decide an undecided row, were its effect and its spread over the seeds to stay what they are.",
         "The paper makes C1, C2, C6 and C7 of MNIST, CIFAR-10 and SVHN, and C4 and C5 of MNIST; other data are judged "
         "by the same directions, but for C3, which has none for them. paper and exact are the protocols of Table 1. "
         "Of the worst case, of an ensemble of attacks, the paper says nothing: it is what becomes of C2.",
@@ -93,7 +97,7 @@ def claims_table(found: pd.DataFrame) -> Table:
         f"+{TIME_MARGIN:g}, contradicted above it; measured on the machine that trained, possibly with several runs at "
         "once.",
     )
-    header = ("claim", "data", "where", "effect", "n", "verdict")
+    header = ("claim", "data", "where", "effect", "n", "verdict", "seeds to decide")
     return Table("The paper's claims", header, tuple(rows), notes)
 
 
@@ -122,6 +126,7 @@ def _claim(
         "pairs": effect.n,
         "seeds": " ".join(map(str, sorted(first.keys() & second.keys()))),
         "verdict": judge(effect, sign=sign, margin=margin),
+        "seeds_to_decide": seeds_to_decide(effect, sign=sign, margin=margin),
     }
 
 

@@ -83,6 +83,24 @@ def judge(effect: Interval, *, sign: int = 1, margin: float = 0.0) -> Verdict:
     return "supported" if low > -margin else "contradicted" if high < -margin else "undecided"
 
 
+def seeds_to_decide(effect: Interval, *, sign: int = 1, margin: float = 0.0, most: int = 1000) -> float:
+    """
+    The number of seeds that would decide a claim, were its effect and spread to stay what they are.
+
+    :param effect: Its 95% interval, of two seeds or more.
+    :param sign: As for :func:`judge`.
+    :param margin: As for :func:`judge`.
+    :param most: What is more than this is infinite.
+    :return: A number of at least 2; NaN for a claim that is decided, that claims nothing, or without two seeds.
+    """
+    if judge(effect, sign=sign, margin=margin) != "undecided" or math.isnan(effect.half_width):
+        return math.nan
+    deviation = effect.half_width * math.sqrt(effect.n) / _quantile(effect.n - 1)
+    distance = abs(sign * effect.mean + margin)
+    enough = (n for n in range(2, most + 1) if _quantile(n - 1) * deviation / math.sqrt(n) < distance)
+    return float(next(enough, math.inf))
+
+
 def distance_to_identity(confusion: npt.NDArray[np.float64]) -> float:
     """
     The Frobenius norm of I - C, the paper's measure of how far a confusion matrix is from a perfect one.

@@ -269,7 +269,7 @@ def test_c2_is_judged_in_the_worst_case_by_hand() -> None:
     for place, (claim, verdict) in enumerate(zip(worst, verdicts, strict=True)):
         assert claim.effect == pytest.approx(0.01 * place - 0.03)
         assert claim.verdict == verdict
-    overall_rows = [(line[2], line[-1]) for line in claims_table(found).rows if line[1] == "all"]
+    overall_rows = [(line[2], line[-2]) for line in claims_table(found).rows if line[1] == "all"]
     assert overall_rows == [
         ("every row, exact", "supported"),
         ("every row, paper", "supported"),
@@ -301,10 +301,11 @@ def test_a_claim_is_supported_only_by_all_of_its_judged_rows(verdicts: list[str]
     assert overall(verdicts) == expected
     found = pd.DataFrame({"claim": "C1", "dataset": "mnist", "where": "here", "protocol": "", "verdict": verdicts})
     found = found.assign(effect=-0.0001, half_width_95=0.1, pairs=2, seeds="0 1")
-    assert claims_table(found).rows == (
-        ("C1", "", *CLAIMS["C1"], "", expected),
-        *(("", "mnist", "here", "+0.000 ± 0.100", "2", verdict) for verdict in verdicts),
-    )
+    for number, text in ((7.0, "7"), (float("inf"), "over 1000"), (float("nan"), "")):
+        assert claims_table(found.assign(seeds_to_decide=number)).rows == (
+            ("C1", "", *CLAIMS["C1"], "", expected, ""),
+            *(("", "mnist", "here", "+0.000 ± 0.100", "2", verdict, text) for verdict in verdicts),
+        )
 
 
 def test_the_table_holds_every_claim_and_names_its_seeds_and_its_margins() -> None:
@@ -317,7 +318,7 @@ def test_the_table_holds_every_claim_and_names_its_seeds_and_its_margins() -> No
     expected = [(name, protocol) for name in ("C2", "C3", "C5", "C6") for protocol in ("exact", "paper")]
     for line, (name, protocol) in zip(of_protocols, expected, strict=True):
         rows = found[(found.claim == name) & found["where"].str.endswith(f", {protocol}")]
-        assert line == ("", "all", f"every row, {protocol}", "", "", overall(rows.verdict))
+        assert line == ("", "all", f"every row, {protocol}", "", "", overall(rows.verdict), "")
     assert len(table.rows) == 7 + len(of_protocols) + len(found)
     notes = " ".join(table.notes)
     assert all(text in notes for text in ("the seeds 0, 1, 7,", "not corrected", "-0.01", "+0.05", "99%"))

@@ -131,7 +131,7 @@ def test_claims_are_written_with_their_effects_and_verdicts(tmp_path: Path) -> N
     columns = ["claim", "where", "verdict"]
     assert written[columns].to_numpy().tolist() == found[columns].to_numpy().tolist()
     assert written.effect.to_numpy() == pytest.approx(found.effect.to_numpy(), rel=1e-5, nan_ok=True)
-    assert re.search(r"^\| C1 \| .* \| supported \|$", (tmp_path / "claims.md").read_text(), re.MULTILINE)
+    assert re.search(r"^\| C1 \| .* \| supported \|  \|$", (tmp_path / "claims.md").read_text(), re.MULTILINE)
 
 
 @pytest.mark.parametrize("name", ["paper", "alpha-digits", "strong-svhn-grey", "hardening-digits"])

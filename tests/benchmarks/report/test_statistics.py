@@ -6,7 +6,14 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from benchmarks.report.statistics import Interval, distance_to_identity, judge, mean_interval, paired_interval
+from benchmarks.report.statistics import (
+    Interval,
+    distance_to_identity,
+    judge,
+    mean_interval,
+    paired_interval,
+    seeds_to_decide,
+)
 
 
 def test_five_seeds_by_hand() -> None:
@@ -109,3 +116,34 @@ def test_distance_to_identity_by_hand() -> None:
     assert distance_to_identity(np.eye(10)) == 0
     # The second class has no images: 0.01 + 0.01 are left.
     assert distance_to_identity(np.array([[0.9, math.nan], [0.1, math.nan]])) == pytest.approx(math.sqrt(0.02))
+
+
+@pytest.mark.parametrize("margin", [0.0, 0.01])
+@pytest.mark.parametrize("sign", [1, -1])
+def test_the_seeds_to_decide_are_the_fewest_whose_interval_of_the_same_spread_is_decided(
+    sign: int, margin: float
+) -> None:
+    values = [0.04, -0.03, 0.05, -0.01, 0.0]
+    effect = mean_interval(values)
+    assert judge(effect, sign=sign, margin=margin) == "undecided"
+    deviation = np.std(values, ddof=1)
+
+    def decided(n: int) -> bool:
+        half_width = scipy.stats.t.ppf(0.975, n - 1) * deviation / n**0.5
+        return judge(Interval(effect.mean, half_width, n), sign=sign, margin=margin) != "undecided"
+
+    n = seeds_to_decide(effect, sign=sign, margin=margin)
+    if (sign, margin) == (-1, 0.01):  # the effect is just at its margin
+        assert n == np.inf
+    else:
+        assert decided(int(n))
+        assert not decided(int(n) - 1)
+
+
+def test_what_is_decided_claims_nothing_or_has_no_spread_takes_no_number_of_seeds() -> None:
+    effect = mean_interval([0.02, -0.01, 0.03])
+    assert np.isnan(seeds_to_decide(mean_interval([1.0, 1.1, 0.9])))
+    assert np.isnan(seeds_to_decide(effect, sign=0))
+    assert np.isnan(seeds_to_decide(mean_interval([0.5])))
+    assert seeds_to_decide(mean_interval([0.0, 0.0])) == np.inf
+    assert seeds_to_decide(effect, most=3) == np.inf
