@@ -41,8 +41,8 @@ def ensemble(
     :param restarts: Attempts of each white-box attack that is not targeted.
     :param target_classes: Classes towards which Auto-PGD goes, the likeliest first, as far as there are so many; to the
            first five of them with all steps. 0 leaves these attacks out.
-    :param square_iter: Queries per example of the Square attack; 0 leaves it out. In L-infinity it ends after a tenth of
-           them in a row, and 500 at least, that found nothing.
+    :param square_iter: Queries per example of the Square attack; 0 leaves it out. In L-infinity it ends after a tenth
+           of them in a row, and 500 at least, that found nothing.
     :param hop_skip_jump_iter: Rounds of HopSkipJump, of a few thousand queries per example each; 0 leaves it out.
     :param transfer_from: Classifiers by name, whose adversarial images are tried as well.
     :param batch_size: Images that are attacked together.
