@@ -25,7 +25,7 @@ from benchmarks.store._atomic import expect_writable
 
 def run(
     cases: Sequence[Case],
-    ours: Evaluation,
+    ours: Sequence[Evaluation],
     store: Store,
     folder: Path,
     console: Console,
@@ -37,7 +37,7 @@ def run(
     Measure what is missing, network by network, and write the table after each.
 
     :param cases: The networks.
-    :param ours: The worst case, with its settings.
+    :param ours: The worst case, with each of its settings.
     :param store: Of the trained runs; missing ones are trained into it.
     :param folder: For the results and the table.
     :param command: The command, to stand in the table.
@@ -62,7 +62,8 @@ def run(
         network, data = classifier(case, store, data_dir)
         console.print(f"{title}: network ready in {time.perf_counter() - begun:.1f} s", soft_wrap=True)
         images, labels = (part[: case.images] for part in data.test.tensors(network.device))
-        for evaluation in (Evaluation(AUTOATTACK, seed=ours.seed), ours):
+        theirs = (Evaluation(AUTOATTACK, seed=evaluation.seed) for evaluation in ours)
+        for evaluation in (*theirs, *ours):
             file = results.path(folder, case, evaluation)
             digest = fingerprint(evaluation, network, images, labels, case.eps, made_with)
             kept = results.load(file)

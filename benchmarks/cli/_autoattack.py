@@ -2,6 +2,7 @@
 
 import os
 import shlex
+from collections.abc import Collection
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import ClassVar
@@ -38,8 +39,8 @@ class AutoAttack:
     """Steps of each gradient attack of the worst case."""
     square_iter: int = 5000
     """Queries per image of its Square attack; 0 leaves it out."""
-    seed: int = 0
-    """Of the random starts of both; another one adds rows."""
+    seeds: int = 1
+    """Use the seeds 0, 1, ... so many of them, for the random starts of both; each has a row."""
 
     def __call__(self, console: Console) -> int:
         """Measure what is missing; returns the exit status."""
@@ -47,7 +48,7 @@ class AutoAttack:
         from benchmarks.autoattack.measuring import WORST_CASE, Evaluation
         from benchmarks.store import Store
 
-        least = {"images": 1, "max_iter": 1, "square_iter": 0, "seed": 0}
+        least = {"images": 1, "max_iter": 1, "square_iter": 0, "seeds": 1}
         for name, bound in least.items():
             value = getattr(self, name)
             if value is not None and value < bound:
@@ -56,14 +57,23 @@ class AutoAttack:
             raise ConfigError(f"expected eps above 0 and at most 1, but got {self.eps}")
         store, output, data_dir = (Path(os.path.expanduser(path)) for path in (self.store, self.output, self.data_dir))
         cases = networks.chosen(self.networks, self.eps, self.images)
-        ours = Evaluation(WORST_CASE, self.max_iter, self.square_iter, self.seed)
-        data_dir, command = data_dir.resolve(), self.resuming
+        ours = [Evaluation(WORST_CASE, self.max_iter, self.square_iter, seed) for seed in range(self.seeds)]
+        data_dir, command = data_dir.resolve(), self.command
         return running.run(cases, ours, Store(store), output, console, data_dir=data_dir, command=command)
+
+    @property
+    def command(self) -> str:
+        """What makes these results from nothing, to stand above the tables."""
+        return self._typed(without=("store", "output", "data_dir"))
 
     @property
     def resuming(self) -> str:
         """The same command."""
-        changed = {field.name: value for field in fields(self) if (value := getattr(self, field.name)) != field.default}
+        return self._typed()
+
+    def _typed(self, without: Collection[str] = ()) -> str:
+        names = {field.name: field.default for field in fields(self) if field.name not in without}
+        changed = {name: value for name, default in names.items() if (value := getattr(self, name)) != default}
         options = ""
         for name, value in changed.items():
             words = map(str, value if isinstance(value, tuple) else (value,))

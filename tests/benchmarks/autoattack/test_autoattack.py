@@ -162,8 +162,8 @@ def test_a_run_resumes_and_adds_settings(few, tmp_path: Path):
     needs_autoattack()
     store, folder, console = Store(tmp_path / "store"), tmp_path / "out", Console(record=True, width=200)
 
-    def call(cases: list[Case], ours: Evaluation = BRIEF) -> pd.DataFrame:
-        assert run(cases, ours, store, folder, console, data_dir=tmp_path, command="the command") == 0
+    def call(cases: list[Case], *ours: Evaluation) -> pd.DataFrame:
+        assert run(cases, ours or [BRIEF], store, folder, console, data_dir=tmp_path, command="the command") == 0
         return pd.read_csv(folder / "autoattack.csv")
 
     def files() -> dict[str, int]:
@@ -196,7 +196,7 @@ def test_a_run_resumes_and_adds_settings(few, tmp_path: Path):
     values = call(few[:1], replace(BRIEF, square_iter=0))
     assert list(values["case"]) == ["digits-ce", "digits-ce", "masked-scaled"]
     assert len(files()) == 5
-    values = call(few[:1], replace(BRIEF, seed=1))  # with an AutoAttack of that seed
+    values = call(few[:1], BRIEF, replace(BRIEF, seed=1))  # with an AutoAttack of that seed
     assert list(values["case"]) == ["digits-ce"] * 3 + ["masked-scaled"]
     assert len(files()) == 7
     lost.write_text("{}")
@@ -281,6 +281,7 @@ def test_the_command_that_resumes_has_what_was_given():
     command = AutoAttack(networks=("digits", "mnist-hr"), store=Path("my store"), eps=(0.1, 0.2), max_iter=50)
     options = "--networks digits mnist-hr --store 'my store' --eps 0.1 0.2 --max-iter 50"
     assert command.resuming == f"python -m benchmarks autoattack {options}"
+    assert command.command == command.resuming.replace(" --store 'my store'", "")
 
 
 @pytest.mark.parametrize(
@@ -290,7 +291,7 @@ def test_the_command_that_resumes_has_what_was_given():
         (["--images", "0"], "images"),
         (["--max-iter", "0"], "max_iter"),
         (["--square-iter", "-1"], "square_iter"),
-        (["--seed", "-1"], "seed"),
+        (["--seeds", "0"], "seeds"),
         (["--eps", "0.1", "2"], "2.0"),
     ],
 )
