@@ -175,11 +175,14 @@ def test_data_sets_and_alphas_are_kept_apart() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "images", "protocols_with"),
-    [("strong-mnist", 1000, {"exact": "range"}), ("strong-svhn-grey", 1000, {"exact": "range", "paper": "data"})],
+    ("name", "first", "protocols_with"),
+    [
+        ("strong-mnist", {"range": 1000}, {"exact": "range"}),
+        ("strong-svhn-grey", {"range": 1000, "data": 300}, {"exact": "range", "paper": "data"}),
+    ],
 )
 def test_table_1_has_the_worst_case_beside_the_protocol_of_its_units(
-    name: str, images: int, protocols_with: dict[str, str]
+    name: str, first: dict[str, int], protocols_with: dict[str, str]
 ) -> None:
     grid = grids.get(name)
     dataset, _ = grid.recipes[0]
@@ -191,13 +194,16 @@ def test_table_1_has_the_worst_case_beside_the_protocol_of_its_units(
     for row in table.rows:
         eps = row[0] or eps
         units = protocols_with.get(row[1])
-        worst = AttackSpec("worst-case", eps=float(eps) or 1.0, units=units or "range", steps=50, images=images)
+        place = {"units": units or "range", "images": first[units or "range"]}
+        worst = AttackSpec("worst-case", eps=float(eps) or 1.0, steps=50, **place)
         by_hand = [entry(grid, loss, worst, dataset=dataset) for loss in (CE, HR)] if units else ["", ""]
         assert list(row[6:]) == by_hand
         seen += [(eps, row[1])] if units else []
     assert seen == [(eps, label) for eps in ("0.1", "0.25") for label in protocols_with]
     (note,) = (note for note in table.notes if note.startswith("Worst case"))
-    assert note.endswith(f"On the first {images} of the test images, eps as in its row.")
+    assert note.endswith(
+        f"On {', '.join(f'the first {n}' for n in sorted(first.values()))} of the test images, eps as in its row."
+    )
 
 
 def test_a_worst_case_that_is_not_there_yet_is_said_to_be_missing() -> None:
