@@ -21,7 +21,7 @@ from benchmarks.report.calibration import calibration_frame, calibration_table, 
 from benchmarks.report.claims import claims, claims_table
 from benchmarks.report.dot_figures import hardening
 from benchmarks.report.drawing import Picture, save, style
-from benchmarks.report.headline import answer, headline, headline_table
+from benchmarks.report.headline import Answer, answer, headline, headline_table
 from benchmarks.report.image_figures import confusion, margins, strip
 from benchmarks.report.line_figures import accuracy_vs_eps, alpha, bounds, figure_1, learning_curves, strong
 from benchmarks.report.markup import Table
@@ -95,6 +95,16 @@ class Report:
         return {name: several for name, several in made.items() if several}
 
     @cached_property
+    def answers(self) -> list[tuple[Answer, Table | None]]:
+        """What each data set's results say of robustness, and the table of its numbers."""
+        found = [headline(selection) for selection in self.selections]
+        answers = [answer(each) for each in found]
+        if len(answers) > 1:
+            named = zip(answers, self.results.datasets, strict=True)
+            answers = [replace(given, verdict=f"{dataset}: {given.verdict}") for given, dataset in named]
+        return [(given, headline_table(each)) for given, each in zip(answers, found, strict=True)]
+
+    @cached_property
     def pictures(self) -> list[Picture]:
         """The figures for which there is something to draw, data set by data set."""
         with style():
@@ -125,6 +135,8 @@ class Report:
         frames |= {name: frame for name, frame in numbers.items() if name in self.tables}
         texts = {f"{name}.csv": frame.to_csv(index=False, float_format="%.6g") for name, frame in frames.items()}
         texts["results.json"] = whole.to_json(orient="records", double_precision=15)
+        if told := [(f"{given}\n", table.markdown()) for given, table in self.answers if table]:
+            texts["headline.md"] = "\n".join("\n".join(parts) for parts in told) + f"\nMade by `{command}`\n"
         for name, several in self.tables.items():
             texts[f"{name}.md"] = "\n".join(table.markdown() for table in several) + f"\nMade by `{command}`\n"
             comment = f"% Made by `{command}`. Needs \\usepackage{{booktabs}}.\n\n"
@@ -147,13 +159,9 @@ def write(results: Results, folder: Path, *, command: str, facts: Mapping[str, s
     files = write_tables(report, folder, command=command)
     for picture in report.pictures:
         save(picture, folder)
-    headlines = [headline(selection) for selection in report.selections]
-    answers = [answer(found) for found in headlines]
-    if len(answers) > 1:
-        named = zip(answers, results.datasets, strict=True)
-        answers = [replace(given, verdict=f"{dataset}: {given.verdict}") for given, dataset in named]
+    answers = [given for given, _ in report.answers]
     by_name = {picture.name: picture for picture in report.pictures}
-    first: list[Table | Picture] = [table for found in headlines if (table := headline_table(found))]
+    first: list[Table | Picture] = [table for _, table in report.answers if table]
     for dataset in results.datasets:
         first += [by_name[name] for leading in LEADING if (name := f"{leading}-{dataset}") in by_name][:1]
     shown = page(

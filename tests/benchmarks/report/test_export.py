@@ -20,8 +20,10 @@ from benchmarks.execution import Job
 from benchmarks.execution._jobs import execute
 from benchmarks.report import export
 from benchmarks.report.claims import claims
+from benchmarks.report.headline import answer, headline, headline_table
 from benchmarks.report.provenance import provenance
 from benchmarks.report.results import Results
+from benchmarks.report.selection import Selection
 from benchmarks.store import Store, StoreError
 
 GRID = grids.mnist_short()
@@ -36,7 +38,7 @@ def write_tables(results: Results, folder: Path, *, command: str = "make it") ->
 
 def files(folder: Path, *names: str) -> list[Path]:
     endings = ("md", "tex", "csv")
-    whole = [folder / name for name in ("records.csv", "results.csv", "results.json")]
+    whole = [folder / name for name in ("headline.md", "records.csv", "results.csv", "results.json")]
     return sorted([*whole, *(folder / f"{name}.{ending}" for name in names for ending in endings)])
 
 
@@ -190,3 +192,17 @@ def test_a_users_own_attacks_have_a_table(tmp_path: Path) -> None:
     assert [row[:3] for row in table.rows] == [(*pair, str(made_up.N)) for pair in names]
     shares = [made_up.distinct(grid, run, grid.attacks[-2]) / made_up.N for run in grid.runs() if run.loss.name == "hr"]
     assert table.rows[-1][4].startswith(f"{np.mean(shares):.3f} ±")
+
+
+def test_the_headline_file_has_the_answer_and_the_numbers_of_each_data_set(tmp_path: Path) -> None:
+    results = made_up.results(grids.paper_grid())
+    write_tables(results, tmp_path)
+    text = (tmp_path / "headline.md").read_text()
+    for dataset in results.datasets:
+        found = headline(Selection(results, dataset))
+        assert f"{dataset}: {answer(found)}" in text
+        assert headline_table(found).markdown() in text
+    assert text.endswith("\nMade by `make it`\n")
+    nothing = tmp_path / "nothing"
+    write_tables(made_up.results(GRID, made=lambda run, attack: False), nothing)
+    assert not (nothing / "headline.md").exists()
