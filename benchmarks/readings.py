@@ -2,22 +2,17 @@
 The CIFAR-10 networks of the paper, read in other ways where it leaves them open: which is nearest to its Table 1?
 
 Each reading is a grid of one's own, such as `python -m benchmarks run --grid benchmarks.readings:no_weight_decay`; with
-the same options and store, `python -m benchmarks.readings` puts all that are there beside the printed figures.
+the same options and store, `python -m benchmarks readings` puts all that are there beside the printed figures.
 """
 
-import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import astuple, replace
 from pathlib import Path
 from statistics import fmean
 from types import MappingProxyType
-from typing import Literal
 
 import pandas as pd
-import tyro
-from rich.console import Console
 
-from benchmarks.cli._grid_options import GridOptions
 from benchmarks.config import AttackSpec, Grid, Recipe
 from benchmarks.grids import cifar10
 from benchmarks.protocols import CE, EPS, HR, exact, paper
@@ -131,41 +126,19 @@ def _notes(selections: Mapping[str, Selection], distances: Mapping[str, float]) 
     )
 
 
-def main(
-    store: Path = Path("hrloss-store"),
-    output: Path = Path("hrloss-readings"),
-    epochs: int | None = None,
-    seeds: int | None = None,
-    validation_size: int | None = None,
-    device: Literal["cpu", "gpu"] | None = None,
-    precision: Literal["float32", "tf32"] | None = None,
-) -> None:
+def publish(made: Sequence[tuple[str, Grid, str]], store: Store, folder: Path, command: str) -> Table:
     """
-    Put the readings that are in the store beside the printed figures, in OUTPUT/readings.md and readings.csv.
+    Write readings.md and readings.csv, of the readings that are in the store; return the table.
 
-    :param store: Folder of results.
-    :param output: Folder for the table.
-    :param epochs: As given to run.
-    :param seeds: As given to run.
-    :param validation_size: As given to run.
-    :param device: As given to run.
-    :param precision: As given to run.
+    :param made: Of each reading its name, its grid and the command that makes its results.
+    :param store: The results.
+    :param folder: Takes the two files.
+    :param command: The command that makes the table.
+    :raises StoreError: If the folder cannot be written.
     """
-    given = {"seeds": seeds, "epochs": epochs, "validation_size": validation_size, "device": device}
-    selections, commands = {}, []
-    for name, build in READINGS.items():
-        options = GridOptions(f"benchmarks.readings:{build.__name__}", store, precision=precision, **given)  # type: ignore[arg-type]
-        selections[name] = Selection(load(options.resolve(), Store(store)), "cifar10")
-        commands.append(f"- `{options.command}`")
-    table, numbers = readings_table(selections)
-    Console().print(table.rich())
-    text = "\n".join(
-        [table.markdown(), "Made by `python -m benchmarks.readings`, with the same options, from\n", *commands, ""]
-    )
-    folder = Path(os.path.expanduser(output))
+    table, numbers = readings_table({name: Selection(load(grid, store), "cifar10") for name, grid, _ in made})
+    commands = (f"- `{of_reading}`" for *_, of_reading in made)
+    text = "\n".join([table.markdown(), f"Made by `{command}` from\n", *commands, ""])
     write_bytes(folder / "readings.md", text.encode())
     write_bytes(folder / "readings.csv", numbers.to_csv(index=False, float_format="%.6g").encode())
-
-
-if __name__ == "__main__":
-    tyro.cli(main)
+    return table

@@ -55,7 +55,7 @@ class BracketError(RuntimeError):
 
 @dataclass(frozen=True)
 class Plan:
-    """What is measured of each network."""
+    """The measurements of each network."""
 
     dataset: str
     store: Path

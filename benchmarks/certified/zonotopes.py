@@ -34,7 +34,7 @@ class Zonotope(NamedTuple):
 
     @property
     def radius(self) -> Tensor:
-        """How far each neuron may be from its centre."""
+        """The largest distance of each neuron from its centre."""
         return self.terms[1:].abs().sum(0) + self.box
 
     def expanded(self) -> Tensor:

@@ -1,14 +1,13 @@
 """The command `autoattack` and its options, as tyro reads them."""
 
 import os
-import shlex
-from collections.abc import Collection
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import ClassVar
 
 from rich.console import Console
 
+from benchmarks.cli._grid_options import changed
 from benchmarks.config import DATA_DIR, ConfigError
 
 
@@ -17,8 +16,7 @@ class AutoAttack:
     """
     Put the worst case beside AutoAttack's own code, on trained networks and on networks of masked gradients.
 
-    Networks that are not in the store are trained into it. Each result is kept as it is finished; the same command
-    resumes, and with other settings adds rows to the table. Needs the package pyautoattack.
+    Networks that are not in the store are trained into it. Other settings add rows. Needs the package pyautoattack.
     """
 
     NEEDS: ClassVar = ("benchmarks.autoattack.running",)
@@ -63,19 +61,11 @@ class AutoAttack:
 
     @property
     def command(self) -> str:
-        """What makes these results from nothing, to stand above the tables."""
-        return self._typed(without=("store", "output", "data_dir"))
+        """The command that makes these results from nothing, to stand above the tables."""
+        names = ("networks", "images", "eps", "max_iter", "square_iter", "seeds")
+        return f"python -m benchmarks autoattack{changed(self, *names)}"
 
     @property
     def resuming(self) -> str:
-        """The same command."""
-        return self._typed()
-
-    def _typed(self, without: Collection[str] = ()) -> str:
-        names = {field.name: field.default for field in fields(self) if field.name not in without}
-        changed = {name: value for name, default in names.items() if (value := getattr(self, name)) != default}
-        options = ""
-        for name, value in changed.items():
-            words = map(str, value if isinstance(value, tuple) else (value,))
-            options += f" --{name.replace('_', '-')} {' '.join(map(shlex.quote, words))}"
-        return f"python -m benchmarks autoattack{options}"
+        """The same command, with where it finds and keeps things."""
+        return f"python -m benchmarks autoattack{changed(self, *(field.name for field in fields(self)))}"

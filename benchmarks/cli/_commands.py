@@ -13,7 +13,8 @@ from rich.table import Table
 
 from benchmarks import grids
 from benchmarks.cli._autoattack import AutoAttack
-from benchmarks.cli._grid_options import GridOptions
+from benchmarks.cli._grid_options import GridOptions, changed
+from benchmarks.cli._readings import Readings
 from benchmarks.config import DATA_DIR, ConfigError
 
 
@@ -50,7 +51,7 @@ class Run(GridOptions):
     def resuming(self) -> str:
         """The same command, with where it finds and keeps things."""
         names = ("data_dir", "workers", "together", "scheduler", "tls_ca", "tls_cert", "tls_key")
-        return super().resuming + _changed(self, *names) + (" --download" if self.download else "")
+        return super().resuming + changed(self, *names) + (" --download" if self.download else "")
 
 
 @dataclass(frozen=True)
@@ -145,7 +146,7 @@ class Speed:
     def resuming(self) -> str:
         """The same command, but for the parts."""
         quick = " --quick" if self.quick else ""
-        return f"python -m benchmarks speed{quick}{_changed(self, 'output', 'data_dir', 'seconds', 'device')}"
+        return f"python -m benchmarks speed{quick}{changed(self, 'output', 'data_dir', 'seconds', 'device')}"
 
 
 @dataclass(frozen=True)
@@ -204,8 +205,10 @@ class Gpu:
     @property
     def resuming(self) -> str:
         """The same command."""
-        stages, quick = " ".join(["", "--stage", *self.stage] if self.stage else []), " --quick" if self.quick else ""
-        return f"python -m benchmarks gpu{stages}{quick}{_changed(self, 'output', 'minutes', 'data_dir', 'device')}"
+        quick = " --quick" if self.quick else ""
+        return f"python -m benchmarks gpu{changed(self, 'stage')}{quick}" + changed(
+            self, "output", "minutes", "data_dir", "device"
+        )
 
 
 @dataclass(frozen=True)
@@ -250,20 +253,14 @@ class Certify:
 
     @property
     def command(self) -> str:
-        """What makes these results from nothing, to stand above the tables."""
+        """The command that makes these results from nothing, to stand above the tables."""
         names = ("dataset", "seeds", "images", "smoothed_images", "max_iter", "square_iter", "epochs")
-        return f"python -m benchmarks certify{_changed(self, *names)}"
+        return f"python -m benchmarks certify{changed(self, *names)}"
 
     @property
     def resuming(self) -> str:
         """The same command, with where it finds and keeps things."""
-        return self.command + _changed(self, "store", "output", "workers", "data_dir")
-
-
-def _changed(command: Run | Speed | Gpu | Certify, *names: str) -> str:
-    """Return the options of these names that are not at their defaults, as one types them."""
-    given = {name: value for name in names if (value := getattr(command, name)) != getattr(type(command), name)}
-    return "".join(f" --{name.replace('_', '-')} {shlex.quote(str(value))}" for name, value in given.items())
+        return self.command + changed(self, "store", "output", "workers", "data_dir")
 
 
 COMMANDS = {
@@ -274,6 +271,7 @@ COMMANDS = {
     "speed": Speed,
     "autoattack": AutoAttack,
     "certify": Certify,
+    "readings": Readings,
     "gpu": Gpu,
 }
 
@@ -285,5 +283,6 @@ Command = (
     | Annotated[Speed, tyro.conf.subcommand("speed")]
     | Annotated[AutoAttack, tyro.conf.subcommand("autoattack")]
     | Annotated[Certify, tyro.conf.subcommand("certify")]
+    | Annotated[Readings, tyro.conf.subcommand("readings")]
     | Annotated[Gpu, tyro.conf.subcommand("gpu")]
 )

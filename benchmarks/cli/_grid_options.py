@@ -70,7 +70,7 @@ class GridOptions:
 
     @property
     def command(self) -> str:
-        """What makes these results from nothing, to stand under the tables."""
+        """The command that makes these results from nothing, to stand under the tables."""
         overrides = (f" --{name.replace('_', '-')} {shlex.quote(str(value))}" for name, value in self._overrides())
         return f"python -m benchmarks run --grid {shlex.quote(self.grid)}" + "".join(overrides)
 
@@ -101,6 +101,16 @@ class GridOptions:
             "precision",
         )
         return [(name, value) for name in names if (value := getattr(self, name)) is not None]
+
+
+def changed(command: object, *names: str) -> str:
+    """Return the options of these names that are not at their defaults, as one types them."""
+    text = ""
+    for name in names:
+        if (value := getattr(command, name)) != getattr(type(command), name):
+            words = map(str, value if isinstance(value, tuple) else (value,))
+            text += f" --{name.replace('_', '-')} {' '.join(map(shlex.quote, words))}"
+    return text
 
 
 def _plain(value: object) -> str:

@@ -10,6 +10,7 @@ import pytest
 from testing import made_up
 
 from benchmarks import grids, readings
+from benchmarks.cli import main
 from benchmarks.config import AttackSpec, RunSpec
 from benchmarks.protocols import CE, HR, paper
 from benchmarks.report.selection import Selection
@@ -60,9 +61,16 @@ def test_the_table_has_the_accuracies_and_the_mean_distance_from_what_is_printed
 @pytest.mark.slow
 def test_without_results_the_command_shows_what_is_printed_and_the_commands_that_make_them(tmp_path: Path) -> None:
     folders = ["--store", str(tmp_path / "store"), "--output", str(tmp_path / "out"), "--seeds", "1"]
-    done = subprocess.run([sys.executable, "-m", "benchmarks.readings", *folders], capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-m", "benchmarks", "readings", *folders], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     text = (tmp_path / "out/readings.md").read_text()
     assert "| printed | CE | 0.656 | 0.296 | 0.282 |" in text
     for build in readings.READINGS.values():
         assert f"`python -m benchmarks run --grid benchmarks.readings:{build.__name__} --seeds 1`" in text
+
+
+def test_bad_options_are_refused_before_anything_is_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for options, value in ((["--seeds", "0"], "seeds"), (["--epochs", "-1"], "epochs"), (["--seed", "1"], "--seeds")):
+        assert main(["readings", "--output", str(tmp_path / "out"), *options]) == 2
+        assert value in capsys.readouterr().err
+    assert not any(tmp_path.iterdir())
