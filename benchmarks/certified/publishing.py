@@ -14,6 +14,7 @@ from benchmarks.report.drawing import (
     BLACK,
     GREEN,
     GREY,
+    PURPLE,
     Line,
     Picture,
     draw_legend,
@@ -28,7 +29,6 @@ from benchmarks.report.statistics import Interval, mean_interval, paired_interva
 from benchmarks.store import StoreError, write_bytes
 
 CLEAN, CERTIFIED, ATTACKED, ATTACKED_L2 = "clean", "certified", "attacked", "attacked, L2"
-PURPLE = "#CC79A7"  # of Okabe and Ito as well
 BRACKET = "true robust accuracy lies here"
 COLUMNS = ["dataset", "network", "seed", "bound", "radius", "accuracy", "images", "seconds"]
 

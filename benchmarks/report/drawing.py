@@ -24,10 +24,10 @@ from benchmarks.report.statistics import Interval
 from benchmarks.store import write_bytes
 
 # Okabe and Ito, Color Universal Design, 2008: told apart with any colour vision.
-BLUE, VERMILLION, GREEN = "#0072B2", "#D55E00", "#009E73"
+BLUE, VERMILLION, GREEN, PURPLE = "#0072B2", "#D55E00", "#009E73", "#CC79A7"
 BLACK, GREY = "#000000", "#767676"
 # Of a user's own losses, colour and marker.
-OWN_LOOKS = (("#009E73", "^"), ("#CC79A7", "D"), ("#E69F00", "v"))
+OWN_LOOKS = ((GREEN, "^"), (PURPLE, "D"), ("#E69F00", "v"))
 LINE_STYLES = ("-", "--", ":", "-.")
 MARKERS_PER_LINE = 10
 # Labels of ticks that are nearer than this share of their axis are turned.

@@ -12,11 +12,7 @@ from benchmarks.report import notes
 from benchmarks.report.markup import Table
 from benchmarks.report.paper import PAPER_COLUMNS, PAPER_CONFUSION, PAPER_CONFUSION_EPS, PAPER_TABLE_1
 from benchmarks.report.results import ce_attacks, exact_attacks
-from benchmarks.report.selection import (
-    Selection,
-    confusion_attacks,
-    where,
-)
+from benchmarks.report.selection import Selection, confusion_attacks, where
 from benchmarks.report.statistics import Interval, mean_interval, paired_interval
 
 TABLE_1_ROWS = ("no attack", "exact", "torch's CE", "paper")
