@@ -2,7 +2,7 @@
 
 from importlib.metadata import version as version_of
 
-project, author, copyright = "art_hrloss", "The art_hrloss developers", "The art_hrloss developers"  # noqa: A001
+project, author, copyright = "art_hrloss", "The art_hrloss developers", "The art_hrloss developers"
 version = release = version_of("art_hrloss")
 
 extensions = [
