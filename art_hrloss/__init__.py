@@ -1,11 +1,11 @@
 """
 The HR loss, conditional entropy plus a Renyi divergence, for the Adversarial Robustness Toolbox (ART).
 
-* :class:`HRLoss`, :func:`hr_loss`: train any PyTorch network; more in :mod:`art_hrloss.losses`
+* :class:`HRLoss`, :func:`hr_loss`: the training loss for any PyTorch network; more in :mod:`art_hrloss.losses`
 * :class:`HRClassifier`, :func:`attack_view`: ART's PyTorchClassifier, attacked along any loss
-* attacks and :func:`worst_case`: robust accuracy under an ensemble; more in :mod:`art_hrloss.attacks`
-* :func:`gradient_masking_report`: whether a robustness is gradient masking; more in :mod:`art_hrloss.diagnostics`
-* :func:`error_bounds`: Proposition 1; more in :mod:`art_hrloss.bounds`
+* attacks and :func:`worst_case`: robust accuracy under an ensemble of attacks; more in :mod:`art_hrloss.attacks`
+* :func:`gradient_masking_report`: tests for gradient masking; more in :mod:`art_hrloss.diagnostics`
+* :func:`error_bounds`: Proposition 1 for a classifier; more in :mod:`art_hrloss.bounds`
 """
 
 from art_hrloss.attacks import (

@@ -1,4 +1,4 @@
-"""Results as HTML for notebooks."""
+"""HTML tables of results for notebooks."""
 
 from collections.abc import Iterable, Sequence
 from html import escape
@@ -6,10 +6,12 @@ from html import escape
 
 def html_table(title: str, header: Sequence[str], rows: Iterable[Sequence[str]], notes: Iterable[str] = ()) -> str:
     """
-    Return a table with a title above and notes below, every text escaped.
+    Return an HTML table with a title above it and notes below it; all text is escaped.
 
-    It sets no colour, so that it has those of the notebook's theme, light or dark. The first column is a name, aligned
-    left; so are columns that are empty or text in every row. Numbers are aligned right.
+    The table sets no colour, so it follows the light or dark theme of the notebook. Columns of text are aligned left,
+    columns that contain a number are aligned right.
+
+    :param rows: Rows of cells, as many as there are names in the header.
 
     >>> html_table("Two", ("what", "value"), [("a < b", "1")])[:60]
     '<div><p><strong>Two</strong></p><table><thead><tr><th scope='
@@ -31,5 +33,5 @@ def html_table(title: str, header: Sequence[str], rows: Iterable[Sequence[str]],
 
 
 def _is_text(column: Iterable[str]) -> bool:
-    """Return whether no cell of a column begins as a number does."""
+    """Return True if no cell of a column starts with a number."""
     return not any(cell.lstrip(" -")[:1].isdigit() for cell in column)

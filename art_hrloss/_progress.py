@@ -1,4 +1,4 @@
-"""Long calls, step by step: a progress bar while they run, and what the finished steps found if they are stopped."""
+"""Long calls in steps: a progress bar, and the partial result of the finished steps if the call is interrupted."""
 
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -15,9 +15,10 @@ from art_hrloss._context import restored
 
 @dataclass(frozen=True, eq=False, repr=False, kw_only=True)
 class StepwiseResult:
-    """The result of steps, each of which adds to it."""
+    """Base of results that are computed in steps, each of which adds fields."""
 
-    unfinished: tuple[str, ...] = ()  #: The steps that are missing, because the call was stopped before their end.
+    #: The names of the steps that have not finished, because the call was interrupted.
+    unfinished: tuple[str, ...] = ()
 
     @property
     def complete(self) -> bool:
@@ -26,11 +27,11 @@ class StepwiseResult:
 
     @property
     def robust(self) -> npt.NDArray[np.bool_]:
-        """The examples that no finished step misclassified, shape ``(n,)``."""
+        """The examples without an adversarial example in any finished step, boolean of shape ``(n,)``."""
         raise NotImplementedError
 
     def __repr__(self) -> str:
-        return str(self)  # the readable table: a dataclass's own form would print every pixel
+        return str(self)  # the table; the default repr of a dataclass would print every pixel
 
 
 Result = TypeVar("Result", bound=StepwiseResult)
@@ -40,16 +41,16 @@ def run_steps(
     result: Result, steps: Mapping[str, Callable[[Result], Mapping[str, Any]]], *, title: str, verbose: bool
 ) -> Result:
     """
-    Run one step after another and return the result; hand it on with the exception that stops a step.
+    Run the steps one after another and return the result; attach the partial result to an exception in a step.
 
-    The exception, KeyboardInterrupt above all, is raised again as it is, so that nothing around the call takes it for
-    finished: an exception of another class would end a script with another status than an interrupted one's, by which
-    a shell's loop would go on. Its attribute `partial_result` is the result of the steps before, and a note says so.
+    The exception, usually KeyboardInterrupt, is raised again unchanged. A different exception would give an interrupted
+    script another exit status, and a loop in a shell would then continue. The attribute `partial_result` of the
+    exception is the result of the finished steps, and a note on the exception says so.
 
-    :param result: What is known before the first step.
-    :param steps: By name, functions of the result so far that return the fields they change.
-    :param title: The name of the call.
-    :param verbose: Whether to show a bar.
+    :param result: The result before the first step.
+    :param steps: Functions by name. Each takes the result of the previous steps and returns the fields that it changes.
+    :param title: The name of the call, for the progress bar.
+    :param verbose: Whether to show a progress bar.
     """
     names = tuple(steps)
     result = replace(result, unfinished=names)
@@ -61,28 +62,28 @@ def run_steps(
                     robust = result.robust
                     bar.set_description_str(f"{title}: {name}", refresh=False)
                     bar.set_postfix_str(f"{robust.sum()} of {len(robust)} robust, accuracy {robust.mean():.3f}")
-                # One assignment, so that a step counts as a whole or not at all wherever an interrupt falls.
+                # One assignment: wherever an interrupt happens, a step is either completely in the result or absent.
                 result = replace(result, unfinished=names[i + 1 :], **step(result))
                 bar.update()
     except BaseException as error:
         done = len(names) - len(result.unfinished)
-        where = f" in {result.unfinished[0]}" if result.unfinished else ""
+        step_name = f" in {result.unfinished[0]}" if result.unfinished else ""
         error.add_note(
-            f"{title} was stopped{where} when {done} of its {len(names)} steps had finished. What they found is this "
-            "exception's attribute partial_result: in a notebook, import sys and take sys.last_value.partial_result"
+            f"{title} was interrupted{step_name}: {done} of {len(names)} steps have finished. Their result is the "
+            "attribute partial_result of this exception. In a notebook: import sys, then sys.last_value.partial_result"
         )
-        vars(error)["partial_result"] = result  # no class declares this attribute
+        vars(error)["partial_result"] = result  # through vars, because mypy knows no exception with this attribute
         raise
     return result
 
 
-# Without tqdm's estimate of the time left: one attack may take a thousand times as long as another.
+# Without tqdm's estimate of the remaining time: the attacks of an ensemble take very different times.
 _FORMAT = "{desc} {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} [{elapsed}{postfix}]"
 
 
 @contextmanager
 def _live(bar: Any) -> Iterator[None]:
-    """Redraw a bar every second, from a thread: a step of many minutes would otherwise look dead."""
+    """Redraw a progress bar every second from a thread, so that its clock also runs during a step of many minutes."""
     if bar.disable:
         yield
         return
@@ -102,25 +103,27 @@ def _live(bar: Any) -> Iterator[None]:
 
 
 def check_verbose(verbose: Any) -> None:
-    """Raise unless `verbose` is True or False, as ART does."""
+    """Raise ValueError unless `verbose` is True or False, as ART does."""
     if not isinstance(verbose, bool):
         raise ValueError(f"expected verbose to be True or False, but got {verbose!r}")
 
 
 @contextmanager
 def silenced(attacks: Iterable[object]) -> Iterator[None]:
-    """Switch the attacks' own progress bars off, and restore their `verbose` afterwards."""
-    loud: list[Any] = [part for attack in attacks for part in _parts(attack) if getattr(part, "verbose", False) is True]
-    with restored(loud, "verbose"):
-        for part in loud:
+    """Set `verbose` of the attacks to False, so that they show no progress bars, and restore it afterwards."""
+    verbose: list[Any] = [
+        part for attack in attacks for part in _parts(attack) if getattr(part, "verbose", False) is True
+    ]
+    with restored(verbose, "verbose"):
+        for part in verbose:
             part.verbose = False
         yield
 
 
 def _parts(attack: object) -> Iterator[object]:
-    """Yield an attack and those it consists of: ART's wrappers hold one, its AutoAttack a list."""
+    """Yield an attack and the attacks inside it: ART's wrappers hold one attack, ART's AutoAttack holds a list."""
     yield attack
-    several = getattr(attack, "attacks", ())
-    for part in (getattr(attack, "_attack", None), *(several if isinstance(several, list | tuple) else ())):
+    members = getattr(attack, "attacks", ())
+    for part in (getattr(attack, "_attack", None), *(members if isinstance(members, list | tuple) else ())):
         if part is not None:
             yield from _parts(part)

@@ -14,9 +14,10 @@ from torch import Tensor
 from torch.nn import Module
 from tqdm.auto import tqdm
 
+from art_hrloss._base_classifier import AnyInputClassifier
 from art_hrloss._context import modes_kept
 from art_hrloss._labels import class_indices, parse_labels
-from art_hrloss._network import AnyInputClassifier, as_array
+from art_hrloss._network import as_array
 from art_hrloss._preconditions import checked_tensor
 from art_hrloss.attacks._constraints import Array, FeasibleSet, at_least_one, check_units, rows_of
 from art_hrloss.attacks._losses import MARGIN, AttackLossName, attack_loss

@@ -15,9 +15,10 @@ from art.attacks.evasion import AutoAttack, AutoConjugateGradient, RescalingAuto
 from art.estimators.classification import PyTorchClassifier
 from torch import Tensor
 
+from art_hrloss._base_classifier import check_classifier
 from art_hrloss._context import modes_kept, seeded
 from art_hrloss._html import html_table
-from art_hrloss._network import as_array, check_classifier
+from art_hrloss._network import as_array
 from art_hrloss._preconditions import Images, Labels, checked_evaluation
 from art_hrloss._progress import StepwiseResult, check_verbose, run_steps, silenced
 from art_hrloss.attacks._base import TensorAttack, predicted_classes

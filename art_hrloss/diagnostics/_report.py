@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from art.estimators.classification import PyTorchClassifier
 
+from art_hrloss._base_classifier import check_classifier
 from art_hrloss._context import modes_kept, seeded
 from art_hrloss._html import html_table
-from art_hrloss._network import check_classifier
 from art_hrloss._preconditions import checked_evaluation
 from art_hrloss._progress import check_verbose, run_steps
 from art_hrloss.attacks._constraints import check_eps, margins, norm_order

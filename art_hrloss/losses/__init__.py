@@ -1,4 +1,4 @@
-"""The HR loss: a module, pure functions of tensors, and the gradient of a batch that is too large for one pass."""
+"""The HR loss as a module and as functions of tensors, and its gradient for batches too large for one pass."""
 
 from art_hrloss.losses._accumulation import backward_by_parts
 from art_hrloss.losses._functional import (

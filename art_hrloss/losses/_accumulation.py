@@ -1,9 +1,9 @@
 """
-The gradient of the HR loss of a batch that is too large for one pass through the network.
+Gradient of the HR loss of a batch that is too large for one pass through the network.
 
-Gradients of the losses of its parts do not add up to it: the share of an example in the divergence's gradient is
-``m_i exp((alpha - 1) D_i)`` over the sum of all, which must be known before the first of them. So the parts go through
-the network twice, first without a graph.
+The gradients of the losses of the parts do not add up to the gradient of the batch. The share of example i in the
+gradient of the divergence is ``m_i exp((alpha - 1) D_i)`` divided by the sum over all examples, and this sum is needed
+before the first backward pass. Therefore each part passes through the network twice, first without a graph.
 """
 
 from collections.abc import Sequence
@@ -20,17 +20,20 @@ def backward_by_parts(network: nn.Module, parts: Sequence[tuple[Tensor, Tensor]]
     """
     Add the gradient of the loss of the joint batch to `.grad` of the network's parameters.
 
-    The result is that of ``loss(network(all), labels).backward()``, exact to rounding, in the memory of one part and
-    with twice the passes forward. What the network draws at random, as in dropout, is the same in both. In training
-    mode batch normalisation normalises each part by itself and counts it twice in its running statistics.
+    The gradient equals that of ``loss(network(images), labels).backward()`` for the joint batch, up to rounding. It
+    needs the memory of one part, and two forward passes instead of one; random layers such as dropout draw the same
+    numbers in both passes. In training mode, batch normalisation normalises each part separately and updates its
+    running statistics twice per part.
 
-    :param network: Maps images to logits.
-    :param parts: Images and their labels, as the loss takes them.
-    :param loss: With reduction "batch" and no process group.
-    :return: The loss of the joint batch, in nats, without a graph.
-    :raises ValueError: If there is no part, or the loss has another reduction or a process group.
+    :param network: A module that maps images to logits.
+    :param parts: The parts of the batch, each a pair of images and labels in the form that the loss takes.
+    :param loss: An HRLoss with reduction "batch" and without a process group.
+    :return: The loss of the joint batch, a scalar in nats, without a graph.
+    :raises ValueError: If there is no part, or if the loss has another reduction or a process group.
 
-    >>> network, images, labels = nn.Linear(2, 3), torch.eye(2), torch.tensor([0, 2])
+    >>> import torch
+    >>> from art_hrloss.losses import HRLoss, backward_by_parts
+    >>> network, images, labels = torch.nn.Linear(2, 3), torch.eye(2), torch.tensor([0, 2])
     >>> loss = backward_by_parts(network, [(images[:1], labels[:1]), (images[1:], labels[1:])], HRLoss())
     >>> torch.allclose(loss, HRLoss()(network(images), labels)), network.weight.grad.shape
     (True, torch.Size([3, 2]))
@@ -39,27 +42,29 @@ def backward_by_parts(network: nn.Module, parts: Sequence[tuple[Tensor, Tensor]]
         raise ValueError("expected at least one part of the batch, but got none")
     if loss.reduction != "batch" or loss.process_group is not None:
         raise ValueError(f"expected a loss with reduction 'batch' and no process group, but got {loss}")
-    states, each, options = [], [], options_of(loss)
+    states, part_terms, options = [], [], options_of(loss)
+    # First pass: the entropy and the divergence of every example, two numbers per example.
     with torch.no_grad():
         for images, labels in parts:
             states.append(_random_state(images))
-            each.append(example_terms(network(images), labels, options))
-    entropy, divergence, mass = (torch.cat(terms) for terms in zip(*each, strict=True))
+            part_terms.append(example_terms(network(images), labels, options))
+    entropy, divergence, mass = (torch.cat(terms) for terms in zip(*part_terms, strict=True))
     entropy.requires_grad_()
     divergence.requires_grad_()
     value = exponential_mean(entropy, mass.log(), 0.0) + exponential_mean(divergence, mass.log(), loss.alpha - 1)
-    by_entropy, by_divergence = torch.autograd.grad(value, (entropy, divergence))
-    sizes = [len(terms[0]) for terms in each]
-    shares = zip(by_entropy.split(sizes), by_divergence.split(sizes), strict=True)
-    for (images, labels), state, share in zip(parts, states, shares, strict=True):
+    grad_entropy, grad_divergence = torch.autograd.grad(value, (entropy, divergence))
+    sizes = [len(terms[0]) for terms in part_terms]
+    gradients = zip(grad_entropy.split(sizes), grad_divergence.split(sizes), strict=True)
+    # Second pass: by the chain rule, these derivatives are all that a part needs to know of the other parts.
+    for (images, labels), state, gradient in zip(parts, states, gradients, strict=True):
         with torch.random.fork_rng(devices=[images.device] if images.is_cuda else []):
             _set_random_state(state, images)
-            torch.autograd.backward(example_terms(network(images), labels, options)[:2], share)
+            torch.autograd.backward(example_terms(network(images), labels, options)[:2], gradient)
     return value.detach()
 
 
 def _random_state(images: Tensor) -> tuple[Tensor, Tensor | None]:
-    """Return the states of torch's generators that the network may draw from."""
+    """Return the states of torch's generators on the CPU and on the device of the images."""
     return torch.get_rng_state(), torch.cuda.get_rng_state(images.device) if images.is_cuda else None
 
 

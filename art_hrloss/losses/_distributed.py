@@ -1,9 +1,9 @@
 """
 Sums and maxima over the examples of all processes of a group, for training with torch.distributed.
 
-The HR loss of a batch is not the mean of the losses of its parts, so averaging the gradients of processes that each
-take the loss of their part, as DistributedDataParallel does, optimises another objective. With these sums every process
-computes the loss of the joint batch.
+The HR loss of a batch is not the mean of the losses of its parts. DistributedDataParallel averages the gradients of the
+processes: if each process computed the loss of its own part, the average would be the gradient of another objective.
+With these sums every process computes the loss of the joint batch.
 """
 
 import math
@@ -19,10 +19,10 @@ from art_hrloss.losses._numerics import Sums
 
 class JointSums(Sums):
     """
-    Sums and maxima of vectors that are split over the processes of a group; a process may have an empty part.
+    Sums and maxima of vectors that are distributed over the processes of a group; a part may be empty.
 
-    All processes must call them in the same order. The gradient of a sum is multiplied by the number of processes:
-    averaged over the processes, it is the gradient of the joint sum.
+    All processes must call the methods in the same order. The gradient of a sum is multiplied by the number of
+    processes, so that its average over the processes is the gradient of the joint sum.
     """
 
     def __init__(self, group: dist.ProcessGroup) -> None:
@@ -41,6 +41,8 @@ class JointSums(Sums):
 
 
 class _JointSum(torch.autograd.Function):
+    """Sum over processes, with a gradient: all_reduce itself is not differentiable."""
+
     @staticmethod
     def forward(ctx: Any, values: Tensor, group: dist.ProcessGroup) -> Tensor:
         ctx.processes = dist.get_world_size(group)
@@ -50,5 +52,6 @@ class _JointSum(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, by_total: Tensor) -> tuple[Tensor, None]:
-        return by_total * ctx.processes, None
+    def backward(ctx: Any, grad_total: Tensor) -> tuple[Tensor, None]:
+        # No communication: every process computes the same loss from the total, so the gradients are equal.
+        return grad_total * ctx.processes, None

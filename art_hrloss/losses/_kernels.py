@@ -1,11 +1,14 @@
 # mypy: disable-error-code="no-untyped-def, untyped-decorator"
 """
-The two passes of the HR loss as Triton kernels: of class indices without smoothing, on CUDA.
+The two passes of the HR loss as Triton kernels, for class indices without smoothing on CUDA.
 
-The mathematics is that of :mod:`art_hrloss.losses._passes`, but three kernels replace some sixty. One reads the rows of
-logits and writes columns, numbers per example; and, for each tile of examples, what the loss of the batch needs to know
-of them. One joins the tiles to the loss. One reads the logits again and writes the gradient. A batch that is a single
-tile needs no joining. Nothing waits for the device, nothing is added atomically: the same numbers give the same sums.
+The formulas are those of :mod:`art_hrloss.losses._passes`. Three kernels replace some sixty operations of torch:
+
+* `rows_kernel` reads the logits and writes columns (numbers per example) and statistics of each tile of examples;
+* `join_kernel` computes the loss from the statistics of all tiles; a batch of a single tile does not need it;
+* `gradient_kernel` reads the logits again and writes the gradient.
+
+The CPU never waits for the device. There are no atomic additions, so the same input always gives the same sums.
 """
 
 import triton
@@ -30,35 +33,38 @@ from art_hrloss.losses._tiles import (
     within_rows,
 )
 
-# Numbers per tile of examples, of which join makes the loss.
+# Numbers per tile: mass, mean, mean entropy, centre, log mean of the powers, largest exponent.
 PARTS = tl.constexpr(6)
+# Numbers per example: peak, scale, excess, divergence.
 COLUMNS = tl.constexpr(4)
+# Numbers of the batch: centre, log mean of the powers, mass.
 RESULTS = tl.constexpr(3)
 
 
 @triton.jit
-def joined(mass, mean, lead, excess, top, far):
+def mean_of_powers(mass, mean, largest, excess, top, far):
     """
-    Return the centre around which powers are taken, and the logarithm of their weighted mean around it.
+    Return the centre of the exponentials exp(x - centre), and the logarithm of their weighted mean.
 
-    As :func:`~art_hrloss.losses._numerics.mean_and_shares`, for values x with weights m.
+    The method is that of :func:`~art_hrloss.losses._numerics.mean_and_shares`, for exponents x with weights m.
 
     :param mass: The sum of m.
     :param mean: The weighted mean of x.
-    :param lead: The largest x.
-    :param excess: The weighted mean of expm1(x - mean), as far as x is near.
-    :param top: The largest of x - lead + log m.
-    :param far: The sum of exp(x - lead + log m - top).
+    :param largest: The largest x.
+    :param excess: The weighted mean of expm1(x - mean), with x - mean bounded.
+    :param top: The maximum of x - largest + log m.
+    :param far: The sum of exp(x - largest + log m - top).
     """
-    near = lead - mean < NO_OVERFLOW
+    # Around the mean the logarithm is more precise; around the largest exponent nothing overflows.
+    near = largest - mean < NO_OVERFLOW
     around_mean = log1p(tl.where(excess < -0.5, -0.5, excess))
-    around_lead = log(far) + finite(top) - log(mass)
-    return tl.where(near, mean, finite(lead)), tl.where(near, around_mean, around_lead)
+    around_largest = log(far) + finite(top) - log(mass)
+    return tl.where(near, mean, finite(largest)), tl.where(near, around_mean, around_largest)
 
 
 @triton.jit
-def loss_of(mass, mean, entropy, centre, log_mean, order, POWERS: tl.constexpr):
-    """Return the loss of the batch; NaN for a batch without mass."""
+def batch_loss(mass, mean, entropy, centre, log_mean, order, POWERS: tl.constexpr):
+    """Return the loss of the batch; NaN if no example has a weight."""
     divergence = mean
     if POWERS:
         divergence = (centre + log_mean) / order
@@ -74,41 +80,41 @@ def rows_kernel(
     """
     Write the columns peak, scale, excess and divergence of each example, and the numbers of each tile.
 
-    :param memory: Columns, shape (4, n); centre, logarithm of the mean and mass of the batch; numbers of the tiles,
-           shape (6, tiles).
-    :param loss: Is written here with reduction "none", and where there is but one tile (`ALONE`).
+    :param memory: The columns, shape (4, n); then the RESULTS of the batch; then the PARTS, shape (6, tiles).
+    :param loss: Written with reduction "none", and if there is only one tile (`ALONE`).
     """
     tile = tl.program_id(0)
-    example, there, start = examples_of(tile, n, inner, s_example, s_inner, CLASSES, E, FLAT)
+    example, in_batch, start = examples_of(tile, n, inner, s_example, s_inner, CLASSES, E, FLAT)
     rows = logits + start
-    if C >= CLASSES:
-        z = tile_at(rows, there, s_class, tl.full([], 0, tl.int64), CLASSES, C, AX)
-        peak, others, product = sums_of_tile(z, there, AX)
+    if C >= CLASSES:  # a row fits into one tile
+        z = tile_at(rows, in_batch, s_class, tl.full([], 0, tl.int64), CLASSES, C, AX)
+        peak, sum_others, product = sums_of_tile(z, in_batch, AX)
     else:
-        peak, others, product = sums_of_row(rows, there, s_class, CLASSES, C, E, AX)
-    label, mass = labels_of(labels, weight, example, there, ignore_index, peak, CLASSES)
-    of_label = tl.load(rows + label * s_class, mask=there, other=0.0) - peak
-    scale = divided(tl.full(others.shape, 1.0, others.dtype), 1.0 + others)
+        peak, sum_others, product = sums_of_row(rows, in_batch, s_class, CLASSES, C, E, AX)
+    label, mass = labels_of(labels, weight, example, in_batch, ignore_index, peak, CLASSES)
+    w_label = tl.load(rows + label * s_class, mask=in_batch, other=0.0) - peak
+    scale = divided(tl.full(sum_others.shape, 1.0, sum_others.dtype), 1.0 + sum_others)
     excess = product * scale
-    log_sum = log1p(others)
-    divergence, entropy = log_sum - of_label, log_sum - excess
+    log_sum = log1p(sum_others)
+    divergence, entropy = log_sum - w_label, log_sum - excess
     column = memory + example
-    wide = tl.full([], 0, tl.int64) + n  # which Triton takes for a constant where it is 1
-    tl.store(column, peak, mask=there)
-    tl.store(column + wide, scale, mask=there)
-    tl.store(column + 2 * wide, excess, mask=there)
-    tl.store(column + 3 * wide, divergence, mask=there)
+    # n as int64: offsets may exceed 32 bits. Triton turns an argument equal to 1 into a constant, which has no `.to`.
+    count = tl.full([], 0, tl.int64) + n
+    tl.store(column, peak, mask=in_batch)
+    tl.store(column + count, scale, mask=in_batch)
+    tl.store(column + 2 * count, excess, mask=in_batch)
+    tl.store(column + 3 * count, divergence, mask=in_batch)
     used = mass > 0
     if REDUCTION == "none" or REDUCTION == "sum":
         each = tl.where(used, mass * (divergence + entropy), 0.0)
         if REDUCTION == "none":
-            tl.store(loss + example, each, mask=there)
+            tl.store(loss + example, each, mask=in_batch)
         elif ALONE:
             tl.store(loss, tl.sum(each, 0))
         else:
-            tl.store(memory + COLUMNS * wide + RESULTS + tile, tl.sum(each, 0))
+            tl.store(memory + COLUMNS * count + RESULTS + tile, tl.sum(each, 0))
     else:
-        results = memory + COLUMNS * wide
+        results = memory + COLUMNS * count
         part = results + RESULTS + tile
         tiles = tl.num_programs(0).to(tl.int64)
         total = tl.sum(mass, 0)
@@ -117,21 +123,21 @@ def rows_kernel(
         order = order_of(high, middle, low, x)
         if POWERS:
             x = order * divergence
-        # The share may underflow to 0, but an infinite value makes the mean infinite.
+        # If a share underflows to 0, its value can still be infinite, and then the mean is infinite, not NaN.
         mean = tl.sum(tl.where(used, tl.where(tl.abs(x) == float("inf"), x, share * x), 0.0), 0)
         mean_entropy = tl.sum(tl.where(used, share * entropy, 0.0), 0)
         if POWERS:
-            lead = tl.max(tl.where(used, x, float("-inf")), 0)
+            largest = tl.max(tl.where(used, x, float("-inf")), 0)
             gap = x - mean
-            excess_power = tl.sum(tl.where(used, share * expm1(tl.where(gap > NO_OVERFLOW, NO_OVERFLOW, gap)), 0.0), 0)
-            weighted = tl.where(used, x - finite(lead) + log(tl.where(used, mass, 1.0)), float("-inf"))
+            mean_excess = tl.sum(tl.where(used, share * expm1(tl.where(gap > NO_OVERFLOW, NO_OVERFLOW, gap)), 0.0), 0)
+            weighted = tl.where(used, x - finite(largest) + log(tl.where(used, mass, 1.0)), float("-inf"))
             top = tl.max(weighted, 0)
             far = tl.sum(tl.where(used, exp(weighted - finite(top)), 0.0), 0)
         else:
-            lead, excess_power, top, far = mean, 0.0 * mean, mean, mean
-        centre, log_mean = joined(total, mean, lead, excess_power, top, far)
+            largest, mean_excess, top, far = mean, 0.0 * mean, mean, mean
+        centre, log_mean = mean_of_powers(total, mean, largest, mean_excess, top, far)
         if ALONE:
-            tl.store(loss, loss_of(total, mean, mean_entropy, centre, log_mean, order, POWERS))
+            tl.store(loss, batch_loss(total, mean, mean_entropy, centre, log_mean, order, POWERS))
             tl.store(results, centre)
             tl.store(results + 1, log_mean)
             tl.store(results + 2, total)
@@ -142,12 +148,12 @@ def rows_kernel(
             if POWERS:
                 tl.store(part + 3 * tiles, centre)
                 tl.store(part + 4 * tiles, log_mean)
-                tl.store(part + 5 * tiles, lead)
+                tl.store(part + 5 * tiles, largest)
 
 
 @triton.jit
 def part_at(parts, tiles, number: tl.constexpr, first, BLOCK: tl.constexpr):
-    """Return a number of each of `BLOCK` tiles, and which tiles there are."""
+    """Return one of the PARTS of `BLOCK` tiles, from tile `first` on; 0 beyond the last tile."""
     tile = first + tl.arange(0, BLOCK)
     return tl.load(parts + number * tiles + tile, mask=tile < tiles, other=0.0)
 
@@ -156,21 +162,21 @@ def part_at(parts, tiles, number: tl.constexpr, first, BLOCK: tl.constexpr):
 def join_kernel(
     memory, loss, n, tiles, high, middle, low, REDUCTION: tl.constexpr, POWERS: tl.constexpr, BLOCK: tl.constexpr
 ):
-    """Write the loss, made of the numbers of all tiles, and what every example's share is made of."""
+    """Write the loss, computed from the numbers of all tiles, and the RESULTS that the gradient needs."""
     results = memory + COLUMNS * (tl.full([], 0, tl.int64) + n)
     parts = results + RESULTS
     zeros = tl.zeros([BLOCK], memory.dtype.element_ty)
-    total, lead = zeros, zeros + float("-inf")
+    total, largest = zeros, zeros + float("-inf")
     for first in range(0, tiles, BLOCK):
         mass = part_at(parts, tiles, 0, first, BLOCK)
         total += mass
         if POWERS:
-            lead = tl.where(mass > 0, tl.maximum(lead, part_at(parts, tiles, 5, first, BLOCK)), lead)
+            largest = tl.where(mass > 0, tl.maximum(largest, part_at(parts, tiles, 5, first, BLOCK)), largest)
     total = tl.sum(total, 0)
     if REDUCTION == "sum":
         tl.store(loss, total)
     else:
-        lead = tl.max(lead, 0)
+        largest = tl.max(largest, 0)
         unit = tl.where(total > 0, total, 1.0)
         mean, mean_entropy = zeros, zeros
         for first in range(0, tiles, BLOCK):
@@ -182,24 +188,27 @@ def join_kernel(
         order = order_of(high, middle, low, mean)
         centre, log_mean = mean, mean
         if POWERS:
-            # The mean of a tile's powers is exp(its log_mean) around its centre, and moves to the centre of all.
+            # Each tile has its own centre, so its mean of exponentials is moved to the common centre here.
             excess, top = zeros, zeros + float("-inf")
             for first in range(0, tiles, BLOCK):
                 mass = part_at(parts, tiles, 0, first, BLOCK)
-                of_tile, log_of_tile = part_at(parts, tiles, 3, first, BLOCK), part_at(parts, tiles, 4, first, BLOCK)
-                gap = of_tile - mean + log_of_tile
+                tile_centre = part_at(parts, tiles, 3, first, BLOCK)
+                tile_log_mean = part_at(parts, tiles, 4, first, BLOCK)
+                gap = tile_centre - mean + tile_log_mean
                 near = expm1(tl.where(gap > NO_OVERFLOW, NO_OVERFLOW, gap))
                 excess += tl.where(mass > 0, divided(mass, unit) * near, 0.0)
-                weighted = of_tile - finite(lead) + log_of_tile + log(tl.where(mass > 0, mass, 1.0))
+                weighted = tile_centre - finite(largest) + tile_log_mean + log(tl.where(mass > 0, mass, 1.0))
                 top = tl.where(mass > 0, tl.maximum(top, weighted), top)
+            # A second loop, because the sum of exponentials needs the maximum over all tiles first.
             top, far = tl.max(top, 0), zeros
             for first in range(0, tiles, BLOCK):
                 mass = part_at(parts, tiles, 0, first, BLOCK)
-                of_tile, log_of_tile = part_at(parts, tiles, 3, first, BLOCK), part_at(parts, tiles, 4, first, BLOCK)
-                weighted = of_tile - finite(lead) + log_of_tile + log(tl.where(mass > 0, mass, 1.0))
+                tile_centre = part_at(parts, tiles, 3, first, BLOCK)
+                tile_log_mean = part_at(parts, tiles, 4, first, BLOCK)
+                weighted = tile_centre - finite(largest) + tile_log_mean + log(tl.where(mass > 0, mass, 1.0))
                 far += tl.where(mass > 0, exp(weighted - finite(top)), 0.0)
-            centre, log_mean = joined(total, mean, lead, tl.sum(excess, 0), top, tl.sum(far, 0))
-        tl.store(loss, loss_of(total, mean, mean_entropy, centre, log_mean, order, POWERS))
+            centre, log_mean = mean_of_powers(total, mean, largest, tl.sum(excess, 0), top, tl.sum(far, 0))
+        tl.store(loss, batch_loss(total, mean, mean_entropy, centre, log_mean, order, POWERS))
         tl.store(results, centre)
         tl.store(results + 1, log_mean)
         tl.store(results + 2, total)
@@ -207,27 +216,27 @@ def join_kernel(
 
 @triton.jit
 def gradient_kernel(
-    logits, labels, weight, memory, by_loss, gradient, n, inner, s_example, s_class, s_inner,
+    logits, labels, weight, memory, grad_loss, gradient, n, inner, s_example, s_class, s_inner,
     g_example, g_class, g_inner, s_by, ignore_index, high, middle, low,
     CLASSES: tl.constexpr, C: tl.constexpr, E: tl.constexpr, AX: tl.constexpr, FLAT: tl.constexpr,
     REDUCTION: tl.constexpr, POWERS: tl.constexpr,
 ):  # fmt: skip
-    """Write the gradient of the loss times a number, or with reduction "none" times one for each example."""
+    """Write the gradient by the logits; `grad_loss` is a number or, with reduction "none", a number per example."""
     CHUNKS: tl.constexpr = (CLASSES + C - 1) // C
     tile, first = tl.program_id(0) // CHUNKS, (tl.program_id(0) % CHUNKS).to(tl.int64) * C
-    example, there, start = examples_of(tile, n, inner, s_example, s_inner, CLASSES, E, FLAT)
-    z = tile_at(logits + start, there, s_class, first, CLASSES, C, AX)
-    column, wide = memory + example, tl.full([], 0, tl.int64) + n
-    peak = tl.load(column, mask=there, other=0.0)
-    scale = tl.load(column + wide, mask=there, other=0.0)
-    excess = tl.load(column + 2 * wide, mask=there, other=0.0)
-    divergence = tl.load(column + 3 * wide, mask=there, other=0.0)
-    label, mass = labels_of(labels, weight, example, there, ignore_index, peak, CLASSES)
+    example, in_batch, start = examples_of(tile, n, inner, s_example, s_inner, CLASSES, E, FLAT)
+    z = tile_at(logits + start, in_batch, s_class, first, CLASSES, C, AX)
+    column, count = memory + example, tl.full([], 0, tl.int64) + n
+    peak = tl.load(column, mask=in_batch, other=0.0)
+    scale = tl.load(column + count, mask=in_batch, other=0.0)
+    excess = tl.load(column + 2 * count, mask=in_batch, other=0.0)
+    divergence = tl.load(column + 3 * count, mask=in_batch, other=0.0)
+    label, mass = labels_of(labels, weight, example, in_batch, ignore_index, peak, CLASSES)
     if REDUCTION == "none":
-        by_entropy = mass * tl.load(by_loss + example * s_by, mask=there, other=0.0)
-        by_label = by_entropy
+        grad_entropy = mass * tl.load(grad_loss + example * s_by, mask=in_batch, other=0.0)
+        grad_divergence = grad_entropy
     else:
-        by, results = tl.load(by_loss), memory + COLUMNS * wide
+        by, results = tl.load(grad_loss), memory + COLUMNS * count
         share = mass
         power = mass
         if REDUCTION != "sum":
@@ -238,16 +247,17 @@ def gradient_kernel(
                 x = order_of(high, middle, low, peak) * divergence - tl.load(results)
                 log_share = log(tl.where(mass > 0, mass, 1.0)) - log(total)
                 power = tl.where(mass > 0, exp(x + log_share - tl.load(results + 1)), 0.0)
-        by_label, by_entropy = power * by, share * by
-    slope = -scale * by_entropy
-    constant = scale * by_label - excess * slope
-    # The label's entries, q_y - 1 and - q_y (w_y + t), would cancel as those of others.
-    of_label = by_label * expm1(-divergence) + excess * (exp(-divergence) * by_entropy)
-    slope_of_label = exp(-divergence) * by_entropy
+        grad_divergence, grad_entropy = power * by, share * by
+    slope = -scale * grad_entropy
+    constant = scale * grad_divergence - excess * slope
+    # The entries of the label, q_y - 1 and - q_y (w_y + t), are computed separately, as in _passes: the formula for the
+    # other classes would subtract nearly equal numbers.
+    grad_at_label = grad_divergence * expm1(-divergence) + excess * (exp(-divergence) * grad_entropy)
+    slope_of_label = exp(-divergence) * grad_entropy
     w = tl.maximum(z - tl.expand_dims(peak, AX), ZERO, propagate_nan=tl.PropagateNan.ALL)
     entry = exp(w) * (tl.expand_dims(slope, AX) * w + tl.expand_dims(constant, AX))
     at_label = tl.expand_dims(tl.arange(0, C), 1 - AX) == tl.expand_dims((label - first).to(tl.int32), AX)
-    entry = tl.where(at_label, tl.expand_dims(of_label, AX) - tl.expand_dims(slope_of_label, AX) * w, entry)
+    entry = tl.where(at_label, tl.expand_dims(grad_at_label, AX) - tl.expand_dims(slope_of_label, AX) * w, entry)
     start = starts_of(example, inner, g_example, g_inner, CLASSES, FLAT)
-    offsets, inside = within_rows(there, g_class, first, CLASSES, C, AX)
+    offsets, inside = within_rows(in_batch, g_class, first, CLASSES, C, AX)
     tl.store(tl.expand_dims(gradient + start, AX) + offsets, entry, mask=inside)

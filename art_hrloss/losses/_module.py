@@ -1,4 +1,4 @@
-"""The HR loss as a module, wherever torch or ART takes a loss."""
+"""The HR loss as a module, for all places where torch or ART takes a loss."""
 
 import warnings
 from collections.abc import Callable
@@ -12,7 +12,7 @@ from art_hrloss.losses._functional import hr_loss_of
 from art_hrloss.losses._validation import LossOptions, Reduction, check_class_weights
 
 _Method = TypeVar("_Method", bound=Callable[..., Tensor])
-# A scripted model calls the loss in Python, because TorchScript cannot compile it.
+# TorchScript cannot compile the loss, so a scripted model calls it in Python.
 _call_in_python: Callable[[_Method], _Method] = torch.jit.ignore
 
 
@@ -20,15 +20,16 @@ class HRLoss(torch.nn.CrossEntropyLoss):
     """
     The HR loss, ``H(Y^|X) + alpha D_alpha(p_XY || p_XY^)`` (eq. (3)), with the arguments of CrossEntropyLoss.
 
-    The module form of :func:`~art_hrloss.losses.hr_loss`, which defines every option. It is a subclass of
-    CrossEntropyLoss, because ART decides by that type which labels a loss gets, and it has no state but its settings.
-    With reduction "mean", class indices and no smoothing the loss is the (weighted) mean of H(q_i) - log q_i,y, which
-    does not depend on alpha.
+    This is the module form of :func:`~art_hrloss.losses.hr_loss`, whose documentation defines every option. It is a
+    subclass of CrossEntropyLoss, because ART chooses the form of the labels by this type. It has no state except its
+    settings. With reduction "mean", class indices and no label smoothing, the loss is the (weighted) mean of
+    ``H(q_i) - log q_i,y``, which does not depend on alpha.
 
     Shapes: logits ``(C,)``, ``(N, C)`` or ``(N, C, d1, ...)``; class indices of the same shape without C, or
     probabilities of the same shape. The value is in nats.
 
     >>> import torch
+    >>> from art_hrloss import HRLoss
     >>> logits = torch.tensor([[2.0, 0.0, 0.0], [0.0, 1.0, 0.0]])
     >>> loss = HRLoss(alpha=1.6)
     >>> loss
@@ -50,12 +51,13 @@ class HRLoss(torch.nn.CrossEntropyLoss):
         """
         :param alpha: Order of the Renyi divergence, finite and above 0; the paper's bound needs alpha > 1.
         :param weight: A weight per class, shape ``(C,)``, finite and not negative.
-        :param ignore_index: The class index whose examples have no weight.
-        :param label_smoothing: Share of the uniform distribution in the labels, between 0 and 1.
-        :param reduction: "batch" is the paper's objective; "none", "mean" and "sum" are of the per-example loss.
-        :param process_group: A group of torch.distributed, such as ``torch.distributed.group.WORLD``: the loss is that
-               of the joint batch of its processes, for training under DistributedDataParallel. It cannot be pickled.
-        :raises TypeError: If alpha is not a number, weight not a tensor, or the group not a ProcessGroup.
+        :param ignore_index: The class index whose examples are ignored.
+        :param label_smoothing: The share of the uniform distribution in the labels, between 0 and 1.
+        :param reduction: "batch" is the paper's objective; "none", "mean" and "sum" reduce the per-example loss.
+        :param process_group: A group of torch.distributed, such as ``torch.distributed.group.WORLD``, for training with
+               DistributedDataParallel: the loss is then that of the joint batch of its processes. A module with a group
+               cannot be pickled.
+        :raises TypeError: If alpha is not a number, weight not a tensor, or process_group not a ProcessGroup.
         :raises ValueError: If a parameter is out of its range.
         """
         options = LossOptions(alpha, weight, ignore_index, label_smoothing, reduction, process_group)
@@ -68,7 +70,7 @@ class HRLoss(torch.nn.CrossEntropyLoss):
         if reduction == "mean" and alpha != 1:
             warnings.warn(
                 "HRLoss(reduction='mean') is the mean of the per-example loss, which for class indices without label "
-                "smoothing does not depend on alpha: to train with the paper's objective use reduction='batch'",
+                "smoothing does not depend on alpha: use reduction='batch' to train with the paper's objective",
                 UserWarning,
                 stacklevel=2,
             )
@@ -76,14 +78,19 @@ class HRLoss(torch.nn.CrossEntropyLoss):
     @_call_in_python
     def forward(self, input: Tensor, target: Tensor) -> Tensor:  # the parameter names of CrossEntropyLoss
         """
+        Return the loss in nats.
+
         :param input: Logits, shape ``(C,)``, ``(N, C)`` or ``(N, C, d1, ...)``.
         :param target: Class indices of the same shape without C, or probabilities of the same shape.
-        :return: The loss in nats: a scalar, or one value per example if `reduction` is "none".
+        :return: A scalar, or one value per example if `reduction` is "none".
+        :raises TypeError: If the logits are not floating point, or class indices are not integers.
+        :raises ValueError: If the shapes do not match.
+        :raises RuntimeError: If a class index is out of range.
         """
         return hr_loss_of(input, target, options_of(self))
 
     def extra_repr(self) -> str:
-        """Return the settings, without those at their default."""
+        """Return the settings that differ from their defaults, and always alpha and reduction."""
         settings: dict[str, Any] = {"alpha": self.alpha, "reduction": self.reduction}
         if self.weight is not None:
             settings["weight"] = self.weight if self.weight.is_meta else self.weight.tolist()
@@ -97,6 +104,6 @@ class HRLoss(torch.nn.CrossEntropyLoss):
 
 
 def options_of(loss: HRLoss) -> LossOptions:
-    """Return the options of a loss, read at each call, because ART assigns `reduction` while it works."""
+    """Return the options of a loss; they are read at each call, because ART assigns `reduction` between calls."""
     values = loss.alpha, loss.weight, loss.ignore_index, loss.label_smoothing, loss.reduction, loss.process_group
     return LossOptions(*values)  # type: ignore[arg-type]

@@ -39,7 +39,7 @@ def test_every_kernel_compiles_to_wide_loads_and_one_assertion(dtype: str, singl
 
     from art_hrloss.losses import _kernels as kernels
 
-    numbers = {"logits", "memory", "loss", "by_loss", "gradient"}
+    numbers = {"logits", "memory", "loss", "grad_loss", "gradient"}
     floats = {"high", "middle", "low"}
     chosen = {"CLASSES": 1000, "C": 1024, "E": 2, "AX": 1, "FLAT": True, "POWERS": True, "ALONE": False}
     chosen |= {"REDUCTION": "batch", "BLOCK": 2048, "weight": None, "inner": 1, "s_class": 1, "g_class": 1}
