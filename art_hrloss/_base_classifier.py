@@ -45,7 +45,7 @@ class AnyInputClassifier(PyTorchClassifier):
         weights.
 
         :param x: Images, shape ``(n, *input_shape)``.
-        :param y: Class indices, one-hot labels or probabilities; see :func:`art_hrloss._labels.parse_labels`.
+        :param y: Class indices ``(n,)`` or ``(n, 1)``, or one-hot labels or probabilities ``(n, M)``.
         :param batch_size: Images per step of the optimizer.
         :param nb_epochs: The number of epochs.
         :param kwargs: ART's `training_mode`, `drop_last`, `scheduler` and `verbose`.

@@ -68,8 +68,10 @@ def checked_tensor(classifier: PyTorchClassifier, x: Any) -> Tensor:
             f"shape {tuple(values.shape)}"
         )
     with np.errstate(over="ignore"):  # float64 numbers above the range of float32 become infinite, an error below
-        is_tensor = isinstance(values, Tensor)
-        images = values.float() if is_tensor else torch.from_numpy(values.astype(np.float32, order="C"))
+        if isinstance(values, Tensor):
+            images = values.float()
+        else:
+            images = torch.from_numpy(values.astype(np.float32, order="C"))
     if not images.isfinite().all():
         raise ValueError(
             "expected images to be finite, but got NaN or infinity: the output of a network for them has no meaning"

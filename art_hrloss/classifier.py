@@ -173,7 +173,7 @@ class HRClassifier(AnyInputClassifier):
         """
         Return checked labels in the form that :meth:`evaluate` takes, for all steps of an attack.
 
-        :param y: Class indices, one-hot labels or probabilities; see :func:`art_hrloss._labels.parse_labels`.
+        :param y: Class indices ``(n,)`` or ``(n, 1)``, or one-hot labels or probabilities ``(n, M)``.
         :param n: The number of images.
         :param loss: A loss to use instead of `attack_loss`.
         :return: A tensor on the network's device, in the form that the loss takes, or rows ``(n, M)`` if the classifier

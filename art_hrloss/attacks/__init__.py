@@ -1,8 +1,8 @@
 """
-Attacks along any loss, the worst case over an ensemble of them, and the losses that drive them.
+Attacks along any loss, the worst case over an ensemble of attacks, and the losses that attacks maximise.
 
-Each attack is a subclass of ART's with ART's parameters and, by default, ART's images; beyond them it takes `loss`,
-`restarts` and `keep_first`.
+The gradient attacks are subclasses of ART's attacks. They have ART's parameters and, by default, return ART's images.
+Additional parameters are `loss`, `restarts` and `keep_first`.
 """
 
 from art_hrloss._context import seeded

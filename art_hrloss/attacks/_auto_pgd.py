@@ -1,9 +1,9 @@
 """
-Auto-PGD (Croce and Hein, 2020) along any loss: ART's attack, with each point evaluated once where ART needs two passes.
+Auto-PGD (Croce and Hein, 2020) along any loss: ART's attack with one evaluation per iterate, where ART needs two.
 
-By default the images are ART's bit for bit, at the same seeds, but for rounding in two cases: finite norms, which NumPy
-sums in another order, and batches of more than 128, which ART cuts up for the losses. Of a random network ART sees two
-draws at each point, this attack one.
+By default the adversarial images equal ART's bit for bit with the same seeds, except for rounding in two cases: finite
+norms, which NumPy sums in another order, and batches of more than 128 images, whose losses ART computes in parts. For a
+random network, ART evaluates two draws of the network per iterate, and this attack one.
 """
 
 import itertools
@@ -18,13 +18,13 @@ from torch import Tensor
 
 from art_hrloss._labels import class_indices
 from art_hrloss._network import as_array
-from art_hrloss.attacks._base import Batch, LossAttack, warn_of_nan
-from art_hrloss.attacks._constraints import Array, like, over_largest
+from art_hrloss.attacks._base import LossAttack, warn_of_nan
+from art_hrloss.attacks._constraints import Array, Batch, like, over_largest
 from art_hrloss.attacks._losses import TargetedDLRLoss, TargetedMarginLoss
 
 
 class Iterate(NamedTuple):
-    """For each image of a batch its iterate, the one before it, and the evaluation there."""
+    """Iterates of the images of a batch, the previous iterates, and the evaluation of the network at the iterates."""
 
     points: Tensor
     previous: Tensor
@@ -33,11 +33,11 @@ class Iterate(NamedTuple):
     gradient: Tensor
 
     def where(self, flags: Tensor, other: "Iterate") -> "Iterate":
-        """Return this iterate for the images whose flag, shape ``(n,)``, is set, and the other for the rest."""
+        """Return this iterate where `flags`, shape ``(n,)``, is True, and the other iterate elsewhere."""
         return Iterate(*(torch.where(like(flags, a), a, b) for a, b in zip(self, other, strict=True)))
 
     def select(self, rows: Tensor) -> "Iterate":
-        """Return the iterate of some of the images."""
+        """Return the iterates of some of the images, selected by a mask."""
         return Iterate(*(values[rows] for values in self))
 
 
@@ -45,10 +45,11 @@ class AutoProjectedGradientDescent(LossAttack, evasion.AutoProjectedGradientDesc
     """
     ART's AutoProjectedGradientDescent (Auto-PGD; Croce and Hein, 2020) along any loss.
 
-    `eps_step` is the length of the first step; Croce and Hein take 2 eps, the default is ART's 0.1. ART's `loss_type`
-    is refused: `loss` has more.
+    `eps_step` is the length of the first step. Croce and Hein use 2 eps; the default is ART's 0.1. Use `loss` instead
+    of ART's `loss_type`, which raises an error.
 
-    >>> from art_hrloss import HRClassifier, HRLoss
+    >>> import numpy as np, torch
+    >>> from art_hrloss import AutoProjectedGradientDescent, HRClassifier, HRLoss
     >>> classifier = HRClassifier(torch.nn.Linear(4, 3), HRLoss(), (4,), 3, clip_values=(0, 1), device_type="cpu")
     >>> attack = AutoProjectedGradientDescent(classifier, eps=0.1, loss="dlr", keep_first=True, verbose=False)
     >>> attack.generate(np.full((2, 4), 0.5, dtype=np.float32), [0, 1]).shape
@@ -64,11 +65,12 @@ class AutoProjectedGradientDescent(LossAttack, evasion.AutoProjectedGradientDesc
 
     def __init__(self, estimator: Any, *args: Any, target_classes: int = 0, **kwargs: Any) -> None:
         """
-        :param args: As in :class:`~art_hrloss.attacks.FastGradientMethod`: ART's, `loss`, `restarts`, `keep_first`.
-        :param target_classes: The number of target classes, one targeted attempt each, the most likely class first; 0
-               for an untargeted attack. `y` is still the true labels. Requires `keep_first`, and loss="margin"
-               (:class:`~art_hrloss.attacks.TargetedMarginLoss`) or loss="dlr", the default here
-               (:class:`~art_hrloss.attacks.TargetedDLRLoss`).
+        :param args: ART's parameters, and `loss`, `restarts` and `keep_first` of
+               :class:`~art_hrloss.attacks.FastGradientMethod`.
+        :param target_classes: The number of target classes, the most likely class first; each is the target of one
+               attempt. 0 is an untargeted attack. `y` remains the true labels. Requires `keep_first`, and loss="dlr"
+               (:class:`~art_hrloss.attacks.TargetedDLRLoss`, the default) or loss="margin"
+               (:class:`~art_hrloss.attacks.TargetedMarginLoss`).
         :raises ValueError: If a parameter is out of its range, or conflicts with another one.
         """
         self.target_classes = target_classes
@@ -91,13 +93,13 @@ class AutoProjectedGradientDescent(LossAttack, evasion.AutoProjectedGradientDesc
                 batch = self._batch(images, labels, mask, rows[part])
                 last = self._ascend(batch, starts[part].to(batch.region.images.device, copy=True))
                 success = (self._classifier.predicted_classes(last.logits) == batch.classes) == self.targeted
-                # As in ART, an image that is not adversarial is where it started.
+                # As in ART, an attempt that fails returns its random start.
                 starts[part][success.to(home)] = last.points[success].to(home)
             adversarial[rows] = starts
         return adversarial
 
     def _around(self, iterates: Array, originals: Array) -> Tensor:
-        """Return, as in ART, a random point around each iterate, projected into the ball, float32; NumPy draws it."""
+        """Return a random point around each iterate, projected into the ball, from NumPy's generator as in ART."""
         noise = random_sphere(len(iterates), math.prod(iterates.shape[1:]), self.eps, self.norm)
         starts = iterates + noise.reshape(iterates.shape).astype(np.float32)
         if self.estimator.clip_values is not None:
@@ -109,8 +111,8 @@ class AutoProjectedGradientDescent(LossAttack, evasion.AutoProjectedGradientDesc
         super()._check_params()
         if self.loss_type is not None:
             raise ValueError(
-                f"expected loss_type=None, but got {self.loss_type!r}: pass loss='ce' or loss='dlr', which are exact "
-                "and per example"
+                f"expected loss_type=None, but got {self.loss_type!r}: use loss='ce' or loss='dlr' instead, which are "
+                "numerically exact and computed per example"
             )
         if not self.target_classes:
             return
@@ -122,87 +124,95 @@ class AutoProjectedGradientDescent(LossAttack, evasion.AutoProjectedGradientDesc
         attempts = (self.restarts in (None, 1)) and self.nb_random_init in (1, self.starts_param[1])
         if self.loss not in (None, "dlr", "margin") or self.targeted or not self.keep_first or not attempts:
             raise ValueError(
-                "expected keep_first=True, loss 'dlr' or 'margin', and neither targeted, restarts nor nb_random_init "
-                "with target_classes, but got others: each attempt has a target of its own"
+                "expected keep_first=True, loss 'dlr' or 'margin', and no targeted, restarts or nb_random_init with "
+                f"target_classes, but got keep_first={self.keep_first}, loss={self.loss!r}, "
+                f"targeted={self.targeted}, restarts={self.restarts} and nb_random_init={self.nb_random_init}"
             )
         self._loss = TargetedMarginLoss() if self.loss == "margin" else TargetedDLRLoss()
 
     def _attempt(self, batch: Batch, attempt: int) -> tuple[Tensor, Tensor]:
         if self.target_classes:
             logits = self._logits(batch.region.images, batch.classes)
-            others = logits.scatter(1, batch.classes.unsqueeze(1), -torch.inf).argsort(1, descending=True)
-            batch.labels = torch.stack((batch.classes, others[:, attempt]), dim=1)
+            wrong_classes = logits.scatter(1, batch.classes.unsqueeze(1), -torch.inf).argsort(1, descending=True)
+            batch.labels = torch.stack((batch.classes, wrong_classes[:, attempt]), dim=1)
         last = self._ascend(batch, batch.region.random_start(batch.mask))
         return last.points, last.logits
 
     def _ascend(self, batch: Batch, start: Tensor) -> Iterate:
         """
-        Return the last iterates of Auto-PGD on a batch: momentum, the best iterate so far, and a step that is halved.
+        Return the last iterates of Auto-PGD on a batch.
 
-        Operation by operation this is ART's.
+        The steps have momentum. At checkpoints, the step size of an image is halved if its loss has increased in too
+        few steps, and the image returns to its best iterate. The order of operations is ART's, for equal images.
         """
         classifier, sign, labels = self._classifier, -1.0 if self.targeted else 1.0, batch.labels
         if not self.target_classes:
             labels = classifier.attack_labels(labels, len(start), self._loss)
         intervals = checkpoints(self.max_iter)
-        # Read once, at the end: reading one number at each step would make a GPU wait.
+        # The largest gradient entry, to warn of NaN once after the loop: reading it at each step would make a GPU wait.
         largest = start.new_zeros(())
         with classifier.attacking():
             point = classifier.evaluate(start, labels, loss=self._loss)
-            here = newest = Iterate(start, start, point.losses, point.logits, point.slope)
-            best, best_before = here._replace(previous=batch.region.images), here.losses
-            step = torch.full_like(like(here.losses, start), self.eps_step, dtype=torch.float32)
-            count = torch.zeros_like(here.losses)
+            current = newest = Iterate(start, start, point.losses, point.logits, point.slope)
+            best, last_best = current._replace(previous=batch.region.images), current.losses
+            step = torch.full_like(like(current.losses, start), self.eps_step, dtype=torch.float32)
+            count = torch.zeros_like(current.losses)  # new best losses since the last checkpoint
             for k in range(self.max_iter):
-                # The newest iterate may be adversarial where the best, to which it returned, is not.
+                # The newest iterate is tested: an image that has returned to its best iterate is not at its newest one,
+                # which may be the only adversarial one.
                 if self.keep_first and (stay := self._remove(batch, newest.points, newest.logits)) is not None:
-                    here, newest, best = (iterate.select(stay) for iterate in (here, newest, best))
-                    labels, best_before, step, count = labels[stay], best_before[stay], step[stay], count[stay]
+                    current, newest, best = (iterate.select(stay) for iterate in (current, newest, best))
+                    labels, last_best, step, count = labels[stay], last_best[stay], step[stay], count[stay]
                     if not len(labels):
                         break
-                torch.maximum(largest, here.gradient.amax(), out=largest)
-                points = self._next(here, batch, step, first=k == 0)
+                torch.maximum(largest, current.gradient.amax(), out=largest)
+                points = self._next(current, batch, step, first=k == 0)
                 point = classifier.evaluate(points, labels, loss=self._loss, gradient=k + 1 < self.max_iter)
-                slope = here.gradient if point.gradient is None else point.gradient  # the last one is not used
-                newest = Iterate(points, here.points, point.losses, point.logits, slope)
+                slope = current.gradient if point.gradient is None else point.gradient  # the last iterate needs none
+                newest = Iterate(points, current.points, point.losses, point.logits, slope)
                 if not self.keep_first and k > 0 and bool((newest.losses == 0).all()):
-                    here = newest  # as ART, to which this is the end of a cross-entropy
+                    current = newest  # ART stops if all losses are exactly 0
                     break
-                # As in ART, the first step may be no better than the start, and for a targeted attack must not be.
+                # As in ART, the first step counts as better if its loss is at least that of the start, also for a
+                # targeted attack, for which a smaller loss is better.
                 better = newest.losses >= best.losses if k == 0 else sign * newest.losses > sign * best.losses
                 count += better
                 candidate = newest._replace(previous=best.previous) if k == 0 else newest
-                here, best = newest, candidate.where(better, best)
+                current, best = newest, candidate.where(better, best)
                 if k in intervals:
-                    # ART counts new bests; the authors' code counts rises, which was no stronger on eleven networks.
-                    halve = (count < 0.75 * intervals[k]) | (best.losses == best_before)
-                    here, step = best.where(halve, here), torch.where(like(halve, step), step / 2, step)
-                    count, best_before = torch.zeros_like(count), best.losses
+                    # ART counts new best losses. The authors' code counts all increases, which was not stronger in a
+                    # comparison on eleven networks.
+                    halve = (count < 0.75 * intervals[k]) | (best.losses == last_best)
+                    current, step = best.where(halve, current), torch.where(like(halve, step), step / 2, step)
+                    count, last_best = torch.zeros_like(count), best.losses
         warn_of_nan(largest)
-        return newest if self.keep_first else here
+        return newest if self.keep_first else current
 
-    def _next(self, here: Iterate, batch: Batch, step: Tensor, *, first: bool) -> Tensor:
-        """Return the points after a step: along the gradient and, but for the first, in part along the step before."""
-        region, gradient = batch.region, -here.gradient if self.targeted else here.gradient
-        # ART's Auto-PGD returns images of NaN.
+    def _next(self, current: Iterate, batch: Batch, step: Tensor, *, first: bool) -> Tensor:
+        """Return the points after a step along the gradient, with momentum unless it is the first step."""
+        region, gradient = batch.region, -current.gradient if self.targeted else current.gradient
+        # Without this, an image with a NaN in its gradient would become NaN, as in ART's Auto-PGD.
         gradient = gradient.nan_to_num(0.0, math.inf, -math.inf)
         if region.norm == math.inf:
             direction = gradient.sign()
         else:
-            # ART lifts the norm a little off 0, which hides the direction of a gradient below 1e-7.
+            # ART adds a small constant to the norm, which would shorten the step along a gradient below 1e-7. With a
+            # loss of this package, gradients are therefore scaled first.
             gradient = gradient if self._loss is None else over_largest(gradient)
             norm = torch.linalg.vector_norm(gradient.flatten(1), ord=region.norm, dim=1)
             direction = (gradient / (like(norm, gradient) + 10e-8)).nan_to_num(0.0)
         direction = direction if batch.mask is None else direction * batch.mask
-        ahead = region.project(direction.to(here.points.dtype).mul_(step).add_(here.points))
+        points = region.project(direction.to(current.points.dtype).mul_(step).add_(current.points))
         if first:
-            return ahead
-        drift = (here.points - here.previous).mul_(0.25)
-        return region.project(ahead.sub_(here.points).mul_(0.75).add_(here.points).add_(drift))
+            return points
+        # The update of Croce and Hein, who take three quarters of the step and one quarter of the previous step.
+        momentum = (current.points - current.previous).mul_(0.25)
+        return region.project(points.sub_(current.points).mul_(0.75).add_(current.points).add_(momentum))
 
 
 def checkpoints(max_iter: int) -> dict[int, int]:
-    """Return the steps after which the step size is decided, each with the number of steps since the one before."""
+    """Return the steps at which step sizes may be halved, each with the number of steps since the previous one."""
+    # The schedule of Croce and Hein: intervals of 0.22 of all steps at first, each shorter by 0.03, but at least 0.06.
     ends = [0.0, 0.22]
     while (end := ends[-1] + max(ends[-1] - ends[-2] - 0.03, 0.06)) <= 1:
         ends.append(end)

@@ -1,7 +1,7 @@
 """
-Constraints of an attack: the feasible set of a batch, directions of steepest ascent, and checks of eps.
+Batches of images under attack: their feasible set, directions of steepest ascent, and checks of eps.
 
-The formulas are those of ART's attacks, operation by operation, so that the images are ART's to the last bit.
+The order of operations is that of ART's attacks, so that the adversarial images are equal to ART's bit for bit.
 """
 
 import math
@@ -17,27 +17,27 @@ from torch import Tensor
 from art_hrloss._preconditions import Images, Labels, inside
 
 Array = npt.NDArray[Any]
-Size = float | Array  # of a ball or a step: one number, or an array that broadcasts with the images
+Size = float | Array  # the radius of a ball or the length of a step: one number or an array, which broadcasts
 
 
 class FeasibleSet:
-    """The L_p ball around each image of a batch, intersected with the range of clip_values."""
+    """Feasible set of an attack: the L_p ball around each image of a batch, intersected with clip_values."""
 
     def __init__(self, images: Tensor, eps: Size, *, norm: float | str, clip_values: Any) -> None:
         """
         :param images: The centres, shape ``(n, *input_shape)``.
         :param eps: The radius, in units of the images; an array broadcasts with them.
         :param norm: numpy.inf, "inf", or at least 1.
-        :param clip_values: The least and the greatest value, numbers or arrays that broadcast with the images, or None.
+        :param clip_values: The least and the greatest pixel value, numbers or arrays that broadcast, or None.
         """
         self.images, self.eps, self.norm = images, eps, norm_order(norm)
         self.clip_values = None if clip_values is None else [beside(images, value) for value in clip_values]
 
     def project(self, points: Tensor) -> Tensor:
         """
-        Return points clipped and then projected into the ball; as in ART, by scaling for any finite norm.
+        Return points clipped to clip_values and then projected into the ball; as in ART, finite norms scale the change.
 
-        :param points: Shape ``(n, *input_shape)``; they may be overwritten, which spares fresh memory at each step.
+        :param points: Shape ``(n, *input_shape)``; they may be overwritten, to reuse their memory at each step.
         """
         change: Tensor
         if points.dtype != self.images.dtype:
@@ -52,16 +52,17 @@ class FeasibleSet:
         else:
             rows = change.flatten(1)
             size = torch.linalg.vector_norm(rows, ord=self.norm, dim=1, keepdim=True)
-            if isinstance(self.eps, float):  # ART divides an array of float64 by it, which is one of int64 for an int
+            # ART divides an array by the norms: float64, which promotes them, for a float, and int64 for an int.
+            if isinstance(self.eps, float):
                 size = size.double()
             rows = rows * torch.where(size == 0, size, (self.eps / size).clamp(max=1))
             change = rows.view_as(change).to(change.dtype)
         return change.add_(self.images)
 
     def random_start(self, mask: Tensor | None = None) -> Tensor:
-        """Return a random point of each ball, clipped, from NumPy's global generator, as ART's PGD starts."""
+        """Return a random point of each ball, clipped, from NumPy's global generator, like the start of ART's PGD."""
         n, size = len(self.images), math.prod(self.images.shape[1:])
-        if isinstance(self.eps, np.ndarray):  # ART's takes an array of few shapes, and in no finite norm
+        if isinstance(self.eps, np.ndarray):  # random_sphere accepts few shapes of arrays, and only for L-infinity
             eps = np.broadcast_to(self.eps, self.images.shape).reshape(n, size)
             infinite = self.norm == math.inf
             noise = random_sphere(n, size, eps, math.inf) if infinite else eps * random_sphere(n, size, 1.0, self.norm)
@@ -71,7 +72,7 @@ class FeasibleSet:
         return self._clipped(self.images + (change if mask is None else change * mask))
 
     def select(self, rows: Tensor) -> "FeasibleSet":
-        """Return the feasible set of some images of the batch, by a mask or indices of shape ``(n,)``."""
+        """Return the feasible set of some images of the batch, selected by a mask or indices."""
         eps = rows_of(self.eps, rows, len(self.images), self.images.ndim)
         return FeasibleSet(self.images[rows], eps, norm=self.norm, clip_values=self.clip_values)
 
@@ -79,66 +80,83 @@ class FeasibleSet:
         return points if self.clip_values is None else points.clamp(*self.clip_values)
 
 
+class Batch:
+    """Images under attack, on the network's device; an image leaves the batch when an iterate is adversarial."""
+
+    def __init__(self, region: FeasibleSet, labels: Tensor, mask: Tensor | None, eps_step: Any) -> None:
+        """
+        :param labels: The labels, or targets, as :func:`~art_hrloss._labels.parse_labels` returns them.
+        :param mask: The pixels that may change, of the shape of the images; None for all pixels.
+        :param eps_step: The length of a step, a number or an array that broadcasts with the images.
+        """
+        self.region, self.labels, self.mask, self.eps_step = region, labels, mask, eps_step
+        # The classes of the images that are still in the batch, and their positions in the original batch.
+        self.classes = (labels if labels.ndim == 1 else labels.argmax(1)).to(region.images.device)
+        self.rows = torch.arange(len(labels), device=region.images.device)
+        # The positions of the images that have left, and their first adversarial iterates.
+        self.adversarial: list[tuple[Tensor, Tensor]] = []
+
+
 def norm_order(norm: float | str) -> float:
-    """Return the order of a norm, which ART also calls "inf"."""
+    """Return the order of a norm as a float; ART also accepts the string "inf"."""
     return math.inf if norm == "inf" else float(norm)
 
 
 def steepest_ascent(gradient: Tensor, norm: float | str) -> Tensor:
-    """Return, of all perturbations of norm 1, the one of steepest ascent, shape ``(n, ...)``; overwrites `gradient`."""
+    """Return the perturbation of norm 1 with the steepest ascent, shape ``(n, ...)``; `gradient` is overwritten."""
     order = norm_order(norm)
     if order == math.inf:
         return gradient.sign_()
     rows = gradient.flatten(1)
-    if order == 1:
+    if order == 1:  # only the pixel of the largest gradient changes
         unit = torch.zeros_like(rows).scatter(1, rows.abs().argmax(1, keepdim=True), 1.0)
     else:
-        conjugate = order / (order - 1)
+        conjugate = order / (order - 1)  # the exponent of the dual norm, for equality in Hoelder's inequality
         unit = torch.pow(over_norm(rows.abs(), conjugate), conjugate - 1)
     return (unit.view_as(gradient) * gradient.sign()).nan_to_num(0.0, math.inf, -math.inf)
 
 
 def over_norm(gradient: Tensor, order: float) -> Tensor:
-    """Return each example's gradient over its norm; 0 stays 0."""
+    """Return the gradient of each example divided by its norm; 0 stays 0."""
     size = like(torch.linalg.vector_norm(gradient.flatten(1), ord=order, dim=1), gradient)
     return gradient * torch.where(size == 0, size, 1 / size)
 
 
 def over_largest(gradient: Tensor) -> Tensor:
-    """Return each example's gradient over its largest entry, so that no norm of it underflows; 0 stays 0."""
+    """Return the gradient of each example divided by its largest entry: its norm cannot underflow; 0 stays 0."""
     largest = gradient.abs().flatten(1).amax(1)
     return gradient / like(torch.where(largest > 0, largest, 1), gradient)
 
 
 def like(values: Tensor, images: Tensor) -> Tensor:
-    """Return a value per example in a shape that broadcasts with the images."""
+    """Return values, one per example, in a shape that broadcasts with the images."""
     return values.view(-1, *(1,) * (images.ndim - 1))
 
 
 def beside(images: Tensor, value: Any) -> Any:
-    """Return a number as Python's, an array as a tensor beside the images: either is then in their precision."""
+    """Return a number as a Python float, and an array as a tensor with the device and dtype of the images."""
     if np.ndim(value) == 0:
         return float(value)
     return torch.as_tensor(value, dtype=images.dtype, device=images.device)
 
 
 def rows_of(values: Any, rows: Any, n: int, ndim: int) -> Any:
-    """Return some images' part of eps, a step size or a mask; what all images share, unchanged."""
+    """Return the part of eps, a step size or a mask for some images; a value shared by all images is unchanged."""
     if not isinstance(values, np.ndarray) or values.ndim != ndim or len(values) != n:
         return values
     return values[rows.cpu().numpy() if isinstance(rows, Tensor) else rows]
 
 
 def margins(logits: npt.NDArray[np.float64], labels: Labels) -> npt.NDArray[np.float64]:
-    """Return each true class's logit less the largest other, shape ``(n,)``: below 0 where misclassified."""
+    """Return the margins, the logit of the true class minus the largest other logit: below 0 if misclassified."""
     true = np.take_along_axis(logits, labels[:, None], axis=1)[:, 0]
-    others = logits.copy()
-    np.put_along_axis(others, labels[:, None], -np.inf, axis=1)
-    return np.asarray(true - others.max(1))
+    wrong = logits.copy()
+    np.put_along_axis(wrong, labels[:, None], -np.inf, axis=1)
+    return np.asarray(true - wrong.max(1))
 
 
 def check_eps(eps: Any, norm: float | str, clip_values: Any) -> float:
-    """Return eps as Python's float, for ART refuses NumPy's; raise as :func:`check_units` does."""
+    """Return eps as a Python float, because ART rejects NumPy numbers; raise as :func:`check_units`."""
     value = float(eps)
     check_units(value, norm, clip_values)
     return value
@@ -146,9 +164,9 @@ def check_eps(eps: Any, norm: float | str, clip_values: Any) -> float:
 
 def check_units(eps: Any, norm: float | str, clip_values: Any) -> None:
     """
-    Raise unless eps is finite, above 0 and, in L-infinity, at most the range of the pixels.
+    Raise ValueError unless eps is finite, above 0 and, in L-infinity, at most the range of the pixels.
 
-    A larger one is nearly always in other units. Some entries of an array may be 0.
+    A larger eps is nearly always a mistake in the units. Some entries of an array may be 0.
     """
     if not (np.isfinite(eps).all() and np.min(eps) >= 0 and np.max(eps) > 0):
         raise ValueError(f"expected eps to be finite and above 0, but got {eps}")
@@ -159,20 +177,20 @@ def check_units(eps: Any, norm: float | str, clip_values: Any) -> None:
     width = float(np.max(np.subtract(clip_values[1], clip_values[0])))
     if np.max(eps) > width * (1 + 1e-6):
         raise ValueError(
-            f"expected eps of at most {width:g}, the range of clip_values, but got {np.max(eps):g}: eps is in units of "
-            f"the images, so that 8 of 255 gray levels are {8 / 255 * width:.4g}"
+            f"expected eps of at most {width:g}, the range of clip_values, but got {np.max(eps):g}: pass eps in units "
+            f"of the images, in which 8 of 255 gray levels are {8 / 255 * width:.4g}"
         )
 
 
 def at_least_one(name: str, value: Any) -> int:
-    """Return a number of steps or attempts as Python's int; raise, with its name, unless it is whole and above 0."""
+    """Return a number of steps or attempts as a Python int; raise ValueError unless it is whole and above 0."""
     if value != int(value) or value < 1:
         raise ValueError(f"expected {name} to be a whole number of at least 1, but got {value}")
     return int(value)
 
 
 def feasible(adversarial: Images, images: Images, eps: float, norm: float | str, clip_values: Any) -> Array:
-    """Return which images lie within eps of the originals and in the pixels' range, up to float32 rounding."""
+    """Return a mask of the images within eps of the originals and inside clip_values, up to float32 rounding."""
     change = (adversarial.astype(np.float64) - images).reshape(len(images), -1)
     distance = np.linalg.norm(change, ord=norm_order(norm), axis=1)
     rounding = 1e-6 * np.abs(images).reshape(len(images), -1).max(1)

@@ -1,4 +1,4 @@
-"""The attacks that a worst case is taken over by default."""
+"""The default ensemble of attacks for the worst case, and attacks that belong to it."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -30,26 +30,28 @@ def ensemble(
     batch_size: int = 128,
 ) -> dict[str, EvasionAttack]:
     """
-    Return attacks for :func:`worst_case`, by name: white-box along each loss and to each class, transfer, black-box.
+    Return the default attacks of :func:`worst_case` by name: white-box attacks, transfer attacks, black-box attacks.
 
-    Order and numbers were chosen beside AutoAttack's standard set, on honest and on masked networks, for as many
-    adversarial examples from a third of its passes through the network.
+    The order and the numbers of steps were chosen in a comparison with AutoAttack's standard set, on networks with and
+    without gradient masking, to find as many adversarial examples with a third of the passes through the network.
 
+    :param classifier: The PyTorchClassifier to attack.
     :param eps: The largest perturbation, in units of the images.
     :param norm: numpy.inf or 2.
-    :param max_iter: Steps of each white-box attack; a fifth of them for the one that goes to all classes.
-    :param restarts: Attempts of each white-box attack that is not targeted.
-    :param target_classes: Classes towards which Auto-PGD goes, the likeliest first, as far as there are so many; to the
-           first five of them with all steps. 0 leaves these attacks out.
-    :param square_iter: Queries per example of the Square attack; 0 leaves it out. In L-infinity it ends after a tenth
-           of them in a row, and 500 at least, that found nothing.
-    :param hop_skip_jump_iter: Rounds of HopSkipJump, of a few thousand queries per example each; 0 leaves it out.
-    :param transfer_from: Classifiers by name, whose adversarial images are tried as well.
+    :param max_iter: Steps of each white-box attack; the attack on all target classes uses a fifth of them.
+    :param restarts: Restarts of each untargeted white-box attack.
+    :param target_classes: The number of target classes of Auto-PGD, the most likely first, at most all other classes.
+           The first five are attacked with all steps. 0 omits the targeted attacks.
+    :param square_iter: Queries of the Square attack per example; 0 omits it. In L-infinity it stops after a tenth of
+           these queries, but at least 500, without a success.
+    :param hop_skip_jump_iter: Iterations of HopSkipJump, each of a few thousand queries per example; 0 omits it.
+    :param transfer_from: Classifiers by name, whose adversarial examples are evaluated on this classifier.
     :param batch_size: Images that are attacked together.
-    :raises ValueError: If the Square attack cannot be used and is not left out, or an argument is out of its range.
+    :return: Attacks by name, in the order in which they run.
+    :raises ValueError: If the Square attack does not support the classifier, or an argument is out of its range.
 
     >>> import torch
-    >>> from art_hrloss import HRClassifier, HRLoss
+    >>> from art_hrloss import HRClassifier, HRLoss, ensemble
     >>> classifier = HRClassifier(torch.nn.Linear(4, 3), HRLoss(), (4,), 3, clip_values=(0, 1), device_type="cpu")
     >>> list(ensemble(classifier, eps=0.1, square_iter=0))[:2]
     ['AutoPGD on CE', 'AutoPGD on HR']
@@ -65,23 +67,24 @@ def ensemble(
     }
     if target_classes:
         count = min(target_classes, classifier.nb_classes - 1)
-        brief = {"target_classes": count, "loss": "margin", "max_iter": max(1, max_iter // 5)}
+        short = {"target_classes": count, "loss": "margin", "max_iter": max(1, max_iter // 5)}
         parameters["AutoPGD to likeliest classes"] = {"target_classes": min(5, count)}
-        parameters["AutoPGD to other classes"] = brief
+        parameters["AutoPGD to other classes"] = short
     attacks: dict[str, EvasionAttack] = {
         name: AutoProjectedGradientDescent(classifier, **auto | values) for name, values in parameters.items()
     }
-    for name, other in (transfer_from or {}).items():
-        attacks[f"transfer from {name}"] = transfer(other, max_iter=max_iter, **options)
+    for name, source in (transfer_from or {}).items():
+        attacks[f"transfer from {name}"] = transfer(source, max_iter=max_iter, **options)
     if square_iter:
         if not is_for_square(classifier, norm):
             raise ValueError(
-                "expected clip values and images of three dimensions, with norm 2 of equal sides of at least 10, for "
-                f"the Square attack, but got {classifier.clip_values} and {classifier.input_shape}: leave it out with "
-                "attacks=ensemble(..., square_iter=0)"
+                "expected clip_values and images of three dimensions (for norm 2 with equal sides of at least 10) for "
+                f"the Square attack, but got {classifier.clip_values} and {classifier.input_shape}: omit this attack "
+                "with attacks=ensemble(..., square_iter=0)"
             )
-        # Where gradients are masked it goes on finding; where they are not, more queries found nothing in our tests.
-        patience = max(500, square_iter // 10) if norm_order(norm) == np.inf else None  # which ART's of norm 2 has not
+        # With masked gradients the attack continues to have successes; otherwise more queries had none in our tests.
+        # For norm 2, ART's implementation runs, which has no such parameter.
+        patience = max(500, square_iter // 10) if norm_order(norm) == np.inf else None
         attacks["Square"] = SquareAttack(classifier, max_iter=square_iter, nb_restarts=1, patience=patience, **options)
     if hop_skip_jump_iter:
         queried = {"norm": norm, "max_iter": hop_skip_jump_iter, "batch_size": batch_size, "verbose": False}
@@ -99,14 +102,25 @@ def transfer(
     verbose: bool = False,
 ) -> ProjectedGradientDescent:
     """
-    Return projected gradient descent on another classifier, for images to be tried on this one.
+    Return projected gradient descent on a source classifier, for a transfer attack on another classifier.
 
-    Its images are the last iterates: the first adversarial one of the other classifier is a weak one here.
+    The attack returns the last iterates: the first adversarial iterate of the source is a weak attack on another model.
 
-    :param source: The other classifier, attacked along cross-entropy whatever its own loss.
+    :param source: The source classifier, attacked along cross-entropy, independent of its loss.
     :param eps: The largest perturbation, in units of the images.
     :param norm: numpy.inf, 1 or 2.
-    :param max_iter: Steps, of 2.5 eps / max_iter, from a random start.
+    :param max_iter: The number of steps of size 2.5 eps / max_iter, from a random start.
+    :param batch_size: Images that are attacked together.
+    :param verbose: Whether to show a progress bar.
+    :raises ValueError: If an argument is out of its range.
+    :raises TypeError: If `source` is not a PyTorchClassifier.
+
+    >>> import torch
+    >>> from art_hrloss import HRClassifier, HRLoss
+    >>> from art_hrloss.attacks import transfer
+    >>> source = HRClassifier(torch.nn.Linear(4, 3), HRLoss(), (4,), 3, clip_values=(0, 1), device_type="cpu")
+    >>> transfer(source, eps=0.1, max_iter=10).eps_step
+    0.025
     """
     eps = check_eps(eps, norm, source.clip_values)
     sizes: dict[str, Any] = {"eps": eps, "eps_step": 2.5 * eps / max_iter, "max_iter": max_iter, "num_random_init": 1}
@@ -115,15 +129,25 @@ def transfer(
 
 class HopSkipJumpAttack(HopSkipJump):
     """
-    ART's, which starts at images of an unseeded generator of its own: here they come from NumPy's global one.
+    ART's HopSkipJump (Chen et al., 2020), reproducible with :func:`~art_hrloss.attacks.seeded`.
 
-    Under NumPy 2 ART's gives images of float64, which its PyTorchClassifier does not take: an HRClassifier does.
+    ART draws the starting points from an unseeded generator, and this attack from NumPy's global generator. Its
+    iterates are float64 under NumPy 2, which ART's PyTorchClassifier rejects; the classifier is therefore wrapped.
+
+    >>> import numpy as np, torch
+    >>> from art_hrloss import HRClassifier, HRLoss, seeded
+    >>> from art_hrloss.attacks import HopSkipJumpAttack
+    >>> classifier = HRClassifier(torch.nn.Linear(4, 3), HRLoss(), (4,), 3, clip_values=(0, 1), device_type="cpu")
+    >>> attack = HopSkipJumpAttack(classifier, norm=2, max_iter=1, max_eval=10, init_eval=5, verbose=False)
+    >>> with seeded(0):
+    ...     attack.generate(np.full((1, 4), 0.5, dtype=np.float32)).shape
+    (1, 4)
     """
 
     def __init__(self, classifier: Any, *args: Any, **kwargs: Any) -> None:
         """
-        :param classifier: A classifier of ART's, of PyTorch or a black box.
-        :param args: As in ART.
+        :param classifier: A PyTorchClassifier or a black-box classifier of ART.
+        :param args: ART's parameters.
         """
         view = as_hr_classifier(classifier) if isinstance(classifier, PyTorchClassifier) else classifier
         super().__init__(view, *args, **kwargs)

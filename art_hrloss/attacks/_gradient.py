@@ -1,9 +1,11 @@
 """
-FGSM and projected gradient descent along any loss: ART's attacks, with each point evaluated once.
+FGSM and projected gradient descent (PGD) along any loss: ART's attacks, with one evaluation per iterate.
 
-By default the images are ART's bit for bit, at the same seeds, but for rounding in three cases: finite norms of
-FastGradientMethod, which NumPy sums in another order; sizes as float64 arrays there; and, in finite norms, a
-PyTorchClassifier whose loss is a mean, for here the gradient is that of each image's own loss.
+By default the adversarial images equal ART's bit for bit with the same seeds, except for rounding in three cases:
+
+* FastGradientMethod with a finite norm, which NumPy sums in another order;
+* FastGradientMethod with eps as a float64 array;
+* finite norms for a PyTorchClassifier whose loss is a mean: here each image has the gradient of its own loss.
 """
 
 import math
@@ -17,12 +19,12 @@ from torch import Tensor
 from art_hrloss._context import gradients_kept, modes_kept
 from art_hrloss._labels import label_rows
 from art_hrloss._network import as_array
-from art_hrloss.attacks._base import Batch, LossAttack, warn_of_nan
-from art_hrloss.attacks._constraints import Array, beside, norm_order, over_largest, over_norm, steepest_ascent
+from art_hrloss.attacks._base import LossAttack, warn_of_nan
+from art_hrloss.attacks._constraints import Array, Batch, beside, norm_order, over_largest, over_norm, steepest_ascent
 
 
 class _GradientAscent(LossAttack):
-    """Projected gradient ascent: one step of FGSM, many of PGD."""
+    """Base of FGSM (one step) and PGD (several steps): projected gradient ascent on the loss."""
 
     starts_param = ("num_random_init", 0)
     max_iter = 1
@@ -33,21 +35,22 @@ class _GradientAscent(LossAttack):
         return points, self._logits(points, batch.classes)
 
     def _start(self, batch: Batch) -> Tensor:
-        """Return the points where an attempt starts: random ones, or the images."""
+        """Return the starting points of an attempt, which are random or the images themselves."""
         random = (self.restarts is not None or self.num_random_init > 0) and self.max_iter > 0
         return batch.region.random_start(batch.mask) if random else batch.region.images.clone()
 
     def _ascend(self, batch: Batch, points: Tensor) -> Tensor:
-        """Return the last iterates of projected gradient ascent from some points, which may be overwritten."""
+        """Return the last iterates of projected gradient ascent from starting points, which may be overwritten."""
         classifier = self._classifier
         labels = classifier.attack_labels(batch.labels, len(points), self._loss)
         momentum = None if self.decay is None else torch.zeros_like(points)
-        # One number for all steps: a GPU waits for it only once, and what each step left behind would shift the memory
-        # of the next one, so that malloc returns it to the system and fetches it anew: up to a tenth of the time.
+        # One number for all steps, read after the loop, so that a GPU is waited for only once. A new tensor per step
+        # would also fragment memory: malloc then returns pages to the system, which takes up to a tenth of the time.
         largest = points.new_zeros(())
         with classifier.attacking():
             for step in range(self.max_iter):
                 point = classifier.evaluate(points, labels, loss=self._loss)
+                # A targeted attack descends the loss of the target class.
                 gradient = -point.slope if self.targeted else point.slope
                 if self.keep_first and (stay := self._remove(batch, points, point.logits)) is not None:
                     points, labels, gradient = points[stay], labels[stay], gradient[stay]
@@ -66,10 +69,11 @@ class _GradientAscent(LossAttack):
         return points
 
     def _finite(self, gradient: Tensor, mask: Tensor | None) -> Tensor:
-        """Return a copy of a gradient, which an observer may hold, without NaN, where the mask lets an image change."""
+        """Return the gradient with NaN replaced by 0, and 0 where the mask is 0."""
+        # A copy, because an observer may have stored the gradient, and the step overwrites it.
         gradient = gradient.nan_to_num(0.0, math.inf, -math.inf)
         gradient = gradient if mask is None else torch.where(mask == 0, 0.0, gradient)
-        # The norm of a gradient below 1e-19 underflows in float32.
+        # The squares of entries below 1e-19 underflow in float32, so that the norm would be 0.
         rescales = self._loss is not None and (norm_order(self.norm) != math.inf or self.decay is not None)
         return over_largest(gradient) if rescales else gradient
 
@@ -79,7 +83,7 @@ class _GradientAscent(LossAttack):
         return batch.region.project(direction.mul_(beside(direction, batch.eps_step)).add_(points))
 
     def _summarise(self, step: int, points: Tensor, labels: Tensor, gradient: Tensor) -> None:
-        """Write a step to ART's summary writer as ART does: the gradient is negated if targeted."""
+        """Write a step to ART's summary writer; as in ART, the gradient of a targeted attack is negated."""
         rows = label_rows(labels, n=len(points), classes=self.estimator.nb_classes)
         x, y, grad = (values.cpu().numpy() for values in (points, rows, gradient))
         options = {"patch": None, "estimator": self.estimator, "targeted": self.targeted}
@@ -90,10 +94,11 @@ class FastGradientMethod(_GradientAscent, evasion.FastGradientMethod):
     """
     ART's FastGradientMethod (FGSM; Goodfellow et al., 2015) along any loss.
 
-    Its step is `eps`. With `minimal` ART searches for the smallest multiple of `eps_step` that succeeds, along the loss
-    of the estimator, which excludes `loss`, `restarts` and `keep_first`.
+    The length of the step is `eps`. With `minimal`, ART searches for the smallest multiple of `eps_step` that is
+    adversarial, along the loss of the estimator; `loss`, `restarts` and `keep_first` are then not allowed.
 
-    >>> from art_hrloss import HRClassifier, HRLoss
+    >>> import numpy as np, torch
+    >>> from art_hrloss import FastGradientMethod, HRClassifier, HRLoss
     >>> classifier = HRClassifier(torch.nn.Linear(4, 3), HRLoss(), (4,), 3, clip_values=(0, 1), device_type="cpu")
     >>> images = np.full((2, 4), 0.5, dtype=np.float32)
     >>> adversarial = FastGradientMethod(classifier, eps=0.1, loss="margin").generate(images, [0, 1])
@@ -106,13 +111,24 @@ class FastGradientMethod(_GradientAscent, evasion.FastGradientMethod):
 
     def along(self, x: Tensor, gradient: Tensor) -> Tensor:
         """
-        Return adversarial images from the gradients at the images, which several values of `eps` may share.
+        Return adversarial images for known gradients, so that attacks with several `eps` need one evaluation.
 
         :param x: Images on the classifier's device, float32 of shape ``(n, *input_shape)``, inside clip_values.
         :param gradient: The gradient of each image's loss by the image, of the shape of `x`.
+        :return: float32 of the shape of `x`.
+        :raises ValueError: If the attack has random starts, restarts, `keep_first` or `minimal`.
+
+        >>> import torch
+        >>> from art_hrloss import FastGradientMethod, HRClassifier, HRLoss
+        >>> classifier = HRClassifier(torch.nn.Linear(4, 3), HRLoss(), (4,), 3, clip_values=(0, 1), device_type="cpu")
+        >>> FastGradientMethod(classifier, eps=0.5).along(torch.zeros(1, 4), torch.tensor([[1.0, -1.0, 0.0, 2.0]]))
+        tensor([[0.5000, 0.0000, 0.0000, 0.5000]])
         """
         if self.num_random_init or self._stops_early or self.minimal:
-            raise ValueError("expected neither random starts, restarts, keep_first nor minimal, but got one of them")
+            raise ValueError(
+                "expected an attack without random starts, restarts, keep_first and minimal, but got one of them: its "
+                "images do not follow from the gradients at the originals"
+            )
         batch = self._batch(x, torch.empty(len(x), dtype=torch.int64, device=x.device), None, slice(None))
         warn_of_nan(gradient.amax())
         return self._step(batch, x, self._finite(-gradient if self.targeted else gradient, None))
@@ -125,7 +141,8 @@ class FastGradientMethod(_GradientAscent, evasion.FastGradientMethod):
             return self._attack_unfinished(images, labels, mask)
         if self.minimal:
             return self._arts_smallest(images, labels, mask)
-        if labels.is_floating_point() and self.estimator.nb_classes > 2:  # as ART, in NumPy, for its sum
+        # As in ART. The sum is computed by NumPy, whose rounding differs from torch's.
+        if labels.is_floating_point() and self.estimator.nb_classes > 2:
             rows = as_array(labels)
             labels = torch.from_numpy(rows / np.sum(rows, axis=1, keepdims=True)).to(images.device)
         best, most = images.float(), 0
@@ -134,7 +151,7 @@ class FastGradientMethod(_GradientAscent, evasion.FastGradientMethod):
             if self.num_random_init < 2:
                 best = adversarial
                 continue
-            # As ART: the attempt that is successful on the most images, for all of them.
+            # As in ART, the attempt with the most successes is returned for all images.
             reference = (labels if labels.ndim == 1 else labels.argmax(1)) if self.targeted else self._predict(images)
             success = int(((self._predict(adversarial) == reference) == self.targeted).sum())
             best, most = (adversarial, success) if success > most else (best, most)
@@ -143,10 +160,10 @@ class FastGradientMethod(_GradientAscent, evasion.FastGradientMethod):
         return best
 
     def _arts_smallest(self, images: Tensor, labels: Tensor, mask: Array | None) -> Tensor:
-        """Return the images of ART's search for the smallest perturbation, which computes in NumPy."""
+        """Return the images of ART's search for the smallest perturbation."""
         rows = as_array(label_rows(labels, n=len(images), classes=self.estimator.nb_classes))
         network = self.estimator.model
-        with modes_kept(network), gradients_kept(network):  # ART's search changes both
+        with modes_kept(network), gradients_kept(network):  # ART's search changes modes and gradients
             adversarial = evasion.FastGradientMethod.generate(self, as_array(images), rows, mask=mask)
         return torch.from_numpy(adversarial).to(images.device)
 
@@ -154,18 +171,18 @@ class FastGradientMethod(_GradientAscent, evasion.FastGradientMethod):
         super()._check_params()
         if self.minimal and (self.loss is not None or self._stops_early):
             raise ValueError(
-                "expected minimal=False with loss, restarts or keep_first, but got True: the search for the smallest "
-                "perturbation is ART's, along the loss of the estimator: see attack_view"
+                "expected minimal=False with loss, restarts or keep_first, but got True: ART's search for the smallest "
+                "perturbation uses the attack loss of the estimator. Choose that loss with attack_view"
             )
 
     def _once(self, images: Tensor, labels: Tensor, mask: Array | None) -> Tensor:
-        """Return the images of one attempt at all."""
+        """Return the adversarial images of one attempt on all images."""
         adversarial = images.float().clone()
-        if self.num_random_init:  # one draw for all images
+        if self.num_random_init:  # as in ART, the random starts of all images are drawn together, before the batches
             adversarial = self._start(self._batch(adversarial, labels, mask, slice(None))).to(images.device)
         for start in range(0, len(images), self.batch_size):
             rows, self._batch_id = slice(start, start + self.batch_size), start // self.batch_size
-            # NumPy computes the difference of an image and its original, and projects it, in their common precision.
+            # The originals keep their precision, because NumPy, and so ART, projects in the higher of both precisions.
             batch = self._batch(images, labels, mask, rows)
             points = adversarial[rows].to(batch.region.images.device, copy=True)
             adversarial[rows] = self._ascend(batch, points).to(images.device)
@@ -173,24 +190,27 @@ class FastGradientMethod(_GradientAscent, evasion.FastGradientMethod):
 
 
 class _AnyPreprocessing(evasion.ProjectedGradientDescentPyTorch):
-    """ART's PGD without the check of its constructor that preprocessing is in torch: `evaluate` takes any."""
+    """ART's PGD without its requirement that preprocessing is written in torch: HRClassifier.evaluate supports both."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super(evasion.ProjectedGradientDescentPyTorch, self).__init__(*args, **kwargs)
 
     def _check_params(self) -> None:
         super()._check_params()
-        if self.summary_writer is not None and self.num_random_init > 1:  # as ART's
-            raise ValueError(f"expected num_random_init of at most 1 with summary_writer, got {self.num_random_init}")
+        if self.summary_writer is not None and self.num_random_init > 1:  # the skipped constructor checks this
+            raise ValueError(
+                f"expected num_random_init of at most 1 with summary_writer, but got {self.num_random_init}"
+            )
 
 
 class ProjectedGradientDescent(_GradientAscent, _AnyPreprocessing):
     """
     ART's ProjectedGradientDescentPyTorch (PGD; Madry et al., 2018) along any loss.
 
-    `decay` is that of the momentum (MI-FGSM; Dong et al., 2018).
+    With `decay` the steps have momentum (MI-FGSM; Dong et al., 2018).
 
-    >>> from art_hrloss import HRClassifier, HRLoss
+    >>> import numpy as np, torch
+    >>> from art_hrloss import HRClassifier, HRLoss, ProjectedGradientDescent
     >>> classifier = HRClassifier(torch.nn.Linear(4, 3), HRLoss(), (4,), 3, clip_values=(0, 1), device_type="cpu")
     >>> options = {"max_iter": 10, "restarts": 2, "keep_first": True, "verbose": False}
     >>> attack = ProjectedGradientDescent(classifier, eps=0.1, eps_step=0.02, **options)
@@ -198,18 +218,23 @@ class ProjectedGradientDescent(_GradientAscent, _AnyPreprocessing):
     (2, 4)
     """
 
-    # ART's declares the parameters of its FastGradientMethod, of which PGD ignores `minimal`.
+    # ART declares the parameters of its FastGradientMethod here, but PGD ignores `minimal`.
     attack_params = [  # noqa: RUF012
         *(name for name in evasion.ProjectedGradientDescentPyTorch.attack_params if name != "minimal"),
         *LossAttack.extra_params,
     ]
 
     def set_params(self, **kwargs: Any) -> None:
-        """Set parameters by name: see LossAttack's."""
+        """
+        Set parameters by name, as in ART; if a value is invalid, no parameter is changed.
+
+        :param kwargs: Any of the names in `attack_params`.
+        :raises ValueError: If a parameter is out of its range, or conflicts with another one.
+        """
         if kwargs.keys() & {"eps", "random_eps"} and (self.random_eps or kwargs.get("random_eps")):
             raise ValueError(
-                "expected eps and random_eps to stay where eps is random, but got others: ART draws it from a "
-                "distribution that its constructor sets. Construct another attack"
+                f"expected no change of eps or random_eps for random eps, but got {sorted(kwargs)}: ART's constructor "
+                "sets the distribution of eps. Construct another attack"
             )
         super().set_params(**kwargs)
 
@@ -226,7 +251,7 @@ class ProjectedGradientDescent(_GradientAscent, _AnyPreprocessing):
             rows, self._batch_id = slice(first, first + self.batch_size), first // self.batch_size
             batch = self._batch(images, labels, mask, rows)
             adversarial[rows] = self._ascend(batch, self._start(batch)).to(home)
-            if self.num_random_init > 1:  # ART compares with the prediction, not with the label
+            if self.num_random_init > 1:  # as in ART, success is a change of the prediction, not a wrong label
                 reference = batch.classes.to(home) if self.targeted else self._predict(images[rows])
             for _ in range(1, self.num_random_init):
                 points = self._ascend(batch, self._start(batch)).to(home)

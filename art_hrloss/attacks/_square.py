@@ -23,30 +23,31 @@ from art_hrloss.classifier import as_hr_classifier
 
 def is_for_square(classifier: PyTorchClassifier, norm: float | str) -> bool:
     """
-    Return whether the Square attack can attack this classifier.
+    Return True if the Square attack supports this classifier.
 
-    It needs images of three dimensions and clip values; in norm 2, which ART's code runs, also square images of side 10
-    or more, because smaller ones have initial tiles of a single pixel, whose perturbation is 0.
+    It needs images of three dimensions and clip_values. For norm 2, where ART's implementation runs, it also needs
+    square images with a side of at least 10: smaller images have initial tiles of one pixel, whose perturbation is 0.
     """
     shape = classifier.input_shape
     if len(shape) != 3 or classifier.clip_values is None or float(norm) not in (2.0, math.inf):
         return False
     height, width = shape[1:] if classifier.channels_first else shape[:2]
-    # In norm 2 ART's squares have an odd side, and the first, 0.8 of the image, must be smaller than the image.
+    # In norm 2 ART's squares have an odd side, and the first one, of 0.8 of the pixels, must be smaller than the image.
     return float(norm) == math.inf or bool(height == width >= 10 and round((0.8 * height * width) ** 0.5) | 1 < height)
 
 
 class SquareAttack(TensorAttack, evasion.SquareAttack):
     """
-    Square attack (Andriushchenko et al., 2020), with ART's constructor and `patience`.
+    Square attack (Andriushchenko et al., 2020): a score-based black-box attack by random search.
 
-    In norm infinity each query moves a square of each image, at a random place of its own, to the bounds of the
-    feasible set, and keeps the change where the margin ``z_y - max_(k != y) z_k`` falls. The squares shrink along ART's
-    schedule. An image is queried until it is misclassified, `max_iter` times at most after its initial vertical
-    stripes. The random numbers come from NumPy's global generator; what one image draws depends neither on `batch_size`
-    nor on the success on others. For norm 2, or with an `adv_criterion` or a `loss`, ART's own implementation runs.
+    For the L-infinity norm, each query changes a square at a random position of each image to the bounds of the
+    feasible set. The change is kept if it decreases the margin ``z_y - max_(k != y) z_k``. The squares shrink along
+    ART's schedule. An image is queried until it is misclassified, at most `max_iter` times after the initial vertical
+    stripes. The random numbers come from NumPy's global generator; those of an image depend neither on `batch_size` nor
+    on the success for other images. For norm 2, or with an `adv_criterion` or a `loss`, ART's implementation runs.
 
-    >>> from art_hrloss import HRClassifier, HRLoss
+    >>> import numpy as np, torch
+    >>> from art_hrloss import HRClassifier, HRLoss, SquareAttack
     >>> network = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 3))
     >>> classifier = HRClassifier(network, HRLoss(), (1, 8, 8), 3, clip_values=(0, 1), device_type="cpu")
     >>> attack = SquareAttack(classifier, eps=0.1, max_iter=20, verbose=False)
@@ -58,10 +59,12 @@ class SquareAttack(TensorAttack, evasion.SquareAttack):
 
     def __init__(self, estimator: PyTorchClassifier, *args: Any, patience: int | None = None, **kwargs: Any) -> None:
         """
-        :param estimator: A classifier of ART's that predicts logits, of PyTorch or a black box.
-        :param args: As in ART: norm, adv_criterion, loss, max_iter, eps, p_init, nb_restarts, batch_size, verbose.
-        :param patience: An attempt ends after this many queries in a row without a success on any image.
-        :raises ValueError: If a parameter is out of its range, or :func:`is_for_square` is False.
+        :param estimator: A PyTorchClassifier or a black-box classifier of ART, which predicts logits.
+        :param args: ART's parameters: norm, adv_criterion, loss, max_iter, eps, p_init, nb_restarts, batch_size,
+               verbose.
+        :param patience: The number of queries without a new adversarial example for any image after which a restart
+               ends; None for no such limit.
+        :raises ValueError: If a parameter is out of its range, or the attack does not support the classifier.
         """
         self.patience: int | None = None
         self._classifier = as_hr_classifier(estimator) if isinstance(estimator, PyTorchClassifier) else None
@@ -70,12 +73,12 @@ class SquareAttack(TensorAttack, evasion.SquareAttack):
 
     def _attacked(self, x: Any, y: Any, **kwargs: Any) -> Tensor:
         """
-        Return the iterates of the smallest margin; images that are misclassified already are unchanged.
+        Return the iterates of the smallest margin; images that are already misclassified are unchanged.
 
-        :raises NotImplementedError: If a mask is passed, which ART's own ignores.
+        :raises NotImplementedError: If a mask is passed.
         """
         if kwargs.get("mask") is not None:
-            raise NotImplementedError("expected no mask, because a square moves every pixel in it, but got one")
+            raise NotImplementedError("expected no mask, but got one: the Square attack changes all pixels of a square")
         if np.ndim(x) != 4:
             raise ValueError(
                 f"expected images of shape (n, *{self.estimator.input_shape}), but got {tuple(np.shape(x))}"
@@ -100,46 +103,46 @@ class SquareAttack(TensorAttack, evasion.SquareAttack):
         return adversarial
 
     def _attempt(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the iterates at which a random search ends, and whether they are misclassified."""
+        """Return the final iterates of a random search, and a mask of those that are misclassified."""
         clip_values = [torch.as_tensor(value, device=images.device).float() for value in self.estimator.clip_values]
         low = torch.maximum(images - self.eps, clip_values[0]).flatten(1)
         high = torch.minimum(images + self.eps, clip_values[1]).flatten(1)
-        # It begins at vertical stripes at the bounds, one draw per column and channel.
+        # The search begins at vertical stripes at the bounds: one draw per column and channel.
         rows = 2 if self.estimator.channels_first else 1
         shape = [1 if axis == rows else size for axis, size in enumerate(images.shape)]
         up = torch.from_numpy(np.random.random_sample(shape) < 0.5)  # noqa: NPY002  # ART's generator
         best = torch.where(up.to(images.device).expand_as(images).flatten(1), high, low)
         margins, wrong = self._margins(best.view_as(images), labels)
         result, misclassified = torch.empty_like(best), wrong.clone()
-        active, fruitless = torch.arange(len(images), device=images.device), 0
+        active, failures = torch.arange(len(images), device=images.device), 0
         for query in trange(self.max_iter, desc="SquareAttack", leave=False, disable=not self.verbose):
             if bool(wrong.any()):
-                result[active], fruitless = best, 0
+                result[active], failures = best, 0
                 tensors = (active, best, low, high, labels, margins)
                 active, best, low, high, labels, margins = (tensor[~wrong] for tensor in tensors)
-            if not len(active) or fruitless == self.patience:
+            if not len(active) or failures == self.patience:
                 break
             square, up = self._squares(images, active, self._get_percentage_of_elements(query))
             old, lower, upper = (tensor.gather(1, square) for tensor in (best, low, high))
-            # A candidate equal to the iterate would waste the query: it moves to the opposite bounds instead.
+            # A candidate equal to the iterate would waste the query, so it gets the opposite bounds.
             same = (torch.where(up, upper, lower) == old).all(1, keepdim=True)
             new = torch.where(up ^ same, upper, lower)
-            # Written in place and undone where it is no better: a square costs less than a copy of the images.
+            # The change is made in place and undone if it is not better: this costs less than a copy of the images.
             candidates, wrong = self._margins(best.scatter_(1, square, new).view(-1, *images.shape[1:]), labels)
             accepted = wrong | (candidates < margins)
             best.scatter_(1, square, torch.where(accepted.unsqueeze(1), new, old))
             margins, misclassified[active] = torch.where(accepted, candidates, margins), wrong
-            fruitless += 1
+            failures += 1
         result[active] = best
         return result.view_as(images), misclassified
 
     def _squares(self, images: Tensor, active: Tensor, share: float) -> tuple[Tensor, Tensor]:
-        """Return a square of `share` of the pixels per active image: its flat positions, and which of them go up."""
+        """Return a square of `share` of the pixels per active image: flat indices, and a mask of the upper bounds."""
         grid = torch.arange(images[0].numel(), device=images.device).view(images.shape[1:])
         grid = grid if self.estimator.channels_first else grid.permute(2, 0, 1)
         channels, height, width = grid.shape
         side = min(max(round(math.sqrt(share * height * width)), 1), height, width)
-        # Drawn for all images, so that the numbers of one image do not depend on when the others leave.
+        # Drawn for all images, so that the numbers of an image do not depend on the success for other images.
         drawn = np.random.random_sample((2 + channels, len(images)))  # noqa: NPY002
         uniform = torch.from_numpy(drawn).to(images.device)[:, active]
         row, column = (uniform[0] * (height - side + 1)).long(), (uniform[1] * (width - side + 1)).long()
@@ -147,7 +150,7 @@ class SquareAttack(TensorAttack, evasion.SquareAttack):
         return square, (uniform[2:] < 0.5).T.repeat_interleave(side * side, dim=1)
 
     def _margins(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the margins and whether the images are misclassified, both ``(n,)``."""
+        """Return the margins and a mask of the misclassified images, both of shape ``(n,)``."""
         if self._classifier is None:
             logits = torch.from_numpy(self.estimator.predict(images.cpu().numpy(), batch_size=self.batch_size))
             return -MARGIN(logits, labels), logits.argmax(1) != labels
@@ -157,20 +160,21 @@ class SquareAttack(TensorAttack, evasion.SquareAttack):
         return -losses, self._classifier.predicted_classes(logits) != labels
 
     def _runs_arts(self) -> bool:
-        """Return whether ART's implementation runs."""
-        is_arts = getattr(self.adv_criterion, "__module__", None) == square_attack.__name__  # ART's default is a lambda
-        return float(self.norm) == 2 or not is_arts or self.loss != self._get_logits_diff
+        """Return True if ART's implementation runs, because the parameters are not those of this implementation."""
+        # ART's default criterion is a lambda, which is recognised by its module.
+        is_default = getattr(self.adv_criterion, "__module__", None) == square_attack.__name__
+        return float(self.norm) == 2 or not is_default or self.loss != self._get_logits_diff
 
     def _check_params(self) -> None:
         super()._check_params()
         check_units(self.eps, self.norm, self.estimator.clip_values)
         if not is_for_square(self.estimator, self.norm):
             raise ValueError(
-                "expected images of three dimensions, clip values and norm inf, or norm 2 and square images of side 10 "
-                f"or more, but got {self.estimator.input_shape}, {self.estimator.clip_values} and norm {self.norm}"
+                "expected images of three dimensions, clip_values, and norm inf, or norm 2 and square images of side "
+                f"10 or more, but got {self.estimator.input_shape}, {self.estimator.clip_values}, norm {self.norm}"
             )
         if self.patience is not None and (self.patience < 1 or self._runs_arts()):
             raise ValueError(
-                "expected patience to be None or at least 1, and None for norm 2, an adv_criterion or a loss, but got "
+                "expected patience to be None or at least 1, and None with norm 2, an adv_criterion or a loss, but got "
                 f"{self.patience}"
             )

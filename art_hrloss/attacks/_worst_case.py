@@ -1,4 +1,4 @@
-"""The worst case over an ensemble of attacks, example by example."""
+"""Worst case over an ensemble of attacks: robust accuracy under all of them together."""
 
 import time
 from collections.abc import Mapping
@@ -35,43 +35,60 @@ _COLUMNS = ("attack", "attacked", "found", "accuracy", "seconds")
 @dataclass(frozen=True, eq=False, repr=False)
 class WorstCase(StepwiseResult):
     """
-    The result of an ensemble of attacks, example by example.
+    Result of an ensemble of attacks; ``str()``, or a notebook, shows it as a table.
 
-    If :func:`worst_case` was stopped it is of the attacks that had finished, and `unfinished` names the others, the one
-    in progress first. They can be run on the examples that are still `robust`.
+    If :func:`worst_case` was interrupted, the result is that of the finished attacks, and `unfinished` names the other
+    attacks, the one that was running first. They can be run later on the examples that are still `robust`.
+
+    >>> import numpy as np
+    >>> from art_hrloss import WorstCase
+    >>> images = np.zeros((4, 2), dtype=np.float32)
+    >>> result = WorstCase(("no attack", "PGD"), np.array([0, 1, -1, -1]), images, (4, 3), (0.0, 0.1), 0.1, "inf")
+    >>> result.accuracy, result.accuracy_after, result.robust
+    (0.5, {'no attack': 0.75, 'PGD': 0.5}, array([False, False,  True,  True]))
     """
 
-    names: tuple[str, ...]  #: The finished attacks in their order; the first is "no attack".
+    names: tuple[str, ...]  #: The names of the finished attacks, in the order of their runs; the first is "no attack".
     found_by: Labels
-    """Shape ``(n,)``: for each example the index in `names` of the first attack that found an adversarial example; -1
-    where none did."""
+    """For each example, the index in `names` of the first attack that found an adversarial example, or -1 if no attack
+    found one; shape ``(n,)``."""
     adversarial: Images | Tensor
-    """Shape ``(n, *input_shape)``: the adversarial example, or the original image. A tensor if the images were."""
-    attacked: tuple[int, ...]  #: How many examples each attack was tried on: those not yet misclassified.
-    seconds: tuple[float, ...]  #: How long each attack took.
-    eps: float
-    norm: float | str
+    """The adversarial examples, or the originals where there is none; shape ``(n, *input_shape)``. A tensor if `x` of
+    :func:`worst_case` was one."""
+    attacked: tuple[int, ...]  #: The number of examples that each attack ran on: those not yet misclassified.
+    seconds: tuple[float, ...]  #: The time that each attack took, in seconds.
+    eps: float  #: The largest perturbation, in units of the images.
+    norm: float | str  #: The norm of the perturbation.
 
     @property
     def robust(self) -> npt.NDArray[np.bool_]:
-        """The examples that no finished attack misclassified, shape ``(n,)``."""
+        """The examples for which no finished attack found an adversarial example; boolean, shape ``(n,)``."""
         return self.found_by < 0
 
     @property
     def accuracy(self) -> float:
-        """Robust accuracy: the share of the examples that no finished attack misclassified; an upper bound."""
+        """Robust accuracy under the finished attacks, in [0, 1]; an upper bound of the true robust accuracy."""
         return float(self.robust.mean())
 
     @property
     def accuracy_after(self) -> dict[str, float]:
-        """Robust accuracy under each finished attack and all those before it, by name."""
+        """Robust accuracy under each finished attack together with all previous attacks, by name; in [0, 1]."""
         return {name: float((self.robust | (self.found_by > i)).mean()) for i, name in enumerate(self.names)}
 
     def to_frame(self) -> "pd.DataFrame":
         """
-        Return a row per attack as a DataFrame: attack, attacked, found, accuracy, seconds; needs pandas.
+        Return a DataFrame with one row per attack.
 
-        An unfinished attack has no accuracy, NaN.
+        The columns are attack, attacked, found (the number of adversarial examples), accuracy (under this and all
+        previous attacks; NaN for an unfinished attack) and seconds.
+
+        :raises ImportError: If pandas is not installed.
+
+        >>> import numpy as np
+        >>> from art_hrloss import WorstCase
+        >>> result = WorstCase(("no attack",), np.array([0, -1]), np.zeros((2, 4)), (2,), (0.0,), 0.1, "inf")
+        >>> result.to_frame().accuracy.tolist()
+        [0.5]
         """
         import pandas as pd
 
@@ -87,18 +104,18 @@ class WorstCase(StepwiseResult):
         return html_table(self._title(), _COLUMNS, self._cells())
 
     def _title(self) -> str:
-        stopped = f": incomplete, stopped in {self.unfinished[0]}" if self.unfinished else ""
+        stopped = f": incomplete, interrupted in {self.unfinished[0]}" if self.unfinished else ""
         return f"Worst case of {len(self.found_by)} examples, eps {self.eps:g}, norm {self.norm}{stopped}"
 
     def _rows(self) -> list[tuple[str, int, int, float, float]]:
-        found = [int((self.found_by == i).sum()) for i in range(len(self.names))]
-        rows = zip(self.names, self.attacked, found, self.accuracy_after.values(), self.seconds, strict=True)
+        counts = [int((self.found_by == i).sum()) for i in range(len(self.names))]
+        rows = zip(self.names, self.attacked, counts, self.accuracy_after.values(), self.seconds, strict=True)
         return [*rows, *((name, 0, 0, nan, nan) for name in self.unfinished)]
 
     def _cells(self) -> list[tuple[str, str, str, str, str]]:
         """Return the rows as text."""
         rows = self._rows()[: len(self.names)]
-        cells = [(name, str(n), str(found), f"{accuracy:.3f}", f"{s:.1f}") for name, n, found, accuracy, s in rows]
+        cells = [(name, str(n), str(count), f"{accuracy:.3f}", f"{s:.1f}") for name, n, count, accuracy, s in rows]
         return [*cells, *((name, "-", "-", "-", "-") for name in self.unfinished)]
 
 
@@ -115,32 +132,34 @@ def worst_case(
     verbose: bool = True,
 ) -> WorstCase:
     """
-    Run one attack after another, each on the examples that none before it has misclassified.
+    Return the worst case over attacks: each attack runs on the examples for which no previous attack was successful.
 
-    An image is an adversarial example if it lies within eps of the original, in the range of the pixels, and is
-    misclassified.
+    An image is an adversarial example if it is misclassified, lies within eps of the original, and inside clip_values.
 
-    :param x: Images, shape ``(n, *input_shape)``, finite and inside clip_values; attacked as float32. A tensor is
-           brought to the network's device, where those attacks leave it that are of this package.
-    :param y: True labels, in any form of :func:`art_hrloss._labels.parse_labels`.
+    :param classifier: A PyTorchClassifier that predicts logits; it is not modified.
+    :param x: Images, shape ``(n, *input_shape)``, finite and inside clip_values; they are attacked as float32. A tensor
+           is copied to the network's device, and stays there in attacks of this package.
+    :param y: True labels: class indices ``(n,)`` or ``(n, 1)``, or one-hot labels or probabilities ``(n, M)``.
     :param eps: The largest perturbation, in units of the images.
-    :param norm: numpy.inf or 2; 1 as well, with attacks of that norm.
-    :param attacks: ART's attacks by name, each constructed for this eps, on the classifier or on others; of one of
-           another norm, or for the nearest adversarial image, as HopSkipJump, only what lies within eps counts; {}
-           measures clean accuracy. By default :func:`ensemble`.
+    :param norm: numpy.inf or 2; also 1, with attacks of that norm.
+    :param attacks: Attacks of ART or of this package by name, constructed for this eps, on this or on other
+           classifiers. Attacks of another norm, or without eps such as HopSkipJump, are allowed: only their images
+           within eps count. {} measures clean accuracy. The default is :func:`ensemble`.
     :param batch_size: Images per prediction.
-    :param seed: Of Python's, NumPy's and torch's global generators, which are restored. ART's attacks draw from them,
-           but for its own HopSkipJump and BoundaryAttack, which start at images that no seed decides.
-    :param verbose: Whether to show a progress bar: the attack in progress, and how many examples are robust so far. The
-           attacks' own bars are off either way.
-    :raises ValueError: If robust accuracy would mean nothing: see
-            :func:`art_hrloss._preconditions.checked_evaluation`; or if an attack is targeted, constructed for more than
-            eps, or known not to work in ART; or if all are constructed for less.
-    :raises KeyboardInterrupt: If interrupted. Its attribute `partial_result`, as that of any exception in an attack, is
-            the WorstCase of the attacks that had finished; in a notebook ``sys.last_value.partial_result``.
+    :param seed: The seed of the global generators of Python, NumPy and torch, whose states are restored. ART's
+           HopSkipJump and BoundaryAttack use other generators and are not reproducible.
+    :param verbose: Whether to show a progress bar with the current attack and the robust accuracy so far. The progress
+           bars of the attacks are never shown.
+    :return: The adversarial examples and the robust accuracy after each attack.
+    :raises ValueError: If the images, labels or logits are invalid, or the logits of an image are random or depend on its
+            batch; if an attack is targeted, constructed for a larger eps, or known not to work in ART; or if all attacks are
+            constructed for a smaller eps.
+    :raises TypeError: If the classifier is not a PyTorchClassifier, or `attacks` is not a mapping of attacks by name.
+    :raises KeyboardInterrupt: If interrupted. As for any exception in an attack, its attribute `partial_result` is the
+            WorstCase of the finished attacks; in a notebook ``sys.last_value.partial_result``.
 
-    >>> import torch
-    >>> from art_hrloss import HRClassifier, HRLoss
+    >>> import numpy as np, torch
+    >>> from art_hrloss import HRClassifier, HRLoss, ensemble, worst_case
     >>> classifier = HRClassifier(torch.nn.Linear(4, 3), HRLoss(), (4,), 3, clip_values=(0, 1), device_type="cpu")
     >>> images = np.random.default_rng(0).random((20, 4), dtype=np.float32)
     >>> options = {"eps": 0.1, "attacks": ensemble(classifier, eps=0.1, square_iter=0), "verbose": False}
@@ -155,24 +174,26 @@ def worst_case(
         raise ValueError(f"expected norm to be 1, 2 or numpy.inf, but got {norm}")
     attacks = ensemble(classifier, eps=eps, norm=norm, batch_size=batch_size) if attacks is None else attacks
     if not isinstance(attacks, Mapping):
-        raise TypeError(f"expected attacks by name, a dict as ensemble returns, but got a {type(attacks).__name__}")
+        raise TypeError(f"expected attacks as a dict by name, as ensemble returns, but got a {type(attacks).__name__}")
     if any(not isinstance(name, str) or name == _NO_ATTACK for name in attacks):
         raise ValueError(f"expected names that are strings other than {_NO_ATTACK!r}, but got {list(attacks)}")
     radii = [_checked_radius(name, attack, eps, norm) for name, attack in attacks.items()]
+    # NaN, for attacks without a radius in this norm, is not below eps.
     if radii and all(radius < eps * (1 - 1e-5) for radius in radii):
-        raise ValueError(f"expected an attack constructed for eps {eps:g}, but got attacks of smaller ones alone")
+        raise ValueError(f"expected an attack constructed for eps {eps:g}, but got only attacks with a smaller eps")
     begin, tensors = time.perf_counter(), isinstance(x, Tensor)
     estimators = [getattr(attack, "estimator", None) for attack in attacks.values()]
-    others = [estimator.model for estimator in estimators if isinstance(estimator, PyTorchClassifier)]
+    sources = [estimator.model for estimator in estimators if isinstance(estimator, PyTorchClassifier)]
 
-    def tried(name: str, attack: EvasionAttack, result: WorstCase) -> dict[str, Any]:
-        """Try an attack on the examples that are still robust; return what that changes of the result."""
+    def run_attack(name: str, attack: EvasionAttack, result: WorstCase) -> dict[str, Any]:
+        """Run an attack on the examples that are still robust, and return the changed fields of the result."""
         begin, rows = time.perf_counter(), np.flatnonzero(result.robust)
         found_by, adversarial = result.found_by.copy(), torch.as_tensor(result.adversarial).clone()
         if len(rows):
             images, true = adversarial[rows], labels[rows]
             candidates = _candidates(name, attack, images, true, tensors=tensors)
             wrong = as_array(predicted_classes(classifier, candidates, batch_size)) != true
+            # An attack may leave the feasible set, by mistake or because it has no eps: such images do not count.
             wrong &= feasible(as_array(candidates), as_array(images), eps, norm, classifier.clip_values)
             found_by[rows[wrong]] = len(result.names)
             adversarial[rows[wrong]] = candidates[wrong]
@@ -184,48 +205,48 @@ def worst_case(
             "seconds": (*result.seconds, time.perf_counter() - begin),
         }
 
-    # ART's predict draws from torch's generator as well.
-    with modes_kept(classifier.model, *others), silenced(attacks.values()), seeded(seed):
+    # The checks are inside of seeded, because ART's predict draws from torch's generator.
+    with modes_kept(classifier.model, *sources), silenced(attacks.values()), seeded(seed):
         images, labels, logits = checked_evaluation(classifier, x, y, batch_size=batch_size)
-        found_by, spent = np.where(logits.argmax(1) == labels, -1, 0), time.perf_counter() - begin
+        found_by, seconds = np.where(logits.argmax(1) == labels, -1, 0), time.perf_counter() - begin
         originals = torch.from_numpy(images).to(classifier.device) if tensors else images
-        clean = WorstCase((_NO_ATTACK,), found_by, originals, (len(images),), (spent,), eps, norm)
-        steps = {name: partial(tried, name, attack) for name, attack in attacks.items()}
+        clean = WorstCase((_NO_ATTACK,), found_by, originals, (len(images),), (seconds,), eps, norm)
+        steps = {name: partial(run_attack, name, attack) for name, attack in attacks.items()}
         return run_steps(clean, steps, title="worst case", verbose=verbose)
 
 
 def _candidates(name: str, attack: EvasionAttack, images: Tensor, labels: Labels, *, tensors: bool) -> Tensor:
     """
-    Return the images that an attack makes, where the given ones are.
+    Return the images that an attack generates, on the device of `images`.
 
-    :param images: They and the labels are copied: an attack may overwrite its own.
-    :param tensors: Whether attacks that take tensors get them.
+    :param images: The originals; they and the labels are copied, because an attack may overwrite its arguments.
+    :param tensors: Whether attacks that accept tensors get tensors.
     """
     if tensors and isinstance(attack, TensorAttack):
         candidates: Tensor = attack.generate(images.clone(), torch.from_numpy(labels.copy()))
     else:
-        made = np.asarray(attack.generate(as_array(images).copy(), labels.copy()), dtype=np.float32)
-        candidates = torch.as_tensor(made, device=images.device)
+        array = np.asarray(attack.generate(as_array(images).copy(), labels.copy()), dtype=np.float32)
+        candidates = torch.as_tensor(array, device=images.device)
     if candidates.shape != images.shape:
         raise ValueError(
             f"expected images of shape {tuple(images.shape)} from {name}, but got {tuple(candidates.shape)}: an attack "
-            "returns an image for each that it is given"
+            "must return one image for each original"
         )
     return candidates
 
 
 def _checked_radius(name: str, attack: EvasionAttack, eps: float, norm: float | str) -> float:
-    """Return the largest eps of an attack of this norm, NaN for any other; raise if it has no place in a worst case."""
+    """Return the largest eps of an attack of this norm, otherwise NaN; raise if it cannot be part of a worst case."""
     if isinstance(attack, type) or not hasattr(attack, "generate"):
-        raise TypeError(f"expected attacks, objects with a method generate, but {name} is {attack!r:.60}")
+        raise TypeError(f"expected attacks, which are objects with a method generate, but {name} is {attack!r:.60}")
     kind, norm_of_attack = type(attack).__name__, getattr(attack, "norm", None)
     conjugate = (AutoConjugateGradient, RescalingAutoConjugateGradient)
     if isinstance(attack, conjugate) and norm_of_attack in (np.inf, "inf"):
         raise ValueError(
-            f"expected attacks that work in ART, but {name} is {kind}, which for the L-infinity norm "
-            "leaves out the sign of its step and so hardly moves: use it with norm 2, or AutoPGD"
+            f"expected attacks that work in ART, but {name} is {kind}, which for the L-infinity norm omits the sign of "
+            "its step and hardly changes an image: use it with norm 2, or use AutoPGD"
         )
-    # AutoAttack means by it that targeted attacks come on top.
+    # targeted=True of AutoAttack adds targeted attacks to untargeted ones.
     if getattr(attack, "targeted", False) and not isinstance(attack, AutoAttack):
         raise ValueError(f"expected attacks that are not targeted, but {name} is {kind} with targeted=True")
     same_norm = norm_of_attack is not None and norm_order(norm_of_attack) == norm_order(norm)

@@ -1,13 +1,11 @@
-"""Bounds on the error probability of a classifier: Proposition 1 and the inequalities behind it."""
+"""Bounds on the error probability of a classifier: Proposition 1 and the inequalities of its proof."""
 
 from art_hrloss.bounds._error_bounds import ErrorBounds, error_bounds
+from art_hrloss.bounds._fano import beta, fano_bound, fano_inverse
 from art_hrloss.bounds._formulas import (
     LogBounds,
-    beta,
     error_lower_bound,
     error_upper_bound,
-    fano_bound,
-    fano_inverse,
     probability_comparison_bounds,
     relaxed_upper_bound,
     uncertainty,

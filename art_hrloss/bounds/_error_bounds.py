@@ -1,22 +1,20 @@
-"""Proposition 1 for a classifier on labelled data: its error probability and every bound on it."""
+"""Proposition 1 for a classifier on labelled data: its error probability and all bounds on it."""
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from scipy.optimize import minimize_scalar
 from torch import Tensor
 
 from art_hrloss._html import html_table
 from art_hrloss._labels import parse_labels
 from art_hrloss._preconditions import checked_images, checked_logits
-from art_hrloss.bounds._formulas import beta, probability_comparison_bounds, relaxed_upper_bound
-from art_hrloss.losses._functional import hr_loss_terms, renyi_divergence
-from art_hrloss.losses._numerics import entropy, log_entropy, log_of_others, log_softmax
+from art_hrloss.bounds._fano import beta
+from art_hrloss.bounds._formulas import probability_comparison_bounds, relaxed_upper_bound
+from art_hrloss.bounds._joint_distributions import JointDistributions, tightest_lower, tightest_upper
 from art_hrloss.losses._validation import check_alpha
 
 if TYPE_CHECKING:
@@ -28,42 +26,57 @@ Array = npt.NDArray[Any] | Tensor
 @dataclass(frozen=True)
 class ErrorBounds:
     """
-    Proposition 1 for one classifier on one set of labelled examples; entropies, divergences and logarithms in nats.
+    Proposition 1 for one classifier and labelled examples; entropies, divergences and log bounds are in nats.
 
-    ``str()``, or a notebook, shows a readable table, with the bounds as probabilities.
+    ``str()``, or a notebook, shows a table, with the bounds as probabilities. Numbers in parentheses are equations of
+    the paper.
+
+    >>> from art_hrloss import error_bounds
+    >>> result = error_bounds([[2.0, 0.0], [0.0, 3.0], [1.0, 0.0]], [0, 1, 0])
+    >>> result.n, result.classes, result.error, result.log_markov_bound < 0
+    (3, 2, 0.0, True)
     """
 
-    n: int  #: Examples of any weight.
-    classes: int  #: M.
-    alpha: float  #: The order of the divergences and of the bounds, except the tightest ones.
-    error: float  #: P_e, the error probability.
-    uncertainty: float  #: P_u (6).
-    conditional_entropy: float  #: H(Y^|X).
-    cross_entropy: float  #: E[-log q(Y|X)].
-    renyi_divergence: float  #: D_alpha(p_XY || p_XY^) as in (4), not times alpha.
+    n: int  #: The number of examples with a weight above 0.
+    classes: int  #: M, the number of classes.
+    alpha: float  #: The order of the divergences and of the bounds, except the tightest bounds.
+    error: float  #: P_e, the error probability, in [0, 1].
+    uncertainty: float  #: P_u (6), in [0, 1 - 1/M].
+    conditional_entropy: float  #: H(Y^|X), in [0, log M].
+    cross_entropy: float  #: E[-log q(Y|X)], at least 0.
+    renyi_divergence: float  #: D_alpha(p_XY || p_XY^) as in (4), without a factor alpha.
     reverse_divergence: float
-    """D_(alpha - 1)(p_XY^ || p_XY). For alpha >= 2, inf where a class that a label excludes has any probability."""
-    log_comparison_upper_bound: float  #: (5): the upper bound on log P_e from P_u itself.
-    log_comparison_lower_bound: float  #: (5): the lower bound on log P_e from P_u itself; -inf where (2) is.
-    log_upper_bound: float  #: (1): an upper bound on log P_e; vacuous above 0.
-    log_relaxed_bound: float  #: (11): the upper bound on log P_e from the HR loss alone.
+    """D_(alpha - 1)(p_XY^ || p_XY). inf for alpha >= 2 if a class with label probability 0 has softmax probability
+    above 0, as for hard labels."""
+    log_comparison_upper_bound: float  #: (5): upper bound on log P_e from P_u.
+    log_comparison_lower_bound: float  #: (5): lower bound on log P_e from P_u; -inf if (2) is vacuous.
+    log_upper_bound: float  #: (1): upper bound on log P_e from H(Y^|X); vacuous from 0 on.
+    log_relaxed_bound: float  #: (11): upper bound on log P_e from the HR loss only.
     log_markov_bound: float
-    """CE / log 2, by Markov's inequality, since a label other than f(X) has at most 1/2; not in the paper."""
+    """Logarithm of CE / log 2, an upper bound by Markov's inequality: a class other than f(X) has probability at most
+    1/2. It is not in the paper."""
     log_lower_bound: float
-    """(2) as derived: a lower bound on log P_e; vacuous at -inf, as for every alpha of at most 2."""
-    log_printed_lower_bound: float  #: (2) as printed.
-    tightest_alpha: float  #: The order in [1, inf] at which (1) is tightest; 1 where it is vacuous at every order.
-    log_tightest_upper_bound: float  #: (1) at that order; 0 where that is 1.
+    """(2) as derived: lower bound on log P_e; -inf is vacuous, as for every alpha of at most 2."""
+    log_printed_lower_bound: float  #: (2) as printed in the paper.
+    tightest_alpha: float  #: The order in [1, inf] at which (1) is tightest; 1 if (1) is vacuous at every order.
+    log_tightest_upper_bound: float  #: (1) at `tightest_alpha`; 0 if it is vacuous at every order.
     tightest_lower_alpha: float
-    """The order in [2, inf] at which (2) is tightest; NaN where it is vacuous at every order."""
-    log_tightest_lower_bound: float  #: (2) as derived, at that order.
+    """The order in [2, inf] at which (2) is tightest; NaN if (2) is vacuous at every order."""
+    log_tightest_lower_bound: float  #: (2) as derived, at `tightest_lower_alpha`.
 
     def to_frame(self) -> "pd.DataFrame":
         """
-        Return a row per quantity and bound as a DataFrame: kind, name, value, log_value, alpha, vacuous; needs pandas.
+        Return a DataFrame with one row per quantity and bound.
 
-        A kind is "quantity", "upper bound" or "lower bound". The value of a bound is a probability, and its log_value a
-        field above. Where no order belongs to it alpha is NaN.
+        The columns are kind ("quantity", "upper bound" or "lower bound"), name, value (a probability for a bound),
+        log_value (its logarithm), alpha (the order; NaN if there is none) and vacuous.
+
+        :raises ImportError: If pandas is not installed.
+
+        >>> from art_hrloss import error_bounds
+        >>> frame = error_bounds([[2.0, 0.0], [0.0, 3.0]], [0, 1]).to_frame()
+        >>> frame.groupby("kind").size().to_dict()
+        {'lower bound': 4, 'quantity': 6, 'upper bound': 5}
         """
         import pandas as pd
 
@@ -96,7 +109,7 @@ class ErrorBounds:
         ]
 
     def _bounds(self) -> list[tuple[str, str, float, float]]:
-        """Return kind, name, logarithm and order of each bound; the order of Markov's, which has none, is NaN."""
+        """Return kind, name, logarithm and order of each bound; the order is NaN if the bound has none."""
         upper, lower, alpha = "upper bound", "lower bound", self.alpha
         return [
             (upper, "by P_u (5)", self.log_comparison_upper_bound, alpha),
@@ -111,9 +124,9 @@ class ErrorBounds:
         ]
 
     def _cells(self) -> list[tuple[str, str]]:
-        """Return names and values as text, the bounds as probabilities below what they bound."""
+        """Return names and values as text: the quantities, then the upper and the lower bounds as probabilities."""
         rows = [(name, _number(value)) for name, value in self._quantities()]
-        for heading, kind in {"P_e is at most": "upper bound", "P_e is at least": "lower bound"}.items():
+        for heading, kind in {"upper bounds on P_e": "upper bound", "lower bounds on P_e": "lower bound"}.items():
             rows.append((heading, ""))
             for name, log, alpha in (bound[1:] for bound in self._bounds() if bound[0] == kind):
                 best = alpha if "best" in name else None
@@ -127,22 +140,25 @@ def error_bounds(logits: Array, labels: Array, /, *, alpha: float = 1.6) -> Erro
 def error_bounds(classifier: Any, x: Array, labels: Array, /, *, alpha: float = 1.6) -> ErrorBounds: ...
 def error_bounds(*arguments: Any, alpha: float = 1.6) -> ErrorBounds:
     """
-    Return the error probability of a classifier on labelled data and every bound of Proposition 1 on it, in float64.
+    Return the error probability of a classifier on labelled data and all bounds of Proposition 1, in float64.
 
     Call it as ``error_bounds(logits, labels)`` or ``error_bounds(classifier, x, labels)``. P_e is the error rate on
-    these examples, and p_XY their empirical distribution: the bounds explain a known error, and do not extend to other
-    data.
+    these examples, and p_XY is their empirical distribution. The bounds relate quantities of these examples; they do
+    not extend to other data.
 
-    :param logits: Shape ``(n, M)``, finite, or -inf for a class that never occurs. Those on a GPU are taken there.
+    :param logits: Shape ``(n, M)``, finite, or -inf for probability 0. Logits on a GPU are evaluated there.
     :param classifier: A PyTorchClassifier that predicts logits.
     :param x: Images, shape ``(n, *input_shape)``, finite and inside clip_values.
-    :param labels: In any form of :func:`art_hrloss._labels.parse_labels`; the sum of a row is the example's weight, and
-           may be 0.
-    :param alpha: The order, above 1; the lower bound (2) is vacuous unless it is above 2.
-    :raises TypeError: If the arguments are neither of the two.
-    :raises ValueError: If a shape or a value is out of its range, or the classifier predicts no logits (see
-            :func:`art_hrloss._preconditions.checked_logits`).
+    :param labels: Class indices ``(n,)`` or ``(n, 1)``, or one-hot labels or probabilities ``(n, M)``; the sum of a row is
+           the weight of the example, and may be 0.
+    :param alpha: The order, above 1; the lower bound (2) is vacuous for an order of at most 2.
+    :return: The quantities and bounds, in nats.
+    :raises TypeError: If the arguments have neither form, or alpha is not a number.
+    :raises ValueError: If an argument is out of its range, or the outputs of the classifier are not finite logits that are
+            the same in every batch.
 
+    >>> import numpy as np
+    >>> from art_hrloss import error_bounds
     >>> result = error_bounds([[2.0, 0.0], [0.0, 3.0], [1.0, 0.0]], [0, 1, 0])
     >>> result.error
     0.0
@@ -150,18 +166,18 @@ def error_bounds(*arguments: Any, alpha: float = 1.6) -> ErrorBounds:
     0.691
     """
     if check_alpha(alpha) <= 1:
-        raise ValueError(f"expected alpha above 1, for which Proposition 1 holds, but got {alpha}")
-    joint = _Joint(*_checked(arguments))
+        raise ValueError(f"expected alpha above 1, because Proposition 1 needs it, but got {alpha}")
+    joint = JointDistributions(*_checked(arguments))
     divergence, reverse = joint.divergence(alpha), joint.reverse_divergence(alpha - 1)
     log_u, log_gap, exponent = joint.log_uncertainty, joint.log_gap, beta(joint.classes)
-    # (1) and (2) are (5) with a bound on P_u from H(Y^|X) in the place of P_u.
-    by_uncertainty, by_entropy, by_fano, as_printed = (
+    # (1) and (2) are (5) with P_u replaced by its bounds from H(Y^|X).
+    comparison, upper, lower, printed = (
         probability_comparison_bounds(log_bound, divergence, reverse, alpha=alpha)
         for log_bound in (log_u, log_gap, exponent * log_gap, exponent * log_gap * alpha / (alpha - 1))
     )
     hr_loss = joint.conditional_entropy + alpha * divergence
-    tightest_alpha, tightest_upper = _tightest_upper(joint)
-    tightest_lower_alpha, tightest_lower = _tightest_lower(joint, exponent * log_gap)
+    tightest_alpha, log_tightest_upper = tightest_upper(joint)
+    tightest_lower_alpha, log_tightest_lower = tightest_lower(joint, exponent * log_gap)
     return ErrorBounds(
         n=len(joint.log_q),
         classes=joint.classes,
@@ -172,129 +188,65 @@ def error_bounds(*arguments: Any, alpha: float = 1.6) -> ErrorBounds:
         cross_entropy=joint.cross_entropy,
         renyi_divergence=divergence,
         reverse_divergence=reverse,
-        log_comparison_upper_bound=float(by_uncertainty.upper),
-        log_comparison_lower_bound=float(by_uncertainty.lower),
-        log_upper_bound=float(by_entropy.upper),
+        log_comparison_upper_bound=float(comparison.upper),
+        log_comparison_lower_bound=float(comparison.lower),
+        log_upper_bound=float(upper.upper),
         log_relaxed_bound=float(relaxed_upper_bound(hr_loss, alpha=alpha)),
         log_markov_bound=math.log(joint.cross_entropy / math.log(2)) if joint.cross_entropy else -math.inf,
-        log_lower_bound=float(by_fano.lower),
-        log_printed_lower_bound=float(as_printed.lower),
+        log_lower_bound=float(lower.lower),
+        log_printed_lower_bound=float(printed.lower),
         tightest_alpha=tightest_alpha,
-        log_tightest_upper_bound=tightest_upper,
+        log_tightest_upper_bound=log_tightest_upper,
         tightest_lower_alpha=tightest_lower_alpha,
-        log_tightest_lower_bound=tightest_lower,
+        log_tightest_lower_bound=log_tightest_lower,
     )
-
-
-class _Joint:
-    """The joint distributions of example and class, the data's p_XY and the classifier's p_XY^, in float64."""
-
-    def __init__(self, logits: Tensor, labels: Tensor) -> None:
-        """Take logits and the labels' weights, both of shape ``(n, M)``; every row has a weight."""
-        mass = labels.sum(1, keepdim=True)
-        share = (mass / mass.sum()).squeeze(1)
-        self.logits, self.labels, self.classes = logits, labels, logits.shape[1]
-        self.log_q, self.log_p, self.log_x = log_softmax(logits), (labels / mass).log(), share.log()
-        self.error = float(labels.scatter(1, logits.argmax(1, keepdim=True), 0.0).sum() / mass.sum())
-        self.cross_entropy = -float((labels / mass.sum() * self.log_q)[labels > 0].sum())
-        self.log_uncertainty = float((self.log_x + log_of_others(self.log_q)).logsumexp(0))
-        self.conditional_entropy = h = float(share @ entropy(self.log_q))
-        # log[1 - exp(-H)]: for a small H, even for one that underflows, it is log H.
-        log_h = float((self.log_x + log_entropy(self.log_q)).logsumexp(0))
-        self.log_gap = math.log(-math.expm1(-h)) if h > 1e-30 else log_h
-
-    def divergence(self, order: float) -> float:
-        """Return D_order(p_XY || p_XY^), as in the loss."""
-        return float(hr_loss_terms(self.logits, self.labels, alpha=order).renyi_divergence) / order
-
-    def reverse_divergence(self, order: float) -> float:
-        """Return D_order(p_XY^ || p_XY)."""
-        log_mu, log_nu = ((self.log_x[:, None] + log).flatten() for log in (self.log_p, self.log_q))
-        return float(renyi_divergence(log_nu, log_mu, alpha=order))
-
-
-def _tightest_upper(joint: _Joint) -> tuple[float, float]:
-    """
-    Return the order that makes (1) tightest, and (1) at it.
-
-    With t = (alpha - 1) / alpha, (1) is ``t log_gap + (1 - t) K(t / (1 - t))``, where K(s) = log E[(p / q)^s] is
-    convex: so (1) is convex in t on [0, 1]. It is 0 at t = 0, and falls from 0 only if log_gap + D_1 is below 0.
-    """
-    if not joint.log_gap + joint.divergence(1.0) < 0:
-        return 1.0, 0.0
-    # alpha D_alpha tends to the largest log(p / q).
-    at_infinity = joint.log_gap + float((joint.log_p - joint.log_q)[joint.labels > 0].max())
-    return _minimum(
-        lambda alpha: float(probability_comparison_bounds(joint.log_gap, joint.divergence(alpha), alpha=alpha).upper),
-        at_infinity,
-    )
-
-
-def _tightest_lower(joint: _Joint, log_fano: float) -> tuple[float, float]:
-    """
-    Return the order that makes (2) tightest, and (2) at it.
-
-    With s = 1 / (alpha - 2), (2) is ``(1 + s) log_fano - s K(1 / s)``, where K(s) = log E[(q / p)^s] under q is
-    convex: so (2) is concave in s, and has one peak on any scale of alpha.
-    """
-    if math.inf in (-log_fano, joint.reverse_divergence(1.0)):
-        return math.nan, -math.inf
-
-    def bound(order: float) -> float:
-        reverse = joint.reverse_divergence(order)
-        return -float(probability_comparison_bounds(log_fano, 0.0, reverse, alpha=order + 1).lower)
-
-    largest = float((joint.log_q - joint.log_p)[~joint.log_q.isneginf()].max())
-    order, value = _minimum(bound, largest - log_fano)
-    return order + 1, -value
-
-
-def _minimum(bound: Callable[[float], float], at_infinity: float) -> tuple[float, float]:
-    """Return the order in (1, inf] that minimises a bound of one valley in t = (order - 1) / order, and the minimum."""
-    if at_infinity == -math.inf:
-        return math.inf, at_infinity
-    valley = minimize_scalar(lambda t: bound(1 / (1 - t)), bounds=(0, 1), method="bounded", options={"xatol": 1e-12})
-    return min((float(1 / (1 - valley.x)), float(valley.fun)), (math.inf, at_infinity), key=lambda pair: pair[1])
 
 
 def _checked(arguments: tuple[Any, ...]) -> tuple[Tensor, Tensor]:
-    """Return logits and the weights of the labels, both float64 of shape ``(n, M)``, from error_bounds' arguments."""
+    """Return logits and label weights, both float64 of shape ``(n, M)``, from the arguments of error_bounds."""
     if len(arguments) == 3 and hasattr(arguments[0], "predict"):
         logits = torch.from_numpy(checked_logits(arguments[0], checked_images(*arguments[:2])))
     elif len(arguments) == 2 and not hasattr(arguments[0], "predict"):
         logits = arguments[0]
         logits = logits.detach() if isinstance(logits, Tensor) else torch.as_tensor(np.asarray(logits))
-        logits = logits if logits.is_cuda else logits.cpu()  # not all devices have float64
+        logits = logits if logits.is_cuda else logits.cpu()  # other devices may not support float64
     else:
         kinds = ", ".join(type(argument).__name__ for argument in arguments)
         raise TypeError(f"expected (logits, labels) or (classifier, x, labels), but got ({kinds})")
     if logits.ndim != 2 or logits.shape[1] < 2:
         raise ValueError(f"expected logits of shape (n, M) with M at least 2, but got {tuple(logits.shape)}")
     if bool((logits.isnan() | logits.isposinf() | logits.isneginf().all(1, keepdim=True)).any()):
-        raise ValueError("expected logits that are finite, or -inf for some classes of a row, but got others")
+        raise ValueError(
+            "expected logits that are finite, or -inf for some but not all classes of a row, but got NaN, infinity or "
+            "a row of -inf"
+        )
     n, classes = logits.shape
     labels = parse_labels(arguments[-1], n=n, classes=classes, zero_rows=True).to(logits.device)
     weights = labels if labels.is_floating_point() else torch.nn.functional.one_hot(labels, classes)
     weighted = weights.sum(1) > 0
     if not bool(weighted.any()):
-        raise ValueError(f"expected at least one example of a weight above 0, but got none in {n}")
+        raise ValueError(f"expected at least one example with a weight above 0, but got {n} examples without weight")
     return logits.double()[weighted], weights.double()[weighted]
 
 
 def _number(value: float) -> str:
-    return f"{value + 0.0:.4g}"  # a zero without its sign
+    """Return a number as text with four significant digits."""
+    return f"{value + 0.0:.4g}"  # adding 0 turns -0.0 into 0.0
 
 
 def _probability(log_bound: float) -> float:
+    """Return the exponential of a bound; inf if it overflows."""
     with np.errstate(over="ignore"):
         return float(np.exp(log_bound))
 
 
 def _is_vacuous(log_bound: float, *, lower: bool) -> bool:
+    """Return True if a bound excludes no probability."""
     return log_bound == -math.inf if lower else log_bound >= 0
 
 
 def _bound(log_bound: float, alpha: float | None = None, *, lower: bool = False) -> str:
+    """Return a bound as text, with its order if there is one, and whether it is vacuous."""
     probability = _number(_probability(log_bound))
     if _is_vacuous(log_bound, lower=lower):
         return f"{probability}, vacuous"

@@ -1,4 +1,4 @@
-"""Measurements of a report on gradient masking: each method measures one thing and judges nothing."""
+"""Measurements of the gradient masking report; _flags.py decides which of them raise a flag."""
 
 import copy
 import math
@@ -27,24 +27,26 @@ Flags = npt.NDArray[np.bool_]
 
 
 class Gradients(NamedTuple):
-    """Shares of the examples whose input gradient is of no use to an attack."""
+    """Shares of the examples whose input gradient is useless to an attack, in [0, 1]."""
 
-    zero: float  #: Exactly 0 everywhere.
-    nan: float  #: NaN or infinite somewhere; attacks replace NaN by 0.
-    subnormal: float  #: Not 0, but nowhere as large as the smallest normal number of float32, 1.2e-38.
+    zero: float  #: All entries are exactly 0.
+    nan: float  #: An entry is NaN or infinite; attacks replace NaN by 0.
+    subnormal: float  #: Not 0, but all entries are below the smallest normal number of float32, 1.2e-38.
 
 
 class Trace(NamedTuple):
     """Projected gradient descent, observed at every iterate; each field has the shape ``(n,)``."""
 
-    robust: Flags  #: The examples whose last iterate is classified correctly.
-    silent: Flags  #: Those of them with an earlier iterate that was misclassified.
-    moving: Flags  #: Those of them of which the last tenth of the steps made more than 5% of the fall of the margin.
+    robust: Flags  #: True if the last iterate is classified correctly.
+    silent: Flags  #: True if the last iterate is classified correctly, but an earlier iterate is not.
+    moving: Flags
+    """True if the last iterate is classified correctly, and the last tenth of the steps contributed more than 5% of the
+    decrease of the margin."""
 
 
 @dataclass(frozen=True, eq=False)
 class Target:
-    """A classifier with the examples ``(n, *input_shape)``, their classes ``(n,)`` and the constraints of attacks."""
+    """The classifier under test, the images ``(n, *input_shape)``, their classes ``(n,)``, and the attack's budget."""
 
     classifier: HRClassifier
     images: Images
@@ -54,15 +56,15 @@ class Target:
     batch_size: int = 128
 
     def correct(self, images: Images) -> Flags:
-        """Return which images are classified correctly, shape ``(n,)``."""
+        """Return a mask of the images that are classified correctly, shape ``(n,)``."""
         result: Flags = self.classifier.predict(images, batch_size=self.batch_size).argmax(1) == self.labels
         return result
 
     def fgsm(self, loss: AttackLossName | nn.Module | None = None) -> tuple[Images, Gradients]:
-        """Return the images of FGSM along a loss, by default the classifier's, and the gradients that drove it."""
+        """Return the images of FGSM along a loss, by default the classifier's, and the shares of useless gradients."""
         rows: list[Array] = []
         attack = FastGradientMethod(self.classifier, loss=loss, **self._options)
-        # In float32, the precision of the images that ART's attacks ask gradients of.
+        # In float32, because ART's attacks request gradients in the dtype of the images.
         with self.classifier.observed_by(lambda x, labels, point: rows.append(as_array(point.slope.float()))):
             images = attack.generate(self.images, self.labels)
         gradients = np.concatenate(rows).reshape(len(images), -1)
@@ -72,9 +74,9 @@ class Target:
 
     def replays(self, margin: float) -> dict[str, Flags]:
         """
-        Return which examples FGSM along gradients that do not saturate leaves robust, by the name of the loss.
+        Return masks of the examples that are robust under FGSM along losses that do not saturate, by name of the loss.
 
-        :param margin: The median margin, by which the logits are divided for one of them if it is above 1.
+        :param margin: The median margin. One loss divides the logits by it if it is above 1.
         """
         losses: dict[str, AttackLossName | nn.Module] = {"exact CE": "ce", "margin": "margin"}
         if self.classifier.nb_classes > 2:
@@ -86,14 +88,14 @@ class Target:
             double.set_params(model=copy.deepcopy(self.classifier.model).double())
             robust["CE in float64"] = self._robust(FastGradientMethod(double, loss="ce", **self._options))
         except (RuntimeError, TypeError):
-            pass  # the network contains float32 tensors that are no parameters, or its device has no float64
+            pass  # the network contains float32 tensors that are not parameters, or its device does not support float64
         return robust
 
     def pgd(self, max_iter: int, eps: float) -> Trace:
         """Return the trace of projected gradient descent along the classifier's loss, from the clean images."""
         options = self._options | {"eps": eps, "eps_step": 2.5 * eps / max_iter, "max_iter": max_iter}
         attack = ProjectedGradientDescent(self.classifier, verbose=False, **options)
-        path: list[tuple[Array, Array]] = []  # the margins at each evaluation, and which images are misclassified
+        path: list[tuple[Array, Array]] = []  # at each iterate, the margins and a mask of the misclassified images
 
         def observe(x: Tensor, labels: Tensor, point: Point) -> None:
             wrong = as_array(self.classifier.predicted_classes(point.logits)) != self.labels[part]
@@ -111,31 +113,35 @@ class Target:
         return Trace(robust, robust & wrong.any(0), robust & moving)
 
     def auto_pgd(self, max_iter: int) -> Flags:
-        """Return which examples Auto-PGD on the margin, which keeps the first adversarial iterate, leaves robust."""
+        """Return a mask of the examples that are robust under Auto-PGD on the margin with keep_first."""
         options = self._options | {"eps_step": 2 * self.eps, "loss": "margin", "keep_first": True, "restarts": 1}
         return self._robust(AutoProjectedGradientDescent(self.classifier, max_iter=max_iter, verbose=False, **options))
 
     def square(self, max_iter: int) -> Flags:
-        """Return which examples the Square attack leaves robust."""
+        """Return a mask of the examples that are robust under the Square attack."""
         attack = SquareAttack(self.classifier, max_iter=max_iter, verbose=False, **self._options)
-        with np.errstate(divide="ignore", invalid="ignore"):  # ART's, in norm 2, discards what it has divided by 0
+        with np.errstate(divide="ignore", invalid="ignore"):  # in norm 2, ART divides by 0 and discards the result
             return self._robust(attack)
 
     def transfer(self, source: PyTorchClassifier, max_iter: int) -> Flags:
-        """Return which examples the adversarial images of another classifier leave robust."""
+        """Return a mask of the examples that are robust under a transfer attack from another classifier."""
         return self._robust(transfer(source, max_iter=max_iter, **self._options))
 
     def noise(self, size: float, random: np.random.Generator) -> Flags:
-        """Return which examples are classified correctly when every pixel moves by `size`, up or down at random."""
+        """Return a mask of the examples classified correctly when every pixel changes by +size or -size at random."""
         return self.correct(self._clipped(self.images + size * random.choice([-1.0, 1.0], self.images.shape)))
 
     def unstable(self, size: float, draws: int, random: np.random.Generator) -> Flags:
         """
-        Return the examples around which the gradient of the margin does not describe the margin, in uniform noise.
+        Return a mask of the examples whose margin is not described by its gradient in uniform noise.
 
-        For noise d and the margin loss L, it compares the sum of |L(x + d) - L(x) - <grad L(x), d>| over the draws with
-        that of |L(x + d) - L(x)| + |<grad L(x), d>|, and returns where the ratio is above a half. Pintor et al. (2022)
-        divide |L(x + d) - L(x)| by |L(x)|: that grows with the slope of L, and so flags steep networks, not only rough.
+        For noise d and the margin loss L, the criterion is that the sum of ``|L(x + d) - L(x) - <grad L(x), d>|`` over
+        the draws is more than half of the sum of ``|L(x + d) - L(x)| + |<grad L(x), d>|``. Pintor et al. (2022) divide
+        ``|L(x + d) - L(x)|`` by ``|L(x)|``, which increases with the slope of L: it flags networks that are steep, not
+        only networks that are not smooth.
+
+        :param size: The largest change of a pixel.
+        :param draws: The number of draws of noise per example.
         """
         ratios = []
         for part in self._batches:
@@ -157,13 +163,13 @@ class Target:
 
     @property
     def pixel_range(self) -> float:
-        """The largest possible change of a pixel: by the clip values or, without them, the range of the images."""
+        """The largest possible change of a pixel: the range of clip_values, or of the images without clip_values."""
         clip = self.classifier.clip_values
         return float(np.ptp(self.images) if clip is None else np.max(np.subtract(clip[1], clip[0])))
 
     @property
     def size_of_ones(self) -> float:
-        """The norm of an image of ones: how far apart images are of which every pixel differs by 1."""
+        """The norm of an image of ones, that is the distance of two images whose pixels all differ by 1."""
         return 1.0 if self.norm == math.inf else float(self.images[0].size ** (1 / self.norm))
 
     @property
@@ -179,7 +185,7 @@ class Target:
         return (images if clip is None else images.clip(*clip)).astype(np.float32)
 
     def _robust(self, attack: EvasionAttack) -> Flags:
-        """Return which examples an attack leaves robust; an image that is not feasible counts as its original."""
+        """Return a mask of the examples that are robust under an attack; an infeasible image counts as the original."""
         images = attack.generate(self.images, self.labels)
         allowed = feasible(images, self.images, self.eps, self.norm, self.classifier.clip_values)
         return self.correct(np.where(allowed.reshape(-1, *(1,) * (images.ndim - 1)), images, self.images))

@@ -1,9 +1,9 @@
 """
-Gradient masking: signs that a classifier resists an attack only because its gradients are useless.
+The gradient masking report: tests whether gradient attacks fail only because the gradients are useless to them.
 
-After Athalye, Carlini and Wagner, "Obfuscated Gradients Give a False Sense of Security" (2018), Carlini et al., "On
-Evaluating Adversarial Robustness" (2019), and Pintor et al., "Indicators of Attack Failure" (2022). A classifier
-without a flag has passed these checks, and no more; the robust accuracy to report is :func:`art_hrloss.worst_case`'s.
+The tests follow Athalye, Carlini and Wagner, "Obfuscated Gradients Give a False Sense of Security" (2018), Carlini et
+al., "On Evaluating Adversarial Robustness" (2019), and Pintor et al., "Indicators of Attack Failure" (2022). A report
+without a flag is not a proof of robustness; the robust accuracy to publish is that of :func:`art_hrloss.worst_case`.
 """
 
 import math
@@ -33,31 +33,49 @@ if TYPE_CHECKING:
 @dataclass(frozen=True, eq=False, repr=False)
 class GradientMaskingReport(Measurements):
     """
-    The measurements, the flags that follow from them, and both as a table.
+    Report on gradient masking: the measurements, and the flags that they raise.
 
-    If :func:`gradient_masking_report` was stopped, `unfinished` names the measurements that are missing, and that some
-    are is a flag itself.
+    ``str()``, or a notebook, shows a table. If :func:`gradient_masking_report` was interrupted, `unfinished` names the
+    missing measurements, and the report has the flag "incomplete report".
+
+    >>> import numpy as np
+    >>> from art_hrloss import GradientMaskingReport
+    >>> fields = {"eps": 0.1, "norm": "inf", "classes": 2, "image_range": (0.0, 1.0), "clip_values": (0.0, 1.0)}
+    >>> report = GradientMaskingReport(clean=np.array([True, False]), margins=np.array([1.5, -0.5]), **fields)
+    >>> report.flagged, report.complete, report.robust.tolist()
+    (False, True, [True, False])
     """
 
     @property
     def flags(self) -> tuple[Flag, ...]:
-        """The reasons not to trust the robust accuracy; no flag is no proof of robustness."""
+        """The reasons to distrust the robust accuracy; a report without flags is not a proof of robustness."""
         return flags(self)
 
     @property
     def flagged(self) -> bool:
-        """True if there is any flag."""
+        """True if there is at least one flag."""
         return bool(self.flags)
 
     @property
     def robust(self) -> Flags:
-        """The examples that no attack of at most eps misclassified, nor the classifier without attack; ``(n,)``."""
+        """The examples classified correctly without attack and under all attacks within eps; boolean, ``(n,)``."""
         attacks = (*self.single_step.values(), *self.iterative.values(), self.auto_pgd, *self.black_box.values())
         result: Flags = np.logical_and.reduce((self.clean, *(robust for robust in attacks if len(robust))))
         return result
 
     def rows(self) -> list[tuple[str, str, float]]:
-        """Return the measurements: part, name and value, an accuracy or a share unless it says otherwise."""
+        """
+        Return the measurements as triples of part, name and value.
+
+        A value is an accuracy or a share of the examples, in [0, 1], except for the parts "margin" and "detectable".
+
+        >>> import numpy as np
+        >>> from art_hrloss import GradientMaskingReport
+        >>> fields = {"eps": 0.1, "norm": "inf", "classes": 2, "image_range": (0.0, 1.0), "clip_values": (0.0, 1.0)}
+        >>> report = GradientMaskingReport(clean=np.array([True, False]), margins=np.array([1.5, -0.5]), **fields)
+        >>> report.rows()[0]
+        ('no attack', '', 0.5)
+        """
         values: dict[tuple[str, str], Any] = {
             ("no attack", ""): self.clean,
             **{("FGSM", name): robust for name, robust in self.single_step.items()},
@@ -77,15 +95,25 @@ class GradientMaskingReport(Measurements):
             **{("detectable", name): value for name, value in self.detectable.items()},
         }
         means = {name: float(np.mean(value)) for name, value in values.items() if np.size(value)}
-        # What can be NaN when it was measured is the power of the tests.
+        # NaN is a missing measurement, except for the power of the tests, where it is a result.
         return [(*name, mean) for name, mean in means.items() if name[0] == "detectable" or not math.isnan(mean)]
 
     def to_frame(self, of: Literal["measurements", "flags"] = "measurements") -> "pd.DataFrame":
         """
-        Return a DataFrame; needs pandas.
+        Return the measurements or the flags as a DataFrame.
 
-        :param of: "measurements", a row each, with the columns part, what and value; or "flags", a row each, with the
-               columns flag, evidence and remedy.
+        :param of: "measurements", with the columns part, what and value, or "flags", with the columns flag, evidence
+               and remedy.
+        :return: One row per measurement or flag.
+        :raises ValueError: If `of` is neither of the two.
+        :raises ImportError: If pandas is not installed.
+
+        >>> import numpy as np
+        >>> from art_hrloss import GradientMaskingReport
+        >>> fields = {"eps": 0.1, "norm": "inf", "classes": 2, "image_range": (0.0, 1.0), "clip_values": None}
+        >>> report = GradientMaskingReport(clean=np.array([True, False]), margins=np.array([1.5, -0.5]), **fields)
+        >>> report.to_frame("flags").flag.tolist()
+        ['units of eps']
         """
         import pandas as pd
 
@@ -111,11 +139,12 @@ class GradientMaskingReport(Measurements):
 
     def _power(self) -> str:
         difference = self.detectable["difference"]
-        detected = "No difference" if math.isnan(difference) else f"A difference of at least {difference:.3f}"
-        return f"{detected} between accuracies is flagged with 80% power at this number of examples"
+        if math.isnan(difference):
+            return "With this number of examples, no difference of accuracies is flagged with 80% power"
+        return f"With this number of examples, a difference of accuracies of {difference:.3f} is flagged with 80% power"
 
     def _cells(self) -> list[tuple[str, str, str]]:
-        """Return the rows as text, without the power."""
+        """Return the rows as text, without the power of the tests."""
         return [(part, what, f"{value:.3f}") for part, what, value in self.rows() if part != "detectable"]
 
 
@@ -135,38 +164,42 @@ def gradient_masking_report(
     verbose: bool = True,
 ) -> GradientMaskingReport:
     """
-    Test a classifier for signs of gradient masking.
+    Test a classifier for gradient masking.
 
-    The classifiers are not modified, nor their networks' modes and gradients. About ``5 max_iter + 7`` forward and
-    backward passes over the examples, at most ``square_iter + noise_draws + 25`` more forward ones, and `max_iter` of
-    both per classifier in `transfer_from`. A few hundred examples are enough: see `GradientMaskingReport.detectable`.
+    The classifiers, their modes and their gradients are not modified. The report needs about ``5 max_iter + 7`` forward
+    and backward passes over the examples, at most ``square_iter + noise_draws + 25`` additional forward passes, and
+    `max_iter` forward and backward passes per classifier in `transfer_from`. A few hundred examples are enough:
+    `detectable` of the report has the smallest differences that are flagged.
 
-    :param classifier: One that predicts logits. Its attack loss, per example, drives the attacks called "as given".
+    :param classifier: A PyTorchClassifier that predicts logits. Its attack loss is used by the attacks "as given".
     :param x: Images, shape ``(n, *input_shape)``, finite and inside clip_values.
-    :param y: True labels, in any form of :func:`art_hrloss._labels.parse_labels`.
+    :param y: True labels: class indices ``(n,)`` or ``(n, 1)``, or one-hot labels or probabilities ``(n, M)``.
     :param eps: The largest perturbation, in units of the images.
-    :param norm: numpy.inf or 2. ART's gradient attacks in norm 1 fail on honest networks as well: they move a single
-           pixel per step, which clip_values often undo.
-    :param max_iter: Steps of PGD, which runs with twice as many as well.
-    :param square_iter: Steps of the Square attack; 0 leaves it out, as do images that it cannot attack.
-    :param noise_draws: Draws of slight noise per example, for "unstable predictions"; 0 leaves it out.
-    :param transfer_from: Classifiers by name, whose adversarial images are tried on this one.
-    :param seed: Of Python's, NumPy's and torch's generators, which are restored.
-    :param verbose: Whether to show a progress bar: the measurement in progress, and how many examples are robust so
-           far.
-    :raises ValueError: If a report would mean nothing (see :func:`art_hrloss._preconditions.checked_evaluation`), or an
-            option is out of its range.
-    :raises KeyboardInterrupt: If interrupted. Its attribute `partial_result`, as that of any exception in a
-            measurement, is the report of the measurements that had finished; in a notebook
-            ``sys.last_value.partial_result``.
+    :param norm: numpy.inf or 2. Not 1: ART's gradient attacks change one pixel per step in that norm, and clip_values
+           often undo the change, so that the attacks fail on networks without gradient masking as well.
+    :param max_iter: The number of steps of PGD; a second PGD has twice as many.
+    :param square_iter: Queries of the Square attack per example; 0 omits it. It is also omitted for images that it does
+           not support.
+    :param noise_draws: Draws of slight noise per example, for the flag "unstable predictions"; 0 omits it.
+    :param transfer_from: Classifiers by name, whose adversarial examples are evaluated on this classifier.
+    :param batch_size: Images per pass through the network.
+    :param seed: The seed of the generators of Python, NumPy and torch, whose states are restored.
+    :param verbose: Whether to show a progress bar with the current measurement and the robust accuracy so far.
+    :return: The measurements and the flags that they raise.
+    :raises ValueError: If the images, labels or logits are invalid, or the logits of an image are random or depend on its
+            batch; or if an option is out of its range.
+    :raises TypeError: If a classifier is not a PyTorchClassifier.
+    :raises KeyboardInterrupt: If interrupted. As for any exception in a measurement, its attribute `partial_result` is
+            the report of the finished measurements; in a notebook ``sys.last_value.partial_result``.
 
-    >>> import torch, art_hrloss
+    >>> import numpy as np, torch, art_hrloss
     >>> options = {"input_shape": (4,), "nb_classes": 3, "clip_values": (0, 1), "device_type": "cpu"}
     >>> with art_hrloss.seeded(0):
     ...     classifier = art_hrloss.HRClassifier(torch.nn.Linear(4, 3), art_hrloss.HRLoss(), **options)
     >>> images = np.random.default_rng(0).random((20, 4), dtype=np.float32)
     >>> settings = {"eps": 0.1, "max_iter": 5, "verbose": False}
-    >>> report = gradient_masking_report(classifier, images, classifier.predict(images).argmax(1), **settings)
+    >>> labels = classifier.predict(images).argmax(1)
+    >>> report = art_hrloss.gradient_masking_report(classifier, images, labels, **settings)
     >>> [flag.name for flag in report.flags]
     []
     """
@@ -208,7 +241,7 @@ def _steps(
     noise_draws: int,
     sources: Mapping[str, PyTorchClassifier],
 ) -> dict[str, Callable[[GradientMaskingReport], dict[str, Any]]]:
-    """Return the measurements by name, functions of the report so far that return the fields they add."""
+    """Return the measurements by name: functions of the report so far, which return the fields that they add."""
 
     def fgsm(report: GradientMaskingReport) -> dict[str, Any]:
         images, gradients = target.fgsm()
@@ -229,17 +262,17 @@ def _steps(
     def black_box(name: str, measure: Callable[[], Flags], report: GradientMaskingReport) -> dict[str, Any]:
         return {"black_box": {**report.black_box, name: measure()}}
 
-    queried: dict[str, Callable[[], Flags]] = {"Square": partial(target.square, square_iter)} if square_iter else {}
+    attacks: dict[str, Callable[[], Flags]] = {"Square": partial(target.square, square_iter)} if square_iter else {}
     for name, source in sources.items():
-        queried[f"transfer from {name}"] = partial(target.transfer, source, max_iter)
-    # The order decides what random numbers each draws.
+        attacks[f"transfer from {name}"] = partial(target.transfer, source, max_iter)
+    # The measurements draw from the same generators, so their order is part of the results.
     return {
         "FGSM": fgsm,
         f"PGD of {max_iter} steps": short,
         f"PGD of {2 * max_iter} steps": long,
         "FGSM along other losses": replays,
         "Auto-PGD": lambda report: {"auto_pgd": target.auto_pgd(max_iter)},
-        **{name: partial(black_box, name, measure) for name, measure in queried.items()},
+        **{name: partial(black_box, name, measure) for name, measure in attacks.items()},
         "unbounded PGD": lambda report: {
             "unbounded": target.pgd(max_iter, target.pixel_range * target.size_of_ones).robust
         },

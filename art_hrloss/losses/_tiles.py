@@ -133,7 +133,7 @@ def within_rows(in_batch, s_class, first, CLASSES: tl.constexpr, C: tl.constexpr
 
 @triton.jit
 def tile_at(logits, in_batch, s_class, first, CLASSES: tl.constexpr, C: tl.constexpr, AX: tl.constexpr):
-    """Return the logits of the classes from `first` on, as a tile, -inf beyond the rows; `logits` points to the rows."""
+    """Return the logits of the classes from `first` on, as a tile; -inf beyond the rows to which `logits` points."""
     offsets, inside = within_rows(in_batch, s_class, first, CLASSES, C, AX)
     return tl.load(tl.expand_dims(logits, AX) + offsets, mask=inside, other=float("-inf"))
 
