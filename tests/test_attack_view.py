@@ -109,7 +109,7 @@ def test_a_subclass_that_replaces_a_method_that_attacks_bypass_is_refused(networ
     options = {"sample_size": 4} if kind is PyTorchRandomizedSmoothing else {}
     classifier = kind(network, HRLoss(), (1, 8, 8), 10, clip_values=(0, 1), device_type="cpu", **options)
     name = "compute_loss" if kind is OwnLoss else "loss_gradient"
-    with pytest.raises(TypeError, match=rf"expected .*{name}, but {kind.__name__} .*evaluate"):
+    with pytest.raises(TypeError, match=rf"expected .*{name}, but got {kind.__name__}, .*evaluate"):
         view(classifier)
     attacks = FastGradientMethod, ProjectedGradientDescent, AutoProjectedGradientDescent, SquareAttack, ensemble
     for attack in attacks:

@@ -57,20 +57,20 @@ IMAGES = {
     "one pixel at 1.001": (lambda x: with_value(x, 1.001), "clip_values"),
     "none": (lambda x: x[:0], "at least one image"),
     "one number": (lambda x: np.float32(0.5), "at least one image"),
-    "strings": (lambda x: x.astype(str), "array of numbers"),
+    "strings": (lambda x: x.astype(str), "array of real numbers"),
 }
 NETWORKS = {
     "normalised by the batch": (
         lambda network: nn.Sequential(network, nn.BatchNorm1d(10, affine=False, track_running_stats=False)),
-        "statistics of the batch",
+        "batch statistics",
     ),
     "NaN for some images": (NaNForBrightImages, "finite logits"),
     "NaN for all images": (diverged, "finite logits.* 40 of 40"),
     "softmax": (lambda network: nn.Sequential(network, nn.Softmax(1)), "softmax"),
     "random": (lambda network: noisy(network, 0.1), "deterministic"),
-    "an output less": (lambda network: nn.Sequential(network, nn.Linear(10, 9)), "one logit per class"),
-    "one output": (lambda network: nn.Sequential(network, nn.Linear(10, 1)), "second one"),
-    "one number per image": (lambda network: nn.Sequential(network, nn.Linear(10, 1), nn.Flatten(0)), "second one"),
+    "one output less": (lambda network: nn.Sequential(network, nn.Linear(10, 9)), "one logit per class"),
+    "one output": (lambda network: nn.Sequential(network, nn.Linear(10, 1)), "second output"),
+    "one number per image": (lambda network: nn.Sequential(network, nn.Linear(10, 1), nn.Flatten(0)), "second output"),
 }
 
 
@@ -87,7 +87,7 @@ def test_networks_that_no_verdict_can_be_based_on_are_refused(
     hr_classifier, art_classifier, network, batch, build, keyword
 ):
     x, y = batch
-    classes = 2 if keyword == "second one" else 10
+    classes = 2 if keyword == "second output" else 10
     for make, verdict in itertools.product((hr_classifier, art_classifier), VERDICTS.values()):
         with pytest.raises(ValueError, match=rf"expected .*{keyword}"):
             verdict(make(network=build(network), nb_classes=classes), x, y % classes)

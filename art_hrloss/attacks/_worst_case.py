@@ -151,8 +151,8 @@ def worst_case(
     :param verbose: Whether to show a progress bar with the current attack and the robust accuracy so far. The progress
            bars of the attacks are never shown.
     :return: The adversarial examples and the robust accuracy after each attack.
-    :raises ValueError: If the images, labels or logits are invalid, or the logits of an image are random or depend on its
-            batch; if an attack is targeted, constructed for a larger eps, or known not to work in ART; or if all attacks are
+    :raises ValueError: If the images, labels or logits are invalid, or if logits are random or depend on the batch; if
+            an attack is targeted, constructed for a larger eps, or known not to work in ART; or if all attacks are
             constructed for a smaller eps.
     :raises TypeError: If the classifier is not a PyTorchClassifier, or `attacks` is not a mapping of attacks by name.
     :raises KeyboardInterrupt: If interrupted. As for any exception in an attack, its attribute `partial_result` is the

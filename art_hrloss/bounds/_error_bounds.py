@@ -149,13 +149,13 @@ def error_bounds(*arguments: Any, alpha: float = 1.6) -> ErrorBounds:
     :param logits: Shape ``(n, M)``, finite, or -inf for probability 0. Logits on a GPU are evaluated there.
     :param classifier: A PyTorchClassifier that predicts logits.
     :param x: Images, shape ``(n, *input_shape)``, finite and inside clip_values.
-    :param labels: Class indices ``(n,)`` or ``(n, 1)``, or one-hot labels or probabilities ``(n, M)``; the sum of a row is
-           the weight of the example, and may be 0.
+    :param labels: Class indices ``(n,)`` or ``(n, 1)``, or one-hot labels or probabilities ``(n, M)``; the sum of a
+           row is the weight of the example, and may be 0.
     :param alpha: The order, above 1; the lower bound (2) is vacuous for an order of at most 2.
     :return: The quantities and bounds, in nats.
     :raises TypeError: If the arguments have neither form, or alpha is not a number.
-    :raises ValueError: If an argument is out of its range, or the outputs of the classifier are not finite logits that are
-            the same in every batch.
+    :raises ValueError: If an argument is out of its range, or the outputs of the classifier are not logits, not finite,
+            random, or dependent on the batch.
 
     >>> import numpy as np
     >>> from art_hrloss import error_bounds

@@ -186,8 +186,8 @@ def gradient_masking_report(
     :param seed: The seed of the generators of Python, NumPy and torch, whose states are restored.
     :param verbose: Whether to show a progress bar with the current measurement and the robust accuracy so far.
     :return: The measurements and the flags that they raise.
-    :raises ValueError: If the images, labels or logits are invalid, or the logits of an image are random or depend on its
-            batch; or if an option is out of its range.
+    :raises ValueError: If the images, labels or logits are invalid, if logits are random or depend on the batch, or if
+            an option is out of its range.
     :raises TypeError: If a classifier is not a PyTorchClassifier.
     :raises KeyboardInterrupt: If interrupted. As for any exception in a measurement, its attribute `partial_result` is
             the report of the finished measurements; in a notebook ``sys.last_value.partial_result``.

@@ -231,7 +231,7 @@ def test_one_example_and_one_step(hr_classifier, few):
     result = gradient_masking_report(hr_classifier(nn.CrossEntropyLoss()), x[:1], y[:1], **LEAST)
     assert list(result.iterative) == [1, 2]
     assert not result.unstable.any()
-    assert "No difference" in str(result)
+    assert "no difference of accuracies" in str(result)
 
 
 def test_transfer(hr_classifier, network, honest, examples):

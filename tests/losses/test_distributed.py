@@ -150,10 +150,10 @@ def test_one_process_has_its_own_terms_and_what_has_no_meaning_is_an_error(tmp_p
         for loss in (lambda **options: hr_loss(logits, labels, **options), HRLoss):
             with pytest.raises(ValueError, match=refused):
                 loss(reduction="sum", process_group=group)
-        with pytest.raises(ValueError, match="require no gradients"):
+        with pytest.raises(ValueError, match="requires_grad"):
             hr_loss(logits, labels, weight=weight, process_group=group)
     finally:
         dist.destroy_process_group()
     torch.testing.assert_close(tuple(own), tuple(hr_loss_terms(logits, labels)), rtol=1e-12, atol=0)
-    with pytest.raises(TypeError, match=r"torch.distributed.ProcessGroup that it is part of, got str"):
+    with pytest.raises(TypeError, match="ProcessGroup .* but got str"):
         hr_loss(logits, labels, process_group="world")  # type: ignore[arg-type]
