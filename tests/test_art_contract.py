@@ -1,6 +1,6 @@
-"""The HR loss in ART's own classifier and trainers, on real digits.
+"""Tests of the HR loss in ART's own classifier and trainers, on real digits.
 
-That each attack of ART's follows the loss is measured in benchmarks/compatibility, and tested with its table.
+benchmarks/compatibility measures whether each attack of ART follows the loss; its tests test that table.
 """
 
 import copy
@@ -25,7 +25,7 @@ def labels(digits):
 
 
 class Recording(HRLoss):
-    """The HR loss, which records every call; its copies write to the same list."""
+    """An HR loss that records every call; its copies write to the same list."""
 
     def __init__(self):
         super().__init__()
@@ -48,8 +48,8 @@ def accuracy(classifier, x, y):
 
 
 @pytest.mark.parametrize("form", [lambda y: y, one_hot], ids=["indices", "one-hot"])
-def test_a_plain_classifier_trains_on_the_batch_loss(art_classifier, network, images, labels, form):
-    """One step of SGD on eq. (3) of the batch."""
+def test_a_pytorch_classifier_trains_with_the_batch_loss(art_classifier, network, images, labels, form):
+    """Return the weights after one step of SGD on eq. (3) of the batch."""
     hr_loss(network(torch.tensor(images)), torch.tensor(labels)).backward()
     expected = [(parameter - 0.1 * parameter.grad).detach().numpy() for parameter in network.parameters()]
     trained = copy.deepcopy(network)
@@ -60,7 +60,7 @@ def test_a_plain_classifier_trains_on_the_batch_loss(art_classifier, network, im
 
 
 @pytest.mark.parametrize("reduction", ["none", "mean", "sum"])
-def test_a_plain_classifier_computes_every_reduction(art_classifier, network, images, labels, reduction):
+def test_a_pytorch_classifier_computes_all_reductions(art_classifier, network, images, labels, reduction):
     loss = HRLoss()
     actual = art_classifier(loss).compute_loss(images, labels, reduction=reduction)
     with torch.no_grad():
@@ -78,7 +78,7 @@ def inner_attack(classifier):
 
 
 def awp(classifier, proxy):
-    """AWP perturbs its weights through a second classifier, with a network and an optimizer of its own."""
+    """AWP perturbs the weights of a second classifier, which has its own network and optimizer."""
     options = {"mode": "PGD", "gamma": 0.005, "beta": 1.0, "warmup": 1}
     return AdversarialTrainerAWPPyTorch(classifier, proxy, inner_attack(classifier), **options)
 
@@ -92,7 +92,7 @@ TRAINERS = {
 
 @pytest.mark.parametrize("build", TRAINERS.values(), ids=TRAINERS)
 def test_a_trainer_trains_with_the_loss_unchanged(hr_classifier, network, digits, build):
-    """Parameters learn from eq. (3) of each whole batch; the images are attacked through the per-example loss."""
+    """Training minimises eq. (3) of each batch, and the images are attacked along the per-example loss."""
 
     def untrained(loss=None):
         torch.manual_seed(0)

@@ -1,4 +1,4 @@
-"""art_hrloss.classifier.attack_view: siblings on one network, and the classifiers that have none."""
+"""Tests of attack_view: two classifiers on one network, and classifiers that cannot have a view."""
 
 import copy
 
@@ -22,7 +22,7 @@ from art_hrloss.classifier import as_hr_classifier
 
 
 class Reversed(HRClassifier):
-    """A subclass whose attacks see the negated gradient."""
+    """A subclass that negates the gradient of attacks."""
 
     def evaluate(self, x, labels, **options):
         point = super().evaluate(x, labels, **options)
@@ -44,7 +44,7 @@ class OwnLoss(HRClassifier):
 
 
 @pytest.mark.parametrize("kind", ["hr_classifier", "art_classifier"])
-def test_a_view_shares_the_network_and_the_optimizer_and_changes_nothing(request, batch, kind):
+def test_a_view_shares_network_and_optimizer_and_modifies_nothing(request, batch, kind):
     x, y = batch
     classifier = request.getfixturevalue(kind)(preprocessing=(0.3, 0.5))
     network, params, loss = classifier.model.train(), classifier.get_params(), nn.CrossEntropyLoss()
@@ -61,7 +61,7 @@ def test_a_view_shares_the_network_and_the_optimizer_and_changes_nothing(request
     assert all(module.training for module in network.modules())
     for name, value in network.state_dict().items():
         assert torch.equal(value, state[name])
-    # What is trained through the one is seen through the other.
+    # Training one classifier also trains the other.
     before = view.predict(x)
     classifier.fit(x, y, nb_epochs=1)
     assert not np.array_equal(view.predict(x), before)
@@ -70,7 +70,7 @@ def test_a_view_shares_the_network_and_the_optimizer_and_changes_nothing(request
 
 @pytest.mark.parametrize("kind", ["hr_classifier", "art_classifier"])
 def test_the_cross_entropy_view_has_the_gradient_of_a_cross_entropy_classifier(request, art_classifier, batch, kind):
-    """Of the sum instead of the mean. 32 images, so that the factor between the two costs no rounding."""
+    """The gradient is that of the sum, not of the mean; the factor 32 between the two causes no rounding."""
     x, y = (part[:32] for part in batch)
     plain = art_classifier(nn.CrossEntropyLoss()).loss_gradient(x, np.eye(10, dtype=np.float32)[y])
     view = attack_view(request.getfixturevalue(kind)(), nn.CrossEntropyLoss())
@@ -85,13 +85,13 @@ def test_a_view_of_a_subclass_keeps_the_subclass(network, batch):
     assert type(view) is Reversed
     assert as_hr_classifier(view) is view
     np.testing.assert_array_equal(view.loss_gradient(x, y), -plain.loss_gradient(x, y))
-    # An attack through it, ART's or one of this package, makes the network surer.
+    # An attack that descends the loss, of ART or of this package, increases the confidence of the network.
     ours = ProjectedGradientDescent(view, eps=0.1, max_iter=1, loss="ce")
     for attack in (evasion.FastGradientMethod(view, eps=0.1), ours):
         assert (plain.compute_loss(attack.generate(x, y), y) <= plain.compute_loss(x, y)).mean() > 0.9
 
 
-def test_as_hr_classifier_is_the_classifier_or_its_view_along_its_loss(hr_classifier, art_classifier, batch):
+def test_as_hr_classifier_returns_the_classifier_or_a_view_along_its_loss(hr_classifier, art_classifier, batch):
     classifier = hr_classifier()
     assert as_hr_classifier(classifier) is classifier
     plain = art_classifier(nn.CrossEntropyLoss())
@@ -104,8 +104,8 @@ def test_as_hr_classifier_is_the_classifier_or_its_view_along_its_loss(hr_classi
 
 @pytest.mark.parametrize("kind", [OwnGradient, OwnLoss, PyTorchRandomizedSmoothing])
 @pytest.mark.parametrize("view", [lambda c: attack_view(c, HRLoss()), as_hr_classifier], ids=["view", "as_hr"])
-def test_a_subclass_that_replaces_a_method_that_attacks_bypass_is_refused(network, kind, view):
-    """Through a view of a smoothed classifier one would attack the network without its smoothing."""
+def test_a_subclass_with_overrides_that_attacks_bypass_raises_an_error(network, kind, view):
+    """An attack on a view of a smoothed classifier would bypass the smoothing."""
     options = {"sample_size": 4} if kind is PyTorchRandomizedSmoothing else {}
     classifier = kind(network, HRLoss(), (1, 8, 8), 10, clip_values=(0, 1), device_type="cpu", **options)
     name = "compute_loss" if kind is OwnLoss else "loss_gradient"
@@ -119,7 +119,7 @@ def test_a_subclass_that_replaces_a_method_that_attacks_bypass_is_refused(networ
 
 @pytest.mark.parametrize("kind", ["hr_classifier", "art_classifier"])
 @pytest.mark.parametrize("name", ["loss_gradient", "compute_loss"])
-def test_a_classifier_whose_method_is_replaced_on_the_object_is_refused(request, hr_classifier, kind, name):
+def test_a_classifier_with_a_replaced_method_raises_an_error(request, hr_classifier, kind, name):
     other = hr_classifier()
     for replacement in (lambda x, y, **_: None, getattr(other, name).__func__, nn.Identity()):
         classifier = request.getfixturevalue(kind)()
@@ -130,13 +130,13 @@ def test_a_classifier_whose_method_is_replaced_on_the_object_is_refused(request,
 
 
 @pytest.mark.parametrize("classifier", [nn.Linear(2, 2), None], ids=["network", "None"])
-def test_a_view_of_what_is_no_classifier_is_refused(classifier):
+def test_a_view_of_an_object_other_than_a_classifier_raises_an_error(classifier):
     for view in (lambda c: attack_view(c, HRLoss()), as_hr_classifier):
         with pytest.raises(TypeError, match=rf"expected classifier to be .* but got {type(classifier).__name__}"):
             view(classifier)
 
 
-def test_a_view_has_observers_of_its_own(hr_classifier, batch):
+def test_a_view_has_its_own_observers(hr_classifier, batch):
     classifier, seen = hr_classifier(), []
     with classifier.observed_by(lambda x, labels, point: seen.append(len(x))):
         view = attack_view(classifier, nn.CrossEntropyLoss())

@@ -1,4 +1,4 @@
-"""art_hrloss.classifier: the one door into the network, the attack loss behind ART's methods, and the parameters."""
+"""Tests of HRClassifier: evaluate, the attack loss in ART's methods, and the parameters."""
 
 import copy
 import inspect
@@ -37,21 +37,21 @@ class PerExample(nn.Module):
 
 
 class Scalar(nn.Module):
-    """A loss without a reduction that couples the examples, whatever one asks for."""
+    """A loss without a reduction that always couples the examples."""
 
     def forward(self, logits, labels):
         return nn.functional.cross_entropy(logits, labels)
 
 
 class Raising(nn.Module):
-    """A network, or a loss, that fails."""
+    """A network or a loss that raises an error."""
 
     def forward(self, *_):
         raise ArithmeticError("this module fails")
 
 
 class Mixed(nn.Module):
-    """A network in training whose batch statistics are frozen, with dropout, and an LSTM over the rows."""
+    """A network in training mode with frozen batch statistics, dropout, and an LSTM over the rows."""
 
     def __init__(self, head=None):
         super().__init__()
@@ -66,14 +66,14 @@ class Mixed(nn.Module):
 
 
 class Negated(HRLoss):
-    """An attack that follows this loss makes the network surer."""
+    """A loss whose maximisation increases the confidence of the network."""
 
     def forward(self, input, target):
         return -super().forward(input, target)
 
 
 class Overridden(HRClassifier):
-    """A subclass whose attacks see cross-entropy, whatever loss they ask for."""
+    """A subclass whose attacks always use cross-entropy."""
 
     def evaluate(self, x, labels, *, loss=None, gradient=True):
         return super().evaluate(x, labels, loss=nn.CrossEntropyLoss(), gradient=gradient)
@@ -81,7 +81,7 @@ class Overridden(HRClassifier):
 
 @pytest.fixture
 def halfway(hr_classifier, batch):
-    """The images halfway through an attack, where the network is right on some and wrong on others."""
+    """Images halfway through an attack, of which the network misclassifies some."""
     return evasion.FastGradientMethod(hr_classifier(), eps=0.1).generate(*batch), batch[1]
 
 
@@ -96,7 +96,7 @@ def generated(attack, x, y):
 
 
 def state(network):
-    """All that an attack could change of a network, by value, and by identity the gradients of its parameters."""
+    """Return everything that an attack could change in a network; gradients of parameters are compared by identity."""
     tensors = [*network.state_dict().values(), *(p.grad for p in network.parameters() if p.grad is not None)]
     modes = [module.training for module in network.modules()]
     return [t.tolist() for t in tensors], modes, [id(p.grad) for p in network.parameters()]
@@ -111,13 +111,13 @@ def per_example_hr(logits, y):
 
 
 def autograd_gradient(network, x, value):
-    """The gradient of the sum of value(network(x)) by x, in plain PyTorch and in the network's dtype."""
+    """Return the gradient of the sum of value(network(x)) by x, in plain PyTorch and in the network's dtype."""
     images = torch.tensor(np.asarray(x)).to(next(network.parameters()).dtype).requires_grad_()
     return torch.autograd.grad(value(network(images)).sum(), images)[0].numpy()
 
 
 def relative_error(actual, expected):
-    """The largest error of any example, relative to the largest element of that example's own gradient."""
+    """Return the largest error of an example, relative to the largest entry of the gradient of that example."""
     assert actual.shape == expected.shape
     actual, expected = (np.asarray(part, dtype=np.float64).reshape(len(part), -1) for part in (actual, expected))
     error, size = np.abs(actual - expected).max(1), np.abs(expected).max(1)
@@ -129,7 +129,7 @@ def relative_error(actual, expected):
 
 
 @pytest.mark.parametrize("loss", [None, nn.CrossEntropyLoss(), PerExample()], ids=["attack-loss", "ce", "module"])
-def test_an_evaluation_is_losses_logits_and_gradient_of_the_loss(hr_classifier, network, halfway, loss):
+def test_an_evaluation_returns_losses_logits_and_gradient(hr_classifier, network, halfway, loss):
     x, y = halfway
     classifier, images = hr_classifier(), torch.tensor(x)
     with classifier.attacking():
@@ -157,7 +157,7 @@ def test_an_evaluation_without_gradient_builds_no_graph(hr_classifier, network, 
 
 
 @ATTACKS
-def test_a_subclass_that_overrides_evaluate_is_seen_by_every_attack(network, batch, attack):
+def test_all_attacks_use_an_overridden_evaluate(network, batch, attack):
     options = {"input_shape": (1, 8, 8), "nb_classes": 10, "clip_values": (0, 1), "device_type": "cpu"}
     subclass = Overridden(network, HRLoss(), attack_loss=Negated(), **options)
     same, other = (
@@ -173,8 +173,8 @@ def test_a_subclass_that_overrides_evaluate_is_seen_by_every_attack(network, bat
 
 
 @ATTACKS
-def test_an_observer_sees_every_evaluation(hr_classifier, network, batch, attack):
-    """As many as the network runs backward, and their values are those of the classifier's methods."""
+def test_an_observer_gets_every_evaluation(hr_classifier, network, batch, attack):
+    """There is one evaluation per backward pass, and their values equal those of the classifier's methods."""
     x, y = batch
     seen, runs = [], []
     network.conv1.register_forward_pre_hook(lambda module, inputs: runs.append(inputs[0].requires_grad))
@@ -185,12 +185,12 @@ def test_an_observer_sees_every_evaluation(hr_classifier, network, batch, attack
     assert len(points) == sum(runs) > 0
     for images, labels, point in tuple(seen):
         np.testing.assert_array_equal(point.logits.argmax(1), classifier.predict(images.numpy()).argmax(1))
-        if point.gradient is not None:  # else it may have been evaluated for its logits, along another loss
+        if point.gradient is not None:  # otherwise it may be an evaluation of logits only, with another loss
             np.testing.assert_array_equal(point.losses, classifier.compute_loss(images, labels))
             assert torch.equal(point.gradient, classifier.loss_gradient(images, labels))
 
 
-def test_observers_are_called_in_turn_and_removed_also_after_an_exception(hr_classifier, batch):
+def test_observers_are_called_in_order_and_removed_also_after_an_exception(hr_classifier, batch):
     classifier, calls = hr_classifier(), []
 
     def failing(*_):
@@ -208,8 +208,8 @@ def test_observers_are_called_in_turn_and_removed_also_after_an_exception(hr_cla
 # --------------------------------------------------------------------------------------------------- gradients: values
 
 
-def test_the_gradient_is_that_of_the_summed_per_example_loss(hr_classifier, network, batch):
-    """For class indices H(q) - log q_y, whatever alpha is; for arrays an array, for tensors a tensor."""
+def test_the_gradient_is_that_of_the_sum_of_per_example_losses(hr_classifier, network, batch):
+    """It is H(q) - log q_y for class indices, for every alpha; an array for arrays, a tensor for tensors."""
     x, y = batch
     expected = autograd_gradient(network, x, lambda logits: per_example_hr(logits, y))
     for alpha in (1.0, 1.6, 10.0):
@@ -227,22 +227,22 @@ def test_the_gradient_is_that_of_the_summed_per_example_loss(hr_classifier, netw
 @pytest.mark.parametrize("size", [1, 7, 40])
 def test_the_gradient_is_the_same_at_every_batch_size(hr_classifier, network, halfway, size):
     """
-    Bit for bit, for a float64 network whose gradients are rounded to the images' float32. In a float32 network they
-    agree to its own rounding only, because the matrix products take other kernels for other batch sizes.
+    Equal bit for bit, for a float64 network whose gradients are rounded to float32. For a float32 network they would
+    be equal only up to rounding, because matrix products use different kernels for different batch sizes.
     """
     x, y = halfway
     for net, tolerance in [(copy.deepcopy(network).double(), 0.0), (network, 1e-4)]:
         classifier = hr_classifier(network=net)
         parts = [classifier.loss_gradient(x[i : i + size], y[i : i + size]) for i in range(0, len(x), size)]
         assert relative_error(np.concatenate(parts), classifier.loss_gradient(x, y)) <= tolerance
-        rows = np.repeat(np.random.default_rng(0).permutation(len(x)), 3)  # in any order, and among duplicates
+        rows = np.repeat(np.random.default_rng(0).permutation(len(x)), 3)  # in any order, and with duplicates
         assert relative_error(classifier.loss_gradient(x[rows], y[rows]), classifier.loss_gradient(x, y)[rows]) <= (
             tolerance
         )
 
 
-def test_the_batch_loss_in_a_plain_classifier_couples_the_images(art_classifier, hr_classifier, halfway):
-    """Why HRClassifier exists: eq. (3) of a batch reverses gradients of the images that are still right."""
+def test_in_a_pytorch_classifier_the_batch_loss_couples_the_images(art_classifier, hr_classifier, halfway):
+    """The reason for HRClassifier: eq. (3) of a batch reverses the gradients of correctly classified images."""
     x, y = halfway
 
     def changed_signs(classifier):
@@ -269,7 +269,7 @@ def test_training_mode_uses_dropout(hr_classifier, batch):
 
 
 WEIGHT = torch.linspace(0.5, 2, 10)
-# A loss, how many outputs it takes, and the form of its labels.
+# A loss, the number of outputs that it needs, and the form of its labels.
 LOSSES = {
     "HR": (HRLoss(), 10, torch.as_tensor),
     "weighted HR": (HRLoss(1.3, weight=WEIGHT, label_smoothing=0.1), 10, torch.as_tensor),
@@ -282,7 +282,7 @@ LOSSES = {
 
 
 @pytest.mark.parametrize(("loss", "outputs", "form"), LOSSES.values(), ids=LOSSES)
-def test_every_loss_has_its_own_values_under_every_reduction_at_every_batch_size(
+def test_reductions_of_attack_losses_do_not_depend_on_the_batch_size(
     hr_classifier, network, halfway, loss, outputs, form
 ):
     x, y = halfway
@@ -323,7 +323,7 @@ def test_a_module_without_reduction_is_reduced(hr_classifier, batch):
 
 
 @BOTH
-def test_a_loss_that_gives_one_value_for_the_batch_is_refused(hr_classifier, batch, method):
+def test_a_loss_with_one_value_per_batch_raises_an_error(hr_classifier, batch, method):
     with pytest.raises(ValueError, match=r"expected Scalar to return one value per example, shape \(40,\)"):
         getattr(hr_classifier(attack_loss=Scalar()), method)(*batch)
 
@@ -334,12 +334,14 @@ IGNORING = {
     for kind in (nn.CrossEntropyLoss, HRLoss)
     for name, value in (("ignore_index", 3), ("weight", MASK))
 } | {"NLLLoss": nn.NLLLoss(ignore_index=3), "MultiMarginLoss": nn.MultiMarginLoss(weight=MASK)}
-IGNORED = r"expected an attack loss .*, but got \w+, which ignores .*classes \[3\]\) because of ignore_index .*attack_loss="
+IGNORED = (
+    r"expected an attack loss .*, but got \w+, which ignores .*classes \[3\]\) because of ignore_index .*attack_loss="
+)
 
 
 @pytest.mark.parametrize("loss", IGNORING.values(), ids=IGNORING)
-def test_an_attack_loss_that_ignores_images_is_refused(hr_classifier, batch, loss):
-    """Their gradient is 0: no attack would move them, and they would read as robust."""
+def test_an_attack_loss_that_ignores_images_raises_an_error(hr_classifier, batch, loss):
+    """Ignored images have a gradient of 0: attacks would not change them, and they would look robust."""
     x, y = batch
     assert 3 in y
     pgd = art_hrloss.ProjectedGradientDescent
@@ -358,7 +360,7 @@ def test_an_attack_loss_that_ignores_images_is_refused(hr_classifier, batch, los
 
 @pytest.mark.parametrize("loss", IGNORING.values(), ids=IGNORING)
 def test_a_loss_that_ignores_no_image_of_the_batch_is_accepted(hr_classifier, batch, loss):
-    """As is an ignoring training loss that attacks do not follow, and one whose smoothed labels are of every class."""
+    """So is a training loss that ignores images if attacks use another loss, and a loss with smoothed labels."""
     x, y = batch
     plain, others = type(loss)(), y != 3
     actual, expected = (hr_classifier(one).loss_gradient(x[others], y[others]) for one in (loss, plain))
@@ -370,17 +372,17 @@ def test_a_loss_that_ignores_no_image_of_the_batch_is_accepted(hr_classifier, ba
 
 
 @pytest.mark.parametrize("kind", [nn.CrossEntropyLoss, HRLoss])
-def test_probabilities_are_ignored_only_where_every_class_of_theirs_has_weight_0(hr_classifier, batch, kind):
+def test_probabilities_are_ignored_only_if_all_their_classes_have_weight_0(hr_classifier, batch, kind):
     x, rows = batch[0], np.random.default_rng(0).dirichlet(np.ones(10), 40)
     assert (hr_classifier(kind(weight=MASK)).loss_gradient(x, rows) != 0).any(axis=(1, 2, 3)).all()
     rows[5] = one_hot(3)
-    if kind is HRLoss:  # to which ignore_index has no meaning for probabilities; CrossEntropyLoss refuses it
+    if kind is HRLoss:  # ignore_index has no effect on probabilities in HRLoss; CrossEntropyLoss raises an error
         assert (hr_classifier(kind(ignore_index=3)).loss_gradient(x, rows) != 0).any(axis=(1, 2, 3)).all()
     with pytest.raises(ValueError, match=r"1 of 40 images \(classes \[3\]\)"):
         hr_classifier(kind(weight=MASK)).loss_gradient(x, rows)
 
 
-def test_compute_loss_goes_through_the_network_in_batches_without_a_graph(hr_classifier, network, batch):
+def test_compute_loss_evaluates_batches_without_a_graph(hr_classifier, network, batch):
     runs = []
     network.register_forward_hook(lambda module, inputs, output: runs.append((len(output), output.requires_grad)))
     for x, y in (batch, map(torch.tensor, batch)):
@@ -410,8 +412,8 @@ def test_compute_losses_of_art_and_no_images_at_all(hr_classifier, batch):
 
 
 @ATTACKS
-def test_an_attack_changes_nothing_of_the_network(hr_classifier, batch, attack):
-    """ART's attacks call `predict`, which leaves the network in evaluation mode: that is theirs."""
+def test_an_attack_does_not_modify_the_network(hr_classifier, batch, attack):
+    """ART's attacks call `predict`, which leaves the network in evaluation mode; the test excludes that effect."""
     network = seeded(Mixed)
     for parameter in network.parameters():
         parameter.grad = torch.full_like(parameter, 7.0)
@@ -425,7 +427,7 @@ def test_an_attack_changes_nothing_of_the_network(hr_classifier, batch, attack):
     assert (state(network)[0], state(network)[2]) == (before[0], before[2])
     assert network.lstm.dropout == 0.5
     np.testing.assert_array_equal(batch[0], x)
-    with pytest.raises(pytest.fail.Exception):  # the hooks are alive
+    with pytest.raises(pytest.fail.Exception):  # the hooks are active
         network(torch.tensor(x)).sum().backward()
 
 
@@ -463,8 +465,8 @@ def test_everything_is_restored_after_an_exception(hr_classifier, batch, method,
 
 @pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode], ids=["no_grad", "inference_mode"])
 @ATTACKS
-def test_attacks_run_whatever_the_callers_gradient_mode_is(hr_classifier, network, batch, attack, mode):
-    """Evaluation code is often decorated with it."""
+def test_attacks_run_in_all_gradient_modes_of_the_caller(hr_classifier, network, batch, attack, mode):
+    """Evaluation code often runs in these modes."""
     expected = generated(attack(hr_classifier()), *batch)
     with mode():
         actual = generated(attack(hr_classifier(network=network.requires_grad_(False))), *batch)
@@ -475,7 +477,7 @@ def test_attacks_run_whatever_the_callers_gradient_mode_is(hr_classifier, networ
 @BOTH
 @pytest.mark.parametrize("preprocessing", [None, (0.0, 1.0), (0.3, 0.5)], ids=["none", "identity", "standardised"])
 def test_the_callers_tensors_are_unchanged(hr_classifier, network, batch, method, preprocessing):
-    """Also by a network that begins with a step in place, and tensors may come from inference mode."""
+    """Also for a network whose first layer works in place, and for tensors created in inference mode."""
     (x, y), begin = batch, nn.Hardtanh(0.2, 0.8, inplace=True)
     classifier = hr_classifier(
         network=nn.Sequential(begin, network), preprocessing=preprocessing, attack_loss=PerExample()
@@ -494,7 +496,7 @@ def test_the_callers_tensors_are_unchanged(hr_classifier, network, batch, method
 # ---------------------------------------------------------------------------------------------------------- parameters
 
 
-def test_the_parameters_are_arts_and_attack_loss():
+def test_the_parameters_are_those_of_art_and_attack_loss():
     arts, ours = (inspect.signature(kind).parameters for kind in (PyTorchClassifier, HRClassifier))
     assert [*ours] == [*arts, "attack_loss"]
     assert ours["attack_loss"].kind is inspect.Parameter.KEYWORD_ONLY
@@ -502,7 +504,7 @@ def test_the_parameters_are_arts_and_attack_loss():
 
 
 @pytest.mark.parametrize("loss", [nn.functional.cross_entropy, hr_loss, HRLoss, "ce", None])
-def test_a_loss_that_is_no_module_is_refused_at_once(hr_classifier, network, loss):
+def test_a_loss_that_is_not_a_module_raises_an_error_in_the_constructor(hr_classifier, network, loss):
     classifier, options = hr_classifier(), {"input_shape": (1, 8, 8), "nb_classes": 10}
     calls = [lambda: HRClassifier(network, loss, **options), lambda: classifier.set_params(model=network, loss=loss)]
     if loss is not None:
@@ -530,8 +532,8 @@ def test_attack_loss_follows_loss_unless_it_is_set(hr_classifier, batch):
 
 
 @pytest.mark.parametrize("losses", [[nn.MSELoss, HRLoss, nn.MSELoss], [HRLoss, nn.MSELoss, nn.MultiMarginLoss, HRLoss]])
-def test_a_new_loss_gets_labels_in_its_own_form(hr_classifier, batch, losses):
-    """ART keeps the form of the first loss: MSELoss would get class indices, MultiMarginLoss one-hot labels."""
+def test_a_new_loss_gets_labels_in_its_form(hr_classifier, batch, losses):
+    """ART would keep the form of the first loss: MSELoss would get class indices, MultiMarginLoss one-hot labels."""
     x, y = batch
     classifier = hr_classifier(losses[0]())
     for loss in losses:
@@ -570,6 +572,6 @@ def test_clone_for_refitting_has_a_new_network_and_the_same_parameters(hr_classi
     for new, old in zip(clone.model.parameters(), classifier.model.parameters(), strict=True):
         assert not torch.equal(new, old)
     fresh = clone.predict(x)
-    clone.fit(x, y, nb_epochs=1)  # HRLoss would refuse the one-hot labels of MSELoss in int64
+    clone.fit(x, y, nb_epochs=1)  # HRLoss would reject one-hot labels of MSELoss in int64
     assert not np.array_equal(clone.predict(x), fresh)
     np.testing.assert_array_equal(classifier.predict(x), predictions)

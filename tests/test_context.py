@@ -1,4 +1,4 @@
-"""art_hrloss._context: what is restored, also after an exception."""
+"""Tests of art_hrloss._context: modes, gradients and generators are restored, also after an exception."""
 
 import random
 
@@ -13,7 +13,7 @@ from art_hrloss._context import gradients_kept, in_mode, modes_kept
 
 @pytest.fixture
 def mixed():
-    """A network in training whose batch statistics are frozen, and whose LSTM has dropout between its layers."""
+    """A network in training mode with frozen batch statistics, and an LSTM with dropout between its layers."""
     network = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4), nn.LSTM(4, 4, num_layers=2, dropout=0.5))
     network[1].eval()
     return network
@@ -56,7 +56,7 @@ def draws():
     return random.random(), np.random.random(), torch.rand(()).item()  # noqa: NPY002
 
 
-def test_seeded_decides_the_draws_and_restores_all_three_generators():
+def test_seeded_seeds_and_restores_all_three_generators():
     states = random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist()  # noqa: NPY002
     with seeded(3):
         first = draws()

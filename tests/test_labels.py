@@ -1,4 +1,4 @@
-"""art_hrloss._labels: the same labels in every form, at every door, and what every door refuses in the same words."""
+"""Tests of art_hrloss._labels: all forms of labels in all public functions, and the error for invalid labels."""
 
 import copy
 
@@ -93,8 +93,8 @@ DOORS = {
     "report": lambda c, x, y: art_hrloss.gradient_masking_report(c, x, y, eps=0.1, max_iter=1, square_iter=0),
     "Square": lambda c, x, y: art_hrloss.SquareAttack(c, max_iter=1, verbose=False).generate(x, y),
 }
-# Where None means the classifier's predictions; where ART makes an array of a list, in front of the parser; and where
-# a row of 0 is an example without weight.
+# The cases where None is the predicted classes, where ART converts a list to an array before the parser, and where a
+# row of 0 is an example without weight.
 NOT_WRONG = {
     ("FGSM", "None"),
     ("PGD", "None"),
@@ -131,7 +131,7 @@ def test_one_hot_labels_in_every_form_become_indices(form):
 
 
 @pytest.mark.parametrize("door", DOORS)
-def test_wrong_labels_are_refused_at_every_door_in_the_same_words(hr_classifier, network, digits, door):
+def test_invalid_labels_raise_the_same_error_in_all_functions(hr_classifier, network, digits, door):
     network.fc2.weight.register_hook(lambda gradient: pytest.fail("the network has been trained"))
     classifier = hr_classifier(network=network)
     for wrong in (wrong for wrong in WRONG if (door, wrong) not in NOT_WRONG):
@@ -140,7 +140,7 @@ def test_wrong_labels_are_refused_at_every_door_in_the_same_words(hr_classifier,
 
 
 @pytest.mark.parametrize("rows", [np.full((6, 10), 0.1), np.eye(6, 10) + np.eye(6, 10, 1)], ids=["uniform", "two-hot"])
-def test_ties_are_refused_where_a_class_is_needed(hr_classifier, network, digits, rows):
+def test_ties_raise_an_error_if_a_class_is_needed(hr_classifier, network, digits, rows):
     log_softmax = hr_classifier(nn.NLLLoss(), network=nn.Sequential(network, nn.LogSoftmax(1)))
     keep_first = ProjectedGradientDescent(hr_classifier(), keep_first=True, **ATTACK)
     for refused in (
@@ -155,7 +155,7 @@ def test_ties_are_refused_where_a_class_is_needed(hr_classifier, network, digits
 
 
 def test_probabilities_are_not_reduced_to_a_class(classifier, digits):
-    """Nor are rows of two 1s, which ART takes for one-hot labels of the first, and those of two images mixed."""
+    """Rows with two entries of 1, which ART would take for one-hot labels, and mixed labels of two images stay rows."""
     x, mixed = digits.x_test[:6], 0.7 * np.eye(6, 10) + 0.3 * np.eye(6, 10, 1)
     for rows in (np.random.default_rng(0).dirichlet(np.ones(10), 6), np.eye(6, 10) + np.eye(6, 10, 1), mixed):
         logits, target = torch.tensor(classifier.predict(x)), torch.tensor(rows, dtype=torch.float32)
@@ -171,8 +171,8 @@ FITTED = {
 
 
 @pytest.mark.parametrize("y", [*FITTED.values(), np.arange(6)], ids=[*FITTED, "indices"])
-def test_fit_is_a_step_along_the_training_loss_with_labels_as_it_takes_them(hr_classifier, network, digits, y):
-    """That of eq. (3) of the whole batch; attack_loss has no part in it."""
+def test_fit_minimises_the_training_loss_with_labels_in_its_form(hr_classifier, network, digits, y):
+    """The step minimises eq. (3) of the batch; attack_loss has no effect on it."""
     x, trained = digits.x_test[:6], copy.deepcopy(network)
     HRLoss()(network(torch.tensor(x)), torch.tensor(y)).backward()
     optimizer = torch.optim.SGD(trained.parameters(), lr=0.1)

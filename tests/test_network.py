@@ -1,4 +1,4 @@
-"""art_hrloss._network: networks of any precision and output, images of any dtype, preprocessing, and pickles."""
+"""Tests of _network and _base_classifier: precisions, outputs, dtypes of images, preprocessing, and pickles."""
 
 import copy
 import pickle
@@ -22,7 +22,7 @@ from art_hrloss import HRLoss
 from benchmarks.autoattack.masked import Around
 
 ROOT = Path(__file__).parents[1]
-# The network's methods; each maps (classifier, images, labels) to an array.
+# Methods of the classifier, as functions from (classifier, images, labels) to an array.
 METHODS = {
     "predict": lambda c, x, y: c.predict(x),
     "compute_loss": lambda c, x, y: c.compute_loss(x, y),
@@ -31,7 +31,7 @@ METHODS = {
     "fit": lambda c, x, y: (torch.manual_seed(0), c.fit(x, y, nb_epochs=1, batch_size=20), c.predict(x))[-1],
     "FGSM": lambda c, x, y: FastGradientMethod(c, eps=0.1).generate(x, y),
 }
-# Without the sign, which a rounded gradient near 0 changes.
+# Without the sign, which rounding of a gradient near 0 may change.
 SMOOTH = {name: METHODS[name] for name in METHODS if name != "FGSM"} | {
     "FGM": lambda c, x, y: FastGradientMethod(c, norm=2, eps=1.0).generate(x, y)
 }
@@ -48,7 +48,7 @@ class Autocasting(Around):
 
 
 class Backwards(nn.Sequential):
-    """A Sequential with a forward of its own, which does more than to call its layers in turn."""
+    """A subclass of Sequential whose forward does more than call its layers one after another."""
 
     def forward(self, x):
         return super().forward(x.flip(3))
@@ -56,19 +56,19 @@ class Backwards(nn.Sequential):
 
 @dataclass
 class ModelOutput:
-    """As the models of transformers return it."""
+    """An output like that of the models of transformers."""
 
     logits: torch.Tensor
 
 
 def error(actual, expected):
-    """The norm of the difference, relative to that of what is expected."""
+    """Return the norm of the difference, relative to the norm of the expected values."""
     assert actual.shape == expected.shape
     return np.linalg.norm(np.subtract(actual, expected, dtype=np.float64)) / np.linalg.norm(expected.astype(np.float64))
 
 
 def half_attacked(classifier, x, y):
-    """Images on which the network is partly right and partly wrong: its gradients are far from 0."""
+    """Images of which the network misclassifies some, so that gradients are far from 0."""
     return FastGradientMethod(classifier, eps=0.1).generate(x, y)
 
 
@@ -87,7 +87,7 @@ def half_attacked(classifier, x, y):
     ],
 )
 def test_networks_of_every_precision_agree_with_float64(hr_classifier, batch, build, tolerance, method):
-    """Of a smooth network without training, whose gradients no processor rounds to others."""
+    """A smooth untrained network, whose gradients are not sensitive to the rounding of the processor."""
     x, y = batch
     torch.manual_seed(0)
     network = nn.Sequential(nn.Flatten(), nn.Linear(64, 32), nn.Tanh(), nn.Linear(32, 10))
@@ -111,7 +111,7 @@ def test_an_evaluation_has_the_gradient_in_the_networks_dtype(hr_classifier, net
 
 
 def test_a_float64_network_is_evaluated_in_float64(hr_classifier, network, batch):
-    """float32 anywhere between image and gradient would show at 1e-7."""
+    """A float32 operation anywhere between image and gradient would cause an error of 1e-7."""
     x, y = batch
     x = (x + np.random.default_rng(0).uniform(0, 0.1, x.shape)).astype(np.float64)
     leaf = torch.tensor(x, requires_grad=True)
@@ -128,7 +128,7 @@ def test_a_float64_network_is_evaluated_in_float64(hr_classifier, network, batch
 
 @every_method
 @pytest.mark.parametrize("preprocessing", [None, (0.0, 1.0), (0.3, 0.5)], ids=["none", "identity", "standardised"])
-def test_the_layout_of_an_array_of_images_does_not_matter(hr_classifier, batch, preprocessing, method):
+def test_the_memory_layout_of_images_has_no_effect(hr_classifier, batch, preprocessing, method):
     x, y = batch
     read_only = np.frombuffer(x.tobytes(), dtype=x.dtype).reshape(x.shape)
     expected = method(hr_classifier(preprocessing=preprocessing), x, y)
@@ -145,7 +145,7 @@ def test_the_layout_of_an_array_of_images_does_not_matter(hr_classifier, batch, 
 @every_method
 @pytest.mark.parametrize("dtype", [np.uint8, np.int64, ">i2", bool, np.float16, np.float64, np.longdouble], ids=str)
 def test_images_of_every_real_dtype_have_the_values_of_float32(hr_classifier, network, batch, dtype, method):
-    """Whole numbers from 0 to 16, black and white, or sixteenths, all of which float16 holds."""
+    """Whole numbers from 0 to 16, black and white, or sixteenths: float16 represents all of them exactly."""
     x, y = batch
     scale = 16 if np.dtype(dtype).kind in "iu" else 1
     images = x > 0.5 if dtype is bool else (scale * x).astype(dtype)
@@ -153,16 +153,17 @@ def test_images_of_every_real_dtype_have_the_values_of_float32(hr_classifier, ne
         method(hr_classifier(network=Around(copy.deepcopy(network), lambda z: z / scale)), given, y)
         for given in (images, images.astype(np.float32))
     )
-    # Gradients are in the images' dtype, if that is floating.
+    # Gradients have the dtype of the images, if that is floating.
     kind = np.float32 if np.dtype(dtype).kind != "f" or method not in GRADIENTS else dtype
     assert actual.dtype == kind
-    np.testing.assert_allclose(actual, expected.astype(kind), rtol=1e-6)  # ART adds a perturbation in the images' dtype
+    # ART adds the perturbation in the dtype of the images.
+    np.testing.assert_allclose(actual, expected.astype(kind), rtol=1e-6)
 
 
 @pytest.mark.parametrize("method", [m for n, m in METHODS.items() if n != "FGSM"])
 @pytest.mark.parametrize("dtype", [np.uint8, np.int64, ">i4"], ids=str)
 def test_integers_without_preprocessing_reach_the_network_unchanged(hr_classifier, dtype, method):
-    """uint8 images that the network scales itself, or tokens for an embedding; they have no gradient."""
+    """The network scales uint8 images itself, or embeds tokens; integers have no gradient."""
     dtypes, x = [], np.random.default_rng(0).integers(0, 100, (6, 8)).astype(dtype)
     torch.manual_seed(0)
     layers = nn.Sequential(nn.Embedding(100, 4), nn.Flatten(), nn.Linear(32, 10))
@@ -195,7 +196,7 @@ def test_integers_without_preprocessing_reach_the_network_unchanged(hr_classifie
     ],
     ids=["tuple", "dict", "list", "dataclass", "named tuple"],
 )
-def test_an_output_that_is_no_tensor_is_named(hr_classifier, network, batch, after, name, method):
+def test_an_output_that_is_not_a_tensor_raises_an_error(hr_classifier, network, batch, after, name, method):
     with pytest.raises(TypeError, match=f"expected the network to return a tensor of logits, but got a {name}:"):
         method(hr_classifier(network=Around(network, after=after)), *batch)
 
@@ -209,14 +210,14 @@ def test_an_output_that_is_no_tensor_is_named(hr_classifier, network, batch, aft
         pytest.param(lambda network: Backwards(Around(network, lambda x: x.flip(3))), id="Sequential-with-forward"),
     ],
 )
-def test_a_sequential_computes_what_its_forward_does(hr_classifier, network, batch, build, method):
+def test_a_sequential_with_its_own_forward_is_called(hr_classifier, network, batch, build, method):
     expected = method(hr_classifier(network=copy.deepcopy(network)), *batch)
     np.testing.assert_array_equal(method(hr_classifier(network=build(network)), *batch), expected)
 
 
 @pytest.mark.parametrize("method", [m for n, m in METHODS.items() if n != "class_gradient"])
 def test_one_number_per_image_is_a_column_of_one_output(hr_classifier, batch, method):
-    """A binary network, whose output ART reshapes in predict alone."""
+    """A binary network; ART reshapes its output in predict only."""
     x, y = batch
     results = []
     for shape in (nn.Identity(), nn.Flatten(0)):
@@ -226,7 +227,7 @@ def test_one_number_per_image_is_a_column_of_one_output(hr_classifier, batch, me
     np.testing.assert_array_equal(*results)
 
 
-def test_layers_and_activations_are_arts(hr_classifier, art_classifier, network, batch):
+def test_layers_and_activations_equal_those_of_art(hr_classifier, art_classifier, network, batch):
     sequential = nn.Sequential(nn.Flatten(), nn.Linear(64, 5), nn.ReLU(), nn.Linear(5, 10))
     for one in (network, sequential):
         ours, arts = hr_classifier(network=one), art_classifier(network=one)
@@ -240,7 +241,7 @@ def test_layers_and_activations_are_arts(hr_classifier, art_classifier, network,
 
 
 class Relabelled(Preprocessor):
-    """A step in NumPy that moves every label on by one class."""
+    """A preprocessing step in NumPy that replaces every label by the next class."""
 
     params = []  # noqa: RUF012  # ART's own declaration
 
@@ -249,7 +250,7 @@ class Relabelled(Preprocessor):
 
 
 class Squared(PreprocessorPyTorch):
-    """A step in torch whose derivative differs from pixel to pixel, and which moves every label on by one class."""
+    """A step in torch whose derivative differs between pixels, and which replaces every label by the next class."""
 
     params = []  # noqa: RUF012  # ART's own declaration
 
@@ -267,7 +268,7 @@ def test_standardisation_is_part_of_the_network(hr_classifier, network, digits, 
 
 
 @pytest.mark.parametrize("method", [METHODS["compute_loss"], METHODS["loss_gradient"]], ids=["loss", "gradient"])
-def test_a_step_in_torch_is_differentiated_and_sees_labels(hr_classifier, network, batch, method):
+def test_a_step_in_torch_is_differentiated_and_gets_labels(hr_classifier, network, batch, method):
     x, y = batch
     classifier = hr_classifier(preprocessing_defences=Squared(device_type="cpu"))
     expected = method(hr_classifier(network=Around(network, torch.square)), x, (y + 1) % 10)
@@ -276,7 +277,7 @@ def test_a_step_in_torch_is_differentiated_and_sees_labels(hr_classifier, networ
 
 
 @pytest.mark.parametrize("method", [m for n, m in METHODS.items() if n != "class_gradient"])
-def test_a_step_in_numpy_sees_labels(hr_classifier, batch, method):
+def test_a_step_in_numpy_gets_labels(hr_classifier, batch, method):
     x, y = batch
     expected = method(hr_classifier(), x, (y + 1) % 10)
     actual = method(hr_classifier(preprocessing_defences=Relabelled()), x, y)
@@ -301,8 +302,8 @@ def test_a_step_in_numpy_has_the_gradient_that_art_estimates(hr_classifier, art_
 @pytest.mark.parametrize("method", [m for n, m in METHODS.items() if n != "FGSM"])
 def test_a_step_in_numpy_may_change_the_dtype(hr_classifier, network, batch, method):
     """
-    FeatureSqueezing gives float64, which ART's classifier does not take. Its derivative counts as the identity. The
-    network may begin with a step in place.
+    FeatureSqueezing returns float64, which ART's classifier rejects. Its derivative is defined as the identity. The
+    first layer of the network may work in place.
     """
     squeezing = FeatureSqueezing(clip_values=(0, 1), bit_depth=2, apply_fit=True)
     squeezed, identity = squeezing(batch[0])[0], nn.LeakyReLU(1.0, inplace=True)
@@ -312,15 +313,15 @@ def test_a_step_in_numpy_may_change_the_dtype(hr_classifier, network, batch, met
     assert error(actual, expected) < 1e-5
 
 
-def test_a_step_in_numpy_takes_no_tensors(hr_classifier, batch):
+def test_a_step_in_numpy_raises_an_error_for_tensors(hr_classifier, batch):
     classifier = hr_classifier(preprocessing_defences=SpatialSmoothing(channels_first=True, clip_values=(0, 1)))
     for method in (classifier.loss_gradient, classifier.compute_loss):
         with pytest.raises(NotImplementedError, match="expected x to be a NumPy array"):
             method(*map(torch.tensor, batch))
 
 
-def test_predicted_classes_are_those_of_predict_after_postprocessing(hr_classifier, network, batch):
-    """Rounding to tenths makes ties, of which the first class wins."""
+def test_predicted_classes_equal_those_of_predict_after_postprocessing(hr_classifier, network, batch):
+    """Rounding to tenths causes ties, for which the first class is predicted."""
     network = Around(network, after=lambda logits: logits / 200)
     classifier, plain = (hr_classifier(network=network, postprocessing_defences=d) for d in (Rounded(decimals=1), None))
     logits = torch.tensor(plain.predict(batch[0]))
@@ -335,7 +336,7 @@ def test_predicted_classes_are_those_of_predict_after_postprocessing(hr_classifi
 
 @pytest.fixture
 def art_data(tmp_path, monkeypatch):
-    """ART's data folder, moved to an empty one."""
+    """An empty folder as ART's data folder."""
     folder = tmp_path / "art-data"
     folder.mkdir()
     monkeypatch.setattr(art.config, "ART_DATA_PATH", str(folder))
@@ -344,7 +345,7 @@ def art_data(tmp_path, monkeypatch):
 
 @pytest.fixture
 def sequential(hr_classifier, batch):
-    """A classifier of torch's own modules, so that any process can unpickle it, with some training behind it."""
+    """A trained classifier of modules of torch, so that any process can unpickle it."""
     torch.manual_seed(0)
     network = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(144, 10))
     classifier = hr_classifier(network=network, attack_loss=nn.CrossEntropyLoss(), preprocessing=(0.3, 0.7))
@@ -362,7 +363,7 @@ def test_copies_are_equal_and_independent(sequential, batch, art_data, copied):
     assert other.model.training
     np.testing.assert_array_equal(other.predict(batch[0]), predictions)
     np.testing.assert_array_equal(other.loss_gradient(*batch), gradient)
-    # The optimizer holds the parameters of the copy, and Adam's moments for them.
+    # The optimizer refers to the parameters of the copy, with Adam's moments.
     held = {id(parameter) for group in other.optimizer.param_groups for parameter in group["params"]}
     assert held == {id(parameter) for parameter in other.model.parameters()} == {*map(id, other.optimizer.state)}
     trained = METHODS["fit"](other, *batch)
@@ -391,7 +392,7 @@ def test_a_pickle_is_read_in_a_fresh_process(sequential, batch, tmp_path, art_da
     command = [sys.executable, "-W", "error", "-c", UNPICKLE, str(tmp_path), str(art_data)]
     process = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert process.returncode == 0, process.stderr
-    # Another process may take another number of threads and, with it, another order of summation.
+    # Another process may use another number of threads, and therefore another order of summation.
     for name in ("predict", "loss_gradient"):
         assert error(np.load(tmp_path / f"{name}.npy"), METHODS[name](sequential, *batch)) < 1e-5
     assert list(art_data.iterdir()) == []
@@ -405,6 +406,6 @@ def test_load_reads_the_weights_and_the_optimizer_that_save_wrote(sequential, ba
     for classifier in (other, sequential):
         classifier.load("classifier", str(tmp_path))
         np.testing.assert_array_equal(classifier.predict(batch[0]), predictions)
-        np.testing.assert_array_equal(METHODS["fit"](classifier, *batch), trained)  # Adam goes on from its moments
+        np.testing.assert_array_equal(METHODS["fit"](classifier, *batch), trained)  # Adam continues with its moments
     with pytest.raises(FileNotFoundError):
         sequential.load("nothing", str(tmp_path))

@@ -1,4 +1,4 @@
-"""art_hrloss._preconditions: what robust accuracy refuses to be computed on, and that it changes nothing."""
+"""Tests of art_hrloss._preconditions: invalid images, labels and networks, and the absence of side effects."""
 
 import copy
 import itertools
@@ -24,7 +24,7 @@ VERDICTS = {
 
 
 class NaNForBrightImages(nn.Module):
-    """A network that overflows for some images."""
+    """A network whose logits are NaN for some images."""
 
     def __init__(self, network):
         super().__init__()
@@ -36,7 +36,7 @@ class NaNForBrightImages(nn.Module):
 
 
 def diverged(network):
-    """The network after a training that diverged."""
+    """Return the network as after a training that diverged."""
     nn.init.constant_(network.fc2.bias, torch.nan)
     return network
 
@@ -75,7 +75,7 @@ NETWORKS = {
 
 
 @pytest.mark.parametrize(("images", "keyword"), IMAGES.values(), ids=IMAGES)
-def test_images_that_no_verdict_can_be_based_on_are_refused(hr_classifier, batch, images, keyword):
+def test_invalid_images_raise_an_error(hr_classifier, batch, images, keyword):
     x, y = batch
     for verdict in VERDICTS.values():
         with pytest.raises(ValueError, match=rf"expected .*{keyword}"):
@@ -83,7 +83,7 @@ def test_images_that_no_verdict_can_be_based_on_are_refused(hr_classifier, batch
 
 
 @pytest.mark.parametrize(("build", "keyword"), NETWORKS.values(), ids=NETWORKS)
-def test_networks_that_no_verdict_can_be_based_on_are_refused(
+def test_invalid_networks_raise_an_error(
     hr_classifier, art_classifier, network, batch, build, keyword
 ):
     x, y = batch
@@ -104,7 +104,7 @@ def test_clip_values_of_each_pixel(hr_classifier, batch, verdict):
 
 
 def test_rounding_above_the_clip_values_is_accepted(hr_classifier, batch):
-    """Scaling to [0, 1] in float32 adds it. Without clip_values every finite image is accepted."""
+    """Scaling to [0, 1] in float32 may exceed 1 by rounding. Without clip_values all finite images are accepted."""
     x, y = batch
     images = checked_evaluation(hr_classifier(), with_value(x, np.nextafter(np.float32(1), np.float32(2))), y).images
     assert images.max() > 1
@@ -123,8 +123,8 @@ def test_rounding_above_the_clip_values_is_accepted(hr_classifier, batch):
     ],
     ids=["Fortran", "float64", "big-endian", "list", "bfloat16 tensor", "tensor that requires gradients"],
 )
-def test_images_labels_and_logits_of_a_sound_evaluation(hr_classifier, batch, form):
-    """The digits are sixteenths, which even bfloat16 holds."""
+def test_images_labels_and_logits_of_a_valid_evaluation(hr_classifier, batch, form):
+    """The pixels of the digits are sixteenths, which bfloat16 represents exactly."""
     x, y = batch
     classifier = hr_classifier()
     evaluation = checked_evaluation(classifier, form(x), np.eye(10)[y], batch_size=7)
@@ -137,7 +137,7 @@ def test_images_labels_and_logits_of_a_sound_evaluation(hr_classifier, batch, fo
 @pytest.mark.parametrize(
     "build", [nn.Sequential, NETWORKS["random"][0], NaNForBrightImages], ids=["sound", "random", "NaN"]
 )
-def test_nothing_of_the_classifier_is_changed(hr_classifier, network, batch, build):
+def test_checks_do_not_modify_the_classifier(hr_classifier, network, batch, build):
     x, y = batch
     norm = nn.BatchNorm2d(1)
     network = nn.Sequential(norm, nn.Dropout(0.5), build(network)).train()
@@ -156,7 +156,7 @@ def test_nothing_of_the_classifier_is_changed(hr_classifier, network, batch, bui
     np.testing.assert_array_equal(x, images)
 
 
-def test_what_is_no_classifier_of_pytorch_is_refused(network, batch):
+def test_a_classifier_that_is_not_for_pytorch_raises_an_error(network, batch):
     with pytest.raises(TypeError, match="PyTorchClassifier"):
         checked_evaluation(network, *batch)
     with pytest.raises(TypeError, match="PyTorchClassifier"):

@@ -1,4 +1,4 @@
-"""Attacks of the package beside ART's own, on 50 real digits, from the same state of all random generators."""
+"""Fixtures: the package's attacks and ART's, on 50 real digits, with the same state of all random generators."""
 
 import numpy as np
 import pytest
@@ -23,7 +23,7 @@ DEFAULTS = {
 
 @pytest.fixture(params=ARTS, ids=lambda kind: kind.__name__)
 def kind(request):
-    """Each of the package's gradient attacks."""
+    """The gradient attacks of the package, one after another."""
     return request.param
 
 
@@ -39,19 +39,19 @@ def y(digits):
 
 @pytest.fixture
 def arts():
-    """ART's class of each of the package's gradient attacks."""
+    """The ART class of each gradient attack of the package."""
     return ARTS
 
 
 @pytest.fixture
 def passes(network):
-    """A copy of the trained network, with the sizes of the batches that pass through it."""
+    """A copy of the trained network that records the sizes of the batches that pass through it."""
     return Passes(network)
 
 
 @pytest.fixture
 def attack():
-    """Call it for an attack: (kind, classifier, **parameters); the others are those of the defaults above."""
+    """A function (kind, classifier, **parameters) that returns an attack; the defaults are those above."""
 
     def build(kind, classifier, **options):
         return kind(classifier, **{**DEFAULTS[ARTS.get(kind, kind)], **options})
@@ -61,7 +61,7 @@ def attack():
 
 @pytest.fixture
 def attacked(attack):
-    """Call it for adversarial images: (kind, classifier, x, y, *, seed=0, mask=None, **parameters)."""
+    """A function (kind, classifier, x, y, *, seed=0, mask=None, **parameters) that returns adversarial images."""
 
     def images(kind, classifier, x, y, *, seed=0, mask=None, **options):
         np.random.seed(seed)  # noqa: NPY002  # ART draws from the global generator
@@ -75,12 +75,12 @@ def attacked(attack):
 
 @pytest.fixture
 def both(attacked):
-    """Call it, as `attacked`, for the images of the package's attack and of ART's."""
+    """A function like `attacked` that returns the images of the package's attack and of ART's attack."""
 
     def images(kind, classifier, x, y, **options):
         ours, arts = (attacked(one, classifier, x, y, **options) for one in (kind, ARTS[kind]))
         assert ours.dtype == arts.dtype
-        # The comparison is worth something: most images have changed.
+        # The comparison is meaningful only if most images have changed.
         assert (np.abs(arts - x).reshape(len(x), -1).max(1) > 1e-3).mean() > 0.5
         return ours, arts
 

@@ -1,4 +1,4 @@
-"""attacks._auto_pgd: the images of ART's Auto-PGD, the paper's step-size rule, and attempts towards each class."""
+"""Tests of attacks._auto_pgd: equality with ART's Auto-PGD, the paper's step-size rule, and targeted attempts."""
 
 import itertools
 import math
@@ -51,17 +51,19 @@ def are_misclassified(classifier, images, labels):
         for p in chosen
     ],
 )
-def test_images_are_arts_bit_for_bit(hr_classifier, art_classifier, both, x, y, classifier, options, exact, targeted):
-    """But for rounding in finite norms, as the module says: of steps of length `eps_step`, in float32."""
-    sums = nn.CrossEntropyLoss(reduction="sum")  # whose gradient, in ART's classifier, is that of each image's own loss
+def test_images_equal_those_of_art_bit_for_bit(
+    hr_classifier, art_classifier, both, x, y, classifier, options, exact, targeted
+):
+    """Images are equal up to rounding in finite norms: float32 rounding of steps of length `eps_step`."""
+    sums = nn.CrossEntropyLoss(reduction="sum")  # in ART's classifier, its gradient is that of each image's own loss
     made = hr_classifier() if classifier == "HRClassifier" else art_classifier(sums)
     labels = (y + 1) % 10 if targeted else y
     ours, arts = both(AutoProjectedGradientDescent, made, x, labels, targeted=targeted, **options)
     np.testing.assert_allclose(ours, arts, rtol=0, atol=0 if exact else 1e-6 * options["eps_step"])
 
 
-def test_it_ends_as_arts_where_every_loss_is_0(hr_classifier, network, both, attacked, arts, x, y):
-    """As the cross-entropy of a network does that is sure of itself beyond float32."""
+def test_it_ends_like_the_attack_of_art_if_all_losses_are_0(hr_classifier, network, both, attacked, arts, x, y):
+    """A loss like the cross-entropy of a network that is so confident that float32 rounds its loss to 0."""
     classifier = hr_classifier(nn.CrossEntropyLoss(), network=scaled(network, 1e4))
     sure = np.flatnonzero(classifier.predict(x).argmax(1) == y)[:10]
     ours, theirs = (
@@ -73,15 +75,15 @@ def test_it_ends_as_arts_where_every_loss_is_0(hr_classifier, network, both, att
 
 
 class Clamped(nn.Module):
-    """A loss of exactly 0 on every image that is not misclassified, whose gradient is that of the margin."""
+    """A loss that is exactly 0 for correctly classified images, with the gradient of the margin."""
 
     def forward(self, logits, labels):
         margin = logits[:, 1] - logits[:, 0]
         return margin - margin.detach() + margin.detach().clamp(min=0)
 
 
-def test_a_loss_of_0_does_not_end_the_search_for_the_first_adversarial_iterate():
-    """As it ends ART's attack, batch by batch."""
+def test_keep_first_does_not_stop_at_a_loss_of_0():
+    """ART's attack ends for the same reason, batch by batch."""
     network = Curve(lambda x: x - 0.75)
     classifier = PyTorchClassifier(network, nn.CrossEntropyLoss(), (1,), 2, clip_values=(0.0, 1.0), device_type="cpu")
     x, y = np.full((1, 1), 0.5, dtype=np.float32), np.zeros(1, dtype=np.int64)
@@ -92,8 +94,8 @@ def test_a_loss_of_0_does_not_end_the_search_for_the_first_adversarial_iterate()
             assert are_misclassified(classifier, attack.generate(x, y), y).all() == keep_first
 
 
-def test_nan_in_a_gradient_counts_as_0_with_a_warning(hr_classifier, network, attacked, x, y, caplog):
-    """ART's Auto-PGD returns images of NaN."""
+def test_nan_in_a_gradient_is_replaced_by_0_with_a_warning(hr_classifier, network, attacked, x, y, caplog):
+    """ART's Auto-PGD returns images that contain NaN."""
     classifier = hr_classifier(network=nn.Sequential(Root(), network))
     for options in ({}, {"norm": 2, "eps": 1.2, "loss": "ce"}, {"keep_first": True}):
         caplog.clear()
@@ -102,8 +104,8 @@ def test_nan_in_a_gradient_counts_as_0_with_a_warning(hr_classifier, network, at
         assert "NaN" in caplog.text
 
 
-def test_each_point_passes_through_the_network_once(hr_classifier, passes, attack, digits):
-    """A prediction, and then the start and the end of every step, with no gradient at the last."""
+def test_each_iterate_is_evaluated_once(hr_classifier, passes, attack, digits):
+    """The passes are a prediction, the start, and the end of each step; the last needs no gradient."""
     classifier = hr_classifier(network=passes.network)
     x = digits.x_test[~are_misclassified(classifier, digits.x_test, digits.y_test)][:40]
     y = classifier.predict(x).argmax(1)
@@ -112,7 +114,7 @@ def test_each_point_passes_through_the_network_once(hr_classifier, passes, attac
     made.generate(x, y)
     assert passes.forward == [32, 8] + [32] * 9 + [8] * 9
     assert passes.backward == [32] * 8 + [8] * 8
-    # An image that no iterate misclassifies costs no more to an attack that stops at the first.
+    # For an image without an adversarial iterate, keep_first needs no additional passes.
     made.set_params(keep_first=True)
     passes.clear()
     made.generate(x, y)
@@ -124,15 +126,15 @@ def test_each_point_passes_through_the_network_once(hr_classifier, passes, attac
 
 
 @pytest.mark.parametrize("max_iter", [1, 5, 22, 40, 100, 1000])
-def test_checkpoints_are_the_papers(max_iter):
-    """w_j = ceil(p_j N) with p_0 = 0, p_1 = 0.22, p_(j+1) = p_j + max(p_j - p_(j-1) - 0.03, 0.06): sec. 3 there."""
+def test_checkpoints_equal_those_of_the_paper(max_iter):
+    """w_j = ceil(p_j N) with p_0 = 0, p_1 = 0.22, p_(j+1) = p_j + max(p_j - p_(j-1) - 0.03, 0.06)(section 3)."""
     p = [Fraction(0), Fraction(22, 100)]
     while (following := p[-1] + max(p[-1] - p[-2] - Fraction(3, 100), Fraction(6, 100))) <= 1:
         p.append(following)
     assert p[-1] == Fraction(99, 100)
     expected = sorted({math.ceil(share * max_iter) for share in p[1:]})
     intervals = checkpoints(max_iter)
-    # In floating point, and in ART, a product that is whole may end just above it.
+    # In floating point, as in ART, a product that is a whole number may round to slightly more.
     assert len(intervals) == len(expected)
     assert all(0 <= ours - exact <= 1 for ours, exact in zip(sorted(intervals), expected, strict=True))
     steps = sorted(intervals)
@@ -143,7 +145,7 @@ def walk(f, slope, x, start, *, eps, step, max_iter):
     """
     Return the iterates of Auto-PGD on one pixel x without clip values: the paper's algorithm 1, in plain Python.
 
-    As in ART, the rule of checkpoint w_j is applied after step w_j + 1, and what counts is a new best, not a rise.
+    As in ART, the rule of checkpoint w_j is applied after step w_j + 1, and counts new best losses, not increases.
     """
 
     def project(z):
@@ -169,7 +171,7 @@ def walk(f, slope, x, start, *, eps, step, max_iter):
 
 
 class Wave(nn.Module):
-    """Logits (0, f(x)), of which f goes up and down, but up in the end; in float64, so that no step is rounded."""
+    """Logits (0, f(x)), where f oscillates around an upward trend; in float64, so that steps are not rounded."""
 
     def __init__(self, frequency):
         super().__init__()
@@ -179,11 +181,11 @@ class Wave(nn.Module):
         return torch.cat([torch.zeros_like(x), torch.sin(self.frequency * x) + 0.3 * x - 9], 1)
 
 
-# Of the last three runs condition 2 of the paper decides alone, once.
+# In the last three runs, condition 2 of the paper alone causes exactly one halving.
 @pytest.mark.parametrize(
     ("frequency", "seed"), [(5.0, 0), (5.0, 1), (13.0, 0), (13.0, 1), (5.0, 16), (3.0, 6), (23.0, 3)]
 )
-def test_every_iterate_is_that_of_the_papers_algorithm(hr_classifier, frequency, seed):
+def test_iterates_equal_those_of_the_paper_algorithm(hr_classifier, frequency, seed):
     classifier = hr_classifier(network=Wave(frequency), input_shape=(1,), nb_classes=2, clip_values=None)
     sizes = {"eps": 1.0, "max_iter": 60}
     attack = AutoProjectedGradientDescent(
@@ -207,7 +209,7 @@ def test_every_iterate_is_that_of_the_papers_algorithm(hr_classifier, frequency,
 # ------------------------------------------------------------------------------------------------------- target_classes
 
 
-def test_it_attacks_towards_each_class_the_likeliest_first(hr_classifier, x, y):
+def test_target_classes_are_attacked_in_order_of_likelihood(hr_classifier, x, y):
     classifier = hr_classifier()
     x, y = (values[~are_misclassified(classifier, x, y)] for values in (x, y))
     calls = []
@@ -238,7 +240,7 @@ def test_more_target_classes_misclassify_no_fewer_images(hr_classifier, attacked
     assert wrong[1].sum() > wrong[0].sum()
 
 
-def test_towards_classes_without_restarts_only_the_unfinished_images_are_attacked(art_classifier, network, digits):
+def test_targeted_attempts_skip_images_that_are_already_adversarial(art_classifier, network, digits):
     counting = Counting(network)
     classifier = art_classifier(network=counting)
     x, y = digits.x_test[:100], digits.y_test[:100]

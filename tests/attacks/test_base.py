@@ -1,4 +1,4 @@
-"""attacks._base: what the three gradient attacks share. Inputs as ART takes them, restarts, keep_first and loss."""
+"""Tests of attacks._base, for the three gradient attacks: inputs of all forms, restarts, keep_first and loss."""
 
 import copy
 
@@ -26,7 +26,7 @@ from benchmarks.autoattack.masked import scaled
 
 LOSSES = ("ce", "hr", "margin", "dlr")
 SIZES = np.linspace(0.05, 0.2, 64, dtype=np.float32).reshape(1, 8, 8)
-# From the second attempt on ART hands tensors to NumPy, which warns of it.
+# From the second attempt on, ART passes tensors to NumPy, which warns.
 TENSORS_TO_NUMPY = "ignore:__array:DeprecationWarning"
 norms = pytest.mark.parametrize(("norm", "eps"), [(np.inf, 0.1), (2, 0.6), (1, 3.0)], ids=["inf", "2", "1"])
 STOPPING = {"first": {"keep_first": True}, "2": {"restarts": 2}, "2-first": {"restarts": 2, "keep_first": True}}
@@ -46,7 +46,7 @@ def random_starts(kind, number):
 
 
 def right(classifier, digits, n):
-    """Images that the classifier takes for what they are, and their labels."""
+    """Correctly classified images, and their labels."""
     rows = np.flatnonzero(~are_misclassified(classifier, digits.x_test, digits.y_test))[:n]
     return digits.x_test[rows], digits.y_test[rows]
 
@@ -58,7 +58,7 @@ def smoothed():
     return SpatialSmoothing(window_size=3, channels_first=True)
 
 
-# A classifier's options, with `loss` and `build`, which makes its network.
+# Options of a classifier: also `loss`, and `build`, which constructs its network.
 CLASSIFIERS = {
     "cross-entropy": {"loss": nn.CrossEntropyLoss()},
     "multi-margin": {"loss": nn.MultiMarginLoss(margin=30)},
@@ -77,7 +77,7 @@ CLASSIFIERS = {
 
 
 @pytest.mark.parametrize("options", CLASSIFIERS.values(), ids=CLASSIFIERS)
-def test_images_are_arts_for_every_classifier(hr_classifier, network, both, x, kind, options):
+def test_images_equal_those_of_art_for_all_classifiers(hr_classifier, network, both, x, kind, options):
     if "preprocessing_defences" in options and kind is ProjectedGradientDescent:
         pytest.skip("ART's own in torch refuses it: see the test of that below")
     torch.manual_seed(0)
@@ -90,8 +90,8 @@ def test_images_are_arts_for_every_classifier(hr_classifier, network, both, x, k
 
 
 @pytest.mark.parametrize("dtype", [np.float64, np.uint8, np.float16])
-def test_images_are_arts_for_images_and_labels_in_other_forms(hr_classifier, network, both, x, y, kind, dtype):
-    """In whole numbers 0 to 16, or such in float64 that float32 must round."""
+def test_images_equal_those_of_art_for_all_forms_of_images_and_labels(hr_classifier, network, both, x, y, kind, dtype):
+    """Images as whole numbers from 0 to 16, or as float64 numbers that float32 must round."""
     labels = {np.float64: None, np.uint8: one_hot(y).astype(np.int64), np.float16: 0.7 * one_hot(y) + 0.03}[dtype]
     x = (16 * x).astype(dtype) + (dtype(0.1) if dtype is np.float64 else dtype(0))
     classifier = hr_classifier(network=nn.Sequential(scaled(nn.Identity(), 1 / 16), network), clip_values=(0, 17))
@@ -99,7 +99,7 @@ def test_images_are_arts_for_images_and_labels_in_other_forms(hr_classifier, net
     np.testing.assert_array_equal(*both(kind, classifier, x, labels, **options))
 
 
-def test_pgd_takes_preprocessing_in_numpy_which_arts_in_torch_refuses(hr_classifier, x, y):
+def test_pgd_supports_preprocessing_in_numpy(hr_classifier, x, y):
     classifier = hr_classifier(preprocessing_defences=smoothed())
     steps = {"eps": 0.1, "eps_step": 0.04, "max_iter": 5, "verbose": False}
     ours = ProjectedGradientDescent(classifier, **steps).generate(x, y)
@@ -107,7 +107,7 @@ def test_pgd_takes_preprocessing_in_numpy_which_arts_in_torch_refuses(hr_classif
 
 
 class Rolled(Postprocessor):
-    """Each logit handed to the next class."""
+    """A postprocessing defence that moves each logit to the next class."""
 
     params = []  # noqa: RUF012  # ART's own declaration
 
@@ -120,11 +120,11 @@ class Rolled(Postprocessor):
 
 @pytest.mark.filterwarnings(TENSORS_TO_NUMPY)
 def test_postprocessing_is_part_of_the_predictions(hr_classifier, both, attacked, x, kind):
-    """An attempt succeeds where the network itself may be right, or wrong in another way."""
+    """Success is judged by the postprocessed outputs, which may differ from the outputs of the network."""
     classifier = hr_classifier(postprocessing_defences=Rolled())
     y, eps = classifier.predict(x).argmax(1), 0.5 if kind is FastGradientMethod else 0.1
     np.testing.assert_array_equal(*both(kind, classifier, x, y, eps=eps, **random_starts(kind, 3)))
-    # To an attack that stops at the first adversarial iterate no image is one yet, and then all of them are.
+    # With keep_first, no image is adversarial before the attack, and all images are adversarial after it.
     assert (attacked(kind, classifier, x, y, eps=1e-3, keep_first=True) != x).any((1, 2, 3)).all()
     np.testing.assert_array_equal(attacked(kind, classifier, x, (y - 1) % 10, keep_first=True), x)
 
@@ -134,11 +134,11 @@ def test_no_images_at_all(hr_classifier, attacked, x, y, kind):
         assert attacked(kind, hr_classifier(), x[:0], y[:0], **options).shape == (0, 1, 8, 8)
 
 
-def test_it_is_arts_attack_with_parameters_of_its_own(hr_classifier, attack, arts, kind):
+def test_it_is_a_subclass_of_the_attack_of_art_with_additional_parameters(hr_classifier, attack, arts, kind):
     made = attack(kind, hr_classifier())
     assert isinstance(made, arts[kind])
     assert set(made.attack_params) >= {"loss", "restarts", "keep_first", *arts[kind].attack_params} - (
-        {"minimal"} if kind is ProjectedGradientDescent else set()  # which ART's accepts and ignores
+        {"minimal"} if kind is ProjectedGradientDescent else set()  # ART's attack accepts and ignores it
     )
     made.set_params(eps=np.float32(0.25), targeted=True, loss="margin")
     assert (made.eps, made.targeted, made.loss) == (0.25, True, "margin")
@@ -159,7 +159,7 @@ def test_it_is_arts_attack_with_parameters_of_its_own(hr_classifier, attack, art
     + [(FastGradientMethod, {"minimal": True})],
     ids=lambda value: getattr(value, "__name__", str(value)),
 )
-def test_network_and_arrays_are_left_unchanged(request, attack, x, y, kind, make, options):
+def test_network_and_arrays_are_not_modified(request, attack, x, y, kind, make, options):
     torch.manual_seed(0)
     network = DropoutAndBatchNorm().train()
     network.network[1].eval()
@@ -179,7 +179,7 @@ def test_network_and_arrays_are_left_unchanged(request, attack, x, y, kind, make
 
 
 class Recording(HRClassifier):
-    """A subclass that records what attacks evaluate, with copies."""
+    """A subclass that records copies of the images that attacks evaluate."""
 
     def evaluate(self, x, labels, **options):
         point = super().evaluate(x, labels, **options)
@@ -191,9 +191,7 @@ class Recording(HRClassifier):
 
 @norms
 @pytest.mark.parametrize("more", [{}, {"targeted": True}, {"keep_first": True}], ids=str)
-def test_observers_and_subclasses_see_every_point_and_steps_in_place_leave_it(
-    network, attacked, x, y, kind, norm, eps, more
-):
+def test_observers_and_subclasses_get_all_iterates_unmodified(network, attacked, x, y, kind, norm, eps, more):
     classifier = Recording(network, HRLoss(), (1, 8, 8), 10, clip_values=(0, 1), device_type="cpu")
     observed = []
     with classifier.observed_by(lambda x, labels, point: observed.append((x.clone(), point.logits.clone()))):
@@ -201,7 +199,7 @@ def test_observers_and_subclasses_see_every_point_and_steps_in_place_leave_it(
     assert all(torch.equal(part, copied) for part, copied in classifier.recorded)
     assert len(observed) == len(classifier.points) >= 2
     assert all(torch.equal(points, seen) for points, (seen, _) in zip(classifier.points, observed, strict=True))
-    if more.get("keep_first"):  # every image that is returned has been evaluated, or was misclassified before
+    if more.get("keep_first"):  # every returned image has been evaluated, or was misclassified before the attack
         seen = {image.tobytes() for points, _ in observed for image in points.numpy()}
         assert all(image.tobytes() in seen for image in images[~are_misclassified(classifier, x, y)])
 
@@ -213,7 +211,7 @@ DIRECTION = np.random.default_rng(0).normal(size=SIZE)
 
 
 def linear(offset, clip_values, scale=1):
-    """Return a classifier of logits (-s, s, -100), s = scale (w x - offset) / 2: a third class, far off, for DLR."""
+    """Return a classifier with logits (-s, s, -100), s = scale (w x - offset) / 2; DLR needs a third class."""
     layer = nn.Linear(SIZE, 3)
     with torch.no_grad():
         layer.weight.copy_(torch.tensor(scale / 2 * np.outer([-1, 1, 0], DIRECTION)))
@@ -223,13 +221,13 @@ def linear(offset, clip_values, scale=1):
 
 
 def greatest_change(x, eps, norm, clip_values):
-    """Return the greatest w d over all d of that norm that leave x + d in the range: exact, or by bisection."""
+    """Return the largest w d over all feasible d of the norm, exactly or by bisection."""
     low, high = (-np.inf, np.inf) if clip_values is None else (clip_values[0] - x, clip_values[1] - x)
     if norm == np.inf:
         return np.where(DIRECTION > 0, np.minimum(eps, high), np.maximum(-eps, low)) @ DIRECTION + np.zeros(len(x))
     if clip_values is None:
         return np.full(len(x), eps * np.linalg.norm(DIRECTION))
-    # The best d of its size is clip(t w): by Lagrange, each pixel goes as far along w as the range lets it.
+    # By Lagrange, the best d of its size is clip(t w): each pixel moves along w as far as the range allows.
     least, most = np.zeros((len(x), 1)), np.full((len(x), 1), 1e3)
     for _ in range(100):
         t = (least + most) / 2
@@ -246,7 +244,7 @@ def greatest_change(x, eps, norm, clip_values):
 @pytest.mark.parametrize(("norm", "eps"), [(np.inf, 0.1), (2, 0.4)], ids=["inf", "2"])
 @pytest.mark.parametrize("kind", [ProjectedGradientDescent, AutoProjectedGradientDescent])
 def test_it_reaches_the_closed_form_of_a_linear_network(kind, norm, eps, clip_values, scale, loss):
-    """24 images of which about half can just be misclassified; with the scale float32 cross-entropy rounds to 0."""
+    """24 images, about half of which have an adversarial example; with the scale, float32 cross-entropy rounds to 0."""
     random = np.random.default_rng(1)
     points = random.uniform(0, 1, (4000, SIZE))
     points = np.where(random.random(points.shape) < 0.3, points.round(), points).astype(np.float32).astype(np.float64)
@@ -280,8 +278,8 @@ def one_pixel(f):
     return PyTorchClassifier(Curve(f), nn.CrossEntropyLoss(), (1,), 2, clip_values=(0.0, 1.0), device_type="cpu")
 
 
-def test_pgd_returns_the_first_adversarial_iterate_where_the_last_is_right_again():
-    """Class 1 lies in (0.5, 0.56) only; the gradient points up everywhere, so every path ends beyond it, at 0.8."""
+def test_pgd_returns_the_first_adversarial_iterate_if_the_last_is_not_adversarial():
+    """Class 1 is the interval (0.5, 0.56). The gradient is positive everywhere, so paths end beyond it, at 0.8."""
     classifier = one_pixel(lambda x: torch.where(x < 0.56, 5 * (x - 0.5), x - 2))
     x, y = np.full((40, 1), 0.3, dtype=np.float32), np.zeros(40, dtype=np.int64)
     options = {"eps": 0.5, "eps_step": 0.04, "max_iter": 40, "num_random_init": 1, "verbose": False}
@@ -306,7 +304,7 @@ def test_pgd_returns_the_first_adversarial_iterate_where_the_last_is_right_again
         assert are_misclassified(classifier, more.generate(x, y), y).all()
 
 
-def test_fgsm_keeps_its_start_where_that_is_adversarial():
+def test_fgsm_returns_a_start_that_is_adversarial():
     classifier = one_pixel(lambda x: torch.where(x < 0.56, 5 * (x - 0.5), x - 2))
     x, y = np.full((40, 1), 0.5, dtype=np.float32), np.zeros(40, dtype=np.int64)
     with seeded(0):
@@ -316,7 +314,7 @@ def test_fgsm_keeps_its_start_where_that_is_adversarial():
 
 
 class Lower(MarginLoss):
-    """The margin, but 100 less where the image is misclassified: no adversarial iterate is ever the best."""
+    """The margin, minus 100 for misclassified images, so that an adversarial iterate is never the best iterate."""
 
     def forward(self, logits, labels):
         margin = super().forward(logits, labels)
@@ -324,8 +322,8 @@ class Lower(MarginLoss):
 
 
 @pytest.mark.parametrize("max_iter", [1, 2, 4])
-def test_auto_pgd_keeps_adversarial_iterates_that_it_leaves_at_a_checkpoint(hr_classifier, attacked, digits, max_iter):
-    """Of 4 steps all but the first end at a checkpoint, where an image returns to its best iterate."""
+def test_auto_pgd_returns_adversarial_iterates_that_a_checkpoint_discards(hr_classifier, attacked, digits, max_iter):
+    """With 4 steps, all but the first end at a checkpoint, where an image returns to its best iterate."""
     classifier = hr_classifier()
     x, y = right(classifier, digits, 64)
     visited = []
@@ -333,7 +331,7 @@ def test_auto_pgd_keeps_adversarial_iterates_that_it_leaves_at_a_checkpoint(hr_c
     with classifier.observed_by(lambda x, labels, point: visited.append(point.logits.argmax(1).numpy())):
         images = attacked(AutoProjectedGradientDescent, classifier, x, y, keep_first=True, restarts=1, **options)
     rows = np.arange(64)
-    for predicted in visited:  # the batch of each evaluation is the images that none before it misclassified
+    for predicted in visited:  # each evaluation has the images without an earlier adversarial iterate
         assert len(predicted) == len(rows)
         rows = rows[predicted == y[rows]]
     assert 0 < len(rows) < 64
@@ -343,7 +341,7 @@ def test_auto_pgd_keeps_adversarial_iterates_that_it_leaves_at_a_checkpoint(hr_c
 
 
 @stopping
-def test_images_that_are_misclassified_already_are_returned_unchanged(hr_classifier, attacked, x, y, kind, options):
+def test_images_misclassified_without_attack_are_returned_unchanged(hr_classifier, attacked, x, y, kind, options):
     classifier = hr_classifier()
     labels = np.where(np.arange(50) % 3 == 0, (classifier.predict(x).argmax(1) + 1) % 10, y)
     already = are_misclassified(classifier, x, labels)
@@ -354,8 +352,8 @@ def test_images_that_are_misclassified_already_are_returned_unchanged(hr_classif
     np.testing.assert_array_equal(attacked(kind, classifier, x, everywhere, **options), x)
 
 
-def test_images_leave_the_batch_with_their_first_adversarial_iterate(hr_classifier, passes, attack, digits):
-    """The passes of PGD are those of a plain loop in which each image stops by itself."""
+def test_images_leave_the_batch_at_their_first_adversarial_iterate(hr_classifier, passes, attack, digits):
+    """The passes of PGD are those of a simple loop in which each image stops at its first adversarial iterate."""
     classifier = hr_classifier(network=passes.network)
     x, y = right(classifier, digits, 40)
     made = attack(
@@ -388,7 +386,7 @@ def test_images_leave_the_batch_with_their_first_adversarial_iterate(hr_classifi
 @pytest.mark.parametrize(
     ("norm", "eps", "targeted"), [(np.inf, 0.1, False), (np.inf, 0.1, True), (2, 0.6, False), (1, 3.0, True)], ids=str
 )
-def test_it_succeeds_no_less_often_than_arts_and_stays_in_the_feasible_set(
+def test_it_succeeds_at_least_as_often_as_the_attack_of_art_and_is_feasible(
     hr_classifier, attacked, arts, digits, kind, norm, eps, targeted
 ):
     classifier = hr_classifier(nn.CrossEntropyLoss())
@@ -407,21 +405,22 @@ def test_it_succeeds_no_less_often_than_arts_and_stays_in_the_feasible_set(
 
 
 @pytest.mark.parametrize("options", [{}, *STOPPING.values()], ids=["default", *STOPPING])
-def test_the_same_seed_gives_the_same_images_whatever_the_batch_size(
-    hr_classifier, network, attacked, x, y, kind, options
-):
-    """In float64, where a gradient near 0 does not round to either sign; of ART's starts only one image's are so."""
+def test_the_same_seed_gives_the_same_images_for_all_batch_sizes(hr_classifier, network, attacked, x, y, kind, options):
+    """In float64, so that gradients near 0 keep their sign; ART draws equal starts for one image only."""
     classifier = hr_classifier(network=network.double())
     options = options if options else random_starts(kind, 1)
     images = [attacked(kind, classifier, x, y, batch_size=size, loss="margin", **options) for size in (50, 50, 7)]
     np.testing.assert_array_equal(images[0], images[1])
-    np.testing.assert_array_equal(images[1], images[2])  # starts are drawn image by image, in whatever batches
+    # Starts are drawn image by image, independent of the batch size.
+    np.testing.assert_array_equal(images[1], images[2])
     if options.get("restarts"):
         other = attacked(kind, classifier, x, y, seed=1, batch_size=50, loss="margin", **options)
         assert (other != images[0]).any()
 
 
-def test_restarts_attack_only_the_images_that_are_left(hr_classifier, passes, attack, attacked, x, y, kind):
+def test_restarts_attack_only_images_without_an_adversarial_example(
+    hr_classifier, passes, attack, attacked, x, y, kind
+):
     classifier = hr_classifier(network=passes.network)
     options = {"eps": 0.07, "loss": "margin", "batch_size": 50}
     once = attacked(kind, classifier, x, y, restarts=1, **options)
@@ -433,7 +432,7 @@ def test_restarts_attack_only_the_images_that_are_left(hr_classifier, passes, at
     first = int((~are_misclassified(classifier, x, y)).sum())
     left = int((~are_misclassified(classifier, once, y)).sum())
     assert 0 < left < first
-    # FGSM 1 step, PGD 5, Auto-PGD 4 from its start, whose last iterate is at the same time the last to be evaluated.
+    # FGSM has 1 step, PGD 5, and Auto-PGD 4, the last iterate of which is also the last evaluation.
     steps = {FastGradientMethod: 2, ProjectedGradientDescent: 6, AutoProjectedGradientDescent: 5}[kind]
     assert counted == [50] + [first] * steps + [left] * steps
     np.testing.assert_array_equal(
@@ -443,8 +442,8 @@ def test_restarts_attack_only_the_images_that_are_left(hr_classifier, passes, at
 
 
 @pytest.mark.parametrize("shape", [(50, 1, 8, 8), (1, 8, 8), (8, 8)], ids=["per-image", "shared", "rows"])
-def test_nothing_changes_outside_a_mask(hr_classifier, attacked, x, y, kind, shape):
-    """With restarts or keep_first the random start of Auto-PGD honours it as well."""
+def test_pixels_outside_a_mask_do_not_change(hr_classifier, attacked, x, y, kind, shape):
+    """With restarts or keep_first, the random start of Auto-PGD also respects the mask."""
     mask = np.random.default_rng(0).integers(0, 2, shape).astype(bool if shape == (1, 8, 8) else np.float32)
     images = attacked(kind, hr_classifier(), x, y, mask=mask, batch_size=20, restarts=2, keep_first=True)
     hidden = np.broadcast_to(mask == 0, x.shape)
@@ -456,7 +455,7 @@ def test_nothing_changes_outside_a_mask(hr_classifier, attacked, x, y, kind, sha
 
 
 class OneHotMargin(nn.Module):
-    """A loss without a reduction, to which HRClassifier hands one-hot labels."""
+    """A loss without a reduction; HRClassifier passes one-hot labels to it."""
 
     def forward(self, logits, labels):
         assert labels.shape == logits.shape
@@ -468,7 +467,7 @@ class OneHotMargin(nn.Module):
     [(loss, "hr_classifier") for loss in (*LOSSES, HRLoss(), OneHotMargin())] + [("ce", "art_classifier")],
     ids=lambda value: str(value)[:7],
 )
-def test_a_loss_gives_the_images_of_a_view_with_that_loss(request, attacked, x, y, kind, loss, make):
+def test_a_loss_gives_the_images_of_a_view_along_that_loss(request, attacked, x, y, kind, loss, make):
     x, y = x[:20], y[:20]
     classifier = request.getfixturevalue(make)()
     for norm, eps in ((np.inf, 0.1), (2, 0.6)):
@@ -490,10 +489,8 @@ def test_a_loss_gives_the_images_of_a_view_with_that_loss(request, attacked, x, 
     ],
     ids=["FGM", "PGD", "PGD-momentum", "AutoPGD"],
 )
-def test_along_a_loss_a_gradient_of_1e_minus_30_is_as_good_as_any(
-    hr_classifier, network, attacked, x, y, kind, options, norm, eps
-):
-    """Its squares underflow in float32. A power of 2 rounds nothing but ART's constant of 1e-7, in Auto-PGD."""
+def test_a_gradient_of_1e_minus_30_has_full_effect(hr_classifier, network, attacked, x, y, kind, options, norm, eps):
+    """The squares of the gradient underflow in float32. Scaling by a power of 2 causes no rounding."""
     options = {**options, "norm": norm, "eps": eps, "eps_step": eps / 4, "loss": "margin"}
     images, expected = (
         attacked(kind, hr_classifier(network=scaled(network, factor)), x, y, **options) for factor in (2.0**-100, 1)

@@ -1,4 +1,4 @@
-"""attacks._constraints: the feasible set, directions of steepest ascent, margins, and the units of eps."""
+"""Tests of attacks._constraints: the feasible set, directions of steepest ascent, margins, and the units of eps."""
 
 import numpy as np
 import pytest
@@ -27,7 +27,7 @@ def sizes(change, norm):
 
 @NORMS
 @pytest.mark.parametrize("per_image", [False, True], ids=["one-eps", "eps-per-image"])
-def test_projections_lie_in_the_feasible_set_and_what_lies_in_it_stays(norm, per_image):
+def test_projections_are_feasible_and_keep_feasible_points(norm, per_image):
     eps = np.linspace(0.1, 0.4, 30).reshape(-1, 1, 1, 1) if per_image else 0.3
     region = FeasibleSet(X, eps, norm=norm, clip_values=(0.0, 1.0))
     projected = region.project((X + CHANGE).clone())
@@ -40,7 +40,7 @@ def test_projections_lie_in_the_feasible_set_and_what_lies_in_it_stays(norm, per
     torch.testing.assert_close(region.select(some).project((X + CHANGE)[some].clone()), projected[some], rtol=0, atol=0)
 
 
-def test_projections_by_hand():
+def test_projections_equal_values_computed_by_hand():
     x = torch.tensor([[0.5, 0.5]])
     assert FeasibleSet(x, 0.25, norm=np.inf, clip_values=(0, 1)).project(
         x + torch.tensor([[0.5, -0.125]])
@@ -52,7 +52,7 @@ def test_projections_by_hand():
 
 
 @pytest.mark.parametrize("norm", [np.inf, 1, 2])
-def test_random_starts_lie_in_the_feasible_set_and_only_where_the_mask_is(norm):
+def test_random_starts_are_feasible_and_respect_the_mask(norm):
     mask = torch.tensor(np.random.default_rng(2).integers(0, 2, X.shape), dtype=torch.float32)
     start = FeasibleSet(X, 0.3, norm=norm, clip_values=(0.0, 1.0)).random_start(mask)
     assert feasible(start.numpy(), X.numpy(), 0.3, norm, (0.0, 1.0)).all()
@@ -61,8 +61,8 @@ def test_random_starts_lie_in_the_feasible_set_and_only_where_the_mask_is(norm):
 
 
 @NORMS
-def test_no_direction_of_norm_1_ascends_more(norm):
-    """Of the dual norm of the gradient, by Hoelder's inequality; and a gradient of 0 or NaN has none."""
+def test_no_other_direction_of_norm_1_has_a_steeper_ascent(norm):
+    """The ascent is the dual norm of the gradient (Hoelder's inequality); a gradient of 0 or NaN has no direction."""
     gradient = CHANGE.clone()
     gradient[3] = 0
     direction = steepest_ascent(gradient.clone(), norm)
@@ -74,12 +74,12 @@ def test_no_direction_of_norm_1_ascends_more(norm):
     assert (direction[3] == 0).all()
 
 
-def test_a_gradient_over_its_largest_entry():
+def test_over_largest_divides_by_the_largest_entry():
     gradient = torch.tensor([[2.0, -4.0], [0.0, 0.0], [1e-30, 5e-31]])
     np.testing.assert_allclose(over_largest(gradient).numpy(), [[0.5, -1.0], [0.0, 0.0], [1.0, 0.5]], rtol=1e-6)
 
 
-def test_feasible_by_norm_and_clip_values():
+def test_feasible_depends_on_norm_and_clip_values():
     x = np.zeros((4, 2, 2), dtype=np.float32)
     change = np.array([[1, 0, 0, 0], [0.5, 0.5, 0, 0], [0.5, 0.5, 0.5, 0.5], [-0.3, 0.1, 0, 0]], dtype=np.float32)
     moved = x + change.reshape(4, 2, 2)
@@ -108,7 +108,7 @@ def test_the_rounding_of_float32_is_feasible_in_any_unit(scale, share):
         assert feasible(moved, x, 10 * eps, 2, None).all() == expected
 
 
-def test_margins_are_the_true_logit_less_the_largest_other():
+def test_margins_are_the_true_logit_minus_the_largest_other_logit():
     logits = np.random.default_rng(0).normal(size=(40, 5))
     labels = np.random.default_rng(1).integers(0, 5, 40)
     others = [max(z[k] for k in range(5) if k != y) for z, y in zip(logits, labels, strict=True)]
@@ -118,19 +118,19 @@ def test_margins_are_the_true_logit_less_the_largest_other():
 
 
 @pytest.mark.parametrize("eps", [0, -0.1, np.inf, np.nan, np.float32(0), 1.1, 8, 8 / 255 * 255])
-def test_eps_that_is_none_or_in_other_units(eps):
+def test_invalid_eps_raises_an_error(eps):
     with pytest.raises(ValueError, match="eps"):
         check_eps(eps, np.inf, (0.0, 1.0))
     with pytest.raises(ValueError, match="eps"):
         check_units(np.full((2, 3), eps), np.inf, (np.zeros(3), np.ones(3)))
 
 
-def test_eps_is_returned_as_pythons_float():
+def test_eps_is_returned_as_a_python_float():
     for eps in (np.float32(0.5), np.float64(0.5), torch.tensor(0.5), np.array(0.5)):
         assert type(check_eps(eps, np.inf, (0.0, 1.0))) is float
     assert check_eps(1, np.inf, (0, 1)) == 1.0
     assert check_eps(8, np.inf, (0, 255)) == check_eps(8, np.inf, None) == check_eps(8, 2, (0, 1)) == 8.0
-    check_units(np.array([0.0, 0.5]), np.inf, (0.0, 1.0))  # pixels of which some may not change
+    check_units(np.array([0.0, 0.5]), np.inf, (0.0, 1.0))  # eps is 0 for some pixels
 
 
 def test_whole_numbers_from_1():

@@ -1,4 +1,4 @@
-"""attacks._gradient: FGSM and PGD give the images of ART's, with one pass through the network per point."""
+"""Tests of attacks._gradient: FGSM and PGD return ART's images with one evaluation per iterate."""
 
 import numpy as np
 import pytest
@@ -17,7 +17,7 @@ SIZES = np.linspace(0.05, 0.2, 64, dtype=np.float32).reshape(1, 8, 8)
 PER_IMAGE = np.linspace(0.02, 0.3, 50).reshape(-1, 1, 1, 1)
 LEFT_HALF = np.repeat([[True] * 4 + [False] * 4], 8, axis=0)[np.newaxis]
 MASK_PER_IMAGE = np.stack([np.roll(LEFT_HALF, shift, axis=2) for shift in range(50)]).astype(np.float64)
-# From the second attempt on ART hands tensors to NumPy, which warns of it.
+# From the second attempt on, ART passes tensors to NumPy, which warns.
 TENSORS_TO_NUMPY = "ignore:__array:DeprecationWarning"
 
 FGM = [
@@ -69,18 +69,18 @@ FGM_ROUNDED = [
         )
         for p in table
         for classifier, targeted in (("HRClassifier", False), ("HRClassifier", True), ("ART's", False))
-        # Every parameter once; the other ways with some of them.
+        # Every parameter once, and some combinations.
         if (classifier, targeted) == ("HRClassifier", False) or p.id in ("defaults", "3-random", "minimal", "L2", "L1")
     ],
 )
-def test_images_are_arts_bit_for_bit(
+def test_images_equal_those_of_art_bit_for_bit(
     hr_classifier, art_classifier, both, x, y, classifier, attack_kind, options, exact, targeted
 ):
     """
-    But for rounding where the module says so.
+    Images are equal up to the rounding that the module documents.
 
-    ART's own classifier has the gradient of its loss over the batch: along the mean, that of L-infinity has the same
-    signs; along the sum it is the gradient of each image's own loss, and equal in every norm.
+    ART's classifier has the gradient of the loss of the batch. For a mean, only the L-infinity norm gives the same
+    images. For a sum, it is the gradient of each image's own loss, and all norms give the same images.
     """
     reduction = "mean" if options.get("norm", np.inf) in (np.inf, "inf") else "sum"
     made = hr_classifier() if classifier == "HRClassifier" else art_classifier(nn.CrossEntropyLoss(reduction=reduction))
@@ -88,8 +88,8 @@ def test_images_are_arts_bit_for_bit(
     np.testing.assert_allclose(ours, arts, rtol=0, atol=0 if exact else 1e-6)
 
 
-def test_random_starts_where_each_image_has_an_eps_of_its_own(hr_classifier, attacked, x, y):
-    """ART fails on it, for it broadcasts the sizes with flat images."""
+def test_random_starts_with_an_eps_per_image(hr_classifier, attacked, x, y):
+    """ART raises an error for it, because it broadcasts eps with flattened images."""
     for norm, factor in ((np.inf, 1), (2, 9)):
         eps = factor * PER_IMAGE
         with pytest.raises((ValueError, NotImplementedError)):
@@ -121,10 +121,10 @@ def test_random_starts_where_each_image_has_an_eps_of_its_own(hr_classifier, att
 
 @pytest.mark.parametrize("attack_kind", [FastGradientMethod, ProjectedGradientDescent])
 @pytest.mark.parametrize("norm", [np.inf, 2])
-def test_nan_in_a_gradient_counts_as_0_with_a_warning(
+def test_nan_in_a_gradient_is_replaced_by_0_with_a_warning(
     hr_classifier, network, both, attacked, x, y, attack_kind, norm, caplog
 ):
-    """The root at 0 has an infinite slope, times the 0 of its square."""
+    """The derivative of the root at 0 is infinite, and that of the square is 0: their product is NaN."""
     classifier = hr_classifier(network=nn.Sequential(Root(), network))
     assert np.isnan(classifier.loss_gradient(x, y)).any()
     ours, arts = both(attack_kind, classifier, x, y, norm=norm)
@@ -141,7 +141,7 @@ def test_nan_in_a_gradient_counts_as_0_with_a_warning(
         pytest.param(FastGradientMethod, {}, [32, 18], [32, 18], id="FGM"),
         pytest.param(FastGradientMethod, {"num_random_init": 1}, [32, 18], [32, 18], id="FGM-random"),
         pytest.param(ProjectedGradientDescent, {}, [32] * 5 + [18] * 5, [32] * 5 + [18] * 5, id="PGD"),
-        # The clean prediction once, and one of each further attempt.
+        # One clean prediction, and one prediction per additional attempt.
         pytest.param(
             ProjectedGradientDescent,
             {"num_random_init": 3, "batch_size": 50},
@@ -151,9 +151,7 @@ def test_nan_in_a_gradient_counts_as_0_with_a_warning(
         ),
     ],
 )
-def test_each_point_passes_through_the_network_once(
-    hr_classifier, passes, attacked, x, y, attack_kind, options, forward, backward
-):
+def test_each_iterate_is_evaluated_once(hr_classifier, passes, attacked, x, y, attack_kind, options, forward, backward):
     attacked(attack_kind, hr_classifier(network=passes.network), x, y, **options)
     assert (passes.forward, passes.backward) == (forward, backward)
 
@@ -165,7 +163,7 @@ def test_pgd_without_a_step_returns_a_copy_of_the_images(hr_classifier, attacked
 
 
 class Recorder(SummaryWriter):
-    """A summary writer that records its calls, instead of writing files."""
+    """A summary writer that records its calls instead of writing files."""
 
     def __init__(self):
         self.calls, self.resets = [], 0
@@ -179,7 +177,7 @@ class Recorder(SummaryWriter):
 
 @pytest.mark.parametrize("targeted", [False, True], ids=["untargeted", "targeted"])
 @pytest.mark.parametrize("attack_kind", [FastGradientMethod, ProjectedGradientDescent])
-def test_the_summary_writer_is_written_as_arts(hr_classifier, arts, attacked, x, y, attack_kind, targeted):
+def test_the_summary_writer_gets_the_calls_of_art(hr_classifier, arts, attacked, x, y, attack_kind, targeted):
     classifier, y = hr_classifier(), (y + 1) % 10 if targeted else 0.7 * np.eye(10)[y] + 0.03
     calls = []
     for one in (attack_kind, arts[attack_kind]):
@@ -198,8 +196,8 @@ def test_the_summary_writer_is_written_as_arts(hr_classifier, arts, attacked, x,
     ("trainer", "attack_kind"),
     [(AdversarialTrainer, FastGradientMethod), (AdversarialTrainerTRADESPyTorch, ProjectedGradientDescent)],
 )
-def test_arts_trainers_train_with_it(hr_classifier, arts, attack, digits, trainer, attack_kind):
-    """They get the images that ART's gives them. One step, for training adds up in the order memory lies in."""
+def test_trainers_of_art_train_with_hr_loss(hr_classifier, arts, attack, digits, trainer, attack_kind):
+    """The trainers get the images of ART's attack. One step only, because the order of sums in training may differ."""
     images, predictions = [], []
     for one in (attack_kind, arts[attack_kind]):
         classifier = hr_classifier(nn.CrossEntropyLoss())

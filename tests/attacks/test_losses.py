@@ -1,4 +1,4 @@
-"""attacks._losses: values against plain float64 NumPy, gradients, extremes, and their place in ART."""
+"""Tests of attacks._losses: values against float64 NumPy, gradients, extreme logits, and use by ART."""
 
 import copy
 
@@ -20,7 +20,7 @@ def softmax(z):
 
 
 def reference(name, logits, labels):
-    """Each loss in loops over examples, as it is printed where it was published; the HR loss by the paper's oracle."""
+    """Reference implementations, as published, in loops over examples; the HR loss is that of the oracle."""
     values = []
     for z, y in zip(np.asarray(logits, dtype=np.float64), labels, strict=True):
         others = max(z[k] for k in range(len(z)) if k != y)
@@ -38,7 +38,7 @@ def reference(name, logits, labels):
 
 @pytest.fixture
 def logits():
-    """Of 24 examples and 5 classes, float64; the labels are right on some and wrong on others."""
+    """Float64 logits and labels of 24 examples and 5 classes; some examples are misclassified."""
     return torch.tensor(np.random.default_rng(0).normal(0, 3, (24, 5)))
 
 
@@ -65,7 +65,7 @@ def test_values_and_gradients_under_every_reduction(name, logits, labels):
         assert loss(logits, labels).item() == pytest.approx(getattr(values, reduction)().item(), rel=1e-15)
 
 
-def test_the_margin_of_two_classes_of_which_one_is_infinitely_unlikely():
+def test_the_margin_of_two_classes_with_an_infinite_logit():
     logits = torch.tensor([[0.0, -torch.inf], [0.0, 3.0]], requires_grad=True)
     assert MarginLoss()(logits, torch.tensor([0, 0])).tolist() == [-torch.inf, 3.0]
 
@@ -75,12 +75,12 @@ def test_dlr_of_three_equal_logits_is_finite(dtype):
     logits = torch.tensor([[4.0, 4.0, 4.0, 1.0], [1.0, 4.0, 4.0, 4.0]], dtype=dtype, requires_grad=True)
     values = DLRLoss()(logits, torch.tensor([0, 0]))
     assert values[0] == 0
-    assert values[1].item() == pytest.approx(3e12)  # on a wrong example, where an attack has no further to go
+    assert values[1].item() == pytest.approx(3e12)  # the example is misclassified: the attack has already succeeded
     (gradient,) = torch.autograd.grad(values.sum(), logits)
     assert gradient.isfinite().all()
 
 
-def test_the_targeted_losses_are_the_papers(logits, labels):
+def test_the_targeted_losses_equal_the_paper_formulas(logits, labels):
     """Eq. (7) of Croce and Hein (2020), in float64 NumPy; with fewer than four classes, a difference of logits."""
     pairs = torch.stack((labels, (labels + torch.arange(24) % 4 + 1) % 5), dim=1)
     expected, margins = [], []
@@ -96,8 +96,8 @@ def test_the_targeted_losses_are_the_papers(logits, labels):
 
 
 @pytest.mark.parametrize("margin", [20.0, 50.0, 80.0])
-def test_the_exact_cross_entropy_in_float32_at_a_margin_that_torchs_loses(margin):
-    # Two others at -margin and -margin - 1: the loss is log(1 + e^-margin (1 + 1/e)), and so on by hand.
+def test_exact_cross_entropy_in_float32_at_a_margin_where_that_of_torch_is_0(margin):
+    # The other logits are -margin and -margin - 1, so the loss is log(1 + e^-margin (1 + 1/e)); the others likewise.
     logits, y = torch.tensor([[0.0, -margin, -margin - 1]], requires_grad=True), torch.tensor([0])
     q = np.exp(-np.array([margin, margin + 1]))
     value = ExactCrossEntropy()(logits, y)
@@ -117,7 +117,7 @@ WRONG_LABELS = {
 }
 
 
-def test_unknown_names_too_few_classes_and_labels_in_another_form_are_refused():
+def test_unknown_names_too_few_classes_and_other_labels_raise_an_error():
     with pytest.raises(ValueError, match=r"'margin', 'dlr'.*'cw'"):
         attack_loss("cw")
     with pytest.raises(ValueError, match="expected at least 3 classes for the DLR loss, but got 2"):
@@ -132,7 +132,7 @@ def test_unknown_names_too_few_classes_and_labels_in_another_form_are_refused():
 
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("as_view", [False, True], ids=["HRClassifier", "attack_view"])
-def test_as_the_attack_loss_of_a_classifier(hr_classifier, art_classifier, digits, name, as_view):
+def test_attack_losses_in_a_classifier(hr_classifier, art_classifier, digits, name, as_view):
     x, y = digits.x_test[:12], digits.y_test[:12]
     loss = attack_loss(name)
     classifier = attack_view(art_classifier(), loss) if as_view else hr_classifier(attack_loss=loss)

@@ -1,4 +1,4 @@
-"""The gradient attacks' parameters: each has its effect, or is refused; and what is no image or label is refused."""
+"""Tests of the gradient attacks' parameters: each has an effect or raises an error, as do invalid images and labels."""
 
 import numpy as np
 import pytest
@@ -14,7 +14,7 @@ KINDS = (FastGradientMethod, ProjectedGradientDescent, AutoProjectedGradientDesc
 
 
 class Silent(SummaryWriter):
-    """A summary writer that counts what it is to write."""
+    """A summary writer that counts its calls."""
 
     def __init__(self):
         self.updates = 0
@@ -74,7 +74,7 @@ REFUSED = [
 
 
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)
-def test_what_cannot_be_honoured_is_refused_and_changes_nothing(hr_classifier, kind):
+def test_conflicting_parameters_raise_an_error_and_change_nothing(hr_classifier, kind):
     classifier = hr_classifier()
     for base, refused, word in ((base, refused, word) for kinds, base, refused, word in REFUSED if kind in kinds):
         with pytest.raises((TypeError, ValueError), match=word):
@@ -88,7 +88,7 @@ def test_what_cannot_be_honoured_is_refused_and_changes_nothing(hr_classifier, k
         assert all(vars(attack)[name] is value for name, value in before.items())
 
 
-def test_a_parameter_that_does_not_exist_is_refused(hr_classifier, attack, kind):
+def test_an_unknown_parameter_raises_an_error(hr_classifier, attack, kind):
     with pytest.raises(TypeError, match="alpha"):
         attack(kind, hr_classifier(), alpha=1.0)
     made = attack(kind, hr_classifier())
@@ -97,8 +97,8 @@ def test_a_parameter_that_does_not_exist_is_refused(hr_classifier, attack, kind)
     assert made.eps == 0.15
 
 
-def test_random_eps_is_set_at_construction_alone(hr_classifier, attack):
-    """ART draws it from a distribution that its constructor sets, and would ignore another eps."""
+def test_random_eps_can_only_be_set_by_the_constructor(hr_classifier, attack):
+    """ART draws eps from a distribution that its constructor sets, and would ignore another eps."""
     made = attack(ProjectedGradientDescent, hr_classifier(), random_eps=True)
     for change in ({"eps": 0.1}, {"random_eps": True}):
         with pytest.raises(ValueError, match="random"):
@@ -107,7 +107,7 @@ def test_random_eps_is_set_at_construction_alone(hr_classifier, attack):
         attack(ProjectedGradientDescent, hr_classifier()).set_params(random_eps=True)
 
 
-def test_estimators_that_are_no_pytorch_classifier_are_refused(kind):
+def test_estimators_other_than_pytorch_classifiers_raise_an_error(kind):
     black_box = BlackBoxClassifierNeuralNetwork(lambda x: np.zeros((len(x), 10)), (1, 8, 8), 10)
     with pytest.raises(TypeError, match="PyTorchClassifier"):
         kind(black_box)
@@ -117,7 +117,7 @@ def test_estimators_that_are_no_pytorch_classifier_are_refused(kind):
 
 
 @pytest.mark.parametrize("options", [{}, {"keep_first": True}], ids=["default", "keep-first"])
-def test_images_outside_clip_values_or_not_finite_are_refused(hr_classifier, attacked, x, y, kind, options):
+def test_images_outside_clip_values_or_not_finite_raise_an_error(hr_classifier, attacked, x, y, kind, options):
     for images, word in (
         (255 * x, "clip_values"),
         (x - 0.1, "clip_values"),
@@ -134,8 +134,8 @@ def test_a_targeted_attack_needs_targets(hr_classifier, attacked, x, kind, optio
         attacked(kind, hr_classifier(), x, None, targeted=True, **options)
 
 
-def test_a_network_of_one_logit_has_no_predictions(attacked, x, y):
-    """Its largest entry is always class 0."""
+def test_a_network_of_one_logit_raises_an_error(attacked, x, y):
+    """The largest entry of a single output is always class 0."""
     network = nn.Sequential(nn.Flatten(), nn.Linear(64, 1))
     classifier = HRClassifier(network, nn.BCEWithLogitsLoss(), (1, 8, 8), 2, clip_values=(0, 1), device_type="cpu")
     for kind, labels, options in (
@@ -156,7 +156,7 @@ def test_a_network_of_one_logit_has_no_predictions(attacked, x, y):
     ids=["5-d", "int", "-1"],
 )
 @pytest.mark.parametrize("kind", KINDS[:2])
-def test_masks_that_are_none(hr_classifier, attacked, x, y, kind, mask):
+def test_invalid_masks_raise_an_error(hr_classifier, attacked, x, y, kind, mask):
     with pytest.raises(ValueError, match=r"[Mm]ask"):
         attacked(kind, hr_classifier(), x, y, mask=mask)
 
@@ -182,11 +182,11 @@ EFFECTS = {
         ({"keep_first": True, "target_classes": 1}, {"target_classes": 3}),
     ],
 }
-# What does not show in the images: tested by the numbers of passes, the summary, the bar, and the refusal above.
+# These parameters do not change the images: the numbers of passes, the summary, the bar and the errors test them.
 ELSEWHERE = {"batch_size", "summary_writer", "verbose", "loss_type"}
 
 
-def test_every_parameter_is_known_here(kind):
+def test_the_tests_cover_all_parameters(kind):
     assert set(kind.attack_params) <= {*EFFECTS, *ELSEWHERE}
 
 
@@ -235,7 +235,7 @@ def test_batch_size_and_verbose(hr_classifier, passes, attack, x, y, kind, capfd
 
 
 @pytest.mark.parametrize("kind", [FastGradientMethod, ProjectedGradientDescent, AutoProjectedGradientDescent])
-def test_arguments_of_generate_that_would_be_ignored_are_refused(hr_classifier, x, y, kind):
+def test_ignored_arguments_of_generate_raise_an_error(hr_classifier, x, y, kind):
     attack = kind(hr_classifier(), eps=0.1, keep_first=True)
     with pytest.raises(TypeError, match="masks"):
         attack.generate(x, y, masks=np.zeros_like(x))
@@ -248,7 +248,7 @@ def test_arguments_of_generate_that_would_be_ignored_are_refused(hr_classifier, 
         attack.set_params(targeted=True, loss="dlr")
 
 
-def test_a_network_without_gradient_is_named(hr_classifier, network, x, y):
+def test_a_network_without_gradient_raises_an_error(hr_classifier, network, x, y):
     detached = Around(network, lambda images: images.detach().round())
     with pytest.raises(ValueError, match="SquareAttack"):
         FastGradientMethod(hr_classifier(network=detached), eps=0.1).generate(x, y)

@@ -1,4 +1,4 @@
-"""attacks._square: the Square attack, beside ART's own and by what its queries are."""
+"""Tests of attacks._square: the Square attack in comparison with ART's, and its queries."""
 
 import itertools
 
@@ -33,7 +33,7 @@ def attacked(classifier, x, y, kind=SquareAttack, seed=3, **options):
 
 
 def parameterless(network, shape, classes, **options):
-    """A classifier around a network without parameters, which no optimizer takes."""
+    """A classifier with a network without parameters, and therefore without an optimizer."""
     options = {"clip_values": (0.0, 1.0), "device_type": "cpu", **options}
     return PyTorchClassifier(network, nn.CrossEntropyLoss(), shape, classes, **options)
 
@@ -43,14 +43,14 @@ def are_misclassified(classifier, images, y):
 
 
 class Flat(nn.Module):
-    """Logits that no image changes: class 0, with the same margin everywhere, so that no candidate is accepted."""
+    """Constant logits: class 0 with the same margin for all images, so that no candidate is accepted."""
 
     def forward(self, x):
         return torch.tensor([1.0, 0.0, 0.0]).repeat(len(x), 1) + 0 * x.flatten(1).sum(1, keepdim=True)
 
 
 class Mean(nn.Module):
-    """Class 0 while the mean of the image is above a half; every pixel that falls lowers its margin alike."""
+    """Class 0 if the mean of the image is above a half; all pixels have the same effect on the margin."""
 
     def forward(self, x):
         mean = x.flatten(1).mean(1)
@@ -60,7 +60,7 @@ class Mean(nn.Module):
 # ---------------------------------------------------------------------------------------------------------- strength
 
 
-def test_it_misclassifies_at_least_as_many_as_arts_with_the_same_queries(art_classifier, x, y):
+def test_it_succeeds_at_least_as_often_as_the_attack_of_art_with_equal_queries(art_classifier, x, y):
     classifier = art_classifier()
     ours, arts = (
         are_misclassified(classifier, attacked(classifier, x, y, kind, max_iter=40), y).sum()
@@ -70,15 +70,15 @@ def test_it_misclassifies_at_least_as_many_as_arts_with_the_same_queries(art_cla
     assert ours >= arts
 
 
-def test_it_reaches_the_corner_of_the_smallest_margin():
-    """Of a mean all pixels are to fall by eps; single pixels come last in the schedule."""
+def test_it_finds_the_corner_of_the_smallest_margin():
+    """The smallest mean is reached when all pixels decrease by eps; squares of one pixel are last in the schedule."""
     classifier = parameterless(Mean(), (1, 4, 4), 2)
     x = np.full((3, 1, 4, 4), 0.7, dtype=np.float32)
     images = attacked(classifier, x, np.zeros(3, dtype=int), max_iter=400)
     np.testing.assert_allclose(images, x - EPS, rtol=1e-6)
 
 
-def test_restarts_attack_what_is_still_classified_correctly(art_classifier, x, y):
+def test_restarts_attack_images_that_are_still_classified_correctly(art_classifier, x, y):
     classifier = art_classifier()
     one, five = (
         are_misclassified(classifier, attacked(classifier, x, y, max_iter=10, nb_restarts=n), y) for n in (1, 5)
@@ -91,7 +91,7 @@ def test_restarts_attack_what_is_still_classified_correctly(art_classifier, x, y
 
 
 @pytest.mark.parametrize("eps", [0.05, 0.4])
-def test_every_image_is_within_eps_and_the_clip_values_which_may_differ_from_pixel_to_pixel(art_classifier, x, y, eps):
+def test_images_are_within_eps_and_within_clip_values_per_pixel(art_classifier, x, y, eps):
     high = np.linspace(0.2, 1.2, 64, dtype=np.float32).reshape(1, 8, 8)
     low = high - 1
     x = np.clip(x, low, high)
@@ -114,7 +114,7 @@ def test_misclassified_images_are_returned_unchanged(art_classifier, x, y):
 
 
 @pytest.mark.parametrize("shape", [(1, 8, 32), (3, 20, 6), (1, 1, 1), (2, 4, 4)])
-def test_images_of_any_sides(art_classifier, shape):
+def test_images_with_unequal_sides(art_classifier, shape):
     network = nn.Sequential(nn.Flatten(), nn.Linear(int(np.prod(shape)), 3))
     classifier = art_classifier(network=network, input_shape=shape, nb_classes=3)
     x = np.random.default_rng(0).uniform(size=(10, *shape)).astype(np.float32)
@@ -127,7 +127,7 @@ def test_images_of_any_sides(art_classifier, shape):
 
 
 def queries_of(shape, n=6, channels_first=True, **options):
-    """The images of each query, the initial prediction first, of images of 0.5, so that the corners are 0.5 +- eps."""
+    """Return the images of each query, with the first prediction, for images of 0.5, so that bounds are 0.5 +- eps."""
     options = {"max_iter": 100, **options}
     recording = Recording(Flat())
     classifier = parameterless(recording, shape, 3, channels_first=channels_first)
@@ -142,11 +142,11 @@ def test_the_first_query_is_vertical_stripes(channels_first):
     np.testing.assert_allclose(np.abs(stripes - 0.5), EPS, rtol=1e-6)
     columns = stripes if channels_first else stripes.transpose(0, 3, 1, 2)
     assert (columns == columns[:, :, :1]).all()
-    assert len(np.unique(columns[:, :, 0].reshape(18, 7), axis=0)) > 10  # each image and channel draws its own
+    assert len(np.unique(columns[:, :, 0].reshape(18, 7), axis=0)) > 10  # each image and channel has its stripes
 
 
 @pytest.mark.parametrize("channels_first", [True, False])
-def test_each_query_is_a_square_of_the_scheduled_side_at_a_place_of_its_own(channels_first):
+def test_each_query_changes_a_square_of_the_scheduled_side_per_image(channels_first):
     shape = (3, 10, 12) if channels_first else (10, 12, 3)
     _, stripes, *candidates = queries_of(shape, channels_first=channels_first)
     assert len(candidates) == 100
@@ -169,8 +169,8 @@ def test_each_query_is_a_square_of_the_scheduled_side_at_a_place_of_its_own(chan
     assert len(set(last)) > 1
 
 
-def test_a_candidate_of_one_channel_inverts_what_it_would_repeat():
-    """With one pixel there are two corners only: every query must be the other one."""
+def test_a_candidate_equal_to_the_iterate_is_inverted():
+    """One pixel has only two candidates, so that every query must be the one that is not the iterate."""
     _, start, *candidates = queries_of((1, 1, 1))
     for candidate in candidates:
         np.testing.assert_allclose(candidate + start, 1, rtol=1e-6)
@@ -202,7 +202,7 @@ def test_the_same_seed_gives_the_same_images(art_classifier, x, y):
 
 
 def test_batch_size_changes_no_image(art_classifier, x, y):
-    """In float64 the logits do not depend on the batch enough to decide about a change."""
+    """In float64 the rounding of the logits, which depends on the batch, does not decide about a change."""
     classifier = art_classifier()
     classifier.model.double()
     classifier.predict = lambda images, **_: classifier.model(torch.tensor(images).double()).detach().numpy()
@@ -210,8 +210,8 @@ def test_batch_size_changes_no_image(art_classifier, x, y):
     np.testing.assert_array_equal(whole, parts)
 
 
-def test_an_image_is_attacked_alike_whatever_happens_to_the_others(art_classifier, x, y):
-    """The labels of the others are changed so that they are misclassified at a different query."""
+def test_the_attack_on_an_image_does_not_depend_on_the_other_images(art_classifier, x, y):
+    """The labels of the other images are changed, so that these are misclassified at other queries."""
     classifier = art_classifier()
     correct = ~are_misclassified(classifier, x, y)
     x, y = x[correct], y[correct]
@@ -230,7 +230,7 @@ def test_patience_ends_an_attempt_without_new_adversarial_examples():
         assert len(queries) == 2 + patience  # after the prediction and the stripes
 
 
-def test_patience_begins_anew_with_each_adversarial_example(art_classifier, network, x, y):
+def test_patience_restarts_with_each_adversarial_example(art_classifier, network, x, y):
     recording = Recording(network)
     attacked(art_classifier(network=recording), x, y, max_iter=1000, patience=25)
     sizes = np.array([len(query) for query in recording.inputs[1:]])
@@ -244,7 +244,7 @@ def test_patience_begins_anew_with_each_adversarial_example(art_classifier, netw
 # ------------------------------------------------------------------------------------------------ labels, classifiers
 
 
-def test_without_labels_the_predictions_are_attacked(art_classifier, x):
+def test_without_labels_the_predicted_classes_are_attacked(art_classifier, x):
     classifier = art_classifier()
     predictions = classifier.predict(x).argmax(1)
     np.testing.assert_array_equal(attacked(classifier, x, None), attacked(classifier, x, predictions))
@@ -267,7 +267,7 @@ def large(digits):
     return np.kron(digits.x_test[:40], np.ones((2, 2), dtype=np.float32)), digits.y_test[:40]
 
 
-@pytest.mark.filterwarnings("ignore:.*encountered in divide")  # of ART's, where a square has not moved yet
+@pytest.mark.filterwarnings("ignore:.*encountered in divide")  # of ART's attack, for squares without a change
 @pytest.mark.parametrize(
     "options",
     [
@@ -277,7 +277,7 @@ def large(digits):
     ],
     ids=["norm 2", "loss", "criterion"],
 )
-def test_arts_implementation_runs(art_classifier, trained_network, large, options):
+def test_the_implementation_of_art_runs(art_classifier, trained_network, large, options):
     x, y = large
     network = nn.Sequential(nn.AvgPool2d(2), trained_network)
     classifier = art_classifier(network=network, input_shape=(1, 16, 16))
@@ -306,7 +306,7 @@ def test_arts_implementation_runs(art_classifier, trained_network, large, option
         ((1, 28, 28), 1, {}, False),
     ],
 )
-def test_what_it_can_attack(art_classifier, shape, norm, options, expected):
+def test_is_for_square_by_shape_norm_and_clip_values(art_classifier, shape, norm, options, expected):
     network = nn.Sequential(nn.Flatten(), nn.Linear(int(np.prod(shape)), 10))
     classifier = art_classifier(network=network, input_shape=shape, **options)
     assert is_for_square(classifier, norm) == expected
@@ -327,6 +327,6 @@ def test_set_params_checks_as_the_constructor(art_classifier, x, y):
             attack.set_params(**parameters)
 
 
-def test_images_of_another_shape_are_refused(art_classifier, x, y):
+def test_images_of_another_shape_raise_an_error(art_classifier, x, y):
     with pytest.raises(ValueError, match="expected images of shape"):
         SquareAttack(art_classifier(), verbose=False).generate(x.reshape(100, 64), y)

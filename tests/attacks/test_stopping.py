@@ -1,4 +1,4 @@
-"""worst_case while it runs and when it is stopped: its bar, and what the attacks found that had finished."""
+"""Tests of worst_case during a run and after an interrupt: the progress bar, and the result of the finished attacks."""
 
 import re
 import signal
@@ -29,7 +29,7 @@ def y(digits):
 
 
 def stopped(kind):
-    """Return a class of attacks whose user presses Ctrl-C when half of the images are attacked."""
+    """Return a class of attacks that are interrupted by Ctrl-C when half of the images are attacked."""
 
     class Stopped(kind):
         def generate(self, x, y=None, **options):
@@ -52,11 +52,11 @@ def attacks(art_classifier):
     }
 
 
-def test_an_interrupt_hands_on_what_the_finished_attacks_found(art_classifier, attacks, x, y):
+def test_an_interrupt_has_the_result_of_the_finished_attacks(art_classifier, attacks, x, y):
     classifier = art_classifier()
     with pytest.raises(KeyboardInterrupt) as caught:
         worst_case(classifier, x, y, eps=EPS, attacks=attacks, verbose=False)
-    # The same class, not one of its own: only then does Python end a script as one that was interrupted.
+    # Only an exception of this class makes Python end a script with the status of an interrupted one.
     assert caught.type is KeyboardInterrupt
     assert "Square" in "".join(caught.value.__notes__)
     partial = caught.value.partial_result
@@ -70,7 +70,7 @@ def test_an_interrupt_hands_on_what_the_finished_attacks_found(art_classifier, a
     np.testing.assert_array_equal(partial.adversarial, expected.adversarial)
     assert partial.accuracy_after == expected.accuracy_after
     assert 0 < partial.accuracy < 1
-    # It shows that it is none.
+    # The table shows which attacks have not finished.
     frame = partial.to_frame()
     assert list(frame["attack"]) == ["no attack", *attacks]
     assert frame["accuracy"].isna().tolist() == [False, False, False, True, True]
@@ -80,7 +80,7 @@ def test_an_interrupt_hands_on_what_the_finished_attacks_found(art_classifier, a
     assert [row.split()[-1] == "-" for row in rows] == [False, False, False, True, True]
 
 
-def test_any_other_failure_hands_it_on_as_well(art_classifier, attacks, x, y):
+def test_other_exceptions_also_have_the_partial_result(art_classifier, attacks, x, y):
     class Failing(evasion.FastGradientMethod):
         def generate(self, x, y=None, **options):
             raise MemoryError("out of memory")
@@ -91,7 +91,7 @@ def test_any_other_failure_hands_it_on_as_well(art_classifier, attacks, x, y):
     assert caught.value.partial_result.names == ("no attack", "FGSM", "PGD")
 
 
-def test_after_an_interrupt_modes_generators_and_the_attacks_verbose_are_what_they_were(network, attacks, x, y):
+def test_an_interrupt_restores_modes_generators_and_verbose(network, attacks, x, y):
     network.train()
     options = {"clip_values": (0.0, 1.0), "device_type": "cpu"}
     classifier = HRClassifier(network, HRLoss(), (1, 8, 8), 10, **options)
@@ -109,7 +109,7 @@ SCRIPT = """
 import signal, sys, numpy as np, torch
 from art_hrloss import HRClassifier, HRLoss, ensemble, worst_case
 
-signal.signal(signal.SIGINT, signal.default_int_handler)  # whatever the tests were started with
+signal.signal(signal.SIGINT, signal.default_int_handler)  # independent of the signal handling of the test run
 torch.set_num_threads(1)
 network = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 3))
 classifier = HRClassifier(network, HRLoss(), (1, 8, 8), 3, clip_values=(0, 1), device_type="cpu")
@@ -131,8 +131,8 @@ for turn in range(3):
 """
 
 
-def test_a_script_that_is_interrupted_ends_as_interrupted_and_its_loop_does_not_go_on():
-    """A shell goes on with its own loop after a program that ends in any other way."""
+def test_an_interrupted_script_exits_as_interrupted():
+    """A loop in a shell continues after a program that ends with any other status."""
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     root = Path(__file__).parents[2]
     with subprocess.Popen([sys.executable, "-c", SCRIPT], cwd=root, **pipes) as process:
@@ -149,11 +149,11 @@ def test_a_script_that_is_interrupted_ends_as_interrupted_and_its_loop_does_not_
 
 
 def bars(text):
-    """Return the states of the bars that a terminal has been sent, without their drawing."""
+    """Return the texts of the progress bars that were written to the terminal."""
     return [re.sub(r"\d+%.*\|", "", state).strip() for state in re.split(r"[\r\n]+", text) if state.strip()]
 
 
-def test_the_bar_shows_the_attack_and_the_robust_accuracy_so_far(art_classifier, attacks, x, y, capfd):
+def test_the_progress_bar_shows_the_attack_and_the_robust_accuracy(art_classifier, attacks, x, y, capfd):
     del attacks["Square"]
     result = worst_case(art_classifier(), x, y, eps=EPS, attacks=attacks)
     states, counts = bars(capfd.readouterr().err), np.cumsum([(result.found_by == i).sum() for i in range(3)])
@@ -161,7 +161,7 @@ def test_the_bar_shows_the_attack_and_the_robust_accuracy_so_far(art_classifier,
         assert any(name in state and f"{left} of {len(x)}" in state for state in states), name
 
 
-def test_the_bar_goes_on_during_a_long_attack(art_classifier, x, y, capfd):
+def test_the_progress_bar_is_updated_during_a_long_attack(art_classifier, x, y, capfd):
     class Sleeping(evasion.FastGradientMethod):
         def generate(self, x, y=None, **options):
             signal.sigtimedwait([], 2.5)
@@ -173,7 +173,7 @@ def test_the_bar_goes_on_during_a_long_attack(art_classifier, x, y, capfd):
 
 
 def loud(classifier):
-    """Return attacks whose bars are on, ART's default; two of them consist of others."""
+    """Return attacks with progress bars, ART's default; two of them consist of other attacks."""
     steps = {"eps": EPS, "eps_step": 0.05, "max_iter": 2}
     hop = HopSkipJumpAttack(classifier, norm=np.inf, max_iter=1, max_eval=20, init_eval=5)
     return {
@@ -186,10 +186,10 @@ def loud(classifier):
 
 
 @pytest.mark.parametrize("verbose", [True, False])
-def test_the_attacks_own_bars_are_off_meanwhile(art_classifier, x, y, capfd, verbose):
+def test_the_progress_bars_of_the_attacks_are_off(art_classifier, x, y, capfd, verbose):
     classifier = art_classifier(nn.CrossEntropyLoss())
     attacks = loud(classifier)
-    capfd.readouterr()  # ART's Auto-PGD predicts when it is constructed
+    capfd.readouterr()  # the constructor of ART's Auto-PGD calls predict
     worst_case(classifier, x[:10], y[:10], eps=EPS, attacks=attacks, verbose=verbose)
     shown = capfd.readouterr()
     assert all(state.startswith("worst case") for state in bars(shown.err))
@@ -200,7 +200,7 @@ def test_the_attacks_own_bars_are_off_meanwhile(art_classifier, x, y, capfd, ver
 
 
 @pytest.mark.parametrize("name", ["PGD", "ours", "APGD", "Square", "HopSkipJump"])
-def test_an_attack_alone_shows_a_bar_if_and_only_if_it_is_verbose(art_classifier, x, y, capfd, name):
+def test_a_single_attack_shows_a_progress_bar_only_if_verbose(art_classifier, x, y, capfd, name):
     attack = loud(art_classifier(nn.CrossEntropyLoss()))[name]
     for verbose in (True, False):
         attack.set_params(verbose=verbose)
@@ -235,6 +235,6 @@ def test_a_notebook_shows_a_table_with_every_name_escaped(art_classifier, x, y):
     assert "&lt;FGSM&gt; &amp; co" in html
     assert "<FGSM>" not in html
     assert html.count("<tr>") == 3
-    assert repr(result) == str(result)  # at a prompt, where all pixels of all images would be no help
-    assert "color" not in html  # it is the theme's, light or dark
+    assert repr(result) == str(result)  # at a prompt, where a list of all pixels would be useless
+    assert "color" not in html  # the colours are those of the theme, light or dark
     assert f"{result.accuracy:.3f}" in html

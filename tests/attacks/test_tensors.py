@@ -1,4 +1,4 @@
-"""Attacks on tensors: the images that an array gets, on the classifier's device, where few things are waited for."""
+"""Tests of attacks on tensors: the same images as for arrays, on the classifier's device, with few synchronisations."""
 
 import copy
 
@@ -24,7 +24,7 @@ STARTS = {"num_random_init": 2}
 
 
 def wrong(predictions, labels):
-    """A criterion of one's own, for which ART's own Square attack runs."""
+    """A user-defined criterion, for which ART's Square attack runs."""
     return predictions.argmax(1) != labels.argmax(1)
 
 
@@ -48,7 +48,7 @@ gpu = pytest.mark.gpu
 
 @pytest.fixture
 def classifier_on(network, digits):
-    """Call it for a classifier: (device_type, network=a copy of the trained one)."""
+    """A function (device_type, network) that returns a classifier, by default on a copy of the trained network."""
 
     def build(device_type, **options):
         model = copy.deepcopy(options.pop("network", network))
@@ -77,12 +77,12 @@ def assert_tensors_are_attacked_as_arrays(kind, options, classifier, x, y):
 
 
 @cases
-def test_a_tensor_is_attacked_as_an_array_is(classifier_on, x, y, kind, options):
+def test_a_tensor_gives_the_images_of_an_array(classifier_on, x, y, kind, options):
     assert_tensors_are_attacked_as_arrays(kind, options, classifier_on("cpu"), x, y)
 
 
 @pytest.mark.parametrize("tensor", ["float64", "float16", "of a graph", "mask"])
-def test_tensors_of_other_kinds_are_attacked_as_arrays_of_them(classifier_on, x, y, tensor):
+def test_tensors_of_all_kinds_give_the_images_of_arrays(classifier_on, x, y, tensor):
     kind, options = CASES["PGD"]
     classifier, images, masks = classifier_on("cpu"), torch.tensor(x), [{}, {}]
     if tensor == "mask":
@@ -94,7 +94,7 @@ def test_tensors_of_other_kinds_are_attacked_as_arrays_of_them(classifier_on, x,
 
 
 @pytest.mark.parametrize("kind", [FastGradientMethod, ProjectedGradientDescent, SquareAttack])
-def test_bad_tensors_are_refused_as_bad_arrays_are(classifier_on, x, y, kind):
+def test_invalid_tensors_raise_the_errors_of_invalid_arrays(classifier_on, x, y, kind):
     attack = kind(classifier_on("cpu"), eps=0.1)
     for images, found in (
         (torch.tensor(x) * 2, "to 2"),
@@ -106,7 +106,7 @@ def test_bad_tensors_are_refused_as_bad_arrays_are(classifier_on, x, y, kind):
             attack.generate(images, y)
 
 
-def test_fgsm_along_gradients_that_are_known_already_is_fgsm(classifier_on, x, y):
+def test_fgsm_along_known_gradients_equals_fgsm(classifier_on, x, y):
     classifier = classifier_on("cpu")
     images, gradient = torch.tensor(x), classifier.loss_gradient(torch.tensor(x), y)
     before = images.clone(), gradient.clone()
@@ -135,11 +135,11 @@ def assert_worst_cases_of_tensors_are_those_of_arrays(classifier, x, y):
     assert len(set(arrays.found_by.tolist())) > 2
 
 
-def test_the_worst_case_of_a_tensor_is_that_of_the_array(classifier_on, x, y):
+def test_the_worst_case_of_a_tensor_equals_that_of_an_array(classifier_on, x, y):
     assert_worst_cases_of_tensors_are_those_of_arrays(classifier_on("cpu"), x, y)
 
 
-# What is waited for: checks of the arguments, once, and of a batch's labels, but no step.
+# Synchronisations are allowed for checks of the arguments and of the labels of a batch, but not in a step.
 LONG = {
     "PGD": (ProjectedGradientDescent, {}),
     "PGD, norm 2": (ProjectedGradientDescent, {"norm": 2, "decay": 0.9}),
@@ -150,14 +150,14 @@ long = pytest.mark.parametrize(("kind", "options"), LONG.values(), ids=LONG)
 
 @long
 @pytest.mark.parametrize("loss", ["ce", "margin"])
-def test_no_step_is_waited_for(classifier_on, x, y, kind, options, loss):
+def test_steps_do_not_synchronise(classifier_on, x, y, kind, options, loss):
     classifier, counts = classifier_on("cpu"), []
     for max_iter in (2, 9):
         attack = kind(classifier, loss=loss, **STEPS | options | {"max_iter": max_iter, "batch_size": 100})
         with Waits() as waits:
             attack.generate(torch.tensor(x), torch.tensor(y))
         counts.append(len(waits.names))
-    # ART's Auto-PGD ends where all losses are 0, which is looked for after every step but the first.
+    # As ART's, Auto-PGD ends if all losses are 0, which needs a synchronisation after every step but the first.
     assert counts[1] - counts[0] == (7 if kind is AutoProjectedGradientDescent else 0)
     assert counts[0] > 5
 
@@ -167,14 +167,14 @@ def test_no_step_is_waited_for(classifier_on, x, y, kind, options, loss):
 
 @pytest.fixture
 def plain_convolutions():
-    """Convolutions as products of matrices, which repeat and leave a gradient 0 on a GPU that is 0 on the CPU."""
+    """Convolutions as matrix products, which are deterministic, and exactly 0 on a GPU where they are on the CPU."""
     with torch.backends.cudnn.flags(enabled=False):
         yield
 
 
 @gpu
 @cases
-def test_a_tensor_on_a_gpu_is_attacked_as_an_array_and_stays_there(
+def test_a_tensor_on_a_gpu_gives_the_images_of_an_array_and_stays_there(
     classifier_on, plain_convolutions, x, y, kind, options
 ):
     assert_tensors_are_attacked_as_arrays(kind, options, classifier_on("gpu"), x, y)
@@ -183,7 +183,7 @@ def test_a_tensor_on_a_gpu_is_attacked_as_an_array_and_stays_there(
 
 
 @gpu
-def test_the_worst_case_of_a_tensor_on_a_gpu_is_that_of_the_array(classifier_on, plain_convolutions, x, y):
+def test_the_worst_case_of_a_tensor_on_a_gpu_equals_that_of_an_array(classifier_on, plain_convolutions, x, y):
     assert_worst_cases_of_tensors_are_those_of_arrays(classifier_on("gpu"), x, y)
 
 
@@ -195,7 +195,7 @@ def test_attacks_of_a_float64_network_are_the_same_on_a_gpu(classifier_on, netwo
     kind, options = CASES[name]
     double = copy.deepcopy(network).double()
     on_cpu, on_gpu = (made(kind, options, classifier_on(device, network=double), x, y) for device in ("cpu", "gpu"))
-    # An image is float32; where the steps of one image part ways at a gradient of next to 0, that image may differ.
+    # Images are float32. If a gradient near 0 has another sign on the other device, the image may differ.
     same = np.isclose(on_gpu, on_cpu, rtol=0, atol=1e-6).reshape(len(x), -1).all(1)
     assert same.mean() >= 0.95
     predicted = [classifier_on("cpu", network=double).predict(images).argmax(1) for images in (on_cpu, on_gpu)]
@@ -204,7 +204,7 @@ def test_attacks_of_a_float64_network_are_the_same_on_a_gpu(classifier_on, netwo
 
 @gpu
 @pytest.mark.parametrize("loss", ["ce", "hr", "margin", "dlr"])
-def test_fgsm_in_float32_differs_on_a_gpu_only_where_the_sign_of_the_gradient_is_uncertain(
+def test_fgsm_in_float32_differs_on_a_gpu_only_for_uncertain_gradient_signs(
     classifier_on, plain_convolutions, x, y, loss
 ):
     on_cpu, on_gpu = (
@@ -219,10 +219,10 @@ def test_fgsm_in_float32_differs_on_a_gpu_only_where_the_sign_of_the_gradient_is
 @gpu
 @long
 @pytest.mark.parametrize("loss", ["ce", "margin", "hr"])
-def test_no_step_on_a_gpu_is_waited_for(classifier_on, x, y, kind, options, loss):
+def test_steps_on_a_gpu_do_not_synchronise(classifier_on, x, y, kind, options, loss):
     classifier, counts = classifier_on("gpu"), []
     images, labels = torch.tensor(x, device="cuda"), torch.tensor(y, device="cuda")
-    for max_iter in (2, 2, 9):  # what libraries set up at first is not counted
+    for max_iter in (2, 2, 9):  # the first call sets up libraries, which is not counted
         attack = kind(classifier, loss=loss, **STEPS | options | {"max_iter": max_iter, "batch_size": 100})
         counts.append(waits_on_gpu(lambda attack=attack: attack.generate(images, labels)))
     assert counts[2] - counts[1] == (7 if kind is AutoProjectedGradientDescent else 0)

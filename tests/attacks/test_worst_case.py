@@ -1,4 +1,4 @@
-"""attacks._worst_case: who was attacked, what broke each example, what counts, and that it can be repeated."""
+"""Tests of attacks._worst_case: the attacked examples, the successful attack of each, feasibility, reproducibility."""
 
 import multiprocessing
 import random
@@ -46,7 +46,7 @@ def y(digits):
 
 
 class Simple:
-    """An attack written as a function of images and labels, which records what it is given."""
+    """An attack defined by a function of images and labels, which records its arguments."""
 
     def __init__(self, images=lambda x, y: x):
         self.images, self.x, self.y, self.calls = images, None, None, 0
@@ -92,8 +92,9 @@ def shift(step):
 # ----------------------------------------------------------------------------------------------------------- by hand
 
 
-def test_by_hand(threshold):
-    # Of class 0, and wrong from the start is the last. A step of 0.05 breaks 0.47, one of 0.1 breaks 0.42 as well.
+def test_values_computed_by_hand(threshold):
+    # All are of class 0; the last is misclassified without attack. A step of 0.05 changes the class of 0.47, a step of
+    # 0.1 also that of 0.42.
     x, y = column(0.1, 0.47, 0.42, 0.3, 0.6), np.zeros(5, dtype=np.int64)
     small, large, none = shift(0.05), shift(0.1), Simple()
     result = worst_case(threshold, x, y, eps=EPS, attacks={"small": small, "large": large, "none": none})
@@ -106,7 +107,7 @@ def test_by_hand(threshold):
     assert (result.eps, result.norm) == (EPS, np.inf)
     assert len(result.seconds) == 4
     assert min(result.seconds) >= 0
-    # Each was given the survivors, with their labels, unchanged.
+    # Each attack got the examples that were still robust, with their labels, unchanged.
     np.testing.assert_array_equal(small.x, x[[0, 1, 2, 3]])
     np.testing.assert_array_equal(large.x, x[[0, 2, 3]])
     np.testing.assert_array_equal(none.x, x[[0, 3]])
@@ -118,7 +119,7 @@ def test_by_hand(threshold):
     [((0.45, 0.48), [1, 1], (2, 2, 0)), ((0.9, 0.8), [0, 0], (2, 0, 0)), ((0.1, 0.9), [-1, 0], (2, 1, 1))],
     ids=["none left midway", "wrong everywhere", "one left"],
 )
-def test_only_what_is_left_is_attacked(threshold, values, found_by, attacked):
+def test_only_robust_examples_are_attacked(threshold, values, found_by, attacked):
     attacks = {"a": shift(0.1), "b": shift(0.1)}
     result = worst_case(threshold, column(*values), np.array([0, 0]), eps=EPS, attacks=attacks)
     assert (result.found_by.tolist(), result.attacked) == (found_by, attacked)
@@ -132,12 +133,12 @@ def test_only_what_is_left_is_attacked(threshold, values, found_by, attacked):
     [(0.5001, True), (0.55, True), (0.56, False), (0.4, False), (np.nan, False), (np.inf, False)],
     ids=str,
 )
-def test_what_counts_is_misclassified_and_within_eps(threshold, made, counts):
+def test_only_misclassified_images_within_eps_count(threshold, made, counts):
     attack = Simple(lambda x, y: np.full_like(x, made))
     result = worst_case(threshold, column(0.45), np.array([0]), eps=EPS, attacks={"a": attack})
     assert result.found_by.tolist() == [1 if counts else -1]
     assert result.adversarial[0, 0] == np.float32(made if counts else 0.45)
-    # Nor does one outside clip_values.
+    # An image outside clip_values does not count either.
     for clip_values, found_by in (((0.0, 1.0), -1), (None, 1), ((0.0, 1.5), 1)):
         classifier = two_classes(lambda x: torch.cat([1 - x, x - 1], 1), clip_values)
         up = Simple(lambda x, y: x + np.float32(0.08))
@@ -145,7 +146,7 @@ def test_what_counts_is_misclassified_and_within_eps(threshold, made, counts):
         assert result.found_by[0] == found_by
 
 
-def test_text_and_frame_have_a_row_for_each_attack():
+def test_text_and_frame_have_a_row_per_attack():
     result = WorstCase(
         names=("no attack", "PGD on CE", "Square"),
         found_by=np.array([-1, 0, 1, 1, -1, 2, -1, -1]),
@@ -180,7 +181,7 @@ def without_chance(classifier):
     }
 
 
-def test_the_order_of_the_attacks_changes_who_is_credited_but_not_the_set(art_classifier, x, y):
+def test_the_order_of_attacks_changes_found_by_but_not_the_robust_examples(art_classifier, x, y):
     classifier = art_classifier()
     attacks = without_chance(classifier)
     forth = worst_case(classifier, x, y, eps=EPS, attacks=attacks)
@@ -188,7 +189,7 @@ def test_the_order_of_the_attacks_changes_who_is_credited_but_not_the_set(art_cl
     np.testing.assert_array_equal(forth.found_by < 0, back.found_by < 0)
     assert 0.1 < forth.accuracy < 0.9
     assert list(back.names[1:]) == list(forth.names[:0:-1])
-    # Each alone finds no more, and each example is credited to the first that finds it alone.
+    # No attack finds more on its own, and each example is credited to the first attack that finds it on its own.
     alone = [
         worst_case(classifier, x, y, eps=min(EPS, getattr(attack, "eps", EPS)), attacks={"one": attack})
         for attack in attacks.values()
@@ -204,7 +205,7 @@ def test_the_order_of_the_attacks_changes_who_is_credited_but_not_the_set(art_cl
     [(lambda y: np.eye(10)[y], np.float32), (lambda y: y[:, None], np.float64)],
     ids=["1hot", "col"],
 )
-def test_every_adversarial_example_is_one(art_classifier, x, y, form, dtype):
+def test_adversarial_examples_are_misclassified_and_feasible(art_classifier, x, y, form, dtype):
     classifier = art_classifier()
     images, labels = x.astype(dtype), form(y)
     images.setflags(write=False)
@@ -229,12 +230,12 @@ def global_states():
 
 
 def drawing(x, y):
-    """Perturbations from all three of the generators that ART's attacks draw from."""
+    """Perturbations drawn from all three generators that ART's attacks use."""
     step = np.random.uniform(-1, 1, x.shape) + torch.rand(x.shape).numpy() + random.uniform(-1, 1)  # noqa: NPY002
     return np.clip(x + EPS * np.clip(step, -1, 1), 0, 1)
 
 
-def test_a_seed_repeats_it_and_no_global_state_is_changed(art_classifier, x, y):
+def test_a_seed_makes_it_reproducible_and_global_state_is_restored(art_classifier, x, y):
     classifier = art_classifier()
     options = {"max_iter": 2, "target_classes": 1, "square_iter": 5, "hop_skip_jump_iter": 1}
     attacks = ensemble(classifier, eps=EPS, transfer_from={"itself": classifier}, **options)
@@ -255,7 +256,7 @@ def test_a_seed_repeats_it_and_no_global_state_is_changed(art_classifier, x, y):
     assert (results[0].adversarial != results[2].adversarial).any()
 
 
-def test_the_networks_keep_their_modes(art_classifier, network, x, y):
+def test_the_modes_of_the_networks_are_restored(art_classifier, network, x, y):
     network.train()
     network.fc1.eval()
     modes = [module.training for module in network.modules()]
@@ -267,7 +268,7 @@ def test_the_networks_keep_their_modes(art_classifier, network, x, y):
     assert all(module.training for module in other.model.modules())
 
 
-def test_attacks_for_the_nearest_image_count_only_within_eps(art_classifier, x, y):
+def test_minimal_attacks_count_only_within_eps(art_classifier, x, y):
     classifier = art_classifier()
     x, y = x[:18], y[:18]
     hop = ensemble(classifier, eps=EPS, max_iter=1, square_iter=0, hop_skip_jump_iter=2)["HopSkipJump"]
@@ -292,17 +293,17 @@ def test_hop_skip_jump_under_numpy_2(art_classifier, x, y, norm, dtype):
     assert misclassified(art_classifier(), images, y[:5]).sum() >= 3
 
 
-def test_hop_skip_jump_returns_the_image_where_it_finds_no_start():
+def test_hop_skip_jump_returns_the_original_without_a_start():
     classifier = two_classes(lambda x: torch.cat([x * 0 + 2, x * 0], 1))
     attack = ensemble(classifier, eps=EPS, square_iter=0, hop_skip_jump_iter=1)["HopSkipJump"]
     np.testing.assert_array_equal(attack.generate(column(0.3), np.array([0])), column(0.3))
 
 
-def test_arts_auto_attack_is_a_member(art_classifier, x, y, monkeypatch):
+def test_auto_attack_of_art_is_a_valid_member(art_classifier, x, y, monkeypatch):
     """
-    Its flag `targeted` means that targeted attacks come on top.
+    Its parameter `targeted` adds targeted attacks to the untargeted ones.
 
-    ART imports a fork of Python's multiprocessing, which it does not install, and does not use here.
+    ART imports a fork of Python's multiprocessing, which it does not install, and which this test does not need.
     """
     monkeypatch.setitem(sys.modules, "multiprocess", multiprocessing)
     classifier = art_classifier(nn.CrossEntropyLoss())
@@ -314,7 +315,7 @@ def test_arts_auto_attack_is_a_member(art_classifier, x, y, monkeypatch):
 
 
 def test_transfer_attacks_also_images_that_its_source_misclassifies(art_classifier, trained_network, x, y):
-    """The source is the same network, but for a class that it never predicts."""
+    """The source is the same network, except that it never predicts one of the classes."""
     classifier = art_classifier()
     source = type(trained_network)()
     source.load_state_dict(trained_network.state_dict())
@@ -359,8 +360,8 @@ def test_the_members_of_the_ensemble(art_classifier, hr_classifier):
     assert [attack.target_classes for attack in many.values()] == [0, 0, 5, 9]
 
 
-def test_the_ensemble_is_the_default(hr_classifier, x, y):
-    """Of a network that is misclassified everywhere, so that none of it has anything to do."""
+def test_ensemble_is_the_default_of_worst_case(hr_classifier, x, y):
+    """All images are misclassified without attack, so that no attack of the ensemble runs."""
     classifier = hr_classifier()
     labels = (classifier.predict(x).argmax(1) + 1) % 10
     result = worst_case(classifier, x, labels, eps=np.float32(0.5))
@@ -368,8 +369,8 @@ def test_the_ensemble_is_the_default(hr_classifier, x, y):
     assert (result.attacked[1:], result.accuracy) == ((0,) * len(result.names[1:]), 0.0)
 
 
-def test_the_ensemble_is_not_deceived_by_saturation(hr_classifier, network, x, y):
-    """The cross-entropy of logits times 1000 is 0, and so are its gradients, where float32 PGD then finds little."""
+def test_the_ensemble_succeeds_on_a_saturated_network(hr_classifier, network, x, y):
+    """The cross-entropy of logits times 1000 rounds to 0, as do its gradients, so that PGD in float32 mostly fails."""
     classifier = hr_classifier(nn.CrossEntropyLoss(), network=scaled(network, 1e3))
     pgd = ProjectedGradientDescentPyTorch(classifier, eps=EPS, eps_step=0.02, max_iter=10, verbose=False)
     attacks = ensemble(classifier, eps=EPS, max_iter=10, target_classes=2, square_iter=0)
@@ -377,7 +378,7 @@ def test_the_ensemble_is_not_deceived_by_saturation(hr_classifier, network, x, y
     assert by_pgd.accuracy > by_ensemble.accuracy + 0.2
 
 
-def test_black_box_attacks_find_what_gradients_do_not(art_classifier, network, x, y):
+def test_black_box_attacks_succeed_where_gradient_attacks_fail(art_classifier, network, x, y):
     classifier = art_classifier(network=rounding(network))
     attacks = ensemble(classifier, eps=EPS, max_iter=3, target_classes=1, square_iter=200)
     result = worst_case(classifier, x, y, eps=EPS, attacks=attacks)
@@ -386,7 +387,7 @@ def test_black_box_attacks_find_what_gradients_do_not(art_classifier, network, x
     assert result.accuracy < result.accuracy_after["AutoPGD to other classes"] - 0.2
 
 
-def test_two_classes(x):
+def test_loss_of_two_classes_equals_the_reference(x):
     torch.manual_seed(0)
     network, options = nn.Sequential(nn.Flatten(), nn.Linear(64, 2)), {"clip_values": (0.0, 1.0), "device_type": "cpu"}
     classifier = PyTorchClassifier(network, nn.CrossEntropyLoss(), (1, 8, 8), 2, **options)
@@ -401,7 +402,7 @@ def test_two_classes(x):
     [((1, 8, 8), np.inf, None), ((64,), np.inf, (0.0, 1.0)), ((1, 8, 8), 2, (0.0, 1.0))],
     ids=["no-clip-values", "flat", "small-in-norm-2"],
 )
-def test_the_square_attack_is_refused_where_it_cannot_attack(shape, norm, clip_values):
+def test_the_square_attack_raises_an_error_for_unsupported_classifiers(shape, norm, clip_values):
     network, options = nn.Sequential(nn.Flatten(), nn.Linear(64, 3)), {"clip_values": clip_values}
     classifier = PyTorchClassifier(network, nn.CrossEntropyLoss(), shape, 3, device_type="cpu", **options)
     with pytest.raises(ValueError, match="square_iter=0"):
@@ -413,7 +414,7 @@ def test_the_square_attack_is_refused_where_it_cannot_attack(shape, norm, clip_v
 
 
 PIXELS = np.full((1, 8, 8), 0.11)
-# Each maps a classifier to an attack that has no place in a worst case within EPS, and what is said of it.
+# Functions from a classifier to an attack that is not valid in a worst case within EPS, and a part of the message.
 REFUSED = {
     "targeted by default": (lambda c: BoundaryAttack(c, verbose=False), "it is BoundaryAttack with targeted=True"),
     "targeted": (lambda c: ProjectedGradientDescent(c, eps=EPS, targeted=True), "it is Projected.* with targeted=True"),
@@ -430,13 +431,13 @@ REFUSED = {
 
 
 @pytest.mark.parametrize(("attack", "said"), REFUSED.values(), ids=REFUSED)
-def test_an_attack_that_gives_no_worst_case_is_refused(art_classifier, x, y, attack, said):
+def test_invalid_attacks_raise_an_error(art_classifier, x, y, attack, said):
     classifier = art_classifier()
     with pytest.raises((TypeError, ValueError), match=said):
         worst_case(classifier, x, y, eps=EPS, attacks={"it": attack(classifier)})
 
 
-def test_attacks_for_the_nearest_image_or_in_another_norm_may_have_a_larger_eps(art_classifier, x, y):
+def test_minimal_attacks_and_other_norms_may_have_a_larger_eps(art_classifier, x, y):
     classifier = art_classifier()
     attacks = {
         "minimal": FastGradientMethod(classifier, eps=0.5, eps_step=0.05, minimal=True),
@@ -461,7 +462,7 @@ def test_attacks_for_the_nearest_image_or_in_another_norm_may_have_a_larger_eps(
     assert np.abs(result.adversarial - x).max() <= 0.2 * (1 + 1e-5)
 
 
-def test_arguments_that_are_none_are_refused_before_an_attack_runs(threshold):
+def test_invalid_arguments_raise_an_error_before_an_attack_runs(threshold):
     def call(eps=EPS, attacks=None, **options):
         return worst_case(threshold, column(0.1), np.array([0]), eps=eps, attacks=attacks or {}, **options)
 

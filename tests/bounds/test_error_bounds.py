@@ -1,4 +1,4 @@
-"""`error_bounds`: every field against oracle.py, inequalities, invariances, and refusals."""
+"""Tests of `error_bounds`: all fields against oracle.py, inequalities, invariances, and invalid arguments."""
 
 import itertools
 import math
@@ -26,9 +26,9 @@ from art_hrloss.losses._numerics import log_softmax
 INF = math.inf
 EPS = float(np.finfo(np.float64).eps)
 ALPHAS = [1 + 1e-6, 1.6, 2.0, 2 + 1e-6, 3.0, 50.0]
-# As in test_bounds: some ten roundings, of logarithms of the size `unit`.
+# As in test_formulas: about ten roundings of logarithms of the size `unit`.
 ROUNDING = 32 * EPS
-# How far each field spreads the rounding of such a logarithm.
+# The factor by which each field magnifies the rounding of such a logarithm.
 FACTORS: dict[str, Callable[[float, int], float]] = {
     "renyi_divergence": lambda alpha, classes: 1 / (alpha - 1),
     "reverse_divergence": lambda alpha, classes: 1 / abs(alpha - 2) if alpha != 2 else 1.0,
@@ -39,19 +39,19 @@ FACTORS: dict[str, Callable[[float, int], float]] = {
 
 
 def close(actual: Any, expected: Any, rtol: float = 1e-12, atol: float = 0.0) -> None:
-    """Assert equality, NaN and the infinite ones included, of two numbers."""
+    """Assert that two numbers are equal up to rounding; NaN and infinities must be the same."""
     assert float(actual) == pytest.approx(float(expected), rel=rtol, abs=atol, nan_ok=True)
 
 
 def same(actual: ErrorBounds, expected: ErrorBounds, rtol: float = 1e-12, atol: float = 1e-14) -> None:
-    """Assert that every field is the same but for rounding; a tightest order is the place of a flat optimum."""
+    """Assert that all fields are equal up to rounding; the tightest orders, at flat optima, only approximately."""
     for name, value in asdict(expected).items():
         tightest = name.startswith("tightest")
         close(asdict(actual)[name], value, rtol=1e-5 if tightest else rtol, atol=0.0 if tightest else atol)
 
 
 def batch(n: int = 6, classes: int = 4, scale: float = 2.0, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    """Logits that float32 holds exactly, and labels."""
+    """Return logits that float32 represents exactly, and labels."""
     random = np.random.default_rng([n, classes, seed])
     return random.normal(scale=scale, size=(n, classes)).astype(np.float32).astype(float), random.integers(
         classes, size=n
@@ -59,7 +59,7 @@ def batch(n: int = 6, classes: int = 4, scale: float = 2.0, seed: int = 0) -> tu
 
 
 def weights(n: int = 6, classes: int = 4, seed: int = 0) -> np.ndarray:
-    """Rows of labels that sum to the weights of the examples, of which one is 0; some labels are 0 as well."""
+    """Return label rows whose sums are the weights of the examples, one of them 0; some entries are 0 as well."""
     random = np.random.default_rng([n, classes, seed])
     rows = random.dirichlet(np.ones(classes), n) * random.uniform(0.1, 3, (n, 1))
     rows[rows < 0.02] = 0.0
@@ -79,7 +79,7 @@ def every_field(found: ErrorBounds, logits: Any, target: Any, alpha: float, unit
 
 @pytest.mark.parametrize("scale", [0.1, 2.0, 30.0])
 @pytest.mark.parametrize("alpha", ALPHAS)
-def test_every_field_is_the_papers_for_hard_labels(alpha: float, scale: float) -> None:
+def test_all_fields_equal_the_oracle_for_hard_labels(alpha: float, scale: float) -> None:
     logits, labels = batch(scale=scale)
     found = error_bounds(logits, labels, alpha=alpha)
     assert (found.n, found.classes, found.alpha) == (6, 4, alpha)
@@ -104,7 +104,7 @@ def test_every_field_is_the_papers_for_hard_labels(alpha: float, scale: float) -
 
 @pytest.mark.parametrize("alpha", ALPHAS)
 @pytest.mark.parametrize("kind", ["weighted", "positive", "excluded class"])
-def test_every_field_is_the_papers_for_soft_labels(kind: str, alpha: float) -> None:
+def test_all_fields_equal_the_oracle_for_soft_labels(kind: str, alpha: float) -> None:
     logits, rows = batch()[0], weights()
     if kind == "positive":
         rows = rows + 0.05
@@ -128,7 +128,7 @@ def test_margins_at_which_p_u_and_h_underflow(margin: float) -> None:
             for name in ("log_comparison_upper_bound", "log_upper_bound", "log_relaxed_bound"):
                 close(getattr(found, name), expected[name], rtol=1e-14, atol=4 * EPS * margin)
             for name in ("error", "uncertainty", "conditional_entropy", "renyi_divergence", "reverse_divergence"):
-                # The divergences are of a joint distribution whose logarithms hold that of the share of an example.
+                # The logarithms of the joint distribution contain the logarithm of the share of an example.
                 close(
                     getattr(found, name), expected[name], rtol=1e-12, atol=4 * EPS if "divergence" in name else 1e-300
                 )
@@ -136,10 +136,10 @@ def test_margins_at_which_p_u_and_h_underflow(margin: float) -> None:
                 assert -INF < found.log_upper_bound < -margin / 3
 
 
-def test_margins_leave_the_tightest_orders_right() -> None:
+def test_tightest_orders_at_large_margins() -> None:
     right = error_bounds([[1000.0, 0.0, 0.0], [2000.0, 0.0, 0.0]], [0, 0], alpha=3.0)
     close(right.tightest_alpha, INF)
-    # log H of the first, whose share is a half: H = 2 exp(-1000) (1000 + 1).
+    # log H of the first example, whose share is a half: H = 2 exp(-1000) (1000 + 1).
     close(right.log_tightest_upper_bound, math.log(1001) - 1000)
     assert right.reverse_divergence == INF
     assert right.log_tightest_lower_bound == -INF
@@ -166,17 +166,17 @@ def test_one_hot_outputs() -> None:
 
 def test_uniform_outputs() -> None:
     for classes in (2, 10, 1000):
-        # All ties are class 0, whatever the label: P_e is exactly as often as the label is another.
+        # A tie is predicted as class 0, so P_e is the share of the other labels.
         found = error_bounds(np.zeros((4, classes)), [0, 1, 1, 1], alpha=1.6)
         assert found.error == 0.75
         close(found.uncertainty, 1 - 1 / classes)
         close(found.conditional_entropy, math.log(classes))
         close(found.cross_entropy, math.log(classes))
-        # With D_1 = log M, no order does, but at M = 2 it is at the very edge.
+        # With D_1 = log M, no order is better than vacuous; M = 2 is the limiting case.
         assert -4 * EPS <= found.log_tightest_upper_bound <= 0
 
 
-def test_the_decision_is_the_largest_logit_even_where_the_softmax_ties() -> None:
+def test_the_decision_is_the_largest_logit_even_if_the_softmax_has_ties() -> None:
     assert error_bounds([[0.0, 1e-20]], [1]).error == 0
     assert error_bounds([[0.0, 1e-20]], [0]).error == 1
 
@@ -185,7 +185,7 @@ def test_the_decision_is_the_largest_logit_even_where_the_softmax_ties() -> None
 
 
 def joints(draws: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Yield logits from flat to peaked, some with classes excluded, and weights of labels from right to wrong."""
+    """Yield logits from flat to peaked, some with excluded classes, and label weights from correct to wrong."""
     random = np.random.default_rng(0)
     for _ in range(draws):
         n, classes = int(random.integers(1, 5)), int(random.choice([2, 3, 10, 100]))
@@ -205,12 +205,12 @@ Bounded = list[tuple[np.ndarray, np.ndarray, ErrorBounds]]
 
 @pytest.fixture(scope="module")
 def bounded() -> Bounded:
-    """Logits, weights of labels and the bounds, at every order."""
+    """Logits, label weights and the bounds, for all orders."""
     alphas = itertools.cycle([1 + 1e-6, 1.6, 2.1, 3.0, 1e3])
     return [(*joint, error_bounds(*joint, alpha=alpha)) for joint, alpha in zip(joints(60), alphas, strict=False)]
 
 
-def test_every_bound_holds_and_is_weaker_than_what_it_is_derived_from(bounded: Bounded) -> None:
+def test_bounds_hold_and_are_weaker_than_those_they_are_derived_from(bounded: Bounded) -> None:
     says_upper = says_lower = 0
     for logits, _, found in bounded:
         alpha, exponent = found.alpha, beta(found.classes)
@@ -229,9 +229,9 @@ def test_every_bound_holds_and_is_weaker_than_what_it_is_derived_from(bounded: B
         assert all(less <= more + unit * exponent for less, more in itertools.pairwise(ascending)), ascending
         assert found.log_tightest_lower_bound <= log_error + unit * exponent
         assert log_error <= min(found.log_tightest_upper_bound, found.log_markov_bound) + unit
-        # What the docstring says of (11): no fit brings it below exp(-(alpha - 1) / alpha).
+        # The claim of the docstring about (11): it is never below exp(-(alpha - 1) / alpha).
         assert found.log_relaxed_bound >= -(alpha - 1) / alpha - unit
-        # Fano's inequality (9): the least P_u with this entropy.
+        # Fano's inequality (9): the smallest P_u for this entropy.
         least = fano_inverse(min(found.conditional_entropy, math.log(found.classes)), found.classes)
         assert least <= found.uncertainty * (1 + unit)
         says_upper += found.log_upper_bound < -0.01 * (alpha - 1) / alpha
@@ -248,7 +248,7 @@ def test_no_order_of_a_fine_grid_beats_the_tightest_ones(bounded: Bounded) -> No
         exponent, log_gap = beta(found.classes), math.log(-math.expm1(-found.conditional_entropy))
 
         def bounds(alpha: float, joint: Any = (log_mu, log_nu, log_gap, exponent)) -> tuple[float, float]:
-            """Return (1) and, where the order is above 2, (2)."""
+            """Return the bound (1) and, for orders above 2, the bound (2)."""
             mu, nu, gap, power = joint
             upper = probability_comparison_bounds(gap, renyi_divergence(mu, nu, alpha=alpha), alpha=alpha).upper
             reverse = renyi_divergence(nu, mu, alpha=alpha - 1)
@@ -259,7 +259,7 @@ def test_no_order_of_a_fine_grid_beats_the_tightest_ones(bounded: Bounded) -> No
         best, order = found.log_tightest_upper_bound, found.tightest_alpha
         uppers, lowers = zip(*map(bounds, orders), strict=True)
         assert best <= min(0.0, *uppers) + unit
-        if 1 < order < INF:  # it is attained where it is said to be: no better value was made up
+        if 1 < order < INF:  # the tightest order attains the tightest bound
             close(best, bounds(order)[0], rtol=0, atol=unit)
             inside_upper += 1
         best, order, unit = found.log_tightest_lower_bound, found.tightest_lower_alpha, unit * exponent
@@ -271,19 +271,19 @@ def test_no_order_of_a_fine_grid_beats_the_tightest_ones(bounded: Bounded) -> No
     assert min(inside_upper, inside_lower) >= 3
 
 
-def test_the_tightest_order_at_its_ends() -> None:
-    # p = q: no divergence at any order, so that (1) falls to the end: log[1 - exp(-H)].
+def test_the_tightest_order_at_its_limits() -> None:
+    # p = q: the divergence is 0 for all orders, so that (1) decreases to its limit log[1 - exp(-H)].
     p = np.array([[0.7, 0.2, 0.1]])
     found = error_bounds(np.log(p), p, alpha=3.0)
     assert found.tightest_alpha == found.tightest_lower_alpha == INF
     gap = math.log(-math.expm1(-found.conditional_entropy))
     close(found.log_tightest_upper_bound, gap)
     close(found.log_tightest_lower_bound, beta(3) * gap)
-    # Right and hard: the largest log p / q is - log 0.7.
+    # A correct hard label: the maximum of log p / q is - log 0.7.
     found = error_bounds(np.log(p), [0])
     assert found.tightest_alpha == INF
     close(found.log_tightest_upper_bound, gap - math.log(0.7))
-    # Wrong: none.
+    # A wrong label: no order.
     found = error_bounds(np.log(p), [1])
     assert (found.tightest_alpha, found.log_tightest_upper_bound) == (1.0, 0.0)
 
@@ -293,7 +293,7 @@ def test_the_tightest_order_at_its_ends() -> None:
 
 @pytest.mark.parametrize("alpha", [1.6, 3.0])
 @pytest.mark.parametrize("soft", [False, True], ids=["hard", "soft"])
-def test_what_must_not_matter(soft: bool, alpha: float) -> None:
+def test_extreme_values_of_absent_classes_and_examples_have_no_effect(soft: bool, alpha: float) -> None:
     logits, labels = batch()
     target = weights() + 0.05 if soft else labels
     found = error_bounds(logits, target, alpha=alpha)
@@ -317,7 +317,7 @@ def test_what_must_not_matter(soft: bool, alpha: float) -> None:
         close(other[name], asdict(found)[name], rtol=0)
 
 
-def test_a_weight_is_as_good_as_copies() -> None:
+def test_a_weight_is_equivalent_to_copies() -> None:
     logits, labels = batch()
     times = np.array([1, 2, 3, 1, 2, 0])
     weighed = error_bounds(logits, np.eye(4)[labels] * times[:, None], alpha=3.0)
@@ -343,7 +343,7 @@ def test_an_art_classifier_on_arrays_and_tensors(hr_classifier: Callable[..., HR
 
 
 @pytest.mark.gpu
-def test_logits_on_a_gpu_have_the_bounds_of_the_same_on_the_cpu() -> None:
+def test_bounds_on_a_gpu_equal_those_on_the_cpu() -> None:
     logits = torch.randn(200, 10, generator=torch.Generator().manual_seed(0)) * 5
     labels = logits.argmax(1).where(torch.arange(200) % 9 > 0, torch.tensor(3))
     expected = asdict(error_bounds(logits, labels, alpha=3.0))
@@ -367,7 +367,7 @@ BAD = {
 }
 
 
-def test_bad_arguments_are_an_error(hr_classifier: Callable[..., HRClassifier]) -> None:
+def test_invalid_arguments_raise_an_error(hr_classifier: Callable[..., HRClassifier]) -> None:
     for arguments in ((LOGITS,), (), (LOGITS, LOGITS, LABELS), (hr_classifier(), LABELS)):
         with pytest.raises(TypeError, match=r"expected \(logits, labels\) or \(classifier, x, labels\), but got"):
             error_bounds(*arguments)
@@ -375,7 +375,7 @@ def test_bad_arguments_are_an_error(hr_classifier: Callable[..., HRClassifier]) 
         shown = "str" if alpha == "2" else alpha
         with pytest.raises((TypeError, ValueError), match=f"expected alpha .* but got {shown}"):
             error_bounds(LOGITS, LABELS, alpha=alpha)  # type: ignore[arg-type]
-    # Rows that happen to sum to 1 are logits where logits are passed.
+    # Rows whose sum is 1 are valid logits if logits are passed.
     assert error_bounds([[0.5, 0.5], [1.0, 0.0]], [0, 0]).conditional_entropy > 0.6
     for name, arguments in BAD.items():
         with pytest.raises(ValueError, match=r"expected .* but got"):
@@ -386,13 +386,13 @@ def test_bad_arguments_are_an_error(hr_classifier: Callable[..., HRClassifier]) 
 
 
 def shown(found: ErrorBounds) -> list[tuple[str, str]]:
-    """Return the numbers of the table, with what is said of each."""
+    """Return the numbers of the table, each with the remark behind it."""
     text = "\n".join(str(found).splitlines()[1:])
     return re.findall(r"  +(-?[\d.]+|inf)(, vacuous|, alpha = [\d.a-z]+)?$", text, re.MULTILINE)
 
 
 def test_the_table_has_a_line_for_each_number_and_says_which_bounds_are_vacuous() -> None:
-    # q = (1/4, 3/4) and p = (1/2, 1/2), whose figures are those of the paper's equations by hand.
+    # q = (1/4, 3/4) and p = (1/2, 1/2); the expected numbers were computed from the paper's equations by hand.
     found = error_bounds([[0.0, math.log(3)]], [[0.5, 0.5]], alpha=3.0)
     close(found.renyi_divergence, math.log(0.5**3 * 4**2 * (1 + 1 / 9)) / 6)
     close(found.reverse_divergence, math.log(2 * (1 + 9) / 16) / 2)
@@ -401,14 +401,14 @@ def test_the_table_has_a_line_for_each_number_and_says_which_bounds_are_vacuous(
     best = [("0.7421", ", alpha = 2.695"), ("1.208", ", vacuous")]
     assert shown(found) == [*((value, "") for value in plain), *best, *lower]
     assert [said for _, said in shown(error_bounds([[0.0, math.log(3)]], [0]))].count(", vacuous") == 9
-    # A bound beyond the largest number, and zeros.
+    # A bound above the largest float64, and bounds of 0.
     assert ("inf", ", vacuous") in shown(error_bounds([[5000.0, 0.0, 0.0]], [1], alpha=3.0))
     zeros = error_bounds([[0.0, -INF]], [0], alpha=3.0)
     assert {("0", ""), ("0", ", alpha = inf"), ("0", ", vacuous")} <= set(shown(zeros))
     assert "-0" not in str(zeros)
 
 
-def test_as_a_frame_and_as_html() -> None:
+def test_data_frame_and_html() -> None:
     result = error_bounds([[2.0, 0.0], [0.0, 3.0], [1.0, 0.0]], [0, 1, 0])
     frame = result.to_frame()
     assert list(frame.columns) == ["kind", "name", "value", "log_value", "alpha", "vacuous"]
@@ -420,9 +420,10 @@ def test_as_a_frame_and_as_html() -> None:
     assert (markov["log_value"], best["alpha"]) == (result.log_markov_bound, result.tightest_alpha)
     assert math.isnan(markov["alpha"])
     assert best["value"] == pytest.approx(math.exp(result.log_tightest_upper_bound))
-    # (2) says nothing at an alpha of at most 2.
+    # (2) is vacuous for an alpha of at most 2.
     lower = bounds.loc["lower bound", "by H(Y^|X) (2)"]
     assert (lower["value"], lower["log_value"], bool(lower["vacuous"])) == (0.0, -math.inf, True)
     error = frame.set_index("name").loc["P_e, the error probability"]
     assert (error["value"], error["log_value"], bool(error["vacuous"])) == (0.0, -math.inf, False)
-    assert result._repr_html_().count("<tr>") == len(str(result).splitlines())  # the title is none, the header is one
+    # In HTML the title is not a row, but the header is one.
+    assert result._repr_html_().count("<tr>") == len(str(result).splitlines())

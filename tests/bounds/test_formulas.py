@@ -1,4 +1,4 @@
-"""The formulas of Proposition 1 against the paper's equations in 100 digits, their ends and their derivatives."""
+"""Tests of the formulas of Proposition 1 against the equations in 100 digits: values, limits and derivatives."""
 
 import math
 from collections.abc import Callable
@@ -28,9 +28,9 @@ INF = math.inf
 EPS = float(np.finfo(np.float64).eps)
 ALPHAS = [1 + 1e-6, 1.01, 1.6, 2.0, 2 + 1e-6, 2.1, 3.0, 10.0, 1e3, 1e6]
 
-# A logarithm L of a probability is rounded by eps |L| / 2, its exponential by as much relatively, and so the logarithm
-# of a sum of them. Some ten such roundings and the sums of up to 3000 terms come together in each bound: 32 eps for
-# every unit of the logarithms in it, times the factor that stands before them.
+# The rounding error of a log-probability L is eps |L| / 2, which is also the relative error of its exponential, and of
+# the logarithm of a sum of exponentials. Each bound has about ten roundings and sums of up to 3000 terms: 32 eps for
+# every unit of its logarithms, times their factor.
 ROUNDING = 32 * EPS
 
 
@@ -44,7 +44,7 @@ def close(actual: Any, expected: Any, rtol: float = 1e-14) -> None:
 
 @pytest.mark.parametrize("classes", [2, 3, 5, 10, 20, 100, 300, 1000, 10**6])
 def test_beta_is_the_smallest_constant_of_equation_10(classes: int) -> None:
-    # Near the peak log[1 - exp(-q)] is above -1/M, the logarithm of a number near 1 that is rounded by eps / 2.
+    # Near the maximum log[1 - exp(-q)] is above -1/M: the logarithm of a number near 1, rounded by eps / 2.
     close(beta(classes), oracle.beta(classes), rtol=max(1e-14, EPS * classes))
 
 
@@ -52,7 +52,7 @@ def test_beta_is_the_smallest_constant_of_equation_10(classes: int) -> None:
 
 
 @pytest.mark.parametrize("alpha", ALPHAS)
-def test_bounds_are_their_formulas_for_numbers_and_for_tensors(alpha: float) -> None:
+def test_bounds_equal_their_formulas_for_numbers_and_tensors(alpha: float) -> None:
     entropies, divergences = [1e-300, 1e-9, 0.3, math.log(10)], [0.0, 0.2, 40.0]
     for h in entropies:
         gap = float(oracle.log_gap(h))
@@ -96,7 +96,7 @@ def test_bounds_broadcast_and_numbers_are_float64() -> None:
     assert error_upper_bound(torch.tensor(0.5), torch.tensor(0.1), alpha=1.6).dtype == torch.float32
 
 
-def test_bounds_at_their_ends() -> None:
+def test_bounds_at_their_limits() -> None:
     assert probability_comparison_bounds(-INF, 0.5, 0.5, alpha=3) == (-INF, -INF)
     assert probability_comparison_bounds(-INF, INF, INF, alpha=3) == (-INF, INF)
     assert probability_comparison_bounds(-1.0, INF, INF, alpha=1.6) == (-INF, INF)
@@ -107,7 +107,7 @@ def test_bounds_at_their_ends() -> None:
     assert error_lower_bound(0.0, 3.0, alpha=3, classes=2) == -INF
     assert error_lower_bound(0.5, INF, alpha=3, classes=2) == -INF
     assert relaxed_upper_bound(INF, alpha=1.6) == INF
-    # (5) says for every event what it says for the others with their own probability 0 or 1.
+    # (5) holds for every event, also for events of probability 0 or 1.
     assert probability_comparison_bounds(0.0, 0.0, 0.0, alpha=3) == (0.0, 0.0)
 
 
@@ -133,7 +133,7 @@ FANO_CLASSES = [2, 3, 10, 1000, 10**6]
 @pytest.mark.parametrize("classes", FANO_CLASSES)
 def test_fano_bound_is_equation_9(classes: int) -> None:
     for p in (1e-300, 1e-20, 1e-3, 0.1, 0.5, 1 - 1 / classes, 0.999999, 1.0):
-        # Near 1 what log(1 - p) is taken of has lost no digit: p itself is the number given.
+        # Near 1, 1 - p has full precision, because p is the argument itself.
         close(fano_bound(p, classes), oracle.fano_bound(p, classes))
     assert fano_bound(0.0, classes) == 0
     assert fano_bound(t([[0.1, 0.2]]), classes).shape == (1, 2)
@@ -147,16 +147,16 @@ def test_fano_inverse_is_the_inverse_to_1e_12(classes: int) -> None:
     entropies = [h * log_m for h in entropies] + [log_m, 0.5 * (log_m + largest), largest * (1 - 1e-9), largest]
     for h in entropies:
         actual = float(fano_inverse(h, classes))
-        # q' falls to 1/M at 1 - 1/M, so that there no float64 tells the roots of entropies apart that differ in their
-        # last places: the root must lie between those of h (1 - 4 eps) and h (1 + 4 eps), or within 1e-12.
+        # q' is small at 1 - 1/M, so that float64 cannot distinguish the roots for entropies that differ in the
+        # last digits: the root must lie between those for h (1 - 4 eps) and h (1 + 4 eps), or within 1e-12.
         low, high = (float(oracle.fano_inverse(h, classes, change)) for change in (-4 * EPS, 4 * EPS))
         assert low * (1 - 1e-12) <= actual <= high * (1 + 1e-12)
-        if h <= log_m:  # as every conditional entropy is
+        if h <= log_m:  # as for every conditional entropy
             close(actual, oracle.fano_inverse(h, classes), rtol=1e-12)
 
 
 @pytest.mark.parametrize("classes", FANO_CLASSES)
-def test_fano_there_and_back(classes: int) -> None:
+def test_fano_inverse_of_fano_bound_is_the_probability(classes: int) -> None:
     last = 1 - 1 / classes
     p = torch.cat([torch.logspace(-300, -1, 300, dtype=torch.float64), torch.linspace(0.1, last, 300).double()])
     p = p.clamp(max=last)
@@ -180,7 +180,7 @@ def test_fano_derivatives(classes: int) -> None:
     p = t([1e-3, 0.1, 0.4]).requires_grad_()
     assert gradcheck(bound, p)
     assert gradgradcheck(bound, p)
-    # In closed form: q' = log((1 - p) / p) + log M, q'' = -1 / (p (1 - p)); of the inverse, 1 / q' and -q'' / q'^3.
+    # Closed forms: q' = log((1 - p) / p) + log M and q'' = -1 / (p (1 - p)); for the inverse, 1 / q' and -q'' / q'^3.
     h = t([1e-290, 1e-9, 0.3, math.log(classes)]).requires_grad_()
     p = fano_inverse(h, classes)
     (first,) = torch.autograd.grad(p.sum(), h, create_graph=True)
@@ -204,7 +204,7 @@ def test_fano_inverse_of_0_is_0_without_a_gradient() -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
-def test_fano_inverse_of_the_least_numbers(dtype: torch.dtype) -> None:
+def test_fano_inverse_of_the_smallest_numbers(dtype: torch.dtype) -> None:
     h = torch.tensor([torch.finfo(dtype).tiny * times for times in (4.0, 1.0, 0.25, 1e-3, 1e-6)], dtype=dtype)
     h[-1] = torch.nextafter(torch.zeros((), dtype=dtype), torch.ones((), dtype=dtype))
     p = fano_inverse(h, 10)
@@ -212,7 +212,7 @@ def test_fano_inverse_of_the_least_numbers(dtype: torch.dtype) -> None:
     assert (p[:2] > 0).all()
 
 
-def test_fano_bound_is_steepest_at_its_ends() -> None:
+def test_fano_bound_near_0_and_1() -> None:
     p = t([0.0, 1.0]).requires_grad_()
     (gradient,) = torch.autograd.grad(fano_bound(p, 10).sum(), p)
     assert gradient.tolist() == [INF, -INF]
@@ -246,7 +246,7 @@ def test_fano_bound_is_steepest_at_its_ends() -> None:
         lambda: error_lower_bound(0.1, 0.1, alpha=3, classes=3, reading="print"),  # type: ignore[arg-type]
     ],
 )
-def test_what_is_out_of_range_is_an_error(call: Callable[[], Any]) -> None:
+def test_arguments_out_of_range_raise_an_error(call: Callable[[], Any]) -> None:
     with pytest.raises(ValueError, match=r"expected .* but got"):
         call()
 
@@ -272,7 +272,7 @@ def test_bounds_are_differentiable_by_entropy_and_divergence(alpha: float) -> No
 
 
 @pytest.mark.parametrize("alpha", [1.6, 3.0])
-def test_an_infinite_divergence_leaves_no_nan_in_the_gradients(alpha: float) -> None:
+def test_an_infinite_divergence_gives_no_nan_gradients(alpha: float) -> None:
     h, d = t([0.5, 0.5]).requires_grad_(), t([INF, 0.3]).requires_grad_()
     functions = [lambda: error_upper_bound(h, d, alpha=alpha), lambda: relaxed_upper_bound(h + d, alpha=alpha)]
     if alpha > 2:
@@ -280,7 +280,7 @@ def test_an_infinite_divergence_leaves_no_nan_in_the_gradients(alpha: float) -> 
     for function in functions:
         gradients = torch.autograd.grad(function().sum(), (h, d), allow_unused=True)
         assert all(gradient.isfinite().all() for gradient in gradients)
-    # Of a wrong one-hot output, H = 0 and D = inf, nothing is known; of a right one, H = 0, (1) falls without end.
+    # For a wrong one-hot output (H = 0, D = inf) the bound (1) is vacuous; for a correct one (H = 0) it is -inf.
     for divergence, expected in ((INF, 0.0), (0.5, INF)):
         h, d = t(0.0).requires_grad_(), t(divergence).requires_grad_()
         gradients = torch.autograd.grad(error_upper_bound(h, d, alpha=alpha), (h, d))

@@ -1,4 +1,4 @@
-"""The flags on constructed measurements: both sides of every limit, the tests behind them, and their power."""
+"""Tests of the flags on constructed measurements: both sides of each limit, the significance tests and their power."""
 
 from dataclasses import replace
 
@@ -12,12 +12,12 @@ from art_hrloss.diagnostics._measurements import Gradients
 
 
 def first_of(count, n=1000):
-    """Flags of n examples, of which the first `count` are set."""
+    """Return a mask of n examples, of which the first `count` are True."""
     return np.arange(n) < count
 
 
 def constructed(**changes):
-    """The measurements of 1000 examples of an honest classifier, except for the changes."""
+    """Return measurements of 1000 examples for a classifier without gradient masking, with some changes."""
     attacked = first_of(300)
     report = GradientMaskingReport(
         eps=0.1,
@@ -46,23 +46,23 @@ def names(report):
     return [flag.name for flag in report.flags]
 
 
-def test_an_honest_classifier_raises_no_flag():
+def test_measurements_without_masking_raise_no_flag():
     assert constructed().flags == ()
     assert not constructed().flagged
 
 
-def test_robust_are_the_examples_that_no_attack_within_eps_misclassifies():
+def test_robust_excludes_examples_misclassified_by_an_attack_within_eps():
     assert constructed().robust.sum() == 300
     for name in ("clean", "auto_pgd"):
         assert constructed(**{name: first_of(7)}).robust.sum() == 7, name
     for name in ("single_step", "iterative", "black_box"):
         assert constructed(**{name: {**getattr(constructed(), name), 0: first_of(7)}}).robust.sum() == 7, name
-    # A larger eps, and noise without an attack, do not count.
+    # The attack with a larger eps, and noise, do not count.
     np.testing.assert_array_equal(constructed(unbounded=first_of(0), noise=first_of(0)).robust, constructed().robust)
 
 
-# Each flag with measurements that raise it alone, and others that are just below its limit. Of 1000 examples 19 that
-# only one of two attacks misclassifies are needed at a limit of 1%, and 59 at one of 5%: see the test of is_weaker.
+# For each flag, measurements that raise only this flag, and measurements just below its limit. With 1000 examples, 19
+# discordant examples are needed for a limit of 1%, and 59 for a limit of 5%: see the test of is_weaker.
 BOTH_SIDES = {
     "zero gradients": ({"gradients": Gradients(0.0011, 0, 0)}, {"gradients": Gradients(0.001, 0, 0)}),
     "NaN gradients": ({"gradients": Gradients(0, 0.0011, 0)}, {"gradients": Gradients(0, 0.001, 0)}),
@@ -110,7 +110,7 @@ def test_both_sides_of_a_limit(name):
     ],
 )
 def test_masked_gradients(accuracies, flagged):
-    """A difference of 1% along the same loss in better numerics is flagged; another loss may be better by 5%."""
+    """The limit is 1% for the same loss with better numerics, and 5% for another loss."""
     steps = {"as given": first_of(500)} | {name: first_of(count) for name, count in accuracies.items()}
     report = constructed(single_step=steps)
     assert names(report) == ["masked gradients"] * flagged
@@ -134,11 +134,11 @@ OTHER_CHANGES = {
 
 
 @pytest.mark.parametrize(("changes", "flags"), OTHER_CHANGES.values(), ids=OTHER_CHANGES)
-def test_what_a_flag_depends_on_beside_its_measurement(changes, flags):
+def test_flags_that_depend_on_several_measurements(changes, flags):
     assert names(constructed(**changes)) == flags
 
 
-def test_one_flag_names_every_black_box_that_beats_the_white_box():
+def test_one_flag_names_all_black_box_attacks_that_beat_white_box_attacks():
     (flag,) = constructed(black_box={"a": first_of(200), "b": first_of(600), "c": first_of(100)}).flags
     assert [name in flag.evidence for name in ("0.200 under a", "under b", "0.100 under c")] == [True, False, True]
 
@@ -159,7 +159,7 @@ def test_units_of_eps(image_range, clip_values, flagged):
 
 
 def test_shares_of_few_examples_are_not_flagged_by_chance():
-    """Three of fifty are more than 1%, but no evidence of more than 1% of all."""
+    """Three of fifty examples are more than 1%, but not significantly more than 1%."""
 
     def report(silent, others):
         options = {"unstable": first_of(others, 50), "moving": first_of(others, 50), "silent": first_of(silent, 50)}
@@ -173,7 +173,7 @@ def test_shares_of_few_examples_are_not_flagged_by_chance():
 
 
 @pytest.mark.parametrize("by", [0.01, 0.05])
-def test_is_weaker_is_mcnemars_exact_test_about_the_limit(by):
+def test_is_weaker_is_the_shifted_exact_mcnemar_test(by):
     random, verdicts = np.random.default_rng(0), set()
     for _ in range(200):
         first, second = random.random((2, 300)) < random.uniform(0.3, 0.7, (2, 1))
@@ -183,15 +183,15 @@ def test_is_weaker_is_mcnemars_exact_test_about_the_limit(by):
         assert not (is_weaker(first, second, by) and is_weaker(second, first, by))
         verdicts.add(expected)
     assert verdicts == {True, False}
-    # Of six examples all are by chance once in 64 times; of a thousand, seven are less than 1%.
+    # All of six examples occur by chance once in 64 times; seven of a thousand examples are less than 1%.
     assert not is_weaker(first_of(6, 6), first_of(0, 6))
     assert is_weaker(first_of(7, 7), first_of(0, 7))
     assert not is_weaker(first_of(1000), first_of(993))
 
 
 @pytest.mark.parametrize("n", [20, 50, 150, 1000])
-def test_the_smallest_effects_are_flagged_with_80_percent_power(n):
-    """Of nested attacks, where the second misclassifies a binomial number of the examples that the first does not."""
+def test_the_smallest_detectable_effects_have_80_percent_power(n):
+    """Draw nested attacks: the second misclassifies a binomial number of the examples that the first does not."""
     for by in (0.01, 0.05):
         needed = next(k for k in range(n) if is_weaker(first_of(n, n), first_of(n - k, n), by))
         assert binom.sf(needed - 1, n, smallest_difference(n, by)) == pytest.approx(0.8)
@@ -200,8 +200,8 @@ def test_the_smallest_effects_are_flagged_with_80_percent_power(n):
         assert binom.sf(needed - 1, n, smallest_share(n, limit)) == pytest.approx(0.8)
 
 
-def test_few_examples_detect_nothing():
+def test_few_examples_raise_no_flag():
     assert np.isnan(smallest_difference(6))
     assert not np.isnan(smallest_difference(7))
     assert np.isnan(smallest_share(1, 0.1))
-    assert smallest_share(2, 0.01) == pytest.approx(np.sqrt(0.8))  # both of two
+    assert smallest_share(2, 0.01) == pytest.approx(np.sqrt(0.8))  # two of two examples

@@ -1,4 +1,4 @@
-"""The measurements of the diagnostics: each against a plain computation of what it measures."""
+"""Tests of the measurements of the gradient masking report, each against a simple reference computation."""
 
 import copy
 
@@ -22,24 +22,24 @@ def target(classifier, x, y, *, eps=0.1, norm=np.inf, batch_size=128):
 
 
 def flat_classifier(network, loss=None, *, features, classes=2, clip_values=(0.0, 1.0)):
-    """A classifier around a network of flat features that has nothing to train."""
+    """Return a classifier with a network of flat features without parameters."""
     options = {"input_shape": (features,), "nb_classes": classes, "clip_values": clip_values, "device_type": "cpu"}
     return HRClassifier(network, loss or nn.CrossEntropyLoss(), **options)
 
 
 def features(*values):
-    """One example of one feature for each value."""
+    """Return examples of one feature, one for each value."""
     return np.array(values, dtype=np.float32)[:, None]
 
 
 @pytest.fixture
 def images(digits):
-    """The first 40 images to test on, and their classes."""
+    """The first 40 test images and their classes."""
     return digits.x_test[:40], digits.y_test[:40]
 
 
 class Prescribed(nn.Module):
-    """A loss whose gradient by the logits of an example is the row of a table that belongs to its label."""
+    """A loss whose gradient by the logits of an example is a row of a table, selected by the label."""
 
     def __init__(self, rows):
         super().__init__()
@@ -51,9 +51,9 @@ class Prescribed(nn.Module):
 
 class Band(nn.Module):
     """
-    One feature, misclassified in a band of it only, with a gradient that always points upwards.
+    Network of one feature that is misclassified only in a band, with a gradient that is positive everywhere.
 
-    Steps of an attack can so enter the band and leave it again.
+    The steps of an attack can therefore enter the band and leave it again.
     """
 
     def __init__(self, low, high):
@@ -66,7 +66,7 @@ class Band(nn.Module):
 
 
 class OneAtATime(nn.Module):
-    """A margin that falls with the sum of the features, and a gradient of the smallest of them alone."""
+    """A margin that decreases with the sum of the features, with a gradient for the smallest feature only."""
 
     def forward(self, x):
         smallest = x.min(1).values
@@ -85,7 +85,7 @@ def test_useless_gradients_are_counted_by_kind(batch_size):
     rows[1, 3] = np.nan
     rows[2, 6] = -np.inf
     rows[3] = [0, 1e-40, -1e-39, 0, 0, 0, 0]
-    rows[4] = [1e-40, 0, 0, 0, 0, 0, -tiny]  # the smallest normal number is of use
+    rows[4] = [1e-40, 0, 0, 0, 0, 0, -tiny]  # the smallest normal number is not useless
     rows[5] = [0, 0, 0, 0, 0, 1e-20, 0]
     labels = np.array([0, 0, 0, 1, 2, 3, 3, 4, 5, 6])
     classifier = flat_classifier(nn.Identity(), Prescribed(rows), features=7, classes=7)
@@ -96,7 +96,7 @@ def test_useless_gradients_are_counted_by_kind(batch_size):
 
 @pytest.mark.parametrize(("norm", "eps"), [(np.inf, 0.1), (2, 0.8)])
 @pytest.mark.parametrize("make", ["hr_classifier", "art_classifier"])
-def test_fgsm_is_that_of_art(request, images, make, norm, eps):
+def test_fgsm_equals_that_of_art(request, images, make, norm, eps):
     x, y = images
     classifier = request.getfixturevalue(make)(nn.CrossEntropyLoss())
     expected = evasion.FastGradientMethod(classifier, norm=norm, eps=eps, batch_size=40).generate(x, np.eye(10)[y])
@@ -109,7 +109,7 @@ def test_fgsm_is_that_of_art(request, images, make, norm, eps):
 
 
 def _plain_losses(temperature):
-    """The losses of the replays, from their definitions."""
+    """Return the losses of the replays, computed from their definitions."""
 
     def margin(z, y):
         others = torch.where(nn.functional.one_hot(y, 10) == 1, torch.full_like(z, -1e30), z)
@@ -119,7 +119,7 @@ def _plain_losses(temperature):
         ordered = z.sort(1, descending=True).values
         return margin(z, y) / (ordered[:, 0] - ordered[:, 2] + 1e-12)
 
-    def ce(z, y):  # torch's own has 1 - q_y = 0 in float64 past a margin of 37
+    def ce(z, y):  # in torch's cross-entropy, 1 - q_y is 0 in float64 beyond a margin of 37
         others = nn.functional.one_hot(y, 10) == 0
         return (z - z[torch.arange(len(z)), y, None])[others].reshape(len(z), 9).exp().sum(1).log1p()
 
@@ -128,7 +128,7 @@ def _plain_losses(temperature):
 
 
 @pytest.mark.parametrize(("factor", "temperature"), [(1.0, 2.5), (6.0, 15.0)])
-def test_replays_ascend_the_losses_of_their_names(hr_classifier, network, images, factor, temperature):
+def test_replays_use_the_losses_of_their_names(hr_classifier, network, images, factor, temperature):
     x, y = images
     steep = scaled(network, factor)
     measured = target(hr_classifier(network=steep), x, y)
@@ -139,7 +139,7 @@ def test_replays_ascend_the_losses_of_their_names(hr_classifier, network, images
         logits = copy.deepcopy(steep).double()(leaf)
         (gradient,) = torch.autograd.grad(loss(logits, torch.tensor(y)).sum(), leaf)
         stepped = (x + np.float32(0.1) * gradient.sign().numpy()).clip(0, 1).astype(np.float32)
-        if name != "exact CE" or factor == 1:  # which float32 rounds to 0 past a margin of 87
+        if name != "exact CE" or factor == 1:  # float32 rounds it to 0 beyond a margin of 87
             np.testing.assert_array_equal(replays[name], measured.correct(stepped), name)
 
 
@@ -158,7 +158,7 @@ def test_a_temperature_below_1_is_not_used(hr_classifier, images, margin):
     np.testing.assert_array_equal(replays["CE of logits / T"], replays["exact CE"])
 
 
-def test_impossible_replays_are_left_out(hr_classifier, network, images):
+def test_unsupported_replays_are_omitted(hr_classifier, network, images):
     single = target(hr_classifier(network=Around(network, Tensor.float)), *images)
     assert list(single.replays(2.0)) == ["exact CE", "margin", "DLR", "CE of logits / T"]
     two = target(flat_classifier(Band(0.4, 0.6), features=1), features(0.1, 0.9), np.array([0, 0]))
@@ -169,8 +169,8 @@ def test_impossible_replays_are_left_out(hr_classifier, network, images):
 
 
 def test_silent_success_is_a_misclassified_iterate_that_is_not_the_last():
-    # 4 steps of 0.25 upwards, at most 0.4: 0.2 ends at 0.6 through 0.45; 0 ends within the band; 0.5 and 0.9 start
-    # above it; 0.04 reaches 0.44 and stays.
+    # 4 steps of 0.25 upwards, at most 0.4 in total: 0.2 passes 0.45 and ends at 0.6; 0 ends in the band; 0.5 and 0.9
+    # start above it; 0.04 reaches 0.44 and stays there.
     x, y = features(0.2, 0.0, 0.5, 0.9, 0.04), np.zeros(5, dtype=int)
     trace = target(flat_classifier(Band(0.38, 0.46), features=1), x, y, eps=0.4).pgd(4, 0.4)
     np.testing.assert_array_equal(trace.robust, [True, False, True, True, False])
@@ -179,8 +179,8 @@ def test_silent_success_is_a_misclassified_iterate_that_is_not_the_last():
     assert not (honest.robust | honest.silent).any()
 
 
-def test_moving_is_a_margin_that_still_falls_at_the_end():
-    """Ten features that move one after the other, so that each of ten steps lowers the margin by as much."""
+def test_moving_is_a_margin_that_still_decreases_at_the_end():
+    """Ten features that change one after another, so that each of ten steps decreases the margin by the same amount."""
     ten, hundred = (np.linspace(0.1, 0.2, n, dtype=np.float32)[None] for n in (10, 100))
 
     def moving(x, max_iter, label=0):
@@ -189,9 +189,9 @@ def test_moving_is_a_margin_that_still_falls_at_the_end():
 
     assert moving(ten, 10)
     assert moving(hundred, 100)
-    assert not moving(ten[:, :1], 10)  # a single feature is at its bound after four of ten steps
+    assert not moving(ten[:, :1], 10)  # a single feature reaches its bound after four of ten steps
     assert not moving(ten, 10, label=1)  # misclassified
-    assert not moving(ten, 1)  # one step has no last tenth
+    assert not moving(ten, 1)  # with one step there is no last tenth
 
 
 def _plain_path(network, x, y, eps, steps, *, bias=0):
@@ -210,7 +210,7 @@ def _plain_path(network, x, y, eps, steps, *, bias=0):
 
 @pytest.mark.parametrize("batch_size", [7, 40])
 @pytest.mark.parametrize("make", ["hr_classifier", "art_classifier"])
-def test_a_trace_is_that_of_a_plain_loop(request, network, images, make, batch_size):
+def test_a_trace_equals_that_of_a_simple_loop(request, network, images, make, batch_size):
     classifier = request.getfixturevalue(make)(nn.CrossEntropyLoss(), network=network)
     trace = target(classifier, *images, batch_size=batch_size).pgd(5, 0.1)
     path = _plain_path(network, *images, 0.1, 5)
@@ -222,7 +222,7 @@ def test_a_trace_is_that_of_a_plain_loop(request, network, images, make, batch_s
     assert 0 < trace.moving.mean() < robust.mean() < 0.9
 
 
-def test_moving_regards_the_last_tenth_of_the_steps():
+def test_moving_considers_the_last_tenth_of_the_steps():
     x = np.random.default_rng(0).uniform(size=(60, 3)).astype(np.float32)
     y, network = np.zeros(60, dtype=int), OneAtATime()
     path = _plain_path(network, x, y, 0.6, 20)[:-1]
@@ -248,7 +248,7 @@ class AddBias(Postprocessor):
         return preds + BIAS
 
 
-def test_a_trace_is_one_of_the_predictions_after_a_postprocessing_defence(hr_classifier, network, images):
+def test_a_trace_uses_predictions_after_postprocessing(hr_classifier, network, images):
     classifier = hr_classifier(nn.CrossEntropyLoss(), network=network, postprocessing_defences=AddBias())
     trace, path = target(classifier, *images).pgd(5, 0.1), _plain_path(network, *images, 0.1, 5, bias=BIAS)
     assert ((path > 0) != (_plain_path(network, *images, 0.1, 5) > 0)).any()
@@ -259,8 +259,8 @@ def test_a_trace_is_one_of_the_predictions_after_a_postprocessing_defence(hr_cla
 # Other attacks and noise
 
 
-def test_infeasible_images_count_as_their_originals(hr_classifier, network, images):
-    """The adversarial images of a classifier without clip values leave the range of this one."""
+def test_infeasible_images_count_as_originals(hr_classifier, network, images):
+    """The adversarial images of a source without clip_values leave the range of this classifier."""
     measured = target(hr_classifier(network=network), *images, eps=0.3)
     assert not measured.transfer(hr_classifier(network=network), 5).all()
     unclipped = hr_classifier(network=network, clip_values=None)
@@ -274,7 +274,7 @@ def test_auto_pgd_and_square_misclassify(hr_classifier, network, images):
     assert measured.square(60).mean() < clean - 0.2
 
 
-def test_noise_moves_every_pixel_by_its_size(hr_classifier, network, images):
+def test_noise_changes_every_pixel_by_its_size(hr_classifier, network, images):
     x, y = images
     recording = Recording(network)
     measured = target(hr_classifier(network=recording), x, y)
@@ -291,7 +291,7 @@ def test_noise_moves_every_pixel_by_its_size(hr_classifier, network, images):
 
 
 class Steps(nn.Module):
-    """Two classes and one feature: the margin is steep, and falls by 1 where the feature exceeds a half."""
+    """Two classes and one feature: the margin is steep, and drops by 1 at a feature of 0.5."""
 
     def __init__(self, slope, height=1.0):
         super().__init__()
@@ -308,13 +308,13 @@ def unstable(network, x, size=0.01, draws=20, seed=0, classes=2):
     return measured.unstable(size, draws, np.random.default_rng(seed))
 
 
-def test_a_jump_within_the_ball_is_unstable_and_a_steep_slope_is_not():
+def test_a_jump_is_unstable_and_a_steep_slope_is_not():
     x = features(0.3, 0.495, 0.505, 0.52, 0.9)
     np.testing.assert_array_equal(unstable(Steps(1.0), x), [False, True, True, False, False])
     np.testing.assert_array_equal(unstable(Steps(1.0), x, size=0.05), [False, True, True, True, False])
     for slope in (1e-3, 1.0, 1e3):
         assert not unstable(Steps(slope, height=0.0), x).any()
-    # The noise changes the margin by 0.005 on average, and the jump that half of the draws cross is of no size.
+    # The noise changes the margin by 0.005 on average, and the jump, which half of the draws cross, is much smaller.
     assert not unstable(Steps(1.0, height=1e-3), x).any()
 
 
@@ -356,4 +356,4 @@ def test_sizes(clip_values, expected):
     classifier = flat_classifier(nn.Identity(), features=4, classes=4, clip_values=clip_values)
     linf, l2 = (target(classifier, x, np.zeros(1, dtype=int), norm=norm) for norm in (np.inf, 2.0))
     assert linf.pixel_range == l2.pixel_range == expected
-    assert (linf.size_of_ones, l2.size_of_ones) == (1, 2)  # the diagonal of a cube of 4 dimensions
+    assert (linf.size_of_ones, l2.size_of_ones) == (1, 2)  # the diagonal of a cube in 4 dimensions

@@ -1,4 +1,4 @@
-"""gradient_masking_report: honest and masked networks trained on real digits, refusals, and absence of side effects."""
+"""Tests of gradient_masking_report: networks with and without masking on real digits, errors, side effects."""
 
 import copy
 import functools
@@ -17,12 +17,12 @@ from benchmarks.autoattack.masked import Around, Decoy, WinnersTakeAll, rounding
 
 EPS = 0.1
 QUICK = {"eps": EPS, "max_iter": 10, "square_iter": 40, "noise_draws": 10}
-# The cheapest report, for properties that no attack changes.
+# The cheapest report, for properties that do not depend on the strength of the attacks.
 LEAST = {"eps": EPS, "max_iter": 1, "square_iter": 0, "noise_draws": 0}
 
 
 def _trained(network, seed, digits, eps=0.0):
-    """Return the network after ten epochs of cross-entropy or, with an eps, of adversarial training by PGD."""
+    """Return the network after ten epochs of cross-entropy or, with an eps, of adversarial training with PGD."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         for module in network.modules():
@@ -46,7 +46,7 @@ def _trained(network, seed, digits, eps=0.0):
 
 @pytest.fixture(scope="module")
 def trained(trained_network, digits):
-    """Call it for a network by the name of its training, which happens once."""
+    """A function that returns a network by the name of its training, which runs once."""
     build = {
         "CE": lambda: _trained(copy.deepcopy(trained_network), 0, digits),
         "HR": lambda: trained_network,
@@ -58,25 +58,25 @@ def trained(trained_network, digits):
 
 @pytest.fixture
 def honest(trained):
-    """The network trained by cross-entropy."""
+    """The network trained with cross-entropy."""
     return trained("CE")
 
 
 @pytest.fixture
 def examples(digits):
-    """The first 100 images to test on, and their labels."""
+    """The first 100 test images and their labels."""
     return digits.x_test[:100].copy(), digits.y_test[:100].copy()
 
 
 @pytest.fixture
 def few(examples):
-    """The first 20."""
+    """The first 20 test images and their labels."""
     return tuple(part[:20] for part in examples)
 
 
 @pytest.fixture
 def report(hr_classifier):
-    """Call it for the report of a network attacked along torch's cross-entropy."""
+    """A function that returns the report of a network, attacked along torch's cross-entropy."""
 
     def make(network, x, y, classifier_options=None, **options):
         classifier = hr_classifier(nn.CrossEntropyLoss(), network=network, **(classifier_options or {}))
@@ -90,7 +90,7 @@ def names(report):
 
 
 def five_or_more(logits):
-    """Logits of two classes: the digits up to 4, and the others."""
+    """Logits of two classes: the digits up to 4, and the digits above."""
     return torch.stack([logits[:, :5].logsumexp(1), logits[:, 5:].logsumexp(1)], dim=1)
 
 
@@ -98,8 +98,8 @@ def five_or_more(logits):
 
 
 @pytest.mark.parametrize("training", ["CE", "HR", "adversarial"])
-def test_honest_networks_raise_no_flag(report, trained, digits, training):
-    """On 300 images, for which differences of a few percent are detectable."""
+def test_networks_without_masking_raise_no_flag(report, trained, digits, training):
+    """With 300 images, differences of a few percent are detectable."""
     result = report(trained(training), digits.x_test[:300], digits.y_test[:300], square_iter=20)
     assert result.flags == ()
     assert not result.flagged
@@ -110,7 +110,7 @@ def test_honest_networks_raise_no_flag(report, trained, digits, training):
     assert (result.robust.mean() > 0.5) == (training == "adversarial")
 
 
-def test_a_stock_classifier_has_the_report_of_an_hr_classifier(hr_classifier, art_classifier, few):
+def test_a_pytorch_classifier_has_the_report_of_an_hr_classifier(hr_classifier, art_classifier, few):
     reports = [
         gradient_masking_report(make(nn.CrossEntropyLoss()), *few, **QUICK) for make in (hr_classifier, art_classifier)
     ]
@@ -118,7 +118,7 @@ def test_a_stock_classifier_has_the_report_of_an_hr_classifier(hr_classifier, ar
     np.testing.assert_array_equal(reports[0].robust, reports[1].robust)
 
 
-def test_normalisation_inside_the_classifier_raises_no_flag(report, honest, examples):
+def test_normalisation_by_the_classifier_raises_no_flag(report, honest, examples):
     options = {"preprocessing": (np.float32(0.3), np.float32(0.4))}
     assert report(unnormalised(honest, 0.3, 0.4), *examples, options).flags == ()
 
@@ -132,7 +132,7 @@ def test_scaled_logits_are_flagged(report, honest, examples, factor, gain):
     np.testing.assert_array_equal(result.clean, plain.clean)
     assert result.single_step["as given"].mean() > plain.single_step["as given"].mean() + gain
     assert {"zero gradients", "masked gradients"} <= names(result)
-    # Along gradients that do not saturate the accuracy is as low as before.
+    # Along gradients that do not saturate, the accuracy is as low as without masking.
     for name in ("margin", "DLR", "CE of logits / T", "CE in float64"):
         assert result.single_step[name].mean() < result.single_step["as given"].mean() - gain / 2
 
@@ -175,7 +175,7 @@ def test_images_normalised_outside_the_classifier_are_flagged(report, honest, ex
 
 
 def test_bytes(report, honest, examples):
-    """Pixels up to 255 raise no flag, but pixels up to 1 of a classifier of bytes do."""
+    """For a classifier of bytes, pixels up to 255 raise no flag, but pixels up to 1 do."""
     x, y = examples
     options = {"clip_values": (0.0, 255.0)}
     bytes_ = (255 * x).astype(np.uint8)
@@ -194,7 +194,7 @@ def test_bytes(report, honest, examples):
     ],
     ids=["SpatialSmoothing", "JpegCompression"],
 )
-def test_defences_in_numpy(request, few, make, defence):
+def test_numpy_preprocessing_defences(request, few, make, defence):
     classifier = request.getfixturevalue(make)(nn.CrossEntropyLoss(), preprocessing_defences=defence)
     result = gradient_masking_report(classifier, *few, eps=EPS, max_iter=5, square_iter=10, noise_draws=2)
     np.testing.assert_array_equal(result.clean, classifier.predict(few[0]).argmax(1) == few[1])
@@ -209,7 +209,7 @@ def test_norm_2(art_classifier, examples):
     assert result.iterative[20].mean() < result.clean.mean() - 0.2
 
 
-def test_two_classes(report, network, few):
+def test_loss_of_two_classes_equals_the_reference(report, network, few):
     x, y = few
     result = report(Around(network, after=five_or_more), x, (y >= 5).astype(int), {"nb_classes": 2})
     assert result.classes == 2
@@ -235,7 +235,7 @@ def test_one_example_and_one_step(hr_classifier, few):
 
 
 def test_transfer(hr_classifier, network, honest, examples):
-    """The adversarial images of the honest network fool a copy of it whose own gradients are useless."""
+    """A transfer attack from the network without masking succeeds on a copy with useless gradients."""
     masked = hr_classifier(network=rounding(honest))
     sources = {"another": hr_classifier(), "the same": hr_classifier(network=honest)}
     result = gradient_masking_report(masked, *examples, **QUICK | {"square_iter": 0}, transfer_from=sources)
@@ -245,8 +245,8 @@ def test_transfer(hr_classifier, network, honest, examples):
 
 
 @pytest.mark.parametrize(("norm", "eps"), [(np.inf, 20.0), (2, 130.0)])
-def test_every_part_of_a_report_is_its_measurement(hr_classifier, network, examples, norm, eps):
-    """Of bytes, so that the range of the pixels matters."""
+def test_all_parts_of_a_report_equal_their_measurements(hr_classifier, network, examples, norm, eps):
+    """The images are bytes, so that the range of the pixels matters."""
     x, y = 255 * examples[0], examples[1]
     classifier = hr_classifier(network=unnormalised(network, 0, 1 / 255), clip_values=(0.0, 255.0))
     options = {"max_iter": 2, "square_iter": 0, "noise_draws": 3, "norm": norm}
@@ -276,7 +276,7 @@ def test_every_part_of_a_report_is_its_measurement(hr_classifier, network, examp
 # Refusals
 
 
-def test_options_out_of_range_are_refused(report, network, few):
+def test_options_out_of_range_raise_an_error(report, network, few):
     refused = {"norm": (1, 3), "max_iter": (0,), "square_iter": (-1,), "noise_draws": (-1,), "batch_size": (0,)}
     for name, values in {"eps": (0.0, -1.0, np.inf, np.nan, 8.0), **refused}.items():
         for value in values:
@@ -288,7 +288,7 @@ def test_options_out_of_range_are_refused(report, network, few):
 
 
 def _state(classifier):
-    """Everything of a classifier that a report could modify, to compare."""
+    """Return copies of everything that a report could modify in a classifier."""
     modes = [module.training for module in classifier.model.modules()]
     gradients = [None if p.grad is None else id(p.grad) for p in classifier.model.parameters()]
     weights = [parameter.detach().numpy().tobytes() for parameter in classifier.model.parameters()]
@@ -316,9 +316,9 @@ def test_classifiers_arrays_and_generators_are_not_modified(art_classifier, hr_c
     np.testing.assert_array_equal(classifiers[0].model.fc1.weight.grad, 1)
 
 
-def test_an_overridden_evaluate_drives_the_attacks_as_given(network, few):
+def test_the_report_uses_an_overridden_evaluate(network, few):
     class Vanishing(HRClassifier):
-        """A classifier whose gradients along its own loss are 0."""
+        """A classifier whose gradients along its attack loss are 0."""
 
         def evaluate(self, x, labels, *, loss=None, gradient=True):
             point = super().evaluate(x, labels, loss=loss, gradient=gradient)
@@ -331,7 +331,7 @@ def test_an_overridden_evaluate_drives_the_attacks_as_given(network, few):
 
 
 @pytest.mark.parametrize(("max_iter", "square_iter", "noise_draws"), [(8, 0, 0), (16, 40, 30)])
-def test_the_cost_is_as_documented(hr_classifier, network, few, max_iter, square_iter, noise_draws):
+def test_the_number_of_passes_is_as_documented(hr_classifier, network, few, max_iter, square_iter, noise_draws):
     spies = [Counting(network), Counting(network)]
     classifier, other = (hr_classifier(nn.CrossEntropyLoss(), network=spy) for spy in spies)
     options = {"max_iter": max_iter, "square_iter": square_iter, "noise_draws": noise_draws}
@@ -346,7 +346,7 @@ def test_the_cost_is_as_documented(hr_classifier, network, few, max_iter, square
 # The readable form
 
 
-def test_text_and_frame_have_a_row_for_each_measurement_and_the_flags_at_the_end():
+def test_text_and_frame_have_a_row_per_measurement_and_text_ends_with_flags():
     four = np.array([True, True, True, False])
     result = GradientMaskingReport(
         eps=0.25,

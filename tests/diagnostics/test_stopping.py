@@ -1,4 +1,4 @@
-"""gradient_masking_report while it runs and when it is stopped."""
+"""Tests of gradient_masking_report during a run and after an interrupt."""
 
 import numpy as np
 import pytest
@@ -13,12 +13,12 @@ SETTINGS = {"eps": 0.1, "max_iter": 3, "square_iter": 20, "noise_draws": 2}
 
 @pytest.fixture
 def few(digits):
-    """Enough images for a flag of useless gradients."""
+    """Enough test images for a flag of useless gradients."""
     return digits.x_test[:40].copy(), digits.y_test[:40].copy()
 
 
 class PressedAt(nn.Module):
-    """A network whose user presses Ctrl-C once so many images have passed."""
+    """A network that raises KeyboardInterrupt after a number of images, as if the user pressed Ctrl-C."""
 
     def __init__(self, network, images):
         super().__init__()
@@ -42,7 +42,7 @@ def measured(report):
     return [row for row in report.rows() if row[0] != "detectable"]
 
 
-def test_wherever_it_is_stopped_its_measurements_are_those_of_the_whole_report(hr_classifier, network, few):
+def test_an_interrupted_report_has_a_part_of_the_complete_measurements(hr_classifier, network, few):
     whole = gradient_masking_report(hr_classifier(network=network), *few, **SETTINGS, verbose=False)
     assert whole.complete
     sizes = set()
@@ -50,7 +50,7 @@ def test_wherever_it_is_stopped_its_measurements_are_those_of_the_whole_report(h
         partial = stopped_after(hr_classifier, network, images, few)
         rows, missing = measured(partial), partial.unfinished
         sizes.add(len(rows))
-        # It ends with the steps in their order, which need not be that of the rows.
+        # The steps finish in their order, which may differ from the order of the rows.
         assert set(rows) < set(measured(whole))
         assert partial.flagged
         assert partial.flags[0].name == "incomplete report"
@@ -61,12 +61,12 @@ def test_wherever_it_is_stopped_its_measurements_are_those_of_the_whole_report(h
     assert len(sizes) >= 4
 
 
-def test_a_flag_that_the_finished_measurements_raise_is_kept(hr_classifier, network, few):
+def test_an_interrupted_report_has_the_flags_of_finished_measurements(hr_classifier, network, few):
     partial = stopped_after(hr_classifier, rounding(network), 400, few)
     assert [flag.name for flag in partial.flags] == ["incomplete report", "zero gradients"]
 
 
-def test_an_interrupted_attack_of_it(hr_classifier, few, monkeypatch):
+def test_an_interrupt_within_an_attack_of_the_report(hr_classifier, few, monkeypatch):
     def generate(self, x, y=None, **options):
         raise KeyboardInterrupt
 
@@ -79,7 +79,7 @@ def test_an_interrupted_attack_of_it(hr_classifier, few, monkeypatch):
     assert len(partial.noise) == 0
 
 
-def test_the_bar_shows_each_measurement_is_the_only_one_and_changes_nothing(hr_classifier, few, capfd):
+def test_there_is_one_progress_bar_which_names_each_measurement(hr_classifier, few, capfd):
     report = gradient_masking_report(hr_classifier(), *few, **SETTINGS)
     shown = capfd.readouterr()
     states = [state for state in shown.err.replace("\n", "\r").split("\r") if state.strip()]
@@ -97,7 +97,7 @@ def test_the_bar_shows_each_measurement_is_the_only_one_and_changes_nothing(hr_c
         gradient_masking_report(hr_classifier(), *few, **SETTINGS, verbose=None)
 
 
-def test_a_row_per_flag(hr_classifier, network, few):
+def test_the_frame_of_flags_has_a_row_per_flag(hr_classifier, network, few):
     report = gradient_masking_report(hr_classifier(network=rounding(network)), *few, **SETTINGS, verbose=False)
     frame = report.to_frame(of="flags")
     assert list(frame.columns) == ["flag", "evidence", "remedy"]

@@ -1,4 +1,4 @@
-"""The gradient of a batch by parts, against that of the batch."""
+"""Tests of backward_by_parts: the gradient by parts equals that of the joint batch."""
 
 from typing import Any
 
@@ -14,7 +14,7 @@ SIZES = (5, 1, 7)
 
 
 def network(dropout: float = 0.0) -> nn.Sequential:
-    """A small one in float64."""
+    """Return a small network in float64."""
     torch.manual_seed(0)
     return nn.Sequential(nn.Linear(3, 8), nn.Tanh(), nn.Dropout(dropout), nn.Linear(8, 4)).double()
 
@@ -52,7 +52,7 @@ def test_the_gradient_is_that_of_the_joint_batch(options: dict[str, Any], alpha:
     torch.testing.assert_close(gradients(model), joint, rtol=1e-10, atol=1e-13)
 
 
-def test_gradients_are_added_to_those_that_are_there() -> None:
+def test_gradients_are_accumulated() -> None:
     model, (images, labels), loss = network(), batch(), HRLoss()
     backward_by_parts(model, parts(images, labels), loss)
     once = [gradient.clone() for gradient in gradients(model)]
@@ -60,7 +60,7 @@ def test_gradients_are_added_to_those_that_are_there() -> None:
     torch.testing.assert_close(gradients(model), [2 * gradient for gradient in once], rtol=1e-12, atol=0)
 
 
-def test_dropout_draws_the_same_in_both_passes() -> None:
+def test_dropout_is_equal_in_both_passes() -> None:
     model, (images, labels), loss = network(0.5), batch(), HRLoss()
     torch.manual_seed(2)
     drawn = [model(own) for own, _ in parts(images, labels)]
@@ -70,11 +70,11 @@ def test_dropout_draws_the_same_in_both_passes() -> None:
     model.zero_grad()
     torch.manual_seed(2)
     backward_by_parts(model, parts(images, labels), loss)
-    assert torch.equal(torch.rand(1), after)  # and leaves the generator as one pass does
+    assert torch.equal(torch.rand(1), after)  # and the generator is in the state after one pass
     torch.testing.assert_close(gradients(model), expected, rtol=1e-10, atol=1e-13)
 
 
-def test_what_it_cannot_do_is_an_error() -> None:
+def test_unsupported_arguments_raise_an_error() -> None:
     model, (images, labels) = network(), batch()
     with pytest.raises(ValueError, match="at least one part"):
         backward_by_parts(model, [], HRLoss())

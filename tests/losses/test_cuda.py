@@ -1,4 +1,4 @@
-"""The loss on CUDA: what no CPU shows. What its kernels compute is compared in test_kernels.py, on CUDA as well."""
+"""Tests of the loss that need CUDA; test_kernels.py compares the results of the kernels, also on CUDA."""
 
 import subprocess
 import sys
@@ -23,7 +23,7 @@ Loss = Callable[..., Tensor]
 
 def case(size: tuple[int, ...], dtype: torch.dtype = torch.float32, *, weight: bool = False, soft: bool = False,
          **options: Any) -> tuple[Tensor, Tensor, dict[str, Any]]:  # fmt: skip
-    """Logits, labels and options on the device."""
+    """Return logits, labels and options on the device."""
     generator = torch.Generator().manual_seed(0)
     logits = (torch.randn(size, generator=generator) * 5).to(DEVICE, dtype)
     labels = torch.randint(size[1], (size[0], *size[2:]), generator=generator).to(DEVICE)
@@ -33,24 +33,25 @@ def case(size: tuple[int, ...], dtype: torch.dtype = torch.float32, *, weight: b
 
 
 def gradient_of(loss: Loss, logits: Tensor, labels: Tensor, **options: Any) -> tuple[Tensor, Tensor]:
-    """The loss and the gradient of its sum."""
+    """Return the loss and the gradient of its sum."""
     leaf = logits.detach().requires_grad_()
     value = loss(leaf, labels, **options)
     return value.detach(), torch.autograd.grad(value.sum(), leaf)[0]
 
 
 def agree(actual: tuple[Tensor, Tensor], expected: tuple[Tensor, Tensor], dtype: torch.dtype) -> None:
-    """Assert that loss and gradient are those of float64, to the digits of what computes and of what is returned."""
+    """Assert that loss and gradient equal those of float64, up to the rounding of the computation and of the result."""
     computed = 1e-10 if dtype == torch.float64 else 1e-5
     torch.testing.assert_close(actual[0].cpu().double(), expected[0].cpu().double(), rtol=computed, atol=computed)
     returned = max(2 * torch.finfo(dtype).eps, 10 * computed)
-    atol = returned * expected[1].abs().max().item() + (6e-8 if dtype == torch.float16 else 0.0)  # its least number
+    smallest = 6e-8 if dtype == torch.float16 else 0.0  # the smallest number of the dtype
+    atol = returned * expected[1].abs().max().item() + smallest
     torch.testing.assert_close(actual[1].cpu().double(), expected[1].cpu().double(), rtol=returned, atol=atol)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64], ids=str)
 @pytest.mark.parametrize("kind", KINDS, ids=str)
-def test_loss_and_gradient_are_those_of_float64_on_a_cpu(kind: dict[str, Any], dtype: torch.dtype) -> None:
+def test_loss_and_gradient_equal_those_of_float64_on_a_cpu(kind: dict[str, Any], dtype: torch.dtype) -> None:
     for size in SIZES:
         logits, labels, options = case(size, dtype, **kind)
         there = {name: each.cpu().double() if isinstance(each, Tensor) else each for name, each in options.items()}
@@ -60,7 +61,7 @@ def test_loss_and_gradient_are_those_of_float64_on_a_cpu(kind: dict[str, Any], d
 
 
 @pytest.mark.parametrize("kind", KINDS, ids=str)
-def test_nothing_waits_for_the_device(kind: dict[str, Any]) -> None:
+def test_the_loss_does_not_wait_for_the_device(kind: dict[str, Any]) -> None:
     for size in SIZES:
         logits, labels, options = case(size, **kind)
         gradient_of(hr_loss, logits, labels, **options)  # compiles
@@ -117,7 +118,7 @@ def test_under_autocast_the_loss_is_float32(dtype: torch.dtype) -> None:
 
 
 def kernels_of(run: Callable[[], Any]) -> list[str]:
-    """The names of the kernels that run, without fills of constants and copies."""
+    """Return the names of the kernels that run, except those that fill or copy tensors."""
     with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as profiler:
         run()
         torch.cuda.synchronize()
@@ -144,7 +145,7 @@ def test_the_loss_is_two_or_three_kernels() -> None:
 @compiler
 @pytest.mark.slow
 @pytest.mark.parametrize("options", [{}, {"reduction": "none"}, {"reduction": "sum"}, {"weight": True}], ids=str)
-def test_compiled_it_is_the_same_kernels(options: dict[str, Any]) -> None:
+def test_the_compiled_loss_launches_the_same_kernels(options: dict[str, Any]) -> None:
     for size in ((128, 10), (512, 1000), (8, 50000), (4, 19, 16, 16)):
         torch.compiler.reset()
         logits, labels, chosen = case(size, **options)
@@ -172,7 +173,7 @@ def test_no_more_memory_than_cross_entropy() -> None:
 
 
 def test_a_label_out_of_range_is_an_assertion_on_the_device() -> None:
-    # In another process, whose context it ends.
+    # In another process, because the assertion ends its CUDA context.
     for bad in (10, -1):
         code = f"""
 import torch
@@ -185,7 +186,7 @@ torch.cuda.synchronize()
         assert "device-side assert" in done.stderr
 
 
-def test_labels_elsewhere_are_an_error() -> None:
+def test_labels_on_another_device_raise_an_error() -> None:
     logits, labels, _ = case((8, 10))
     with pytest.raises(RuntimeError, match="device"):
         hr_loss(logits, labels.cpu())

@@ -1,4 +1,4 @@
-"""The loss of a batch that is spread over processes, by real gloo processes, against one process with all of it."""
+"""Tests of the loss with real gloo processes, in comparison with one process that has the joint batch."""
 
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from art_hrloss.losses._module import HRLoss
 
 CLASSES, PIXELS = 5, 3
 WEIGHT = torch.tensor([0.5, 2.0, 0.0, 1.0, 3.0], dtype=torch.float64)
-# Examples of each process: uneven, and in the last case one has none.
+# The number of examples of each process: uneven, and in the last case one process has none.
 PARTS = {2: ((5, 2), (0, 4)), 3: ((5, 2, 4), (1, 1, 9), (3, 0, 4))}
 CASES: dict[str, dict[str, Any]] = {
     "paper": {},
@@ -31,47 +31,47 @@ CASES: dict[str, dict[str, Any]] = {
 
 
 def part(batch: tuple[Tensor, Tensor], sizes: tuple[int, ...], rank: int) -> tuple[Tensor, Tensor]:
-    """Return what one process has of a joint batch."""
+    """Return the part of a joint batch of one process."""
     logits, labels = (tensor.split(sizes)[rank] for tensor in batch)
     return logits, labels
 
 
 def whole(sizes: tuple[int, ...], scale: float, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """A batch of all processes, the same in each."""
+    """Return the joint batch of all processes, equal in each process."""
     generator = torch.Generator().manual_seed(len(sizes))
     logits = torch.randn(sum(sizes), CLASSES, generator=generator, dtype=torch.float64) * scale
     return logits.to(dtype), torch.randint(CLASSES, (sum(sizes),), generator=generator)
 
 
 def network() -> nn.Linear:
-    """The same in every process."""
+    """Return a network with the same weights in every process."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
         return nn.Linear(PIXELS, CLASSES).double()
 
 
 def images(n: int) -> tuple[Tensor, Tensor]:
-    """Of a joint batch for the network."""
+    """Return the images and labels of a joint batch for the network."""
     generator = torch.Generator().manual_seed(1)
     pixels = torch.randn(n, PIXELS, generator=generator, dtype=torch.float64)
     return pixels, torch.randint(CLASSES, (n,), generator=generator)
 
 
 def every_case(world: int) -> list[tuple[str, tuple[int, ...], float, torch.dtype]]:
-    """What is compared, by the name of the options, sizes of the parts, scale of the logits, and dtype."""
+    """Yield the cases: the name of the options, the sizes of the parts, the scale of the logits, and the dtype."""
     ways = [(1.0, torch.float32), (100.0, torch.float64), (100.0, torch.float32)][: 2 if world == 2 else 3]
     return [(name, sizes, *way) for name in CASES for sizes, way in zip(PARTS[world], ways, strict=True)]
 
 
 def value_and_gradient(logits: Tensor, labels: Tensor, **options: Any) -> tuple[Tensor, Tensor]:
-    """The loss, and the gradient of its sum."""
+    """Return the loss, and the gradient of its sum."""
     leaf = logits.detach().requires_grad_()
     value = hr_loss(leaf, labels, **options)
     return value.detach(), torch.autograd.grad(value.sum(), leaf)[0]
 
 
 def ddp_gradients(loss: nn.Module, group: dist.ProcessGroup, sizes: tuple[int, ...]) -> list[Tensor]:
-    """Of the network's parameters, as DistributedDataParallel leaves them in each process."""
+    """Return the gradients of the parameters after DistributedDataParallel has averaged them."""
     model = DistributedDataParallel(network(), process_group=group)
     pixels, labels = part(images(sum(sizes)), sizes, dist.get_rank(group))
     loss(model(pixels), labels).backward()
@@ -79,7 +79,7 @@ def ddp_gradients(loss: nn.Module, group: dist.ProcessGroup, sizes: tuple[int, .
 
 
 def process(rank: int, folder: str) -> None:
-    """One of three processes, of which two are a group of their own as well."""
+    """Run one of three processes; two of them also form a group."""
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=3)
     two = dist.new_group([0, 1])
@@ -99,18 +99,18 @@ def process(rank: int, folder: str) -> None:
 
 @pytest.fixture(scope="module")
 def results(tmp_path_factory: pytest.TempPathFactory) -> list[dict[Any, Any]]:
-    """What each process computed."""
+    """The results of each process."""
     folder = tmp_path_factory.mktemp("processes")
-    # The server imports once what all three processes need.
+    # The fork server imports the modules once for all three processes.
     torch.multiprocessing.get_context("forkserver").set_forkserver_preload([process.__module__])
     torch.multiprocessing.start_processes(process, args=(str(folder),), nprocs=3, start_method="forkserver")
     return [torch.load(folder / f"{rank}.pt", weights_only=False) for rank in range(3)]
 
 
 @pytest.mark.parametrize("world", [2, 3])
-def test_values_and_gradients_are_those_of_one_process(results: list[dict[Any, Any]], world: int) -> None:
+def test_values_and_gradients_equal_those_of_one_process(results: list[dict[Any, Any]], world: int) -> None:
     for name, sizes, scale, dtype in every_case(world):
-        # float32's own logits are compared with: rounding them is not what is asked about.
+        # The expected values are computed from the float32 logits, so that their rounding has no effect.
         logits, labels = whole(sizes, scale, dtype)
         value, gradient = value_and_gradient(logits.double(), labels, **CASES[name])
         parts = [results[rank][world, name, sizes, scale, dtype] for rank in range(world)]
@@ -119,7 +119,7 @@ def test_values_and_gradients_are_those_of_one_process(results: list[dict[Any, A
             expected = value.split(sizes)[rank] if each else value
             torch.testing.assert_close(own.double(), expected, rtol=RTOL[dtype], atol=1e-12)
         joint = torch.cat([own for _, own in parts]).double() / (1 if each else world)
-        # The share of an example in the gradient is exp((alpha - 1) nll), of a product that is rounded.
+        # The share of an example in the gradient is exp((alpha - 1) nll), and the product is rounded.
         rounding = RTOL[dtype] * max(1.0, (CASES[name].get("alpha", 1.6) - 1) * scale)
         torch.testing.assert_close(joint, gradient, rtol=rounding, atol=rounding)
 
@@ -134,12 +134,12 @@ def test_data_parallel_training_has_the_gradient_of_the_joint_batch(results: lis
     expected = [parameter.grad for parameter in model.parameters()]
     for rank in range(world):
         torch.testing.assert_close(results[rank][world, "ddp"], expected, rtol=1e-12, atol=1e-15)
-    # Without the group it has another, by far more than rounding.
+    # Without the group the loss differs by far more than rounding.
     apart = (results[0][world, "ddp, own"][0] - expected[0]).abs().max() / expected[0].abs().max()  # type: ignore[union-attr]
     assert apart > 0.01
 
 
-def test_one_process_has_its_own_terms_and_what_has_no_meaning_is_an_error(tmp_path: Path) -> None:
+def test_a_group_of_one_process_and_invalid_options_with_a_group(tmp_path: Path) -> None:
     logits, labels = whole((6,), 1.0, torch.float64)
     weight, refused = WEIGHT.clone().requires_grad_(), "'batch', 'mean' or 'none' with a process group, but got 'sum'"
     dist.init_process_group("gloo", init_method=f"file://{tmp_path}/meeting", rank=0, world_size=1)
@@ -155,5 +155,5 @@ def test_one_process_has_its_own_terms_and_what_has_no_meaning_is_an_error(tmp_p
     finally:
         dist.destroy_process_group()
     torch.testing.assert_close(tuple(own), tuple(hr_loss_terms(logits, labels)), rtol=1e-12, atol=0)
-    with pytest.raises(TypeError, match="ProcessGroup .* but got str"):
+    with pytest.raises(TypeError, match=r"ProcessGroup .* but got str"):
         hr_loss(logits, labels, process_group="world")  # type: ignore[arg-type]

@@ -1,4 +1,4 @@
-"""`losses._functional` against the paper's equations (oracle.py), torch's cross-entropy and the loss's own laws."""
+"""Tests of losses._functional against the paper's equations (oracle.py), torch's cross-entropy, and invariances."""
 
 import itertools
 import math
@@ -42,8 +42,8 @@ INF, NAN = math.inf, math.nan
 
 @pytest.mark.parametrize("kind", TARGETS)
 @pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
-def test_every_option_is_a_choice_of_the_joint_distribution(options: dict[str, Any], kind: str) -> None:
-    """Of the loss, which is fused, and of the reference: the sum of the two terms."""
+def test_options_define_the_joint_distribution(options: dict[str, Any], kind: str) -> None:
+    """Compare the fused loss and the reference, the sum of the two terms, with the oracle."""
     logits, labels = batch(scale=1000.0 if not options else 2.0)
     target = as_target(kind, labels)
     for reduction, alpha in itertools.product(REDUCTIONS, (0.5, 1.0, 1.6, 50.0)):
@@ -55,11 +55,11 @@ def test_every_option_is_a_choice_of_the_joint_distribution(options: dict[str, A
 
 
 @pytest.mark.parametrize("shape", [(), (6,), (3, 2), (2, 3, 2)], ids=["C", "NC", "NCd", "NCdd"])
-def test_every_position_is_an_example(shape: tuple[int, ...]) -> None:
+def test_each_position_is_an_example(shape: tuple[int, ...]) -> None:
     flat_logits, flat_labels = batch(max(1, math.prod(shape)))
 
     def shaped(rows: Tensor) -> Tensor:
-        """(N * d, C) as (N, C, d), and (1, C) as (C,)."""
+        """Return rows (N * d, C) with the shape (N, C, d), and a row (1, C) with the shape (C,)."""
         return rows.reshape(*shape, CLASSES).movedim(-1, 1) if shape else rows[0]
 
     for kind, reduction in itertools.product(TARGETS, REDUCTIONS):
@@ -71,7 +71,7 @@ def test_every_position_is_an_example(shape: tuple[int, ...]) -> None:
 
 
 @pytest.mark.parametrize("kind", ["one-hot", "probabilities"])
-def test_the_two_terms_are_what_their_names_say(kind: str) -> None:
+def test_the_two_terms_equal_conditional_entropy_and_divergence(kind: str) -> None:
     logits, labels = batch()
     target, share = as_target(kind, labels), -math.log(len(logits))
     terms = hr_loss_terms(logits, target)
@@ -95,7 +95,7 @@ def test_softmax_entropy_is_per_example_and_conditional_entropy_their_mean(shape
 
 @pytest.mark.parametrize("options", [OPTIONS[name] for name in ("plain", "weight", "ignore", "smoothing")], ids=str)
 @pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
-def test_at_alpha_1_it_is_torchs_cross_entropy_plus_entropy(reduction: str, options: dict[str, Any]) -> None:
+def test_at_alpha_1_the_loss_is_cross_entropy_plus_entropy(reduction: str, options: dict[str, Any]) -> None:
     logits, labels = batch()
     smoothing = options.get("label_smoothing", 0.0)
     smoothed = (1 - smoothing) * one_hot(labels, CLASSES).double() + smoothing / CLASSES
@@ -130,8 +130,8 @@ def test_derivatives_by_the_label_probabilities(alpha: float, reduction: str) ->
 
 
 @pytest.mark.parametrize("alpha", [0.5, 1.0, 1.6, 3.0])
-def test_a_label_of_probability_0_leaves_the_others_their_gradients(alpha: float) -> None:
-    # By the 0 itself the gradient is infinite up to alpha = 1; the other labels' must be as for the least of numbers.
+def test_a_label_of_probability_0_does_not_change_other_gradients(alpha: float) -> None:
+    # The gradient by the label 0 is infinite up to alpha = 1; those by the other labels equal those for a tiny label.
     logits, _ = batch(1)
     gradients = []
     for least in (0.0, 1e-40):
@@ -144,7 +144,7 @@ def test_a_label_of_probability_0_leaves_the_others_their_gradients(alpha: float
 
 
 @pytest.mark.parametrize("kind", TARGETS)
-def test_a_class_at_minus_infinity_is_no_class(kind: str) -> None:
+def test_a_logit_of_minus_infinity_removes_the_class(kind: str) -> None:
     others = [0, 1, 3, 4]
     few, few_labels = batch(classes=len(others))
     few_target = as_target(kind, few_labels, len(others))
@@ -173,19 +173,19 @@ def test_a_label_of_probability_0_is_inf_without_an_exception(reduction: str) ->
         assert hr_loss(logits, torch.tensor([0, 0]), label_smoothing=0.1, **chosen).max() == INF
 
 
-def test_below_alpha_1_only_a_batch_without_any_possible_label_is_inf() -> None:
-    # E[q^(1 - alpha)] then has a zero term, not an infinite one.
+def test_below_alpha_1_the_loss_is_inf_only_if_all_labels_have_probability_0() -> None:
+    # E[q^(1 - alpha)] then has a term that is zero, not infinite.
     logits = torch.tensor([[0.0, -INF, 1.0], [0.0, 1.0, 2.0]], dtype=torch.float64)
     close(hr_loss(logits, torch.tensor([1, 0]), alpha=0.5), oracle.hr_loss(logits, [1, 0], 0.5))
     assert hr_loss(logits[:1], torch.tensor([1]), alpha=0.5) == INF
 
 
-# Nothing to average, and what is not a number
+# Batches without mass, and NaN
 
 
 @pytest.mark.parametrize("reduction", REDUCTIONS)
 @pytest.mark.parametrize("labels", [[], [-100, -100]], ids=["empty", "all-ignored"])
-def test_no_example_at_all_is_as_in_cross_entropy(labels: list[int], reduction: str) -> None:
+def test_an_empty_batch_is_as_in_cross_entropy(labels: list[int], reduction: str) -> None:
     target = torch.tensor(labels, dtype=torch.long)
     logits = torch.ones(len(labels), 3, requires_grad=True)
     for smoothing in (0.0, 0.1):
@@ -201,8 +201,8 @@ def test_no_example_at_all_is_as_in_cross_entropy(labels: list[int], reduction: 
 @pytest.mark.parametrize("reduction", REDUCTIONS)
 def test_an_example_of_weight_0_or_ignored_gets_no_gradient(reduction: str) -> None:
     logits, labels = batch(4)
-    labels[:3] = torch.tensor([2, -100, 0])  # class 2 weighs nothing
-    logits[0, 2] = -INF  # even where its label has probability 0
+    labels[:3] = torch.tensor([2, -100, 0])  # class 2 has weight 0
+    logits[0, 2] = -INF  # even if its label has probability 0
     value, gradient = value_and_gradient(logits, labels, weight=WEIGHT, reduction=reduction)
     assert value.isfinite().all()
     assert (gradient[:2] == 0).all()
@@ -219,12 +219,12 @@ def test_an_example_of_weight_0_or_ignored_gets_no_gradient(reduction: str) -> N
     [
         ("inductor", "indices", {}, (7, 7, 7), 1),
         ("aot_eager", "indices", {"alpha": 1.0}, (7, 7), 1),
-        # The last batch of an epoch is smaller: the second size makes the batch dimension dynamic, others cost nothing.
+        # The last batch of an epoch is smaller: the second size makes the batch dimension dynamic, for all later sizes.
         ("aot_eager", "probabilities", {**OPTIONS["all"], "reduction": "none"}, (8, 7, 6, 5), 2),
     ],
     ids=["to-machine-code", "at-the-limit", "for-every-batch-size"],
 )
-def test_compiles_in_one_graph(
+def test_the_loss_compiles_to_one_graph(
     backend: str, kind: str, options: dict[str, Any], sizes: tuple[int, ...], graphs: int
 ) -> None:
     torch.compiler.reset()
@@ -272,17 +272,17 @@ def test_under_autocast_the_loss_is_still_float32() -> None:
 
 # The divergence of eq. (4)
 
-# Sixteenths sum to exactly 1 in any precision: eq. (4) divides by alpha (alpha - 1), the logarithm of that sum with it.
+# Sixteenths sum to exactly 1 in any precision; eq. (4) would magnify a rounding of the sum for alpha near 0 or 1.
 P, Q = np.array([8, 4, 3, 1]) / 16, np.array([2, 3, 5, 6]) / 16
 
 
 def divergence(p: Any, q: Any, alpha: float, **options: Any) -> Tensor:
-    """D_alpha of probabilities instead of log-probabilities."""
+    """Return D_alpha of probabilities instead of log-probabilities."""
     return renyi_divergence(torch.as_tensor(p).log(), torch.as_tensor(q).log(), alpha=alpha, **options)
 
 
 @pytest.mark.parametrize("alpha", [*ALPHAS, 1e-9, 1e-3, 0.1, 0.9, 1 - 1e-9])
-def test_divergence_is_that_of_equation_4(alpha: float) -> None:
+def test_divergence_equals_equation_4(alpha: float) -> None:
     close(divergence(P, Q, alpha), oracle.renyi_divergence(P, Q, alpha))
     close(divergence(np.float32(P), np.float32(Q), alpha), oracle.renyi_divergence(P, Q, alpha))
 
@@ -294,11 +294,11 @@ def test_divergence_in_log_space_where_probabilities_underflow(dtype: torch.dtyp
 
 
 @pytest.mark.parametrize("alpha", ALPHAS)
-def test_divergence_at_its_ends(alpha: float) -> None:
+def test_divergence_at_its_limits(alpha: float) -> None:
     assert divergence(P, P, alpha) == 0
     assert divergence([1.0, 0.0], [1.0, 0.0], alpha) == 0
     assert divergence([1.0, 0.0], [0.0, 1.0], alpha) == INF
-    half = divergence([0.5, 0.5], [0.0, 1.0], alpha)  # p puts weight where q has none: finite below alpha = 1
+    half = divergence([0.5, 0.5], [0.0, 1.0], alpha)  # p is positive where q is 0: finite below alpha = 1
     close(half.double(), oracle.renyi_divergence([0.5, 0.5], [0.0, 1.0], alpha), rtol=1e-6)
     assert half.isfinite() == (alpha < 1)
     close(divergence([0.0, 1.0], [0.5, 0.5], alpha).double(), math.log(2) / alpha, rtol=1e-6)
@@ -325,21 +325,21 @@ def test_divergence_is_differentiable(alpha: float) -> None:
     check_derivatives(of_logits, logits)
 
 
-def test_divergence_at_order_1_is_infinite_however_rare_the_class_that_q_excludes() -> None:
+def test_divergence_at_order_1_is_infinite_for_any_excluded_class() -> None:
     for log_rare in (-1.0, -700.0, -1000.0):
         log_p = torch.tensor([math.log1p(-math.exp(log_rare)), log_rare], dtype=torch.float64)
         for alpha in (1.0, 1 + 1e-12, 1.6):
             assert renyi_divergence(log_p, torch.tensor([0.0, -INF]).double(), alpha=alpha) == INF
 
 
-# Examples that hypothesis looks for
+# Examples found by hypothesis
 
 SIXTEENTHS = st.integers(-800, 800).map(lambda i: i / 16)  # -50 .. 50; sums with small integers are exact
 
 
 @st.composite
 def batches(draw: st.DrawFn) -> tuple[Tensor, Tensor]:
-    """Up to 6 examples of up to 5 classes, ties and large margins among them."""
+    """Draw up to 6 examples of up to 5 classes, also with ties and large margins."""
     n, classes = draw(st.integers(1, 6)), draw(st.integers(2, 5))
     logits = draw(arrays(np.float64, (n, classes), elements=SIXTEENTHS))
     labels = draw(arrays(np.int64, n, elements=st.integers(0, classes - 1)))
@@ -348,12 +348,12 @@ def batches(draw: st.DrawFn) -> tuple[Tensor, Tensor]:
 
 @settings(deadline=None, derandomize=True, max_examples=25)
 @given(batches(), st.floats(0.05, 20.0), st.lists(st.integers(0, 3), min_size=5, max_size=5), st.sampled_from(TARGETS))
-def test_any_batch_has_the_loss_of_the_equations(data: Any, alpha: float, counts: list[int], kind: str) -> None:
+def test_random_batches_equal_the_paper_equations(data: Any, alpha: float, counts: list[int], kind: str) -> None:
     logits, labels = data
     target, weight = as_target(kind, labels, logits.shape[1]), torch.tensor(counts[: logits.shape[1]])
     rows = target if target.ndim == 2 else one_hot(labels, logits.shape[1])
     assume((rows * weight).sum() > 0)
     for options in ({}, {"weight": weight}):
-        # Here -log q is at most 105, of which eps is 2e-14; a factor of 50 is left for the roundings of a sum.
+        # -log q is at most 105, whose rounding error is 2e-14; a factor of 50 allows for the roundings of a sum.
         expected = oracle.hr_loss(logits, target, alpha, **options)
         close(hr_loss(logits, target, alpha=alpha, **options), expected, rtol=1e-12, atol=1e-12)

@@ -1,4 +1,4 @@
-"""Every way in which the fused loss is computed, against the reference and the paper's equations."""
+"""Tests of all computation paths of the fused loss against the reference and the paper's equations."""
 
 import itertools
 import math
@@ -27,7 +27,7 @@ from art_hrloss.losses._functional import hr_loss
 
 WAYS = ["in advance", "at once", "in blocks", "compiled"]
 ALPHAS = [0.5, 1.0, 1 + 1e-6, 1.6, 50.0]
-# Near 1 the logarithm's rounding is magnified, if it is written as printed; far from it the loss tends to a limit.
+# Near alpha = 1 the printed formula magnifies the rounding of the logarithm; for large alpha the loss has a limit.
 MORE_ALPHAS = [1e-9, 1 - 1e-7, 1 + 1e-12, 1e3, 1e12]
 SIZES = [(7, 5), (11, 2), (1, 2)]
 KINDS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -46,7 +46,7 @@ every_kind = pytest.mark.parametrize("kind", KINDS)
 
 @pytest.fixture(params=WAYS)
 def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """Have :func:`hr_loss` compute in one of the ways."""
+    """Select the computation path of :func:`hr_loss`."""
     if request.param != "in advance":
         monkeypatch.setattr(fused, "IN_ADVANCE", 0)
     if request.param == "in blocks":
@@ -58,7 +58,7 @@ def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
 
 
 @pytest.mark.parametrize("scale", [0.1, 1.0, 30.0, 4000.0])
-def test_values_and_gradients_are_those_of_the_equations(way: str, scale: float) -> None:
+def test_values_and_gradients_equal_the_paper_equations(way: str, scale: float) -> None:
     for size, alpha in [*itertools.product(SIZES, ALPHAS), *itertools.product([(3, 3)], MORE_ALPHAS)]:
         logits, labels = batch(*size, scale=scale)
         check(logits, labels, *of_equations(size, scale, alpha), alpha=alpha)
@@ -66,9 +66,7 @@ def test_values_and_gradients_are_those_of_the_equations(way: str, scale: float)
 
 @pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
 @every_kind
-def test_every_kind_of_label_option_and_reduction_is_as_the_reference(
-    way: str, kind: str, options: dict[str, Any]
-) -> None:
+def test_all_labels_options_and_reductions_equal_the_reference(way: str, kind: str, options: dict[str, Any]) -> None:
     logits, labels = batch()
     target, more = as_target(KINDS[kind][0], labels), KINDS[kind][1]
     for reduction, alpha in REDUCED:
@@ -79,7 +77,7 @@ def test_every_kind_of_label_option_and_reduction_is_as_the_reference(
 
 @every_kind
 @pytest.mark.parametrize("classes", [2, 5])
-def test_dense_logits_are_as_the_reference_in_any_memory_format(way: str, classes: int, kind: str) -> None:
+def test_dense_logits_equal_the_reference_in_all_memory_formats(way: str, classes: int, kind: str) -> None:
     logits, labels = batch(24, classes)
     target, options = as_target(KINDS[kind][0], labels, classes), KINDS[kind][1]
     for sizes, reduction in itertools.product(((24,), (2, 3, 4), (24, 1), (1, 24)), ("batch", "none")):
@@ -108,12 +106,12 @@ def test_logits_and_labels_need_not_be_contiguous(way: str) -> None:
 
 
 @pytest.mark.parametrize("classes", [2, 5])
-def test_hard_cases_are_as_the_reference(way: str, classes: int) -> None:
+def test_hard_cases_equal_the_reference(way: str, classes: int) -> None:
     for logits, labels, options in hard_cases(*batch(9, classes), classes):
         compare(logits, labels, **options)
 
 
-def test_distributions_of_any_logits_have_the_loss_of_the_reference(way: str) -> None:
+def test_soft_labels_equal_the_reference_for_random_logits(way: str) -> None:
     logits, labels = batch(scale=1000.0)
     soft = as_target("probabilities", labels)
     for alpha, dtype in itertools.product((0.5, 1.0, 1.6, 50.0), (torch.float64, torch.float32)):
@@ -122,7 +120,7 @@ def test_distributions_of_any_logits_have_the_loss_of_the_reference(way: str) ->
             close(value, reference(logits, target.double() if options == {} else target, alpha=alpha, **options))
 
 
-def test_a_label_on_an_absent_class_is_infinite_and_what_is_no_number_stays_none(way: str) -> None:
+def test_the_loss_of_an_absent_class_is_infinite_and_nan_stays_nan(way: str) -> None:
     for size, reduction in itertools.product(SIZES, ("batch", "none")):
         logits, labels = batch(*size)
         logits[0, -1], labels[0] = -INF, size[1] - 1
@@ -131,8 +129,8 @@ def test_a_label_on_an_absent_class_is_infinite_and_what_is_no_number_stays_none
         assert hr_loss(logits, labels).isnan()
 
 
-def test_a_confident_example_loses_no_digit(way: str) -> None:
-    # Where q_y is 1 to all digits of the type, loss and gradient are of the order of exp(-margin), not 0.
+def test_a_confident_example_keeps_full_precision(way: str) -> None:
+    # If q_y rounds to 1, loss and gradient are of the order of exp(-margin), not 0.
     for margin in (20.0, 40.0, 80.0):
         logits = torch.tensor([[margin, 0.0, -1.0]])
         for target in (torch.tensor([0]), torch.tensor([[1.0, 0.0, 0.0]])):
@@ -142,7 +140,7 @@ def test_a_confident_example_loses_no_digit(way: str) -> None:
 
 
 @pytest.mark.parametrize("classes", [2, 5])
-def test_an_index_out_of_range_is_an_error(way: str, classes: int) -> None:
+def test_an_index_out_of_range_raises_an_error(way: str, classes: int) -> None:
     logits, labels = batch(classes=classes)
     for bad in (classes, -1, 255):
         labels[3] = bad
@@ -153,7 +151,7 @@ def test_an_index_out_of_range_is_an_error(way: str, classes: int) -> None:
 @pytest.mark.parametrize("reduction", ["batch", "none"])
 @pytest.mark.parametrize("way", WAYS[:3], indirect=True)
 @every_kind
-def test_second_derivatives_are_those_of_the_reference(way: str, reduction: str, kind: str) -> None:
+def test_second_derivatives_equal_those_of_the_reference(way: str, reduction: str, kind: str) -> None:
     logits, labels = batch(4)
     target, options = as_target(KINDS[kind][0], labels), KINDS[kind][1]
 
@@ -169,7 +167,7 @@ def test_second_derivatives_are_those_of_the_reference(way: str, reduction: str,
 
 @every_kind
 @pytest.mark.parametrize("reduction", ["batch", "none"])
-def test_many_gradients_may_be_taken_in_one_pass(way: str, reduction: str, kind: str) -> None:
+def test_batched_gradients_in_one_pass(way: str, reduction: str, kind: str) -> None:
     logits, labels = batch()
     target, options = as_target(KINDS[kind][0], labels), KINDS[kind][1]
     leaf = logits.requires_grad_()
@@ -194,10 +192,10 @@ def test_a_retained_graph_may_be_differentiated_again(way: str, reduction: str) 
     close(torch.autograd.grad(value, leaf, 3 * by)[0], 3 * copy)
 
 
-# The graph: what it holds and for how long
+# The graph: the tensors that it holds, and for how long
 
 
-def test_nothing_is_held_after_backward(way: str) -> None:
+def test_no_tensor_is_held_after_backward(way: str) -> None:
     logits, labels = batch()
     leaf = logits.requires_grad_()
     loss = hr_loss(leaf * 1, labels)
@@ -209,7 +207,7 @@ def test_nothing_is_held_after_backward(way: str) -> None:
 
 @every_kind
 @pytest.mark.parametrize("buffer", ["labels", "logits", "weight"])
-def test_a_buffer_refilled_before_backward_is_noticed(way: str, kind: str, buffer: str) -> None:
+def test_labels_modified_before_backward_raise_an_error(way: str, kind: str, buffer: str) -> None:
     logits, labels = batch()
     z, target, weight = logits.requires_grad_() * 1, as_target(KINDS[kind][0], labels).clone(), WEIGHT.clone()
     loss = hr_loss(z, target, weight=weight, **KINDS[kind][1])
@@ -222,7 +220,7 @@ def test_a_buffer_refilled_before_backward_is_noticed(way: str, kind: str, buffe
 
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.int32], ids=str)
 def test_labels_that_are_cast_are_copied(way: str, dtype: torch.dtype) -> None:
-    # The gradient of a refilled buffer is then that of the labels that the loss was computed of.
+    # The gradient then uses the labels of the loss, not those that were written into the buffer later.
     logits, labels = batch()
     expected = value_and_gradient(hr_loss, logits, labels)[1]
     leaf, buffer = logits.requires_grad_(), labels.to(dtype)
@@ -241,7 +239,7 @@ def test_a_one_hot_row_of_any_mass_is_its_index_times_the_mass(way: str) -> None
         close(value, mass * oracle.hr_loss(logits, [0], alpha, "none"))
 
 
-def test_a_label_on_an_absent_class_is_infinite_and_one_on_a_far_class_is_not(way: str) -> None:
+def test_the_loss_of_an_absent_class_is_infinite_and_of_an_unlikely_class_finite(way: str) -> None:
     soft = torch.tensor([[0.5, 0.5, 1e-12], [0.2, 0.3, 0.5]], dtype=torch.float64)
     for alpha in (1.0, 1.6):
         absent = torch.tensor([[0.0, 1.0, -INF], [0.0, 1.0, 2.0]], dtype=torch.float64)
@@ -251,7 +249,7 @@ def test_a_label_on_an_absent_class_is_infinite_and_one_on_a_far_class_is_not(wa
 
 
 @pytest.mark.parametrize("kind", ["smoothing", "soft"])
-def test_the_entries_of_a_confident_row_cancel_nowhere(way: str, kind: str) -> None:
+def test_gradient_entries_of_a_confident_row_do_not_cancel(way: str, kind: str) -> None:
     target = torch.tensor([1]) if kind == "smoothing" else torch.tensor([[0.05, 0.95]])
     for dtype in (torch.float32, torch.float64):
         labels = target if kind == "smoothing" else target.to(dtype)

@@ -1,7 +1,7 @@
 """
-The kernels of the loss: on CUDA, and on a CPU by Triton's interpreter, in a process of its own.
+Tests of the kernels of the loss: on CUDA, and on a CPU by Triton's interpreter in a separate process.
 
-What they compute is compared with the paper's equations and the reference; what runs on CUDA alone is in test_cuda.py.
+The results are compared with the paper's equations and the reference. Tests that need CUDA are in test_cuda.py.
 """
 
 import itertools
@@ -26,16 +26,16 @@ from art_hrloss.losses import _fused as fused
 from art_hrloss.losses import _triton as kernels
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
-# Tiles so small that small batches have rows longer than one, and many of them.
+# Tiles so small that small batches have many of them, and rows longer than a tile.
 SMALL = {"TILE": 16, "LONG_TILE": 4, "WHOLE_ROW": 4, "ALONE": 4, "SIDE_BY_SIDE": 4}
-# NumPy's, when the interpreter computes what is not selected.
+# Warnings of NumPy, when the interpreter computes values that are not selected.
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")
 by_interpreter = pytest.param("cpu", marks=pytest.mark.skipif(not INTERPRETED, reason="by the interpreter only"))
 
 
 @pytest.fixture(params=[pytest.param("cuda", marks=pytest.mark.gpu), by_interpreter])
 def device(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """The device whose tensors the kernels take."""
+    """The device that the kernels support."""
     monkeypatch.setattr(kernels, "DEVICE", request.param)
     device: str = request.param
     return device
@@ -43,7 +43,7 @@ def device(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> s
 
 @pytest.fixture(params=["usual", "small"])
 def tiles(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """Have a program of a kernel take more of a batch, or less."""
+    """Select the tile sizes, that is the part of a batch that one program of a kernel computes."""
     for name, value in SMALL.items() if request.param == "small" else ():
         monkeypatch.setattr(kernels, name, value)
     kernels._plan_of.cache_clear()
@@ -52,13 +52,13 @@ def tiles(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> st
 
 
 class Through:
-    """The loss on a device, of tensors of the CPU."""
+    """A function that computes the loss on the device for tensors on the CPU."""
 
     def __init__(self, device: str) -> None:
         self.device = device
 
     def __call__(self, logits: Tensor, target: Tensor, **options: Any) -> Tensor:
-        """Return what :func:`hr_loss` returns, after making sure that kernels compute it."""
+        """Return the result of :func:`hr_loss`, after checking that kernels compute it."""
         there = {name: each.to(self.device) if isinstance(each, Tensor) else each for name, each in options.items()}
         z, y = logits.to(self.device), target.to(self.device)
         plan = fused.LossOptions(**there)
@@ -66,8 +66,8 @@ class Through:
         return hr_loss(z, y, **there).cpu()
 
 
-@pytest.mark.slow  # the interpreter runs every program of a kernel in NumPy
-def test_kernels_are_right_by_the_interpreter() -> None:
+@pytest.mark.slow  # slow: the interpreter runs every program of a kernel in NumPy
+def test_kernels_in_the_interpreter() -> None:
     if INTERPRETED:
         pytest.skip("is run by it")
     pytest.importorskip("triton")
@@ -79,26 +79,26 @@ def test_kernels_are_right_by_the_interpreter() -> None:
 
 
 @pytest.mark.parametrize("scale", [0.1, 4000.0])
-def test_values_and_gradients_are_those_of_the_equations(device: str, tiles: str, scale: float) -> None:
+def test_values_and_gradients_equal_the_paper_equations(device: str, tiles: str, scale: float) -> None:
     for size, alpha in [*itertools.product([(7, 5)], (0.5, 1 + 1e-12, 1.6, 50.0)), ((5, 2), 1.0), ((5, 2), 1 + 1e-6)]:
         check(*batch(*size, scale=scale), *of_equations(size, scale, alpha), alpha=alpha, loss=Through(device))
 
 
 @pytest.mark.parametrize("options", [{}, {"weight": WEIGHT, "ignore_index": 1}], ids=["plain", "all"])
-def test_every_option_and_reduction_is_as_the_reference(device: str, tiles: str, options: dict[str, Any]) -> None:
+def test_all_options_and_reductions_equal_the_reference(device: str, tiles: str, options: dict[str, Any]) -> None:
     for reduction, alpha in REDUCED:
         compare(*batch(), alpha=alpha, reduction=reduction, loss=Through(device), **options)
 
 
 @pytest.mark.parametrize("classes", [2, 5])
-def test_hard_cases_are_as_the_reference(device: str, tiles: str, classes: int) -> None:
-    step = 3 if (device, tiles) == ("cpu", "small") else 1  # the interpreter takes its time
+def test_hard_cases_equal_the_reference(device: str, tiles: str, classes: int) -> None:
+    step = 3 if (device, tiles) == ("cpu", "small") else 1  # slow: the interpreter runs in NumPy
     for logits, labels, options in itertools.islice(hard_cases(*batch(9, classes), classes), None, None, step):
-        if labels.ndim == 1 and "label_smoothing" not in options:  # others are not the kernels'
+        if labels.ndim == 1 and "label_smoothing" not in options:  # the kernels do not support other labels
             compare(logits, labels, loss=Through(device), **options)
 
 
-def test_a_peak_that_rises_along_the_row_loses_nothing(device: str, tiles: str) -> None:
+def test_a_peak_that_rises_along_a_long_row_keeps_precision(device: str, tiles: str) -> None:
     logits = torch.linspace(-200.0, 9.0, 33, dtype=torch.float64).float().double().expand(4, -1)
     for z in (logits, logits.flip(1), logits.sin() * 300):
         z = z.float().double()
@@ -106,13 +106,13 @@ def test_a_peak_that_rises_along_the_row_loses_nothing(device: str, tiles: str) 
 
 
 def layouts(logits: Tensor) -> Iterator[Tensor]:
-    """The logits (n, C) in memory in other ways."""
+    """Yield the logits (n, C) with other memory layouts."""
     yield logits.new_full((len(logits) * 2, logits.shape[1] + 3), math.nan)[::2, 1:-2].copy_(logits)
     yield logits.t().contiguous().t()
     yield logits[:1].expand(len(logits), -1)
 
 
-def test_logits_in_any_order_are_as_the_reference(device: str, tiles: str) -> None:
+def test_logits_in_any_memory_order_equal_the_reference(device: str, tiles: str) -> None:
     logits, labels = batch(8)
     twice = labels.repeat_interleave(2)
     for z in layouts(logits.to(device)):
@@ -124,7 +124,7 @@ def test_logits_in_any_order_are_as_the_reference(device: str, tiles: str) -> No
 
 
 @pytest.mark.parametrize("classes", [2, 5])
-def test_dense_logits_are_as_the_reference_in_any_memory_format(device: str, tiles: str, classes: int) -> None:
+def test_dense_logits_equal_the_reference_in_all_memory_formats(device: str, tiles: str, classes: int) -> None:
     logits, labels = batch(24, classes)
     for sizes, reduction in itertools.product(((2, 3, 4), (1, 24)), ("batch", "none")):
         z = logits.reshape(*sizes, classes).movedim(-1, 1)
@@ -151,7 +151,7 @@ def test_half_precisions_are_computed_in_float32(device: str, tiles: str) -> Non
         assert torch.equal(gradient, by_logits.to(dtype))
 
 
-def test_what_is_infinite_or_no_number_stays_so(device: str, tiles: str) -> None:
+def test_infinity_and_nan_are_preserved(device: str, tiles: str) -> None:
     for reduction, number in itertools.product(("batch", "none"), (math.nan, INF)):
         logits, labels = batch()
         logits[0, -1], labels[0] = -INF, 4
@@ -172,7 +172,7 @@ def test_a_batch_without_mass_is_nan_with_gradient_zero(device: str, tiles: str)
             assert (gradient == 0).all()
 
 
-def test_a_confident_example_loses_no_digit(device: str) -> None:
+def test_a_confident_example_keeps_full_precision(device: str) -> None:
     for margin in (20.0, 40.0, 80.0):
         logits = torch.tensor([[margin, 0.0, -1.0]])
         value, gradient = value_and_gradient(Through(device), logits, torch.tensor([0]))
@@ -180,14 +180,14 @@ def test_a_confident_example_loses_no_digit(device: str) -> None:
         close(gradient, oracle.gradient(logits, [0], 1.6))
 
 
-def test_weights_of_any_scale_are_as_the_reference(device: str, tiles: str) -> None:
+def test_weights_of_any_scale_equal_the_reference(device: str, tiles: str) -> None:
     logits, labels = batch(9, scale=30.0)
     for scale, alpha in ((1e-30, 1.6), (1e30, 50.0)):
         compare(logits, labels, alpha=alpha, weight=WEIGHT * scale, loss=Through(device))
 
 
 @pytest.mark.parametrize("reduction", ["batch", "none"])
-def test_derivatives_of_every_kind_are_those_of_the_reference(device: str, reduction: str) -> None:
+def test_all_kinds_of_derivatives_equal_the_reference(device: str, reduction: str) -> None:
     logits, labels = batch(4)
     z, y = logits.to(device).requires_grad_(), labels.to(device)
     value = hr_loss(z, y, reduction=reduction)  # type: ignore[arg-type]
@@ -206,7 +206,7 @@ def test_derivatives_of_every_kind_are_those_of_the_reference(device: str, reduc
 
 
 @pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated:FutureWarning")
-def test_the_derivative_along_a_direction_is_that_of_the_reference(device: str) -> None:
+def test_directional_derivatives_equal_those_of_the_reference(device: str) -> None:
     logits, labels = batch(4)
     z, y = logits.to(device), labels.to(device)
     along = jvp(lambda z: hr_loss(z, y), (z,), (z.cos(),))[1]
@@ -219,6 +219,6 @@ def test_one_class_is_certain(device: str) -> None:
     assert (gradient == 0).all()
 
 
-def test_rounding_in_float32_is_that_of_its_own_digits(device: str) -> None:
+def test_float32_results_have_float32_precision(device: str) -> None:
     logits, labels = batch(64, 300, scale=5.0)
     close(Through(device)(logits.float(), labels), reference(logits, labels), rtol=RTOL[torch.float32] / 10)

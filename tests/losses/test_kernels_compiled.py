@@ -1,4 +1,4 @@
-"""The kernels of the loss, compiled without a GPU: to machine code for one, and into the graphs of torch.compile."""
+"""Tests of the compiled kernels without a GPU: their machine code, and their place in graphs of torch.compile."""
 
 import os
 import subprocess
@@ -22,18 +22,18 @@ pytestmark = pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") == "1", reaso
 
 
 class Hopper:
-    """A stand-in for the driver of an H100, of which tracing asks what it compiles for."""
+    """A replacement for the driver of an H100, which returns the target of the compilation."""
 
     def get_current_target(self) -> Any:
-        """Return what an H100 is to Triton's compiler."""
+        """Return the target of Triton's compiler for an H100."""
         from triton.backends.compiler import GPUTarget
 
         return GPUTarget("cuda", 90, 32)
 
 
-@pytest.mark.slow  # the compiler takes its time
+@pytest.mark.slow  # slow: compilation
 @pytest.mark.parametrize(("dtype", "single"), [("fp32", False), ("fp64", False), ("fp32", True)])
-def test_every_kernel_compiles_to_wide_loads_and_one_assertion(dtype: str, single: bool) -> None:
+def test_kernels_compile_to_wide_loads_and_one_assertion(dtype: str, single: bool) -> None:
     import triton
     from triton.compiler import ASTSource
 
@@ -43,7 +43,7 @@ def test_every_kernel_compiles_to_wide_loads_and_one_assertion(dtype: str, singl
     floats = {"high", "middle", "low"}
     chosen = {"CLASSES": 1000, "C": 1024, "E": 2, "AX": 1, "FLAT": True, "POWERS": True, "ALONE": False}
     chosen |= {"REDUCTION": "batch", "BLOCK": 2048, "weight": None, "inner": 1, "s_class": 1, "g_class": 1}
-    chosen |= {"n": 1} if single else {}  # Triton makes constants of arguments that are 1
+    chosen |= {"n": 1} if single else {}  # Triton turns arguments equal to 1 into constants
     for kernel in (kernels.rows_kernel, kernels.join_kernel, kernels.gradient_kernel):
         signature, constants, attributes = {}, {}, {}
         for place, name in enumerate(kernel.arg_names):
@@ -64,7 +64,7 @@ def test_every_kernel_compiles_to_wide_loads_and_one_assertion(dtype: str, singl
 
 @pytest.fixture
 def traced(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[fx.GraphModule]]:
-    """Have torch.compile trace the loss of a CPU as that of an H100; the graphs, forward and backward, are not run."""
+    """Make torch.compile trace the loss on the CPU as if on an H100; the graphs are recorded, but not run."""
     from triton.runtime import driver
 
     graphs: list[fx.GraphModule] = []
@@ -74,7 +74,7 @@ def traced(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[fx.GraphModule]]:
     torch.compiler.reset()
     yield graphs
     torch.compiler.reset()
-    with suppress(RuntimeError):  # no GPU has a driver here
+    with suppress(RuntimeError):  # there is no driver of a GPU
         driver.reset_active()
 
 
@@ -90,7 +90,7 @@ def traced(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[fx.GraphModule]]:
     ],
     ids=["one-tile", "any-size", "dense", "each"],
 )
-def test_compiled_it_is_kernels_alone_in_one_graph(
+def test_the_compiled_loss_is_one_graph_of_kernels(
     traced: list[fx.GraphModule], size: tuple[int, ...], options: dict[str, Any], dynamic: bool, kernels: list[int]
 ) -> None:
     def keep(graph: fx.GraphModule, _: Any) -> Any:
@@ -106,7 +106,7 @@ def test_compiled_it_is_kernels_alone_in_one_graph(
     counts = [sum("triton_kernel" in str(node.target) for node in graph.graph.nodes) for graph in traced]
     assert counts == kernels
     for graph in traced:
-        for node in graph.graph.nodes:  # beside them there are views and memory
+        for node in graph.graph.nodes:  # the other nodes are views and allocations
             name = str(node.target)
             assert node.op != "call_function" or any(
                 each in name for each in ("triton_kernel", "getitem", "view", "unsqueeze", "empty", "sym_size", "mul",

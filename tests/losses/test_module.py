@@ -1,4 +1,4 @@
-"""`HRLoss`, the module: a CrossEntropyLoss that gives what `hr_loss` gives, whatever is done to it."""
+"""Tests of the module HRLoss: a CrossEntropyLoss whose value is that of `hr_loss`, also after copies and casts."""
 
 import copy
 import io
@@ -32,14 +32,14 @@ every_setting = pytest.mark.parametrize("settings", SETTINGS.values(), ids=SETTI
 
 
 def data(n: int = 6) -> tuple[Tensor, Tensor]:
-    """Logits and labels of three classes."""
+    """Return logits and labels of three classes."""
     random = np.random.default_rng(0)
     logits = torch.from_numpy(random.normal(scale=2.0, size=(n, 3))).float()
     return logits, torch.from_numpy(random.integers(3, size=n))
 
 
 def saved_and_loaded(loss: HRLoss) -> HRLoss:
-    """Through torch's own file format, as a whole module."""
+    """Save and load a complete module with torch."""
     file = io.BytesIO()
     torch.save(loss, file)
     file.seek(0)
@@ -59,12 +59,12 @@ COPIES: dict[str, Callable[[HRLoss], HRLoss]] = {
 
 @every_setting
 @pytest.mark.parametrize("kind", ["indices", "probabilities"])
-def test_it_is_hr_loss_with_its_settings(settings: dict[str, Any], kind: str) -> None:
+def test_the_module_equals_hr_loss_with_its_settings(settings: dict[str, Any], kind: str) -> None:
     logits, labels = data()
     target = labels if kind == "indices" else logits.flip(0).softmax(1)
     value = HRLoss(**settings)(input=logits, target=target)
     assert torch.equal(value, hr_loss(logits, target, **settings))
-    # That the settings arrive: each changes the loss, except that probabilities have no index to ignore.
+    # Each setting changes the loss, except that ignore_index has no effect on probabilities.
     if settings and not (kind == "probabilities" and set(settings) == {"ignore_index"}):
         assert not torch.equal(value, hr_loss(logits, target))
 
@@ -73,7 +73,7 @@ def test_it_is_hr_loss_with_its_settings(settings: dict[str, Any], kind: str) ->
 
 
 def test_the_reduction_is_read_at_each_call_and_may_be_assigned() -> None:
-    # ART sets `reduction` on the loss it was given, reads a value, and sets it back.
+    # ART sets `reduction` of the loss, reads a value, and restores it.
     logits, labels = data()
     loss = HRLoss()
     for reduction in ("none", "mean", "sum", "batch"):
@@ -84,10 +84,10 @@ def test_the_reduction_is_read_at_each_call_and_may_be_assigned() -> None:
         loss(logits, labels)
 
 
-def test_it_has_no_parameters_and_no_state_but_the_weight() -> None:
+def test_it_has_no_parameters_and_only_the_weight_as_state() -> None:
     assert list(HRLoss(weight=WEIGHT).parameters()) == []
     assert HRLoss().state_dict() == {}
-    # As in CrossEntropyLoss, so that a checkpoint of one loads into the other.
+    # As in CrossEntropyLoss, so that a checkpoint of one class can be loaded into the other.
     state = torch.nn.CrossEntropyLoss(weight=WEIGHT).state_dict()
     assert HRLoss(weight=WEIGHT).state_dict().keys() == state.keys()
     loss = HRLoss(weight=torch.ones(3))
@@ -96,7 +96,7 @@ def test_it_has_no_parameters_and_no_state_but_the_weight() -> None:
 
 
 @pytest.mark.parametrize("way", COPIES.values(), ids=COPIES)
-def test_a_copy_gives_the_same_loss_and_has_a_reduction_of_its_own(way: Callable[[HRLoss], HRLoss]) -> None:
+def test_a_copy_has_the_same_loss_and_its_own_reduction(way: Callable[[HRLoss], HRLoss]) -> None:
     logits, labels = data()
     for settings in SETTINGS.values():
         loss = HRLoss(**settings)
@@ -108,7 +108,7 @@ def test_a_copy_gives_the_same_loss_and_has_a_reduction_of_its_own(way: Callable
         assert loss.reduction == settings.get("reduction", "batch")
 
 
-def test_repr_shows_alpha_and_what_is_not_default() -> None:
+def test_repr_shows_alpha_reduction_and_settings_other_than_defaults() -> None:
     assert repr(HRLoss()) == "HRLoss(alpha=1.6, reduction='batch')"
     shown = repr(HRLoss(2, weight=WEIGHT, ignore_index=0, label_smoothing=0.1, reduction="none"))
     assert shown == ("HRLoss(alpha=2.0, reduction='none', weight=[0.5, 2.0, 1.0], ignore_index=0, label_smoothing=0.1)")
@@ -118,13 +118,13 @@ def test_repr_shows_alpha_and_what_is_not_default() -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.int64], ids=str)
-def test_the_weight_may_have_a_dtype_of_its_own(dtype: torch.dtype) -> None:
+def test_the_weight_may_have_another_dtype_than_the_logits(dtype: torch.dtype) -> None:
     logits, labels = data()
     whole = torch.tensor([1.0, 2.0, 3.0])  # exact in every dtype
     assert torch.equal(HRLoss(weight=whole.to(dtype))(logits, labels), HRLoss(weight=whole)(logits, labels))
 
 
-def test_to_moves_the_weight_and_nothing_else() -> None:
+def test_to_moves_only_the_weight() -> None:
     logits, labels = data()
     loss = HRLoss(weight=WEIGHT).to(torch.float64)
     assert loss.weight.dtype == torch.float64
@@ -133,10 +133,10 @@ def test_to_moves_the_weight_and_nothing_else() -> None:
     assert torch.equal(value, hr_loss(logits.double(), labels, weight=WEIGHT.double()))
 
 
-# Where torch takes a loss
+# Uses of a loss in torch
 
 
-def test_numpy_numbers_are_numbers() -> None:
+def test_numpy_numbers_are_accepted() -> None:
     logits, labels = data()
     loss = HRLoss(np.float64(1.5), label_smoothing=np.float32(0.25))  # type: ignore[arg-type]
     assert torch.equal(loss(logits, labels), hr_loss(logits, labels, alpha=1.5, label_smoothing=0.25))
@@ -159,14 +159,14 @@ def test_on_the_meta_device_only_shapes_are_computed(settings: dict[str, Any]) -
 
 
 class Model(torch.nn.Module):
-    """A layer and its loss."""
+    """A model of one layer with its loss."""
 
     def __init__(self, settings: dict[str, Any]) -> None:
         super().__init__()
         self.layer, self.loss = torch.nn.Linear(3, 3), HRLoss(**settings)
 
     def forward(self, features: Tensor, labels: Tensor) -> Tensor:
-        """The loss of the layer's outputs."""
+        """Return the loss of the layer's outputs."""
         return self.loss(self.layer(features), labels)  # type: ignore[no-any-return]
 
 
@@ -191,7 +191,7 @@ def test_a_recorded_model_computes_the_loss_of_new_data(settings: dict[str, Any]
     torch.testing.assert_close(recorded(*new), model(*new), rtol=1e-5, atol=0)
 
 
-def test_a_weight_on_another_device_is_named() -> None:
+def test_a_weight_on_another_device_raises_an_error() -> None:
     logits, labels = data()
     with pytest.raises(RuntimeError, match="expected weight on cpu, the device of the logits, but got meta"):
         HRLoss(weight=torch.ones(3, device="meta"))(logits, labels)
@@ -201,20 +201,20 @@ def test_a_weight_on_another_device_is_named() -> None:
 
 
 @pytest.mark.parametrize("alpha", [0.5, 1.6])
-def test_reduction_mean_says_that_alpha_is_not_in_it(alpha: float) -> None:
+def test_reduction_mean_warns_that_alpha_has_no_effect(alpha: float) -> None:
     with pytest.warns(UserWarning, match="does not depend on alpha.*reduction='batch'") as caught:
         HRLoss(alpha, reduction="mean")
-    assert [warning.filename for warning in caught] == [__file__]  # it points to the caller's line
+    assert [warning.filename for warning in caught] == [__file__]  # the warning shows the line of the caller
 
 
-def test_no_warning_where_there_is_nothing_to_say() -> None:
+def test_no_warning_for_reductions_that_use_alpha() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         HRLoss(1, reduction="mean")  # at alpha = 1 "mean" is "batch"
         for reduction in ("batch", "sum", "none"):
             HRLoss(reduction=reduction)
         loss = HRLoss()
-        loss.reduction = "mean"  # as ART does
+        loss.reduction = "mean"  # as in ART
         loss(*data())
         pickle.loads(pickle.dumps(loss))
         copy.deepcopy(loss)
@@ -232,13 +232,13 @@ def test_no_warning_where_there_is_nothing_to_say() -> None:
         ("weight", [[1.0, 2.0], torch.ones(2, 2), *(torch.tensor([1.0, bad]) for bad in (-1.0, math.nan, math.inf))]),
     ],
 )
-def test_a_bad_setting_is_an_error_that_names_it_at_once(name: str, values: list[Any]) -> None:
+def test_an_invalid_setting_raises_an_error_in_the_constructor(name: str, values: list[Any]) -> None:
     for value in values:
         with pytest.raises((TypeError, ValueError), match=f"expected {name}"):
             HRLoss(**{name: value})
 
 
-def test_a_positional_weight_is_refused() -> None:
-    # CrossEntropyLoss takes it first; here alpha is first, and everything else goes by its name.
+def test_a_positional_weight_raises_an_error() -> None:
+    # In CrossEntropyLoss weight is the first argument. Here it is alpha, and all others are keyword-only.
     with pytest.raises(TypeError, match="positional argument"):
         HRLoss(1.6, WEIGHT)  # type: ignore[misc]

@@ -1,4 +1,4 @@
-"""losses._numerics: the loss and its parts over the whole range of numbers, in float64 and in float32."""
+"""Tests of losses._numerics: the loss and its parts over the full range of float64 and float32."""
 
 import itertools
 import math
@@ -20,8 +20,8 @@ INF, NAN = math.inf, math.nan
 
 @pytest.mark.parametrize("kind", ["indices", "probabilities"])
 @pytest.mark.parametrize("classes", [1, 2, 5])
-def test_logits_that_overflowed_are_nan_as_in_cross_entropy(classes: int, kind: str) -> None:
-    # Silently finite, with a gradient of 0, they would read as an attack that failed.
+def test_overflowed_logits_give_nan_as_in_cross_entropy(classes: int, kind: str) -> None:
+    # A finite loss with a gradient of 0 would look like a failed attack.
     target = as_target(kind, torch.zeros(2, dtype=torch.long), classes)
     for bad, reduction in itertools.product((NAN, INF), REDUCTIONS):
         logits = torch.zeros(2, classes, dtype=torch.float64)
@@ -41,7 +41,7 @@ def test_nan_in_labels_or_weights_is_nan(where: str, reduction: str) -> None:
 
 
 @pytest.mark.parametrize("bad", [NAN, INF])
-def test_overflow_is_nan_in_the_other_functions_too(bad: float) -> None:
+def test_overflow_is_nan_in_all_functions(bad: float) -> None:
     logits = torch.tensor([[bad, 0.0], [1.0, 0.0]])
     assert softmax_entropy(logits).isnan().tolist() == [True, False]
     assert conditional_entropy(logits).isnan()
@@ -63,14 +63,14 @@ def test_log_of_others_and_log_entropy_to_margins_at_which_they_underflow(dtype:
             logits = torch.tensor(row, dtype=dtype)
             others, entropy = oracle.log_of_others_and_log_entropy(logits.double())
             log_q = log_softmax(logits)
-            # A margin of m nats is rounded by eps m / 2, and so are its sums; a ratio of 1 - s to 1 by eps.
+            # The rounding error of a margin of m nats, and of its sums, is eps m / 2; that of 1 - s is eps.
             atol = 8 * torch.finfo(dtype).eps * (1 + margin)
             assert abs(log_of_others(log_q).double() - others) <= atol
             assert abs(log_entropy(log_q).double() - entropy) <= atol
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
-def test_log_of_others_and_log_entropy_at_their_ends(dtype: torch.dtype) -> None:
+def test_log_of_others_and_log_entropy_at_their_limits(dtype: torch.dtype) -> None:
     one_hot = log_softmax(torch.tensor([[0.0, -INF, -INF], [-INF, -INF, 3.0]], dtype=dtype))
     assert (log_of_others(one_hot) == -INF).all()
     assert (log_entropy(one_hot) == -INF).all()

@@ -1,4 +1,4 @@
-"""losses._validation: dtypes and shapes that the loss takes, and bad input, which is an error that names it."""
+"""Tests of losses._validation: accepted dtypes and shapes, and errors that name the invalid argument."""
 
 import math
 from typing import Any
@@ -31,14 +31,14 @@ BAD: list[tuple[str, list[Any], type[Exception] | tuple[type[Exception], ...]]] 
 
 
 @pytest.mark.parametrize(("name", "values", "error"), BAD, ids=lambda value: value if isinstance(value, str) else "")
-def test_bad_input_is_an_error_that_names_it(name: str, values: list[Any], error: Any) -> None:
+def test_errors_name_the_invalid_argument(name: str, values: list[Any], error: Any) -> None:
     named = {"logits": "logits|floating-point tensor", "target": "target|indices|index"}.get(name, name)
     for value in values:
         with pytest.raises(error, match=named):
             hr_loss(**{"logits": LOGITS, "target": LABELS, name: value})
 
 
-def test_bad_input_is_named_by_the_other_functions_too() -> None:
+def test_errors_of_all_functions_name_the_invalid_argument() -> None:
     with pytest.raises(ValueError, match="expected alpha to be finite"):
         renyi_divergence(LOGITS, LOGITS, alpha=0)
     with pytest.raises(TypeError, match=r"but got torch.int64"):
@@ -64,13 +64,13 @@ def test_half_precisions_are_computed_in_float32(dtype: torch.dtype, reduction: 
     exact, exact_gradient = value_and_gradient(logits.double(), labels, reduction=reduction, weight=WEIGHT)
     assert value.dtype == torch.float32
     close(value, exact)
-    # The gradient is handed to the caller in his own dtype: one rounding, and underflow below its least number.
+    # The gradient is returned in the caller's dtype: one rounding, and underflow below its smallest number.
     info = torch.finfo(dtype)
     close(gradient, exact_gradient, rtol=info.eps, atol=info.smallest_normal * info.eps)
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16], ids=str)
-def test_every_function_keeps_the_dtype_and_raises_half_precision(dtype: torch.dtype) -> None:
+def test_functions_keep_the_dtype_and_convert_half_precision_to_float32(dtype: torch.dtype) -> None:
     logits, labels = batch()
     logits, expected = logits.to(dtype), torch.float64 if dtype == torch.float64 else torch.float32
     assert hr_loss(logits, labels).dtype == expected
@@ -79,7 +79,7 @@ def test_every_function_keeps_the_dtype_and_raises_half_precision(dtype: torch.d
     assert renyi_divergence(logits.log_softmax(1), logits.log_softmax(1), alpha=2).dtype == expected
 
 
-def test_inputs_are_left_as_they_are() -> None:
+def test_inputs_are_not_modified() -> None:
     logits, labels = batch()
     target, weight = as_target("probabilities", labels), WEIGHT.clone()
     copies = [logits.clone(), target.clone(), weight.clone()]
