@@ -1,4 +1,4 @@
-"""What the tests share: scikit-learn's real digits, a small network trained on them, and classifiers around it."""
+"""Shared fixtures: scikit-learn's real digits, a small network trained on them, and classifiers with this network."""
 
 import copy
 import os
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from art_hrloss import HRClassifier, HRLoss
 
-# Processes that tests start find the project and the tests' helpers, whatever folder the tests are run from.
+# Processes that tests start must find the project and the helpers, independent of the working folder.
 TESTS = Path(__file__).parent
 os.environ["PYTHONPATH"] = os.pathsep.join(
     [str(TESTS.parent), str(TESTS), *filter(None, [os.environ.get("PYTHONPATH")])]
@@ -23,11 +23,11 @@ os.environ["PYTHONPATH"] = os.pathsep.join(
 
 INPUT_SHAPE = (1, 8, 8)
 CLASSES = 10
-TRAINING_IMAGES = 1297  # of 1797, so that 500 are left to test on
+TRAINING_IMAGES = 1297  # of 1797; the other 500 are test images
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Skip the tests that want CUDA where there is none."""
+    """Skip the tests that need CUDA if it is not available."""
     if not torch.cuda.is_available():
         for item in items:
             if item.get_closest_marker("gpu"):
@@ -44,7 +44,7 @@ class Digits(NamedTuple):
 
 
 class SmallCNN(nn.Module):
-    """Two convolutions under two layers. A plain module, because some of ART's trainers cannot take nn.Sequential."""
+    """Two convolutions and two linear layers; not an nn.Sequential, which some of ART's trainers do not support."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -54,7 +54,7 @@ class SmallCNN(nn.Module):
         self.fc2 = nn.Linear(32, CLASSES)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Logits, shape (n, 10)."""
+        """Return logits, shape (n, 10)."""
         x = nn.functional.max_pool2d(self.conv1(x).relu(), 2)
         x = nn.functional.max_pool2d(self.conv2(x).relu(), 2)
         return self.fc2(self.fc1(x.flatten(1)).relu())
@@ -62,7 +62,7 @@ class SmallCNN(nn.Module):
 
 @pytest.fixture(scope="session", autouse=True)
 def one_thread() -> Iterator[None]:
-    """One thread: the fastest for networks this small, the same sums in every run, and no stalls on a busy machine."""
+    """Use one thread, which is fastest for small networks, gives reproducible sums, and is robust on a busy machine."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -71,7 +71,7 @@ def one_thread() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def digits() -> Digits:
-    """The digits under a fixed permutation, because the file groups them by writer."""
+    """The digits in a fixed random order, because the file groups them by writer."""
     x, y = load_digits(return_X_y=True)
     order = np.random.default_rng(0).permutation(len(x))
     images = (x[order] / 16).astype(np.float32).reshape(-1, *INPUT_SHAPE)
@@ -82,7 +82,7 @@ def digits() -> Digits:
 
 @pytest.fixture(scope="session")
 def trained_network(one_thread: None, digits: Digits) -> SmallCNN:
-    """The network after 20 epochs of the HR loss, in evaluation mode. Tests take copies: see `network`."""
+    """The network after 20 epochs with the HR loss, in evaluation mode. Tests use copies: see `network`."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
         network = SmallCNN()
@@ -124,11 +124,11 @@ def _factory(classifier: type, trained_network: nn.Module) -> Callable[..., Any]
 
 @pytest.fixture
 def hr_classifier(trained_network: SmallCNN) -> Callable[..., HRClassifier]:
-    """Call it for a new HRClassifier: (loss=HRLoss(), *, network=a copy of the trained one, **ART's options)."""
+    """A function (loss=HRLoss(), *, network=a copy of the trained network, **options) that returns an HRClassifier."""
     return _factory(HRClassifier, trained_network)
 
 
 @pytest.fixture
 def art_classifier(trained_network: SmallCNN) -> Callable[..., PyTorchClassifier]:
-    """The same for ART's own PyTorchClassifier."""
+    """A function like `hr_classifier` that returns ART's PyTorchClassifier."""
     return _factory(PyTorchClassifier, trained_network)

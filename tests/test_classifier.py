@@ -288,7 +288,7 @@ def test_reductions_of_attack_losses_do_not_depend_on_the_batch_size(
     x, y = halfway
     after = {1: nn.Linear(10, 1)}.get(outputs, nn.LogSoftmax(1) if isinstance(loss, nn.NLLLoss) else nn.Identity())
     network = nn.Sequential(network, after)
-    given = y if outputs == 10 else y % 2
+    converted = y if outputs == 10 else y % 2
     classifier = hr_classifier(loss, network=network, nb_classes=max(2, outputs))
     logits, before = network(torch.tensor(x)).detach(), loss.reduction
     for reduction in ("none", "mean", "sum", *(["batch"] if isinstance(loss, HRLoss) else [])):
@@ -297,16 +297,16 @@ def test_reductions_of_attack_losses_do_not_depend_on_the_batch_size(
         expected = reference(logits, form(y))
         expected = expected.flatten(1).sum(1) if expected.ndim == 2 else expected
         for size in (1, 7, 1000):
-            actual = classifier.compute_loss(x, given, reduction, batch_size=size)
+            actual = classifier.compute_loss(x, converted, reduction, batch_size=size)
             assert actual.shape == expected.shape
             np.testing.assert_allclose(actual, expected, rtol=1e-4, atol=1e-6)
-        tensors = classifier.compute_loss(torch.tensor(x), torch.tensor(given), reduction)
+        tensors = classifier.compute_loss(torch.tensor(x), torch.tensor(converted), reduction)
         torch.testing.assert_close(tensors, expected, rtol=1e-4, atol=1e-6)
     with pytest.raises(ValueError, match="median"):
-        classifier.compute_loss(x, given, "median")
+        classifier.compute_loss(x, converted, "median")
     reference.reduction = "sum"
     gradient = autograd_gradient(network, x, lambda logits: reference(logits, form(y)))
-    assert relative_error(classifier.loss_gradient(x, given), gradient) < 1e-4
+    assert relative_error(classifier.loss_gradient(x, converted), gradient) < 1e-4
     assert classifier.attack_loss is loss
     assert loss.reduction == before
 
@@ -345,7 +345,7 @@ def test_an_attack_loss_that_ignores_images_raises_an_error(hr_classifier, batch
     x, y = batch
     assert 3 in y
     pgd = art_hrloss.ProjectedGradientDescent
-    for refused in (
+    for method in (
         hr_classifier(loss).loss_gradient,
         hr_classifier(loss, preprocessing=(0.3, 0.5)).loss_gradient,
         hr_classifier(loss).compute_loss,
@@ -355,7 +355,7 @@ def test_an_attack_loss_that_ignores_images_raises_an_error(hr_classifier, batch
     ):
         for labels in (y, one_hot(y)):
             with pytest.raises(ValueError, match=IGNORED):
-                refused(x, labels)
+                method(x, labels)
 
 
 @pytest.mark.parametrize("loss", IGNORING.values(), ids=IGNORING)

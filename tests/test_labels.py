@@ -143,7 +143,7 @@ def test_invalid_labels_raise_the_same_error_in_all_functions(hr_classifier, net
 def test_ties_raise_an_error_if_a_class_is_needed(hr_classifier, network, digits, rows):
     log_softmax = hr_classifier(nn.NLLLoss(), network=nn.Sequential(network, nn.LogSoftmax(1)))
     keep_first = ProjectedGradientDescent(hr_classifier(), keep_first=True, **ATTACK)
-    for refused in (
+    for function in (
         lambda x, y: art_hrloss.worst_case(hr_classifier(), x, y, eps=0.1, attacks={}),
         lambda x, y: log_softmax.fit(x, y, nb_epochs=1),
         log_softmax.loss_gradient,
@@ -151,7 +151,7 @@ def test_ties_raise_an_error_if_a_class_is_needed(hr_classifier, network, digits
         keep_first.generate,
     ):
         with pytest.raises(ValueError, match=r"whole numbers from 0 to 9, .* more than once"):
-            refused(digits.x_test[:6], rows)
+            function(digits.x_test[:6], rows)
 
 
 def test_probabilities_are_not_reduced_to_a_class(classifier, digits):

@@ -150,8 +150,8 @@ def test_images_of_every_real_dtype_have_the_values_of_float32(hr_classifier, ne
     scale = 16 if np.dtype(dtype).kind in "iu" else 1
     images = x > 0.5 if dtype is bool else (scale * x).astype(dtype)
     actual, expected = (
-        method(hr_classifier(network=Around(copy.deepcopy(network), lambda z: z / scale)), given, y)
-        for given in (images, images.astype(np.float32))
+        method(hr_classifier(network=Around(copy.deepcopy(network), lambda z: z / scale)), form, y)
+        for form in (images, images.astype(np.float32))
     )
     # Gradients have the dtype of the images, if that is floating.
     kind = np.float32 if np.dtype(dtype).kind != "f" or method not in GRADIENTS else dtype

@@ -56,9 +56,9 @@ def test_images_equal_those_of_art_bit_for_bit(
 ):
     """Images are equal up to rounding in finite norms: float32 rounding of steps of length `eps_step`."""
     sums = nn.CrossEntropyLoss(reduction="sum")  # in ART's classifier, its gradient is that of each image's own loss
-    made = hr_classifier() if classifier == "HRClassifier" else art_classifier(sums)
+    estimator = hr_classifier() if classifier == "HRClassifier" else art_classifier(sums)
     labels = (y + 1) % 10 if targeted else y
-    ours, arts = both(AutoProjectedGradientDescent, made, x, labels, targeted=targeted, **options)
+    ours, arts = both(AutoProjectedGradientDescent, estimator, x, labels, targeted=targeted, **options)
     np.testing.assert_allclose(ours, arts, rtol=0, atol=0 if exact else 1e-6 * options["eps_step"])
 
 
@@ -109,15 +109,15 @@ def test_each_iterate_is_evaluated_once(hr_classifier, passes, attack, digits):
     classifier = hr_classifier(network=passes.network)
     x = digits.x_test[~are_misclassified(classifier, digits.x_test, digits.y_test)][:40]
     y = classifier.predict(x).argmax(1)
-    made = attack(AutoProjectedGradientDescent, classifier, nb_random_init=1, eps=0.01, eps_step=0.02, max_iter=8)
+    instance = attack(AutoProjectedGradientDescent, classifier, nb_random_init=1, eps=0.01, eps_step=0.02, max_iter=8)
     passes.clear()
-    made.generate(x, y)
+    instance.generate(x, y)
     assert passes.forward == [32, 8] + [32] * 9 + [8] * 9
     assert passes.backward == [32] * 8 + [8] * 8
     # For an image without an adversarial iterate, keep_first needs no additional passes.
-    made.set_params(keep_first=True)
+    instance.set_params(keep_first=True)
     passes.clear()
-    made.generate(x, y)
+    instance.generate(x, y)
     assert passes.forward == [32, 8] + [32] * 9 + [8] * 9
     assert passes.backward == [32] * 8 + [8] * 8
 
@@ -151,21 +151,21 @@ def walk(f, slope, x, start, *, eps, step, max_iter):
     def project(z):
         return min(max(z, x - eps), x + eps)
 
-    here, before, best, before_best, path = start, x, start, x, [start]
+    current, previous, best, previous_of_best, path = start, x, start, x, [start]
     f_best = f_at_checkpoint = f(start)
     count, intervals = 0, checkpoints(max_iter)
     for k in range(max_iter):
-        ahead = project(here + step * np.sign(slope(here)))
-        new = ahead if k == 0 else project(here + 0.75 * (ahead - here) + 0.25 * (here - before))
+        ahead = project(current + step * np.sign(slope(current)))
+        new = ahead if k == 0 else project(current + 0.75 * (ahead - current) + 0.25 * (current - previous))
         path.append(new)
         better = f(new) > f_best
         count += better
         if better:
-            f_best, best, before_best = f(new), new, (x if k == 0 else here)
-        here, before = new, here
+            f_best, best, previous_of_best = f(new), new, (x if k == 0 else current)
+        current, previous = new, current
         if k in intervals:
             if count < 0.75 * intervals[k] or f_best == f_at_checkpoint:
-                step, here, before = step / 2, best, before_best
+                step, current, previous = step / 2, best, previous_of_best
             count, f_at_checkpoint = 0, f_best
     return path
 

@@ -135,13 +135,13 @@ def test_no_images_at_all(hr_classifier, attacked, x, y, kind):
 
 
 def test_it_is_a_subclass_of_the_attack_of_art_with_additional_parameters(hr_classifier, attack, arts, kind):
-    made = attack(kind, hr_classifier())
-    assert isinstance(made, arts[kind])
-    assert set(made.attack_params) >= {"loss", "restarts", "keep_first", *arts[kind].attack_params} - (
+    instance = attack(kind, hr_classifier())
+    assert isinstance(instance, arts[kind])
+    assert set(instance.attack_params) >= {"loss", "restarts", "keep_first", *arts[kind].attack_params} - (
         {"minimal"} if kind is ProjectedGradientDescent else set()  # ART's attack accepts and ignores it
     )
-    made.set_params(eps=np.float32(0.25), targeted=True, loss="margin")
-    assert (made.eps, made.targeted, made.loss) == (0.25, True, "margin")
+    instance.set_params(eps=np.float32(0.25), targeted=True, loss="margin")
+    assert (instance.eps, instance.targeted, instance.loss) == (0.25, True, "margin")
 
 
 # -------------------------------------------------------------------------------------- what an attack does not change
@@ -167,11 +167,11 @@ def test_network_and_arrays_are_not_modified(request, attack, x, y, kind, make, 
         parameter.grad = torch.full_like(parameter, 7.0)
     state, modes = copy.deepcopy(network.state_dict()), [module.training for module in network.modules()]
     classifier = request.getfixturevalue(make)(nn.CrossEntropyLoss(), network=network)
-    made = attack(kind, classifier, **options)
+    instance = attack(kind, classifier, **options)
     for labels in (y, None):
         images = x.copy()
         images.setflags(write=False)
-        made.generate(images, labels)
+        instance.generate(images, labels)
         np.testing.assert_array_equal(images, x)
         assert all(bool((parameter.grad == 7.0).all()) for parameter in network.parameters())
         assert all(torch.equal(value, state[name]) for name, value in network.state_dict().items())
@@ -323,7 +323,7 @@ class Lower(MarginLoss):
 
 @pytest.mark.parametrize("max_iter", [1, 2, 4])
 def test_auto_pgd_returns_adversarial_iterates_that_a_checkpoint_discards(hr_classifier, attacked, digits, max_iter):
-    """With 4 steps, all but the first end at a checkpoint, where an image returns to its best iterate."""
+    """All of the 4 steps except the first end at a checkpoint, where an image returns to its best iterate."""
     classifier = hr_classifier()
     x, y = right(classifier, digits, 64)
     visited = []
@@ -356,11 +356,11 @@ def test_images_leave_the_batch_at_their_first_adversarial_iterate(hr_classifier
     """The passes of PGD are those of a simple loop in which each image stops at its first adversarial iterate."""
     classifier = hr_classifier(network=passes.network)
     x, y = right(classifier, digits, 40)
-    made = attack(
+    instance = attack(
         ProjectedGradientDescent, classifier, eps=0.1, eps_step=0.02, max_iter=10, loss="margin", keep_first=True
     )
     passes.clear()
-    images = made.generate(x, y)
+    images = instance.generate(x, y)
     counted = list(passes.forward)
     expected, first, points = [32, 8], x.copy(), x.copy()
     for rows in (np.arange(32), np.arange(32, 40)):
@@ -397,7 +397,9 @@ def test_it_succeeds_at_least_as_often_as_the_attack_of_art_and_is_feasible(
     images = attacked(kind, classifier, x, labels, keep_first=True, **random_starts(kind, 1), **sizes)
     assert images.dtype == np.float32
     assert feasible(images, x, eps, norm, (0.0, 1.0)).all()
-    ours, arts_success = (are_misclassified(classifier, made, labels) != targeted for made in (images, theirs))
+    ours, arts_success = (
+        are_misclassified(classifier, candidates, labels) != targeted for candidates in (images, theirs)
+    )
     assert 0 < ours.sum() < 64
     assert ours.sum() >= arts_success.sum()
     if norm == np.inf and kind is not AutoProjectedGradientDescent:  # the same path, up to rounding in other norms
@@ -406,7 +408,7 @@ def test_it_succeeds_at_least_as_often_as_the_attack_of_art_and_is_feasible(
 
 @pytest.mark.parametrize("options", [{}, *STOPPING.values()], ids=["default", *STOPPING])
 def test_the_same_seed_gives_the_same_images_for_all_batch_sizes(hr_classifier, network, attacked, x, y, kind, options):
-    """In float64, so that gradients near 0 keep their sign; ART draws equal starts for one image only."""
+    """The network is float64, so that gradients near 0 keep their sign; ART draws equal starts for one image only."""
     classifier = hr_classifier(network=network.double())
     options = options if options else random_starts(kind, 1)
     images = [attacked(kind, classifier, x, y, batch_size=size, loss="margin", **options) for size in (50, 50, 7)]
@@ -424,10 +426,10 @@ def test_restarts_attack_only_images_without_an_adversarial_example(
     classifier = hr_classifier(network=passes.network)
     options = {"eps": 0.07, "loss": "margin", "batch_size": 50}
     once = attacked(kind, classifier, x, y, restarts=1, **options)
-    made = attack(kind, classifier, restarts=2, **options)
+    instance = attack(kind, classifier, restarts=2, **options)
     passes.clear()
     with seeded(0):
-        made.generate(x, y)
+        instance.generate(x, y)
     counted = list(passes.forward)
     first = int((~are_misclassified(classifier, x, y)).sum())
     left = int((~are_misclassified(classifier, once, y)).sum())
@@ -443,7 +445,7 @@ def test_restarts_attack_only_images_without_an_adversarial_example(
 
 @pytest.mark.parametrize("shape", [(50, 1, 8, 8), (1, 8, 8), (8, 8)], ids=["per-image", "shared", "rows"])
 def test_pixels_outside_a_mask_do_not_change(hr_classifier, attacked, x, y, kind, shape):
-    """With restarts or keep_first, the random start of Auto-PGD also respects the mask."""
+    """The random start of Auto-PGD also respects the mask with restarts or keep_first."""
     mask = np.random.default_rng(0).integers(0, 2, shape).astype(bool if shape == (1, 8, 8) else np.float32)
     images = attacked(kind, hr_classifier(), x, y, mask=mask, batch_size=20, restarts=2, keep_first=True)
     hidden = np.broadcast_to(mask == 0, x.shape)

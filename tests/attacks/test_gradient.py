@@ -83,8 +83,10 @@ def test_images_equal_those_of_art_bit_for_bit(
     images. For a sum, it is the gradient of each image's own loss, and all norms give the same images.
     """
     reduction = "mean" if options.get("norm", np.inf) in (np.inf, "inf") else "sum"
-    made = hr_classifier() if classifier == "HRClassifier" else art_classifier(nn.CrossEntropyLoss(reduction=reduction))
-    ours, arts = both(attack_kind, made, x, (y + 1) % 10 if targeted else y, targeted=targeted, **options)
+    estimator = (
+        hr_classifier() if classifier == "HRClassifier" else art_classifier(nn.CrossEntropyLoss(reduction=reduction))
+    )
+    ours, arts = both(attack_kind, estimator, x, (y + 1) % 10 if targeted else y, targeted=targeted, **options)
     np.testing.assert_allclose(ours, arts, rtol=0, atol=0 if exact else 1e-6)
 
 

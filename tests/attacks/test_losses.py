@@ -124,9 +124,9 @@ def test_unknown_names_too_few_classes_and_other_labels_raise_an_error():
         DLRLoss()(torch.zeros(4, 2), torch.zeros(4, dtype=torch.long))
     with pytest.raises(ValueError, match=r"\(4, 2\)"):
         TargetedDLRLoss()(torch.zeros(4, 4), torch.zeros(4, dtype=torch.long))
-    for came, labels in WRONG_LABELS.items():
+    for received, labels in WRONG_LABELS.items():
         for name in ("ce", "margin", "dlr"):
-            with pytest.raises(ValueError, match=r"expected class indices of shape \(4,\), but got " + came):
+            with pytest.raises(ValueError, match=r"expected class indices of shape \(4,\), but got " + received):
                 attack_loss(name)(torch.zeros(4, 4), labels)
 
 

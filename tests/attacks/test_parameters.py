@@ -76,13 +76,15 @@ REFUSED = [
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)
 def test_conflicting_parameters_raise_an_error_and_change_nothing(hr_classifier, kind):
     classifier = hr_classifier()
-    for base, refused, word in ((base, refused, word) for kinds, base, refused, word in REFUSED if kind in kinds):
-        with pytest.raises((TypeError, ValueError), match=word):
-            kind(classifier, **{**base, **refused})
+    for base, invalid, pattern in (
+        (base, invalid, pattern) for kinds, base, invalid, pattern in REFUSED if kind in kinds
+    ):
+        with pytest.raises((TypeError, ValueError), match=pattern):
+            kind(classifier, **{**base, **invalid})
         attack = kind(classifier, **base)
         before = dict(vars(attack))
-        changes = {"loss": HRLoss(alpha=2.0)} | refused if "minimal" not in base else refused
-        with pytest.raises((TypeError, ValueError), match=word):
+        changes = {"loss": HRLoss(alpha=2.0)} | invalid if "minimal" not in base else invalid
+        with pytest.raises((TypeError, ValueError), match=pattern):
             attack.set_params(batch_size=7, **changes)
         assert vars(attack).keys() == before.keys()
         assert all(vars(attack)[name] is value for name, value in before.items())
@@ -91,18 +93,18 @@ def test_conflicting_parameters_raise_an_error_and_change_nothing(hr_classifier,
 def test_an_unknown_parameter_raises_an_error(hr_classifier, attack, kind):
     with pytest.raises(TypeError, match="alpha"):
         attack(kind, hr_classifier(), alpha=1.0)
-    made = attack(kind, hr_classifier())
+    instance = attack(kind, hr_classifier())
     with pytest.raises(ValueError, match="alpha"):
-        made.set_params(eps=0.01, alpha=1.0)
-    assert made.eps == 0.15
+        instance.set_params(eps=0.01, alpha=1.0)
+    assert instance.eps == 0.15
 
 
 def test_random_eps_can_only_be_set_by_the_constructor(hr_classifier, attack):
     """ART draws eps from a distribution that its constructor sets, and would ignore another eps."""
-    made = attack(ProjectedGradientDescent, hr_classifier(), random_eps=True)
+    instance = attack(ProjectedGradientDescent, hr_classifier(), random_eps=True)
     for change in ({"eps": 0.1}, {"random_eps": True}):
         with pytest.raises(ValueError, match="random"):
-            made.set_params(**change)
+            instance.set_params(**change)
     with pytest.raises(ValueError, match="random"):
         attack(ProjectedGradientDescent, hr_classifier()).set_params(random_eps=True)
 
@@ -118,13 +120,13 @@ def test_estimators_other_than_pytorch_classifiers_raise_an_error(kind):
 
 @pytest.mark.parametrize("options", [{}, {"keep_first": True}], ids=["default", "keep-first"])
 def test_images_outside_clip_values_or_not_finite_raise_an_error(hr_classifier, attacked, x, y, kind, options):
-    for images, word in (
+    for images, pattern in (
         (255 * x, "clip_values"),
         (x - 0.1, "clip_values"),
         (np.where(x == x.max(), np.nan, x), "finite"),
         (np.where(x == x.max(), np.inf, x), "finite"),
     ):
-        with pytest.raises(ValueError, match=word):
+        with pytest.raises(ValueError, match=pattern):
             attacked(kind, hr_classifier(), images, y, **options)
 
 
@@ -212,26 +214,26 @@ def test_each_parameter_changes_images_also_by_set_params(hr_classifier, attack,
             images.append(attack(kind, hr_classifier(), **options).generate(x, y))
         assert (images[0] != images[1]).any()
         if name != "random_eps":
-            made = attack(kind, hr_classifier(), **base)
-            made.set_params(**change)
+            instance = attack(kind, hr_classifier(), **base)
+            instance.set_params(**change)
             np.random.seed(0)  # noqa: NPY002
-            np.testing.assert_array_equal(made.generate(x, y), images[1])
+            np.testing.assert_array_equal(instance.generate(x, y), images[1])
 
 
 def test_batch_size_and_verbose(hr_classifier, passes, attack, x, y, kind, capfd):
-    made = attack(kind, hr_classifier(network=passes.network), batch_size=20)
+    instance = attack(kind, hr_classifier(network=passes.network), batch_size=20)
     for options in ({}, {"keep_first": True}):
-        made.set_params(**options)
+        instance.set_params(**options)
         passes.clear()
-        made.generate(x, y)
+        instance.generate(x, y)
         assert max(passes.forward) == 20
         if kind is not FastGradientMethod:
             for verbose in (False, True):
-                made.set_params(verbose=verbose)
+                instance.set_params(verbose=verbose)
                 capfd.readouterr()
-                made.generate(x, y)
+                instance.generate(x, y)
                 assert ("batch" in capfd.readouterr().err) == verbose
-            made.set_params(verbose=False)
+            instance.set_params(verbose=False)
 
 
 @pytest.mark.parametrize("kind", [FastGradientMethod, ProjectedGradientDescent, AutoProjectedGradientDescent])

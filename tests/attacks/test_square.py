@@ -170,7 +170,7 @@ def test_each_query_changes_a_square_of_the_scheduled_side_per_image(channels_fi
 
 
 def test_a_candidate_equal_to_the_iterate_is_inverted():
-    """One pixel has only two candidates, so that every query must be the one that is not the iterate."""
+    """A single pixel has only two candidates, so that every query must be the one that is not the iterate."""
     _, start, *candidates = queries_of((1, 1, 1))
     for candidate in candidates:
         np.testing.assert_allclose(candidate + start, 1, rtol=1e-6)
@@ -202,7 +202,7 @@ def test_the_same_seed_gives_the_same_images(art_classifier, x, y):
 
 
 def test_batch_size_changes_no_image(art_classifier, x, y):
-    """In float64 the rounding of the logits, which depends on the batch, does not decide about a change."""
+    """The rounding of float64 logits, which depends on the batch, does not decide about a change."""
     classifier = art_classifier()
     classifier.model.double()
     classifier.predict = lambda images, **_: classifier.model(torch.tensor(images).double()).detach().numpy()

@@ -138,9 +138,9 @@ def test_an_interrupted_script_exits_as_interrupted():
     with subprocess.Popen([sys.executable, "-c", SCRIPT], cwd=root, **pipes) as process:
         assert process.stdout.readline() == "Square\n"
         process.send_signal(signal.SIGINT)
-        shown, errors = process.communicate(timeout=120)
+        output, errors = process.communicate(timeout=120)
     assert process.returncode == -signal.SIGINT
-    assert shown == "5 Square\n"
+    assert output == "5 Square\n"
     assert "partial_result" in errors
     assert "20 of 20" in errors  # the bar
 
@@ -191,10 +191,10 @@ def test_the_progress_bars_of_the_attacks_are_off(art_classifier, x, y, capfd, v
     attacks = loud(classifier)
     capfd.readouterr()  # the constructor of ART's Auto-PGD calls predict
     worst_case(classifier, x[:10], y[:10], eps=EPS, attacks=attacks, verbose=verbose)
-    shown = capfd.readouterr()
-    assert all(state.startswith("worst case") for state in bars(shown.err))
-    assert bool(shown.err) == verbose
-    assert shown.out == ""
+    output = capfd.readouterr()
+    assert all(state.startswith("worst case") for state in bars(output.err))
+    assert bool(output.err) == verbose
+    assert output.out == ""
     assert all(attack.verbose for attack in attacks.values())
     assert attacks["PGD"]._attack.verbose
 
@@ -212,10 +212,10 @@ def test_a_single_attack_shows_a_progress_bar_only_if_verbose(art_classifier, x,
 def test_images_do_not_depend_on_verbose(art_classifier, x, y):
     classifier = art_classifier()
     attacks = ensemble(classifier, eps=EPS, max_iter=3, target_classes=1, square_iter=20)
-    shown, silent = (
+    output, silent = (
         worst_case(classifier, x, y, eps=EPS, attacks=attacks, verbose=verbose) for verbose in (True, False)
     )
-    np.testing.assert_array_equal(shown.adversarial, silent.adversarial)
+    np.testing.assert_array_equal(output.adversarial, silent.adversarial)
 
 
 @pytest.mark.parametrize("verbose", [None, 1, "yes"])

@@ -58,17 +58,17 @@ def classifier_on(network, digits):
     return build
 
 
-def made(kind, options, classifier, x, y, **others):
+def generated_images(kind, options, classifier, x, y, **kwargs):
     with seeded(0):
-        return kind(classifier, **options).generate(x, y, **others)
+        return kind(classifier, **options).generate(x, y, **kwargs)
 
 
 def assert_tensors_are_attacked_as_arrays(kind, options, classifier, x, y):
     images, labels = torch.tensor(x), torch.tensor(y)
-    attacked = made(kind, options, classifier, images, labels)
+    attacked = generated_images(kind, options, classifier, images, labels)
     assert attacked.device.type == classifier.device.type
     assert (attacked.dtype, attacked.requires_grad) == (torch.float32, False)
-    array = made(kind, options, classifier, x, y)
+    array = generated_images(kind, options, classifier, x, y)
     assert type(array) is np.ndarray
     np.testing.assert_array_equal(attacked.cpu().numpy(), array)
     assert (np.abs(array - x).reshape(len(x), -1).max(1) > 1e-3).mean() > 0.5
@@ -89,20 +89,20 @@ def test_tensors_of_all_kinds_give_the_images_of_arrays(classifier_on, x, y, ten
         masks = [{"mask": mask} for mask in (x > 0.2, torch.tensor(x > 0.2))]
     images = images.requires_grad_() if tensor == "of a graph" else images
     images = images.to(getattr(torch, tensor)) if tensor.startswith("float") else images
-    array = made(kind, options, classifier, images.detach().numpy(), None, **masks[0])
-    np.testing.assert_array_equal(made(kind, options, classifier, images, None, **masks[1]).numpy(), array)
+    array = generated_images(kind, options, classifier, images.detach().numpy(), None, **masks[0])
+    np.testing.assert_array_equal(generated_images(kind, options, classifier, images, None, **masks[1]).numpy(), array)
 
 
 @pytest.mark.parametrize("kind", [FastGradientMethod, ProjectedGradientDescent, SquareAttack])
 def test_invalid_tensors_raise_the_errors_of_invalid_arrays(classifier_on, x, y, kind):
     attack = kind(classifier_on("cpu"), eps=0.1)
-    for images, found in (
+    for images, pattern in (
         (torch.tensor(x) * 2, "to 2"),
         (torch.tensor(x)[:, 0], r"\(50, 8, 8\)"),
         (torch.tensor(x) / 0, "NaN or infinity"),
         (torch.tensor(x).to(torch.complex64), "complex64"),
     ):
-        with pytest.raises(ValueError, match=found):
+        with pytest.raises(ValueError, match=pattern):
             attack.generate(images, y)
 
 
@@ -178,8 +178,10 @@ def test_a_tensor_on_a_gpu_gives_the_images_of_an_array_and_stays_there(
     classifier_on, plain_convolutions, x, y, kind, options
 ):
     assert_tensors_are_attacked_as_arrays(kind, options, classifier_on("gpu"), x, y)
-    attacked = made(kind, options, classifier_on("gpu"), torch.tensor(x, device="cuda"), torch.tensor(y, device="cuda"))
-    np.testing.assert_array_equal(attacked.cpu().numpy(), made(kind, options, classifier_on("gpu"), x, y))
+    attacked = generated_images(
+        kind, options, classifier_on("gpu"), torch.tensor(x, device="cuda"), torch.tensor(y, device="cuda")
+    )
+    np.testing.assert_array_equal(attacked.cpu().numpy(), generated_images(kind, options, classifier_on("gpu"), x, y))
 
 
 @gpu
@@ -194,7 +196,9 @@ def test_the_worst_case_of_a_tensor_on_a_gpu_equals_that_of_an_array(classifier_
 def test_attacks_of_a_float64_network_are_the_same_on_a_gpu(classifier_on, network, plain_convolutions, x, y, name):
     kind, options = CASES[name]
     double = copy.deepcopy(network).double()
-    on_cpu, on_gpu = (made(kind, options, classifier_on(device, network=double), x, y) for device in ("cpu", "gpu"))
+    on_cpu, on_gpu = (
+        generated_images(kind, options, classifier_on(device, network=double), x, y) for device in ("cpu", "gpu")
+    )
     # Images are float32. If a gradient near 0 has another sign on the other device, the image may differ.
     same = np.isclose(on_gpu, on_cpu, rtol=0, atol=1e-6).reshape(len(x), -1).all(1)
     assert same.mean() >= 0.95
@@ -208,7 +212,8 @@ def test_fgsm_in_float32_differs_on_a_gpu_only_for_uncertain_gradient_signs(
     classifier_on, plain_convolutions, x, y, loss
 ):
     on_cpu, on_gpu = (
-        made(FastGradientMethod, {"eps": 0.15, "loss": loss}, classifier_on(device), x, y) for device in ("cpu", "gpu")
+        generated_images(FastGradientMethod, {"eps": 0.15, "loss": loss}, classifier_on(device), x, y)
+        for device in ("cpu", "gpu")
     )
     gradient = np.abs(attack_view(classifier_on("cpu"), attack_loss(loss)).loss_gradient(x, y)).reshape(len(x), -1)
     certain = gradient > 1e-4 * gradient.max(1, keepdims=True)

@@ -129,15 +129,15 @@ def test_only_robust_examples_are_attacked(threshold, values, found_by, attacked
 
 
 @pytest.mark.parametrize(
-    ("made", "counts"),
+    ("value", "counts"),
     [(0.5001, True), (0.55, True), (0.56, False), (0.4, False), (np.nan, False), (np.inf, False)],
     ids=str,
 )
-def test_only_misclassified_images_within_eps_count(threshold, made, counts):
-    attack = Simple(lambda x, y: np.full_like(x, made))
+def test_only_misclassified_images_within_eps_count(threshold, value, counts):
+    attack = Simple(lambda x, y: np.full_like(x, value))
     result = worst_case(threshold, column(0.45), np.array([0]), eps=EPS, attacks={"a": attack})
     assert result.found_by.tolist() == [1 if counts else -1]
-    assert result.adversarial[0, 0] == np.float32(made if counts else 0.45)
+    assert result.adversarial[0, 0] == np.float32(value if counts else 0.45)
     # An image outside clip_values does not count either.
     for clip_values, found_by in (((0.0, 1.0), -1), (None, 1), ((0.0, 1.5), 1)):
         classifier = two_classes(lambda x: torch.cat([1 - x, x - 1], 1), clip_values)
@@ -194,8 +194,8 @@ def test_the_order_of_attacks_changes_found_by_but_not_the_robust_examples(art_c
         worst_case(classifier, x, y, eps=min(EPS, getattr(attack, "eps", EPS)), attacks={"one": attack})
         for attack in attacks.values()
     ]
-    found = np.array([one.found_by >= 0 for one in alone])
-    expected = np.where(found.any(0), found.argmax(0) + 1, -1)
+    successes = np.array([single.found_by >= 0 for single in alone])
+    expected = np.where(successes.any(0), successes.argmax(0) + 1, -1)
     expected[misclassified(classifier, x, y)] = 0
     np.testing.assert_array_equal(forth.found_by, expected)
 
@@ -212,9 +212,9 @@ def test_adversarial_examples_are_misclassified_and_feasible(art_classifier, x, 
     labels.setflags(write=False)
     attacks = ensemble(classifier, eps=EPS, max_iter=5, target_classes=1, square_iter=20)
     result = worst_case(classifier, images, labels, eps=EPS, attacks=attacks)
-    found = result.found_by >= 0
-    assert 0.2 < found.mean() < 1
-    np.testing.assert_array_equal(misclassified(classifier, result.adversarial, y), found)
+    successes = result.found_by >= 0
+    assert 0.2 < successes.mean() < 1
+    np.testing.assert_array_equal(misclassified(classifier, result.adversarial, y), successes)
     np.testing.assert_array_equal(result.adversarial[result.found_by < 1], x[result.found_by < 1])
     assert np.abs(result.adversarial.astype(np.float64) - x).max() <= EPS * (1 + 1e-5)
     assert result.adversarial.min() >= 0
@@ -241,7 +241,7 @@ def test_a_seed_makes_it_reproducible_and_global_state_is_restored(art_classifie
     attacks = ensemble(classifier, eps=EPS, transfer_from={"itself": classifier}, **options)
     attacks["HopSkipJump"].set_params(max_eval=50, init_eval=10)
     attacks["drawing"] = Simple(drawing)
-    results, drawn = [], []
+    results, draws = [], []
     for seed in (3, 3, 4):
         random.seed(seed + len(results))
         np.random.seed(seed + len(results))  # noqa: NPY002
@@ -249,10 +249,10 @@ def test_a_seed_makes_it_reproducible_and_global_state_is_restored(art_classifie
         before = global_states()
         results.append(worst_case(classifier, x[:25], y[:25], eps=EPS, attacks=attacks, seed=seed))
         assert global_states() == before
-        drawn.append(attacks["drawing"].last)
+        draws.append(attacks["drawing"].last)
     np.testing.assert_array_equal(results[0].adversarial, results[1].adversarial)
     np.testing.assert_array_equal(results[0].found_by, results[1].found_by)
-    np.testing.assert_array_equal(drawn[0], drawn[1])
+    np.testing.assert_array_equal(draws[0], draws[1])
     assert (results[0].adversarial != results[2].adversarial).any()
 
 
@@ -387,7 +387,7 @@ def test_black_box_attacks_succeed_where_gradient_attacks_fail(art_classifier, n
     assert result.accuracy < result.accuracy_after["AutoPGD to other classes"] - 0.2
 
 
-def test_loss_of_two_classes_equals_the_reference(x):
+def test_the_ensemble_of_two_classes_has_one_target_class(x):
     torch.manual_seed(0)
     network, options = nn.Sequential(nn.Flatten(), nn.Linear(64, 2)), {"clip_values": (0.0, 1.0), "device_type": "cpu"}
     classifier = PyTorchClassifier(network, nn.CrossEntropyLoss(), (1, 8, 8), 2, **options)
@@ -430,10 +430,10 @@ REFUSED = {
 }
 
 
-@pytest.mark.parametrize(("attack", "said"), REFUSED.values(), ids=REFUSED)
-def test_invalid_attacks_raise_an_error(art_classifier, x, y, attack, said):
+@pytest.mark.parametrize(("attack", "message"), REFUSED.values(), ids=REFUSED)
+def test_invalid_attacks_raise_an_error(art_classifier, x, y, attack, message):
     classifier = art_classifier()
-    with pytest.raises((TypeError, ValueError), match=said):
+    with pytest.raises((TypeError, ValueError), match=message):
         worst_case(classifier, x, y, eps=EPS, attacks={"it": attack(classifier)})
 
 
@@ -447,7 +447,7 @@ def test_minimal_attacks_and_other_norms_may_have_a_larger_eps(art_classifier, x
     assert worst_case(classifier, x, y, eps=EPS, attacks=attacks).names[1:] == tuple(attacks)
     with pytest.raises(ValueError, match=r"other is FastGradientMethod with eps 0\.5"):
         worst_case(classifier, x, y, eps=EPS, norm=2.0, attacks=attacks)
-    own = AutoConjugateGradient(
+    conjugate = AutoConjugateGradient(
         attack_view(classifier, attack_loss("ce")),
         eps=0.5,
         eps_step=1.0,
@@ -456,8 +456,8 @@ def test_minimal_attacks_and_other_norms_may_have_a_larger_eps(art_classifier, x
         nb_random_init=1,
         verbose=False,
     )
-    in_norm_2 = worst_case(classifier, x, y, eps=0.5, norm=2, attacks={"ACG": own})
-    result = worst_case(classifier, x, y, eps=0.2, attacks={"ACG": own})
+    in_norm_2 = worst_case(classifier, x, y, eps=0.5, norm=2, attacks={"ACG": conjugate})
+    result = worst_case(classifier, x, y, eps=0.2, attacks={"ACG": conjugate})
     assert 0 < (result.found_by == 1).sum() < (in_norm_2.found_by == 1).sum()
     assert np.abs(result.adversarial - x).max() <= 0.2 * (1 + 1e-5)
 
@@ -477,6 +477,6 @@ def test_invalid_arguments_raise_an_error_before_an_attack_runs(threshold):
     with pytest.raises(TypeError, match="by name"):
         call(attacks=[attack])
     assert attack.calls == 0
-    for options, word in (({"eps": 8}, "expected eps"), ({"eps": EPS, "norm": 1}, "norm to be")):
-        with pytest.raises(ValueError, match=word):
+    for options, pattern in (({"eps": 8}, "expected eps"), ({"eps": EPS, "norm": 1}, "norm to be")):
+        with pytest.raises(ValueError, match=pattern):
             ensemble(threshold, **options)

@@ -67,11 +67,11 @@ def weights(n: int = 6, classes: int = 4, seed: int = 0) -> np.ndarray:
     return rows
 
 
-def every_field(found: ErrorBounds, logits: Any, target: Any, alpha: float, unit: float) -> None:
+def every_field(computed: ErrorBounds, logits: Any, target: Any, alpha: float, unit: float) -> None:
     expected = oracle.error_bounds(logits, target, alpha)
-    for name in asdict(found).keys() & expected.keys():
-        factor = FACTORS.get(name, lambda alpha, classes: 1.0)(alpha, found.classes)
-        close(getattr(found, name), expected[name], rtol=ROUNDING, atol=ROUNDING * unit * factor)
+    for name in asdict(computed).keys() & expected.keys():
+        factor = FACTORS.get(name, lambda alpha, classes: 1.0)(alpha, computed.classes)
+        close(getattr(computed, name), expected[name], rtol=ROUNDING, atol=ROUNDING * unit * factor)
 
 
 # Every field
@@ -81,10 +81,10 @@ def every_field(found: ErrorBounds, logits: Any, target: Any, alpha: float, unit
 @pytest.mark.parametrize("alpha", ALPHAS)
 def test_all_fields_equal_the_oracle_for_hard_labels(alpha: float, scale: float) -> None:
     logits, labels = batch(scale=scale)
-    found = error_bounds(logits, labels, alpha=alpha)
-    assert (found.n, found.classes, found.alpha) == (6, 4, alpha)
+    computed = error_bounds(logits, labels, alpha=alpha)
+    assert (computed.n, computed.classes, computed.alpha) == (6, 4, alpha)
     unit = 1 + 2 * float(np.ptp(logits, 1).max()) + math.log(6)
-    every_field(found, logits, labels, alpha, unit)
+    every_field(computed, logits, labels, alpha, unit)
     one_hot = np.eye(4, dtype=int)[labels]
     for target in (
         labels[:, None],
@@ -94,12 +94,12 @@ def test_all_fields_equal_the_oracle_for_hard_labels(alpha: float, scale: float)
         one_hot == 1,
         7.0 * one_hot,
     ):
-        same(error_bounds(logits, target, alpha=alpha), found)
+        same(error_bounds(logits, target, alpha=alpha), computed)
     if alpha >= 2:
-        assert found.reverse_divergence == INF
-    assert found.log_comparison_lower_bound == found.log_lower_bound == found.log_printed_lower_bound == -INF
-    assert found.log_tightest_lower_bound == -INF
-    assert math.isnan(found.tightest_lower_alpha)
+        assert computed.reverse_divergence == INF
+    assert computed.log_comparison_lower_bound == computed.log_lower_bound == computed.log_printed_lower_bound == -INF
+    assert computed.log_tightest_lower_bound == -INF
+    assert math.isnan(computed.tightest_lower_alpha)
 
 
 @pytest.mark.parametrize("alpha", ALPHAS)
@@ -110,12 +110,12 @@ def test_all_fields_equal_the_oracle_for_soft_labels(kind: str, alpha: float) ->
         rows = rows + 0.05
     if kind == "excluded class":
         logits[:, 1], rows[:, 1] = -INF, 0.0
-    found = error_bounds(logits, rows, alpha=alpha)
-    assert found.n == (6 if kind == "positive" else 5)
-    every_field(found, logits, rows, alpha, unit=30.0)
+    computed = error_bounds(logits, rows, alpha=alpha)
+    assert computed.n == (6 if kind == "positive" else 5)
+    every_field(computed, logits, rows, alpha, unit=30.0)
     if kind == "positive" and alpha > 2:
-        assert -INF < found.log_printed_lower_bound < found.log_lower_bound < found.log_comparison_lower_bound
-        assert found.log_comparison_lower_bound < math.log(found.error) < found.log_comparison_upper_bound
+        assert -INF < computed.log_printed_lower_bound < computed.log_lower_bound < computed.log_comparison_lower_bound
+        assert computed.log_comparison_lower_bound < math.log(computed.error) < computed.log_comparison_upper_bound
 
 
 @pytest.mark.parametrize("margin", [50.0, 700.0, 1000.0])
@@ -123,17 +123,20 @@ def test_margins_at_which_p_u_and_h_underflow(margin: float) -> None:
     logits = [[margin, 0.0, 0.0], [0.0, 0.0, margin + 1]]
     for target in ([0, 2], [0, 1], [[0.5, 0.0, 0.5], [0.2, 0.3, 0.5]]):
         for alpha in (1.6, 3.0):
-            found = error_bounds(logits, target, alpha=alpha)
+            computed = error_bounds(logits, target, alpha=alpha)
             expected = oracle.error_bounds(logits, target, alpha)
             for name in ("log_comparison_upper_bound", "log_upper_bound", "log_relaxed_bound"):
-                close(getattr(found, name), expected[name], rtol=1e-14, atol=4 * EPS * margin)
+                close(getattr(computed, name), expected[name], rtol=1e-14, atol=4 * EPS * margin)
             for name in ("error", "uncertainty", "conditional_entropy", "renyi_divergence", "reverse_divergence"):
                 # The logarithms of the joint distribution contain the logarithm of the share of an example.
                 close(
-                    getattr(found, name), expected[name], rtol=1e-12, atol=4 * EPS if "divergence" in name else 1e-300
+                    getattr(computed, name),
+                    expected[name],
+                    rtol=1e-12,
+                    atol=4 * EPS if "divergence" in name else 1e-300,
                 )
             if target == [0, 2]:
-                assert -INF < found.log_upper_bound < -margin / 3
+                assert -INF < computed.log_upper_bound < -margin / 3
 
 
 def test_tightest_orders_at_large_margins() -> None:
@@ -167,13 +170,13 @@ def test_one_hot_outputs() -> None:
 def test_uniform_outputs() -> None:
     for classes in (2, 10, 1000):
         # A tie is predicted as class 0, so P_e is the share of the other labels.
-        found = error_bounds(np.zeros((4, classes)), [0, 1, 1, 1], alpha=1.6)
-        assert found.error == 0.75
-        close(found.uncertainty, 1 - 1 / classes)
-        close(found.conditional_entropy, math.log(classes))
-        close(found.cross_entropy, math.log(classes))
+        computed = error_bounds(np.zeros((4, classes)), [0, 1, 1, 1], alpha=1.6)
+        assert computed.error == 0.75
+        close(computed.uncertainty, 1 - 1 / classes)
+        close(computed.conditional_entropy, math.log(classes))
+        close(computed.cross_entropy, math.log(classes))
         # With D_1 = log M, no order is better than vacuous; M = 2 is the limiting case.
-        assert -4 * EPS <= found.log_tightest_upper_bound <= 0
+        assert -4 * EPS <= computed.log_tightest_upper_bound <= 0
 
 
 def test_the_decision_is_the_largest_logit_even_if_the_softmax_has_ties() -> None:
@@ -212,40 +215,40 @@ def bounded() -> Bounded:
 
 def test_bounds_hold_and_are_weaker_than_those_they_are_derived_from(bounded: Bounded) -> None:
     says_upper = says_lower = 0
-    for logits, _, found in bounded:
-        alpha, exponent = found.alpha, beta(found.classes)
+    for logits, _, computed in bounded:
+        alpha, exponent = computed.alpha, beta(computed.classes)
         finite = np.where(np.isfinite(logits), logits, 0.0)
         unit = ROUNDING * (10 + 2 * float(np.ptp(finite, 1).max())) * (alpha / (alpha - 2) if alpha > 2 else 1.0)
-        log_error = math.log(found.error) if found.error else -INF
+        log_error = math.log(computed.error) if computed.error else -INF
         ascending = [
-            found.log_printed_lower_bound,
-            found.log_lower_bound,
-            found.log_comparison_lower_bound,
+            computed.log_printed_lower_bound,
+            computed.log_lower_bound,
+            computed.log_comparison_lower_bound,
             log_error,
-            found.log_comparison_upper_bound,
-            found.log_upper_bound,
-            found.log_relaxed_bound,
+            computed.log_comparison_upper_bound,
+            computed.log_upper_bound,
+            computed.log_relaxed_bound,
         ]
         assert all(less <= more + unit * exponent for less, more in itertools.pairwise(ascending)), ascending
-        assert found.log_tightest_lower_bound <= log_error + unit * exponent
-        assert log_error <= min(found.log_tightest_upper_bound, found.log_markov_bound) + unit
+        assert computed.log_tightest_lower_bound <= log_error + unit * exponent
+        assert log_error <= min(computed.log_tightest_upper_bound, computed.log_markov_bound) + unit
         # The claim of the docstring about (11): it is never below exp(-(alpha - 1) / alpha).
-        assert found.log_relaxed_bound >= -(alpha - 1) / alpha - unit
+        assert computed.log_relaxed_bound >= -(alpha - 1) / alpha - unit
         # Fano's inequality (9): the smallest P_u for this entropy.
-        least = fano_inverse(min(found.conditional_entropy, math.log(found.classes)), found.classes)
-        assert least <= found.uncertainty * (1 + unit)
-        says_upper += found.log_upper_bound < -0.01 * (alpha - 1) / alpha
-        says_lower += found.log_lower_bound > -INF
+        least = fano_inverse(min(computed.conditional_entropy, math.log(computed.classes)), computed.classes)
+        assert least <= computed.uncertainty * (1 + unit)
+        says_upper += computed.log_upper_bound < -0.01 * (alpha - 1) / alpha
+        says_lower += computed.log_lower_bound > -INF
     assert min(says_upper, says_lower) > 5
 
 
 def test_no_order_of_a_fine_grid_beats_the_tightest_ones(bounded: Bounded) -> None:
     orders = 1 + np.concatenate([np.logspace(-9, -1, 6), np.logspace(-1, 1, 30), np.logspace(1, 6, 6)])
     inside_upper = inside_lower = 0
-    for logits, rows, found in bounded[:40]:
+    for logits, rows, computed in bounded[:40]:
         log_q, shares = log_softmax(torch.from_numpy(logits)), torch.from_numpy(rows / rows.sum())
         log_mu, log_nu = shares.log().flatten(), (shares.sum(1, keepdim=True).log() + log_q).flatten()
-        exponent, log_gap = beta(found.classes), math.log(-math.expm1(-found.conditional_entropy))
+        exponent, log_gap = beta(computed.classes), math.log(-math.expm1(-computed.conditional_entropy))
 
         def bounds(alpha: float, joint: Any = (log_mu, log_nu, log_gap, exponent)) -> tuple[float, float]:
             """Return the bound (1) and, for orders above 2, the bound (2)."""
@@ -256,13 +259,13 @@ def test_no_order_of_a_fine_grid_beats_the_tightest_ones(bounded: Bounded) -> No
             return float(upper), float(lower)
 
         unit = 1e-12 * (10 + float(np.ptp(np.where(np.isfinite(logits), logits, 0.0), 1).max()))
-        best, order = found.log_tightest_upper_bound, found.tightest_alpha
+        best, order = computed.log_tightest_upper_bound, computed.tightest_alpha
         uppers, lowers = zip(*map(bounds, orders), strict=True)
         assert best <= min(0.0, *uppers) + unit
         if 1 < order < INF:  # the tightest order attains the tightest bound
             close(best, bounds(order)[0], rtol=0, atol=unit)
             inside_upper += 1
-        best, order, unit = found.log_tightest_lower_bound, found.tightest_lower_alpha, unit * exponent
+        best, order, unit = computed.log_tightest_lower_bound, computed.tightest_lower_alpha, unit * exponent
         assert best >= max(lowers) - 100 * unit
         assert math.isnan(order) == (best == -INF)
         if 2 < order < INF:
@@ -274,18 +277,18 @@ def test_no_order_of_a_fine_grid_beats_the_tightest_ones(bounded: Bounded) -> No
 def test_the_tightest_order_at_its_limits() -> None:
     # p = q: the divergence is 0 for all orders, so that (1) decreases to its limit log[1 - exp(-H)].
     p = np.array([[0.7, 0.2, 0.1]])
-    found = error_bounds(np.log(p), p, alpha=3.0)
-    assert found.tightest_alpha == found.tightest_lower_alpha == INF
-    gap = math.log(-math.expm1(-found.conditional_entropy))
-    close(found.log_tightest_upper_bound, gap)
-    close(found.log_tightest_lower_bound, beta(3) * gap)
+    computed = error_bounds(np.log(p), p, alpha=3.0)
+    assert computed.tightest_alpha == computed.tightest_lower_alpha == INF
+    gap = math.log(-math.expm1(-computed.conditional_entropy))
+    close(computed.log_tightest_upper_bound, gap)
+    close(computed.log_tightest_lower_bound, beta(3) * gap)
     # A correct hard label: the maximum of log p / q is - log 0.7.
-    found = error_bounds(np.log(p), [0])
-    assert found.tightest_alpha == INF
-    close(found.log_tightest_upper_bound, gap - math.log(0.7))
+    computed = error_bounds(np.log(p), [0])
+    assert computed.tightest_alpha == INF
+    close(computed.log_tightest_upper_bound, gap - math.log(0.7))
     # A wrong label: no order.
-    found = error_bounds(np.log(p), [1])
-    assert (found.tightest_alpha, found.log_tightest_upper_bound) == (1.0, 0.0)
+    computed = error_bounds(np.log(p), [1])
+    assert (computed.tightest_alpha, computed.log_tightest_upper_bound) == (1.0, 0.0)
 
 
 # Invariances
@@ -293,28 +296,28 @@ def test_the_tightest_order_at_its_limits() -> None:
 
 @pytest.mark.parametrize("alpha", [1.6, 3.0])
 @pytest.mark.parametrize("soft", [False, True], ids=["hard", "soft"])
-def test_extreme_values_of_absent_classes_and_examples_have_no_effect(soft: bool, alpha: float) -> None:
+def test_shifts_permutations_dtypes_and_copies_have_no_effect(soft: bool, alpha: float) -> None:
     logits, labels = batch()
     target = weights() + 0.05 if soft else labels
-    found = error_bounds(logits, target, alpha=alpha)
+    computed = error_bounds(logits, target, alpha=alpha)
     random = np.random.default_rng(0)
     rows, names = random.permutation(len(logits)), random.permutation(4)
     renamed = target[:, names] if soft else np.argsort(names)[labels]
-    same(error_bounds(logits + 2.0 ** np.arange(6)[:, None], target, alpha=alpha), found)
-    same(error_bounds(logits[rows], target[rows], alpha=alpha), found)
-    same(error_bounds(logits[:, names], renamed, alpha=alpha), found)
+    same(error_bounds(logits + 2.0 ** np.arange(6)[:, None], target, alpha=alpha), computed)
+    same(error_bounds(logits[rows], target[rows], alpha=alpha), computed)
+    same(error_bounds(logits[:, names], renamed, alpha=alpha), computed)
     for kind in (logits.astype(np.float32), torch.from_numpy(logits).requires_grad_(), logits.tolist()):
-        same(error_bounds(kind, target, alpha=alpha), found, rtol=0, atol=0)
-    same(error_bounds(logits, torch.from_numpy(target), alpha=alpha), found, rtol=0, atol=0)
+        same(error_bounds(kind, target, alpha=alpha), computed, rtol=0, atol=0)
+    same(error_bounds(logits, torch.from_numpy(target), alpha=alpha), computed, rtol=0, atol=0)
     twice = error_bounds(np.tile(logits, (2, 1)), np.concatenate([target, target]), alpha=alpha)
-    assert twice.n == 2 * found.n
-    same(ErrorBounds(**{**asdict(twice), "n": found.n}), found)
+    assert twice.n == 2 * computed.n
+    same(ErrorBounds(**{**asdict(twice), "n": computed.n}), computed)
     if soft:
-        same(error_bounds(logits, 5 * target, alpha=alpha), found)
+        same(error_bounds(logits, 5 * target, alpha=alpha), computed)
     # Only the tightest orders do not depend on alpha.
     other = asdict(error_bounds(logits, target, alpha=7.0))
     for name in (name for name in other if "tightest" in name):
-        close(other[name], asdict(found)[name], rtol=0)
+        close(other[name], asdict(computed)[name], rtol=0)
 
 
 def test_a_weight_is_equivalent_to_copies() -> None:
@@ -347,8 +350,8 @@ def test_bounds_on_a_gpu_equal_those_on_the_cpu() -> None:
     logits = torch.randn(200, 10, generator=torch.Generator().manual_seed(0)) * 5
     labels = logits.argmax(1).where(torch.arange(200) % 9 > 0, torch.tensor(3))
     expected = asdict(error_bounds(logits, labels, alpha=3.0))
-    for given in (labels, labels.cuda()):
-        assert asdict(error_bounds(logits.cuda(), given, alpha=3.0)) == pytest.approx(expected, rel=1e-6, nan_ok=True)
+    for form in (labels, labels.cuda()):
+        assert asdict(error_bounds(logits.cuda(), form, alpha=3.0)) == pytest.approx(expected, rel=1e-6, nan_ok=True)
 
 
 # Bad input
@@ -385,26 +388,26 @@ def test_invalid_arguments_raise_an_error(hr_classifier: Callable[..., HRClassif
 # The readable form
 
 
-def shown(found: ErrorBounds) -> list[tuple[str, str]]:
+def table_cells(computed: ErrorBounds) -> list[tuple[str, str]]:
     """Return the numbers of the table, each with the remark behind it."""
-    text = "\n".join(str(found).splitlines()[1:])
+    text = "\n".join(str(computed).splitlines()[1:])
     return re.findall(r"  +(-?[\d.]+|inf)(, vacuous|, alpha = [\d.a-z]+)?$", text, re.MULTILINE)
 
 
 def test_the_table_has_a_line_for_each_number_and_says_which_bounds_are_vacuous() -> None:
     # q = (1/4, 3/4) and p = (1/2, 1/2); the expected numbers were computed from the paper's equations by hand.
-    found = error_bounds([[0.0, math.log(3)]], [[0.5, 0.5]], alpha=3.0)
-    close(found.renyi_divergence, math.log(0.5**3 * 4**2 * (1 + 1 / 9)) / 6)
-    close(found.reverse_divergence, math.log(2 * (1 + 9) / 16) / 2)
+    computed = error_bounds([[0.0, math.log(3)]], [[0.5, 0.5]], alpha=3.0)
+    close(computed.renyi_divergence, math.log(0.5**3 * 4**2 * (1 + 1 / 9)) / 6)
+    close(computed.reverse_divergence, math.log(2 * (1 + 9) / 16) / 2)
     plain = ["0.5", "0.25", "0.5623", "0.837", "0.1331", "0.1116", "0.5179", "0.7436", "0.9747"]
     lower = [("0.05", ""), ("0.02144", ""), ("0.00351", ""), ("0.1091", ", alpha = inf")]
     best = [("0.7421", ", alpha = 2.695"), ("1.208", ", vacuous")]
-    assert shown(found) == [*((value, "") for value in plain), *best, *lower]
-    assert [said for _, said in shown(error_bounds([[0.0, math.log(3)]], [0]))].count(", vacuous") == 9
+    assert table_cells(computed) == [*((value, "") for value in plain), *best, *lower]
+    assert [remark for _, remark in table_cells(error_bounds([[0.0, math.log(3)]], [0]))].count(", vacuous") == 9
     # A bound above the largest float64, and bounds of 0.
-    assert ("inf", ", vacuous") in shown(error_bounds([[5000.0, 0.0, 0.0]], [1], alpha=3.0))
+    assert ("inf", ", vacuous") in table_cells(error_bounds([[5000.0, 0.0, 0.0]], [1], alpha=3.0))
     zeros = error_bounds([[0.0, -INF]], [0], alpha=3.0)
-    assert {("0", ""), ("0", ", alpha = inf"), ("0", ", vacuous")} <= set(shown(zeros))
+    assert {("0", ""), ("0", ", alpha = inf"), ("0", ", vacuous")} <= set(table_cells(zeros))
     assert "-0" not in str(zeros)
 
 

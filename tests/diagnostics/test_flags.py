@@ -200,7 +200,7 @@ def test_the_smallest_detectable_effects_have_80_percent_power(n):
         assert binom.sf(needed - 1, n, smallest_share(n, limit)) == pytest.approx(0.8)
 
 
-def test_few_examples_raise_no_flag():
+def test_few_examples_have_no_detectable_difference():
     assert np.isnan(smallest_difference(6))
     assert not np.isnan(smallest_difference(7))
     assert np.isnan(smallest_share(1, 0.1))

@@ -175,8 +175,8 @@ def test_silent_success_is_a_misclassified_iterate_that_is_not_the_last():
     trace = target(flat_classifier(Band(0.38, 0.46), features=1), x, y, eps=0.4).pgd(4, 0.4)
     np.testing.assert_array_equal(trace.robust, [True, False, True, True, False])
     np.testing.assert_array_equal(trace.silent, [True, False, False, False, False])
-    honest = target(flat_classifier(Band(0.38, 2.0), features=1), x, y, eps=0.4).pgd(4, 0.4)
-    assert not (honest.robust | honest.silent).any()
+    trace = target(flat_classifier(Band(0.38, 2.0), features=1), x, y, eps=0.4).pgd(4, 0.4)
+    assert not (trace.robust | trace.silent).any()
 
 
 def test_moving_is_a_margin_that_still_decreases_at_the_end():

@@ -57,7 +57,7 @@ def trained(trained_network, digits):
 
 
 @pytest.fixture
-def honest(trained):
+def unmasked(trained):
     """The network trained with cross-entropy."""
     return trained("CE")
 
@@ -99,7 +99,7 @@ def five_or_more(logits):
 
 @pytest.mark.parametrize("training", ["CE", "HR", "adversarial"])
 def test_networks_without_masking_raise_no_flag(report, trained, digits, training):
-    """With 300 images, differences of a few percent are detectable."""
+    """Differences of a few percent are detectable with 300 images."""
     result = report(trained(training), digits.x_test[:300], digits.y_test[:300], square_iter=20)
     assert result.flags == ()
     assert not result.flagged
@@ -118,17 +118,17 @@ def test_a_pytorch_classifier_has_the_report_of_an_hr_classifier(hr_classifier, 
     np.testing.assert_array_equal(reports[0].robust, reports[1].robust)
 
 
-def test_normalisation_by_the_classifier_raises_no_flag(report, honest, examples):
+def test_normalisation_by_the_classifier_raises_no_flag(report, unmasked, examples):
     options = {"preprocessing": (np.float32(0.3), np.float32(0.4))}
-    assert report(unnormalised(honest, 0.3, 0.4), *examples, options).flags == ()
+    assert report(unnormalised(unmasked, 0.3, 0.4), *examples, options).flags == ()
 
 
 # Masked networks
 
 
 @pytest.mark.parametrize(("factor", "gain"), [(10, 0.05), (50, 0.2)])
-def test_scaled_logits_are_flagged(report, honest, examples, factor, gain):
-    result, plain = report(scaled(honest, factor), *examples), report(honest, *examples, **LEAST)
+def test_scaled_logits_are_flagged(report, unmasked, examples, factor, gain):
+    result, plain = report(scaled(unmasked, factor), *examples), report(unmasked, *examples, **LEAST)
     np.testing.assert_array_equal(result.clean, plain.clean)
     assert result.single_step["as given"].mean() > plain.single_step["as given"].mean() + gain
     assert {"zero gradients", "masked gradients"} <= names(result)
@@ -137,8 +137,8 @@ def test_scaled_logits_are_flagged(report, honest, examples, factor, gain):
         assert result.single_step[name].mean() < result.single_step["as given"].mean() - gain / 2
 
 
-def test_rounded_input_is_flagged(report, honest, examples):
-    result = report(rounding(honest), *examples, square_iter=100)
+def test_rounded_input_is_flagged(report, unmasked, examples):
+    result = report(rounding(unmasked), *examples, square_iter=100)
     assert result.gradients.zero == result.unchanged == 1.0
     assert result.unbounded.mean() == result.clean.mean()
     expected = {"zero gradients", "black box beats white box", "unbounded attack fails", "unstable predictions"}
@@ -151,36 +151,36 @@ def test_winners_take_all_is_flagged_as_unstable(report, trained, examples):
     assert "unstable predictions" in names(result)
 
 
-def test_a_decoy_gradient_is_flagged_as_unstable(report, honest, examples):
-    assert "unstable predictions" in names(report(Decoy(honest, WinnersTakeAll()), *examples))
+def test_a_decoy_gradient_is_flagged_as_unstable(report, unmasked, examples):
+    assert "unstable predictions" in names(report(Decoy(unmasked, WinnersTakeAll()), *examples))
 
 
-def test_nan_gradients_are_flagged(report, honest, examples):
+def test_nan_gradients_are_flagged(report, unmasked, examples):
     x, y = examples
     limit = np.sort(x.mean((1, 2, 3)))[-11]
-    result = report(nan_where_bright(honest, limit), x, y)
+    result = report(nan_where_bright(unmasked, limit), x, y)
     assert result.gradients == Gradients(zero=0.0, nan=0.1, subnormal=0.0)
     assert result.unchanged == 0.1
     assert {"NaN gradients", "unchanged images"} <= names(result)
 
 
 @pytest.mark.parametrize("clip_values", [None, (-0.75, 1.75), (-1.0, 2.0)])
-def test_images_normalised_outside_the_classifier_are_flagged(report, honest, examples, clip_values):
+def test_images_normalised_outside_the_classifier_are_flagged(report, unmasked, examples, clip_values):
     x, y = examples
     options = {"clip_values": clip_values}
-    result = report(unnormalised(honest, 0.3, 0.4), (x - 0.3) / 0.4, y, options, eps=EPS / 0.4)
+    result = report(unnormalised(unmasked, 0.3, 0.4), (x - 0.3) / 0.4, y, options, eps=EPS / 0.4)
     assert names(result) == {"units of eps"}
     assert "the images lie in [-0.75, 1.75]" in result.flags[0].evidence
     assert ("Square" in result.black_box) == (clip_values is not None)
 
 
-def test_bytes(report, honest, examples):
-    """For a classifier of bytes, pixels up to 255 raise no flag, but pixels up to 1 do."""
+def test_bytes(report, unmasked, examples):
+    """Pixels up to 255 raise no flag for a classifier of bytes, but pixels up to 1 do."""
     x, y = examples
     options = {"clip_values": (0.0, 255.0)}
     bytes_ = (255 * x).astype(np.uint8)
-    assert report(unnormalised(honest, 0, 1 / 255), bytes_, y, options, eps=25.0).flags == ()
-    assert "units of eps" in names(report(honest, x, y, options, **LEAST))
+    assert report(unnormalised(unmasked, 0, 1 / 255), bytes_, y, options, eps=25.0).flags == ()
+    assert "units of eps" in names(report(unmasked, x, y, options, **LEAST))
 
 
 # Every kind of classifier, label and option
@@ -209,7 +209,7 @@ def test_norm_2(art_classifier, examples):
     assert result.iterative[20].mean() < result.clean.mean() - 0.2
 
 
-def test_loss_of_two_classes_equals_the_reference(report, network, few):
+def test_a_report_for_two_classes(report, network, few):
     x, y = few
     result = report(Around(network, after=five_or_more), x, (y >= 5).astype(int), {"nb_classes": 2})
     assert result.classes == 2
@@ -234,10 +234,10 @@ def test_one_example_and_one_step(hr_classifier, few):
     assert "no difference of accuracies" in str(result)
 
 
-def test_transfer(hr_classifier, network, honest, examples):
+def test_transfer(hr_classifier, network, unmasked, examples):
     """A transfer attack from the network without masking succeeds on a copy with useless gradients."""
-    masked = hr_classifier(network=rounding(honest))
-    sources = {"another": hr_classifier(), "the same": hr_classifier(network=honest)}
+    masked = hr_classifier(network=rounding(unmasked))
+    sources = {"another": hr_classifier(), "the same": hr_classifier(network=unmasked)}
     result = gradient_masking_report(masked, *examples, **QUICK | {"square_iter": 0}, transfer_from=sources)
     assert list(result.black_box) == ["transfer from another", "transfer from the same"]
     assert result.black_box["transfer from the same"].mean() < result.clean.mean() - 0.2
@@ -277,8 +277,8 @@ def test_all_parts_of_a_report_equal_their_measurements(hr_classifier, network, 
 
 
 def test_options_out_of_range_raise_an_error(report, network, few):
-    refused = {"norm": (1, 3), "max_iter": (0,), "square_iter": (-1,), "noise_draws": (-1,), "batch_size": (0,)}
-    for name, values in {"eps": (0.0, -1.0, np.inf, np.nan, 8.0), **refused}.items():
+    invalid = {"norm": (1, 3), "max_iter": (0,), "square_iter": (-1,), "noise_draws": (-1,), "batch_size": (0,)}
+    for name, values in {"eps": (0.0, -1.0, np.inf, np.nan, 8.0), **invalid}.items():
         for value in values:
             with pytest.raises(ValueError, match=f"expected {name}"):
                 report(network, *few, **{name: value})
@@ -292,8 +292,8 @@ def _state(classifier):
     modes = [module.training for module in classifier.model.modules()]
     gradients = [None if p.grad is None else id(p.grad) for p in classifier.model.parameters()]
     weights = [parameter.detach().numpy().tobytes() for parameter in classifier.model.parameters()]
-    own = {**vars(classifier), "_observers": [*getattr(classifier, "_observers", [])]}
-    return modes, gradients, weights, own, len(classifier.optimizer.state)
+    attributes = {**vars(classifier), "_observers": [*getattr(classifier, "_observers", [])]}
+    return modes, gradients, weights, attributes, len(classifier.optimizer.state)
 
 
 def test_classifiers_arrays_and_generators_are_not_modified(art_classifier, hr_classifier, few):

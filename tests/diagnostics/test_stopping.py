@@ -43,19 +43,19 @@ def measured(report):
 
 
 def test_an_interrupted_report_has_a_part_of_the_complete_measurements(hr_classifier, network, few):
-    whole = gradient_masking_report(hr_classifier(network=network), *few, **SETTINGS, verbose=False)
-    assert whole.complete
+    whole_report = gradient_masking_report(hr_classifier(network=network), *few, **SETTINGS, verbose=False)
+    assert whole_report.complete
     sizes = set()
     for images in (100, 300, 500, 900, 1600):  # of about 2000
         partial = stopped_after(hr_classifier, network, images, few)
         rows, missing = measured(partial), partial.unfinished
         sizes.add(len(rows))
         # The steps finish in their order, which may differ from the order of the rows.
-        assert set(rows) < set(measured(whole))
+        assert set(rows) < set(measured(whole_report))
         assert partial.flagged
         assert partial.flags[0].name == "incomplete report"
         assert all(name in partial.flags[0].evidence for name in missing)
-        assert (whole.robust <= partial.robust).all()
+        assert (whole_report.robust <= partial.robust).all()
         assert len(partial.to_frame()) == len(partial.rows())
         assert str(partial).count("incomplete report") == partial._repr_html_().count("incomplete report") == 1
     assert len(sizes) >= 4
@@ -81,13 +81,13 @@ def test_an_interrupt_within_an_attack_of_the_report(hr_classifier, few, monkeyp
 
 def test_there_is_one_progress_bar_which_names_each_measurement(hr_classifier, few, capfd):
     report = gradient_masking_report(hr_classifier(), *few, **SETTINGS)
-    shown = capfd.readouterr()
-    states = [state for state in shown.err.replace("\n", "\r").split("\r") if state.strip()]
+    output = capfd.readouterr()
+    states = [state for state in output.err.replace("\n", "\r").split("\r") if state.strip()]
     assert all(state.startswith("gradient masking") for state in states)
     for name in ("FGSM", "PGD of 3 steps", "PGD of 6 steps", "Auto-PGD", "Square", "noise"):
         assert any(name in state for state in states), name
     assert f"{report.robust.sum()} of {len(few[0])}" in states[-2] + states[-1]
-    assert shown.out == ""
+    assert output.out == ""
     silent = gradient_masking_report(hr_classifier(), *few, **SETTINGS, verbose=False)
     assert capfd.readouterr() == ("", "")
     assert str(report) == str(silent)

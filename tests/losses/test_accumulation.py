@@ -63,9 +63,9 @@ def test_gradients_are_accumulated() -> None:
 def test_dropout_is_equal_in_both_passes() -> None:
     model, (images, labels), loss = network(0.5), batch(), HRLoss()
     torch.manual_seed(2)
-    drawn = [model(own) for own, _ in parts(images, labels)]
+    outputs = [model(part_images) for part_images, _ in parts(images, labels)]
     after = torch.rand(1)
-    loss(torch.cat(drawn), labels).backward()
+    loss(torch.cat(outputs), labels).backward()
     expected = gradients(model)
     model.zero_grad()
     torch.manual_seed(2)

@@ -54,9 +54,9 @@ def agree(actual: tuple[Tensor, Tensor], expected: tuple[Tensor, Tensor], dtype:
 def test_loss_and_gradient_equal_those_of_float64_on_a_cpu(kind: dict[str, Any], dtype: torch.dtype) -> None:
     for size in SIZES:
         logits, labels, options = case(size, dtype, **kind)
-        there = {name: each.cpu().double() if isinstance(each, Tensor) else each for name, each in options.items()}
+        moved = {name: each.cpu().double() if isinstance(each, Tensor) else each for name, each in options.items()}
         for reduction in REDUCTIONS:
-            expected = gradient_of(hr_loss, logits.cpu().double(), labels.cpu(), reduction=reduction, **there)
+            expected = gradient_of(hr_loss, logits.cpu().double(), labels.cpu(), reduction=reduction, **moved)
             agree(gradient_of(hr_loss, logits, labels, reduction=reduction, **options), expected, dtype)
 
 
@@ -154,8 +154,8 @@ def test_the_compiled_loss_launches_the_same_kernels(options: dict[str, Any]) ->
         expected = gradient_of(loss, logits, labels)
         agree(gradient_of(compiled, logits, labels), expected, torch.float32)
         names = kernels_of(lambda logits=logits, labels=labels, run=compiled: gradient_of(run, logits, labels))
-        own = ("rows_kernel", "join_kernel", "gradient_kernel")
-        assert sum(any(kernel in name for kernel in own) for name in names) <= 3, names
+        expected_kernels = ("rows_kernel", "join_kernel", "gradient_kernel")
+        assert sum(any(kernel in name for kernel in expected_kernels) for name in names) <= 3, names
         assert len(names) <= 5, names
 
 
@@ -209,6 +209,6 @@ def test_more_logits_than_32_bits_count() -> None:
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="wants two devices")
 def test_the_kernels_run_on_the_device_of_the_logits() -> None:
     logits, labels, _ = case((64, 10))
-    there = gradient_of(hr_loss, logits.to("cuda:1"), labels.to("cuda:1"))
-    assert there[1].device == torch.device("cuda:1")
-    agree(there, gradient_of(hr_loss, logits.double(), labels), torch.float32)
+    moved = gradient_of(hr_loss, logits.to("cuda:1"), labels.to("cuda:1"))
+    assert moved[1].device == torch.device("cuda:1")
+    agree(moved, gradient_of(hr_loss, logits.double(), labels), torch.float32)

@@ -36,7 +36,7 @@ def part(batch: tuple[Tensor, Tensor], sizes: tuple[int, ...], rank: int) -> tup
     return logits, labels
 
 
-def whole(sizes: tuple[int, ...], scale: float, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+def joint_batch(sizes: tuple[int, ...], scale: float, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """Return the joint batch of all processes, equal in each process."""
     generator = torch.Generator().manual_seed(len(sizes))
     logits = torch.randn(sum(sizes), CLASSES, generator=generator, dtype=torch.float64) * scale
@@ -60,7 +60,7 @@ def images(n: int) -> tuple[Tensor, Tensor]:
 def every_case(world: int) -> list[tuple[str, tuple[int, ...], float, torch.dtype]]:
     """Yield the cases: the name of the options, the sizes of the parts, the scale of the logits, and the dtype."""
     ways = [(1.0, torch.float32), (100.0, torch.float64), (100.0, torch.float32)][: 2 if world == 2 else 3]
-    return [(name, sizes, *way) for name in CASES for sizes, way in zip(PARTS[world], ways, strict=True)]
+    return [(name, sizes, *case) for name in CASES for sizes, case in zip(PARTS[world], ways, strict=True)]
 
 
 def value_and_gradient(logits: Tensor, labels: Tensor, **options: Any) -> tuple[Tensor, Tensor]:
@@ -89,8 +89,8 @@ def process(rank: int, folder: str) -> None:
             continue
         for name, sizes, scale, dtype in every_case(world):
             options = {k: v.to(dtype) if isinstance(v, Tensor) else v for k, v in CASES[name].items()}
-            own = part(whole(sizes, scale, dtype), sizes, rank)
-            results[world, name, sizes, scale, dtype] = value_and_gradient(*own, process_group=group, **options)
+            local = part(joint_batch(sizes, scale, dtype), sizes, rank)
+            results[world, name, sizes, scale, dtype] = value_and_gradient(*local, process_group=group, **options)
         results[world, "ddp"] = ddp_gradients(HRLoss(process_group=group), group, PARTS[world][0])
         results[world, "ddp, own"] = ddp_gradients(HRLoss(), group, PARTS[world][0])
     torch.save(results, f"{folder}/{rank}.pt")
@@ -111,14 +111,14 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> list[dict[Any, Any]]:
 def test_values_and_gradients_equal_those_of_one_process(results: list[dict[Any, Any]], world: int) -> None:
     for name, sizes, scale, dtype in every_case(world):
         # The expected values are computed from the float32 logits, so that their rounding has no effect.
-        logits, labels = whole(sizes, scale, dtype)
+        logits, labels = joint_batch(sizes, scale, dtype)
         value, gradient = value_and_gradient(logits.double(), labels, **CASES[name])
         parts = [results[rank][world, name, sizes, scale, dtype] for rank in range(world)]
         each = CASES[name].get("reduction") == "none"
-        for rank, (own, _) in enumerate(parts):
+        for rank, (local, _) in enumerate(parts):
             expected = value.split(sizes)[rank] if each else value
-            torch.testing.assert_close(own.double(), expected, rtol=RTOL[dtype], atol=1e-12)
-        joint = torch.cat([own for _, own in parts]).double() / (1 if each else world)
+            torch.testing.assert_close(local.double(), expected, rtol=RTOL[dtype], atol=1e-12)
+        joint = torch.cat([local for _, local in parts]).double() / (1 if each else world)
         # The share of an example in the gradient is exp((alpha - 1) nll), and the product is rounded.
         rounding = RTOL[dtype] * max(1.0, (CASES[name].get("alpha", 1.6) - 1) * scale)
         torch.testing.assert_close(joint, gradient, rtol=rounding, atol=rounding)
@@ -140,20 +140,20 @@ def test_data_parallel_training_has_the_gradient_of_the_joint_batch(results: lis
 
 
 def test_a_group_of_one_process_and_invalid_options_with_a_group(tmp_path: Path) -> None:
-    logits, labels = whole((6,), 1.0, torch.float64)
-    weight, refused = WEIGHT.clone().requires_grad_(), "'batch', 'mean' or 'none' with a process group, but got 'sum'"
+    logits, labels = joint_batch((6,), 1.0, torch.float64)
+    weight, pattern = WEIGHT.clone().requires_grad_(), "'batch', 'mean' or 'none' with a process group, but got 'sum'"
     dist.init_process_group("gloo", init_method=f"file://{tmp_path}/meeting", rank=0, world_size=1)
     try:
         group = dist.group.WORLD
-        own = hr_loss_terms(logits, labels, process_group=group)
+        local = hr_loss_terms(logits, labels, process_group=group)
         assert "process_group=" in repr(HRLoss(process_group=group))
         for loss in (lambda **options: hr_loss(logits, labels, **options), HRLoss):
-            with pytest.raises(ValueError, match=refused):
+            with pytest.raises(ValueError, match=pattern):
                 loss(reduction="sum", process_group=group)
         with pytest.raises(ValueError, match="requires_grad"):
             hr_loss(logits, labels, weight=weight, process_group=group)
     finally:
         dist.destroy_process_group()
-    torch.testing.assert_close(tuple(own), tuple(hr_loss_terms(logits, labels)), rtol=1e-12, atol=0)
+    torch.testing.assert_close(tuple(local), tuple(hr_loss_terms(logits, labels)), rtol=1e-12, atol=0)
     with pytest.raises(TypeError, match=r"ProcessGroup .* but got str"):
         hr_loss(logits, labels, process_group="world")  # type: ignore[arg-type]

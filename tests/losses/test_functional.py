@@ -144,7 +144,7 @@ def test_a_label_of_probability_0_does_not_change_other_gradients(alpha: float) 
 
 
 @pytest.mark.parametrize("kind", TARGETS)
-def test_a_logit_of_minus_infinity_removes_the_class(kind: str) -> None:
+def test_a_logit_of_minus_infinity_is_probability_0(kind: str) -> None:
     others = [0, 1, 3, 4]
     few, few_labels = batch(classes=len(others))
     few_target = as_target(kind, few_labels, len(others))

@@ -45,7 +45,7 @@ every_kind = pytest.mark.parametrize("kind", KINDS)
 
 
 @pytest.fixture(params=WAYS)
-def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+def path(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """Select the computation path of :func:`hr_loss`."""
     if request.param != "in advance":
         monkeypatch.setattr(fused, "IN_ADVANCE", 0)
@@ -53,12 +53,12 @@ def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
         monkeypatch.setattr(numerics, "BLOCK", 16)
     if request.param == "compiled":
         monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
-    way: str = request.param
-    return way
+    path: str = request.param
+    return path
 
 
 @pytest.mark.parametrize("scale", [0.1, 1.0, 30.0, 4000.0])
-def test_values_and_gradients_equal_the_paper_equations(way: str, scale: float) -> None:
+def test_values_and_gradients_equal_the_paper_equations(path: str, scale: float) -> None:
     for size, alpha in [*itertools.product(SIZES, ALPHAS), *itertools.product([(3, 3)], MORE_ALPHAS)]:
         logits, labels = batch(*size, scale=scale)
         check(logits, labels, *of_equations(size, scale, alpha), alpha=alpha)
@@ -66,18 +66,18 @@ def test_values_and_gradients_equal_the_paper_equations(way: str, scale: float) 
 
 @pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
 @every_kind
-def test_all_labels_options_and_reductions_equal_the_reference(way: str, kind: str, options: dict[str, Any]) -> None:
+def test_all_labels_options_and_reductions_equal_the_reference(path: str, kind: str, options: dict[str, Any]) -> None:
     logits, labels = batch()
     target, more = as_target(KINDS[kind][0], labels), KINDS[kind][1]
     for reduction, alpha in REDUCED:
         compare(logits, target, alpha=alpha, reduction=reduction, **options, **more)
     value = hr_loss(logits.requires_grad_(), target, **options, **more)  # type: ignore[arg-type]
-    assert type(value.grad_fn).__name__ == ("_CompiledBackward" if way == "compiled" else "_FusedBackward")
+    assert type(value.grad_fn).__name__ == ("_CompiledBackward" if path == "compiled" else "_FusedBackward")
 
 
 @every_kind
 @pytest.mark.parametrize("classes", [2, 5])
-def test_dense_logits_equal_the_reference_in_all_memory_formats(way: str, classes: int, kind: str) -> None:
+def test_dense_logits_equal_the_reference_in_all_memory_formats(path: str, classes: int, kind: str) -> None:
     logits, labels = batch(24, classes)
     target, options = as_target(KINDS[kind][0], labels, classes), KINDS[kind][1]
     for sizes, reduction in itertools.product(((24,), (2, 3, 4), (24, 1), (1, 24)), ("batch", "none")):
@@ -93,7 +93,7 @@ def test_dense_logits_equal_the_reference_in_all_memory_formats(way: str, classe
     close(hr_loss(logits[0], target[0], **options), reference(logits[0], target[0], **options))
 
 
-def test_logits_and_labels_need_not_be_contiguous(way: str) -> None:
+def test_logits_and_labels_need_not_be_contiguous(path: str) -> None:
     logits, labels = batch(8)
     spread = torch.empty(5, 16, dtype=torch.float64).T[::2]
     twice = labels.repeat_interleave(2)[::2]
@@ -106,12 +106,12 @@ def test_logits_and_labels_need_not_be_contiguous(way: str) -> None:
 
 
 @pytest.mark.parametrize("classes", [2, 5])
-def test_hard_cases_equal_the_reference(way: str, classes: int) -> None:
+def test_hard_cases_equal_the_reference(path: str, classes: int) -> None:
     for logits, labels, options in hard_cases(*batch(9, classes), classes):
         compare(logits, labels, **options)
 
 
-def test_soft_labels_equal_the_reference_for_random_logits(way: str) -> None:
+def test_soft_labels_equal_the_reference_for_random_logits(path: str) -> None:
     logits, labels = batch(scale=1000.0)
     soft = as_target("probabilities", labels)
     for alpha, dtype in itertools.product((0.5, 1.0, 1.6, 50.0), (torch.float64, torch.float32)):
@@ -120,7 +120,7 @@ def test_soft_labels_equal_the_reference_for_random_logits(way: str) -> None:
             close(value, reference(logits, target.double() if options == {} else target, alpha=alpha, **options))
 
 
-def test_the_loss_of_an_absent_class_is_infinite_and_nan_stays_nan(way: str) -> None:
+def test_the_loss_of_an_absent_class_is_infinite_and_nan_stays_nan(path: str) -> None:
     for size, reduction in itertools.product(SIZES, ("batch", "none")):
         logits, labels = batch(*size)
         logits[0, -1], labels[0] = -INF, size[1] - 1
@@ -129,7 +129,7 @@ def test_the_loss_of_an_absent_class_is_infinite_and_nan_stays_nan(way: str) -> 
         assert hr_loss(logits, labels).isnan()
 
 
-def test_a_confident_example_keeps_full_precision(way: str) -> None:
+def test_a_confident_example_keeps_full_precision(path: str) -> None:
     # If q_y rounds to 1, loss and gradient are of the order of exp(-margin), not 0.
     for margin in (20.0, 40.0, 80.0):
         logits = torch.tensor([[margin, 0.0, -1.0]])
@@ -140,7 +140,7 @@ def test_a_confident_example_keeps_full_precision(way: str) -> None:
 
 
 @pytest.mark.parametrize("classes", [2, 5])
-def test_an_index_out_of_range_raises_an_error(way: str, classes: int) -> None:
+def test_an_index_out_of_range_raises_an_error(path: str, classes: int) -> None:
     logits, labels = batch(classes=classes)
     for bad in (classes, -1, 255):
         labels[3] = bad
@@ -149,9 +149,9 @@ def test_an_index_out_of_range_raises_an_error(way: str, classes: int) -> None:
 
 
 @pytest.mark.parametrize("reduction", ["batch", "none"])
-@pytest.mark.parametrize("way", WAYS[:3], indirect=True)
+@pytest.mark.parametrize("path", WAYS[:3], indirect=True)
 @every_kind
-def test_second_derivatives_equal_those_of_the_reference(way: str, reduction: str, kind: str) -> None:
+def test_second_derivatives_equal_those_of_the_reference(path: str, reduction: str, kind: str) -> None:
     logits, labels = batch(4)
     target, options = as_target(KINDS[kind][0], labels), KINDS[kind][1]
 
@@ -167,7 +167,7 @@ def test_second_derivatives_equal_those_of_the_reference(way: str, reduction: st
 
 @every_kind
 @pytest.mark.parametrize("reduction", ["batch", "none"])
-def test_batched_gradients_in_one_pass(way: str, reduction: str, kind: str) -> None:
+def test_batched_gradients_in_one_pass(path: str, reduction: str, kind: str) -> None:
     logits, labels = batch()
     target, options = as_target(KINDS[kind][0], labels), KINDS[kind][1]
     leaf = logits.requires_grad_()
@@ -179,7 +179,7 @@ def test_batched_gradients_in_one_pass(way: str, reduction: str, kind: str) -> N
 
 
 @pytest.mark.parametrize("reduction", ["batch", "none"])
-def test_a_retained_graph_may_be_differentiated_again(way: str, reduction: str) -> None:
+def test_a_retained_graph_may_be_differentiated_again(path: str, reduction: str) -> None:
     logits, labels = batch()
     leaf = logits.requires_grad_()
     value = hr_loss(leaf, labels, reduction=reduction)  # type: ignore[arg-type]
@@ -195,7 +195,7 @@ def test_a_retained_graph_may_be_differentiated_again(way: str, reduction: str) 
 # The graph: the tensors that it holds, and for how long
 
 
-def test_no_tensor_is_held_after_backward(way: str) -> None:
+def test_no_tensor_is_held_after_backward(path: str) -> None:
     logits, labels = batch()
     leaf = logits.requires_grad_()
     loss = hr_loss(leaf * 1, labels)
@@ -207,7 +207,7 @@ def test_no_tensor_is_held_after_backward(way: str) -> None:
 
 @every_kind
 @pytest.mark.parametrize("buffer", ["labels", "logits", "weight"])
-def test_labels_modified_before_backward_raise_an_error(way: str, kind: str, buffer: str) -> None:
+def test_labels_modified_before_backward_raise_an_error(path: str, kind: str, buffer: str) -> None:
     logits, labels = batch()
     z, target, weight = logits.requires_grad_() * 1, as_target(KINDS[kind][0], labels).clone(), WEIGHT.clone()
     loss = hr_loss(z, target, weight=weight, **KINDS[kind][1])
@@ -219,7 +219,7 @@ def test_labels_modified_before_backward_raise_an_error(way: str, kind: str, buf
 
 
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.int32], ids=str)
-def test_labels_that_are_cast_are_copied(way: str, dtype: torch.dtype) -> None:
+def test_labels_that_are_cast_are_copied(path: str, dtype: torch.dtype) -> None:
     # The gradient then uses the labels of the loss, not those that were written into the buffer later.
     logits, labels = batch()
     expected = value_and_gradient(hr_loss, logits, labels)[1]
@@ -232,14 +232,14 @@ def test_labels_that_are_cast_are_copied(way: str, dtype: torch.dtype) -> None:
 # Extremes
 
 
-def test_a_one_hot_row_of_any_mass_is_its_index_times_the_mass(way: str) -> None:
+def test_a_one_hot_row_of_any_mass_is_its_index_times_the_mass(path: str) -> None:
     logits = torch.tensor([[30.0, 0.0, 1.0]])
     for alpha, mass in itertools.product((1.1, 1.6), (0.3, 1.0, 3.0)):
         value = hr_loss(logits, torch.tensor([[mass, 0.0, 0.0]]), alpha=alpha, reduction="none")
         close(value, mass * oracle.hr_loss(logits, [0], alpha, "none"))
 
 
-def test_the_loss_of_an_absent_class_is_infinite_and_of_an_unlikely_class_finite(way: str) -> None:
+def test_the_loss_of_an_absent_class_is_infinite_and_of_an_unlikely_class_finite(path: str) -> None:
     soft = torch.tensor([[0.5, 0.5, 1e-12], [0.2, 0.3, 0.5]], dtype=torch.float64)
     for alpha in (1.0, 1.6):
         absent = torch.tensor([[0.0, 1.0, -INF], [0.0, 1.0, 2.0]], dtype=torch.float64)
@@ -249,7 +249,7 @@ def test_the_loss_of_an_absent_class_is_infinite_and_of_an_unlikely_class_finite
 
 
 @pytest.mark.parametrize("kind", ["smoothing", "soft"])
-def test_gradient_entries_of_a_confident_row_do_not_cancel(way: str, kind: str) -> None:
+def test_gradient_entries_of_a_confident_row_do_not_cancel(path: str, kind: str) -> None:
     target = torch.tensor([1]) if kind == "smoothing" else torch.tensor([[0.05, 0.95]])
     for dtype in (torch.float32, torch.float64):
         labels = target if kind == "smoothing" else target.to(dtype)

@@ -59,11 +59,11 @@ class Through:
 
     def __call__(self, logits: Tensor, target: Tensor, **options: Any) -> Tensor:
         """Return the result of :func:`hr_loss`, after checking that kernels compute it."""
-        there = {name: each.to(self.device) if isinstance(each, Tensor) else each for name, each in options.items()}
+        moved = {name: each.to(self.device) if isinstance(each, Tensor) else each for name, each in options.items()}
         z, y = logits.to(self.device), target.to(self.device)
-        plan = fused.LossOptions(**there)
+        plan = fused.LossOptions(**moved)
         assert fused._kind_of_batch(z.float(), y.long(), plan) is kernels.Kernels
-        return hr_loss(z, y, **there).cpu()
+        return hr_loss(z, y, **moved).cpu()
 
 
 @pytest.mark.slow  # slow: the interpreter runs every program of a kernel in NumPy

@@ -95,12 +95,12 @@ def test_it_has_no_parameters_and_only_the_weight_as_state() -> None:
     assert torch.equal(loss.weight, WEIGHT)
 
 
-@pytest.mark.parametrize("way", COPIES.values(), ids=COPIES)
-def test_a_copy_has_the_same_loss_and_its_own_reduction(way: Callable[[HRLoss], HRLoss]) -> None:
+@pytest.mark.parametrize("copied", COPIES.values(), ids=COPIES)
+def test_a_copy_has_the_same_loss_and_its_own_reduction(copied: Callable[[HRLoss], HRLoss]) -> None:
     logits, labels = data()
     for settings in SETTINGS.values():
         loss = HRLoss(**settings)
-        duplicate = way(loss)
+        duplicate = copied(loss)
         assert type(duplicate) is HRLoss
         assert repr(duplicate) == repr(loss)
         assert torch.equal(duplicate(logits, labels), loss(logits, labels))
@@ -110,8 +110,8 @@ def test_a_copy_has_the_same_loss_and_its_own_reduction(way: Callable[[HRLoss], 
 
 def test_repr_shows_alpha_reduction_and_settings_other_than_defaults() -> None:
     assert repr(HRLoss()) == "HRLoss(alpha=1.6, reduction='batch')"
-    shown = repr(HRLoss(2, weight=WEIGHT, ignore_index=0, label_smoothing=0.1, reduction="none"))
-    assert shown == ("HRLoss(alpha=2.0, reduction='none', weight=[0.5, 2.0, 1.0], ignore_index=0, label_smoothing=0.1)")
+    text = repr(HRLoss(2, weight=WEIGHT, ignore_index=0, label_smoothing=0.1, reduction="none"))
+    assert text == ("HRLoss(alpha=2.0, reduction='none', weight=[0.5, 2.0, 1.0], ignore_index=0, label_smoothing=0.1)")
 
 
 # Precisions

@@ -1,4 +1,4 @@
-"""Pages opened in a real browser, and what is wrong with them."""
+"""Helpers that open pages in a real browser and list their problems."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,7 +10,7 @@ from playwright.sync_api import Browser, Page
 from benchmarks.report.results import Results
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
-# The last five keep it from calling its makers.
+# The last five options prevent network requests of the browser itself.
 FLAGS = [
     "--no-sandbox",
     "--disable-gpu",
@@ -21,11 +21,11 @@ FLAGS = [
     "--disable-sync",
 ]
 
-# Milliseconds until a page that does not open is an error: long enough on a machine with other work.
+# Timeout in milliseconds for opening a page, long enough on a busy machine.
 PATIENCE = 120_000
 
-# What is wrong with an open page, as a list of sentences. Text is looked at where it stands: in the elements that hold
-# it themselves. Within .scroll it may be wider than the screen.
+# Script that returns the problems of an open page as a list of sentences. It checks the elements that contain text
+# directly. Within .scroll, text may be wider than the screen.
 INSPECT = """
 () => {
   const found = [], wide = window.innerWidth, style = getComputedStyle;
@@ -60,13 +60,13 @@ INSPECT = """
 """
 
 
-# Whether an element is to be seen; what is folded is not.
+# Script that returns whether an element is visible; the content of a closed <details> is not.
 SHOWN = "e => e.checkVisibility({contentVisibilityAuto: true})"
 
 
 @dataclass(frozen=True)
 class Seen:
-    """What a reader has before them, with all that is folded open."""
+    """The visible content of a page with all <details> open, and its problems."""
 
     problems: list[str]
     title: str
@@ -77,14 +77,14 @@ class Seen:
 
 @dataclass(frozen=True)
 class Report:
-    """A report as it lies on the disk, and what it was made of."""
+    """A report file and the results that it was generated from."""
 
     results: Results
     file: Path
 
 
 def look(browser: Browser, file: Path, width: int, scheme: str = "light", shot: Path | None = None) -> Seen:
-    """Open a file without a network, and see what is wrong with it."""
+    """Open a file without network access, and return its content and problems."""
     context = browser.new_context(viewport={"width": width, "height": 900}, color_scheme=scheme, offline=True)
     opened = context.new_page()
     opened.set_default_timeout(PATIENCE)
@@ -110,6 +110,7 @@ def look(browser: Browser, file: Path, width: int, scheme: str = "light", shot: 
 
 @contextmanager
 def opened(browser: Browser, file: Path, width: int = 1400, **options: object) -> Iterator[Page]:
+    """Open a file in a new page without network access, and close the page at the end of the context."""
     context = browser.new_context(viewport={"width": width, "height": 900}, offline=True, **options)
     shown = context.new_page()
     shown.set_default_timeout(PATIENCE)

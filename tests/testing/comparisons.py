@@ -1,4 +1,4 @@
-"""The loss against the reference and the paper's equations, in value and in gradient, and batches that are hard."""
+"""Comparisons of loss and gradient with the reference and the paper's equations, and numerically hard batches."""
 
 import itertools
 import math
@@ -26,13 +26,13 @@ REDUCED = [
 
 
 def reference(logits: Tensor, labels: Tensor, **options: Any) -> Tensor:
-    """The sum of the two terms, which are computed by the reference."""
+    """Return the sum of the two terms, which the reference computes."""
     terms: HRLossTerms = hr_loss_terms(logits, labels, **options)
     return terms.conditional_entropy + terms.renyi_divergence
 
 
 def value_and_gradient(loss: Loss, logits: Tensor, labels: Tensor, **options: Any) -> tuple[Tensor, Tensor]:
-    """The loss, and the gradient of its values each times another number."""
+    """Return the loss, and the gradient of a weighted sum of its values."""
     leaf = logits.detach().requires_grad_()
     value = loss(leaf, labels, **options)
     by = torch.linspace(1.0, 2.0, value.numel(), dtype=value.dtype).reshape(value.shape)
@@ -43,10 +43,10 @@ def check(
     logits: Tensor, labels: Tensor, expected: Any, gradient: Any, *, loss: Loss = hr_loss, **options: Any
 ) -> None:
     """
-    Value and gradient in both precisions, each to its own last digits.
+    Compare value and gradient with the expected ones in float64 and float32, up to the rounding of each dtype.
 
-    Entries of a gradient are sums of two terms of either sign, right to the digits of the row's greatest; and the share
-    of an example in that of a batch is exp((alpha - 1) nll), of a product that is rounded.
+    Entries of a gradient are sums of two terms of either sign, precise relative to the largest entry of the row. The
+    share of an example in the gradient of a batch is exp((alpha - 1) nll), and this product is rounded.
     """
     gradient = torch.as_tensor(gradient)
     finite = logits[logits.isfinite()]
@@ -61,19 +61,19 @@ def check(
 
 
 def compare(logits: Tensor, labels: Tensor, *, loss: Loss = hr_loss, **options: Any) -> None:
-    """The same against the plain composition in float64."""
+    """Compare value and gradient with the reference in float64."""
     check(logits, labels, *value_and_gradient(reference, logits, labels, **options), loss=loss, **options)
 
 
 @cache
 def of_equations(size: tuple[int, int], scale: float, alpha: float) -> tuple[Any, Any]:
-    """Value and gradient by the paper, the same for every way."""
+    """Return value and gradient from the paper's equations; cached, because all computation paths share them."""
     logits, labels = batch(*size, scale=scale)
     return oracle.hr_loss(logits, labels, alpha), oracle.gradient(logits, labels, alpha)
 
 
 def hard_cases(logits: Tensor, labels: Tensor, classes: int) -> Iterator[tuple[Tensor, Tensor, dict[str, Any]]]:
-    """Batches that lose digits or make no number of a careless writing, with options."""
+    """Yield batches, with options, for which a careless implementation loses digits or returns NaN."""
     weight, soft = WEIGHT[:classes], as_target("probabilities", labels, classes)
     for reduction, alpha in REDUCED:
         for options in ({"weight": weight}, {"weight": weight, "ignore_index": 1}):
@@ -85,7 +85,7 @@ def hard_cases(logits: Tensor, labels: Tensor, classes: int) -> Iterator[tuple[T
     ties[0], ties[1, :2], first[1] = 0.0, 9.0, 1
     yield ties, first, {}
     yield torch.zeros_like(logits), labels, {}
-    # Powers of such losses overflow, or leave nothing, unless the largest or least one is taken out first.
+    # Exponentials of such losses overflow or underflow unless the largest or smallest one is factored out.
     large = 1000 * logits
     large[0], first[0] = torch.linspace(1e-3, -1, classes, dtype=torch.float64), 0
     for alpha in (0.5, 1.6, 50.0):
@@ -98,15 +98,15 @@ def hard_cases(logits: Tensor, labels: Tensor, classes: int) -> Iterator[tuple[T
         for each in (None, 1e9 * weight)
     )
     heavy = 1e9 * weight
-    heavy[-1] = 0.0  # smoothed labels are of every class that has a weight
+    heavy[-1] = 0.0  # smoothed labels give a share to every class with a weight
     yield absent, first, {"label_smoothing": 0.1, "weight": heavy, "reduction": "sum"}
-    # Below alpha = 1 a label on an absent class leaves the batch a finite loss and gradient.
+    # Below alpha = 1 the batch has a finite loss and gradient despite a label on an absent class.
     impossible = first.index_fill(0, torch.tensor([0]), classes - 1)
     yield from ((absent, each, {"alpha": alpha}) for alpha in (0.3, 0.95) for each in (impossible, one_hot(impossible)))
     for mass, alpha in itertools.product((1e-10, 1.01, 3.0), (0.5, 1.0, 50.0)):
         yield logits, soft * mass, {"alpha": alpha, "label_smoothing": 0.1 * (mass > 1)}
         yield logits, labels, {"alpha": alpha, "label_smoothing": 0.1, "weight": weight * mass}
-    # Powers of all probabilities vanish in float32.
+    # The powers of all probabilities underflow in float32.
     flat = batch(2, 10, scale=0.1)[0]
     yield flat, torch.full_like(flat, 0.1), {"alpha": 50.0}
     yield flat, torch.full_like(flat, 1e-25), {}

@@ -1,4 +1,4 @@
-"""A stand-in for CUDA's streams and graphs on the CPU, to test what is recorded and what a replay does."""
+"""Replacement for CUDA's streams and graphs on the CPU, to test the recording and the replay of graphs."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,10 +12,10 @@ from torch.utils._pytree import tree_flatten, tree_map
 
 class Graph(TorchDispatchMode):
     """
-    The operations of one step, with the tensors that they read and wrote: what a graph of CUDA's holds.
+    The operations of one step with the tensors that they read and write, as in a CUDA graph.
 
-    A recording changes no tensor that was there before it. A replay does the operations again on the same tensors, so
-    whatever Python computed meanwhile, a number or a decision, is a constant of it.
+    A recording does not change tensors that existed before it. A replay repeats the operations on the same tensors, so
+    numbers and decisions that Python computed during the recording are constants of the graph.
     """
 
     def __init__(self) -> None:
@@ -34,17 +34,19 @@ class Graph(TorchDispatchMode):
         for value in tree_flatten(results)[0]:
             if isinstance(value, Tensor) and value.untyped_storage().data_ptr() not in given:
                 self._made.add(value.untyped_storage().data_ptr())
-        self._operations.append((function, args, kwargs, results))  # which keeps all its memory from being used anew
+        self._operations.append((function, args, kwargs, results))  # the reference keeps its memory from being reused
         return results
 
     def recorded(self) -> None:
-        """Undo what the recording has changed."""
-        for value, before in reversed(self._before.values()):  # of one memory, what was seen first is what was there
+        """Restore the tensors that the recording has changed."""
+        for value, before in reversed(
+            self._before.values()
+        ):  # for tensors that share memory, the first copy is the original
             value.detach().copy_(before)
 
     @torch.no_grad()
     def replay(self) -> None:
-        """Do every operation again, into the same memory."""
+        """Repeat every operation, with results in the same memory."""
         for function, args, kwargs, kept in self._operations:
             args, kwargs = tree_map(lambda v: v.detach() if isinstance(v, Tensor) else v, (args, kwargs))
             given = [v for v in tree_flatten((args, kwargs))[0] if isinstance(v, Tensor)]
@@ -56,14 +58,14 @@ class Graph(TorchDispatchMode):
 
 
 class Stream:
-    """A stream in which everything is done at once."""
+    """A stream that executes all work immediately."""
 
     def wait_stream(self, other: "Stream") -> None:
-        """Wait for nothing."""
+        """Return immediately."""
 
 
 class StandIn:
-    """What of torch.cuda a recording asks for."""
+    """The part of torch.cuda that a recording uses."""
 
     Stream, CUDAGraph = Stream, Graph
 
@@ -72,12 +74,12 @@ class StandIn:
         self.recordings = 0
 
     def current_stream(self) -> Stream:
-        """Return the stream that work goes to."""
+        """Return the current stream."""
         return self.here
 
     @contextmanager
     def stream(self, stream: Stream) -> Iterator[None]:
-        """Have work go to a stream."""
+        """Make a stream the current one within the context."""
         before, self.here = self.here, stream
         try:
             yield
@@ -86,11 +88,11 @@ class StandIn:
 
     @contextmanager
     def graph(self, graph: Graph) -> Iterator[None]:
-        """Record."""
+        """Record the operations within the context."""
         with graph:
             yield
         graph.recorded()
         self.recordings += 1
 
     def synchronize(self) -> None:
-        """Wait for nothing."""
+        """Return immediately."""

@@ -1,4 +1,4 @@
-"""A store whose process dies between two epochs."""
+"""Store that simulates the end of its process between two epochs."""
 
 from pathlib import Path
 
@@ -7,11 +7,11 @@ from benchmarks.store import Store
 
 
 class KilledError(Exception):
-    """Stands for whatever ends a process between two epochs."""
+    """Replaces any event that ends a process between two epochs."""
 
 
 class StoreKilledAfter(Store):
-    """A store whose process dies right after it has kept its so-manieth epoch."""
+    """A store that raises KilledError right after it has stored the state of a given epoch."""
 
     def __init__(self, root: Path, epoch: int) -> None:
         super().__init__(root)

@@ -1,4 +1,4 @@
-"""Results that were never measured, for tables and figures to be held against."""
+"""Synthetic results with known values, to test tables and figures."""
 
 import json
 import math
@@ -25,7 +25,7 @@ N = 100_000
 
 
 def distinct(grid: Grid, run: RunSpec, attack: AttackSpec) -> int:
-    """Of N images: a number that no other entry has, nor another seed of this one, nor their means to 3 digits."""
+    """Return a number of N images that is unique among entries and seeds, also after averaging and rounding."""
     datasets = [dataset for dataset, _ in grid.recipes]
     row = datasets.index(run.dataset) * len(grid.losses) + grid.losses.index(run.loss)
     entry = row * len(grid.attacks) + grid.attacks.index(attack)
@@ -44,10 +44,10 @@ def results(
     made: Callable[[RunSpec, AttackSpec], bool] = lambda run, attack: True,
 ) -> Results:
     """
-    Results of a grid, from what its records and curves are to hold.
+    Return results of a grid from the values of its records and curves.
 
-    The confusion matrix has two classes, each of which is taken for the other with the probability `uncertainty`: the
-    four entries of I - C are that large, and its norm is twice that.
+    The confusion matrix has two classes, which are confused with the probability `uncertainty`: the
+    four entries of I - C have this absolute value, and its norm is twice as large.
     """
 
     def record(run: RunSpec, attack: AttackSpec) -> Made:
@@ -68,13 +68,13 @@ def results(
 
 
 def tables(results: Results, name: str) -> list[Table]:
-    """The tables of that name, data set by data set."""
+    """Return the tables with a name, one for each data set."""
     selections = [Selection(results, dataset) for dataset in results.datasets]
     return [table for of in selections for maker in TABLES[name] if (table := maker(of))]
 
 
 def measured(grid: Grid) -> Results:
-    """Results of real records, of logits drawn at random, with curves: every figure that the grid has can be drawn."""
+    """Return results of real records with random logits, with curves, so that all figures of the grid can be drawn."""
     n = 360
 
     def drawn(run: RunSpec, attack: AttackSpec, *more: int) -> Record:
@@ -106,15 +106,15 @@ def measured(grid: Grid) -> Results:
 
 @dataclass(frozen=True, eq=False)
 class Made(Record):
-    """A record whose metrics are what they are said to be, whatever logits would give them."""
+    """A record with prescribed metrics instead of logits."""
 
     right: Any = None
     confusion: Any = None
     values: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
-    """The bounds by kind of labels, the calibration, and that with the logits "scaled"."""
+    """The bounds by kind of labels, the calibration, and the calibration with "scaled" logits."""
     temperature: Any = math.nan
     counts: Mapping[str, int] = field(default_factory=dict)
-    """By attack of an ensemble, how many images it was the first to break."""
+    """For each attack of an ensemble, the number of images for which it was the first to succeed."""
     histogram = np.eye(80, dtype=int)[40]
     margins = np.zeros(1)
 
@@ -129,7 +129,7 @@ class Made(Record):
         return dict(self.values.get("calibration" if temperature == 1 else "scaled", {}))
 
     def reliability(self, temperature: float = 1.0) -> Reliability:
-        """All images in the last bin, each certain."""
+        """Return a diagram with all images in the last bin, with confidence 1."""
         last = np.arange(CONFIDENCE_BINS) == CONFIDENCE_BINS - 1
         return Reliability(last * self.n, last * self.right.sum(), last * self.n)
 
@@ -140,14 +140,14 @@ def _places(n: int) -> np.ndarray:
 
 
 def made_record(n: int, correct: int, zero: int | None = None, **more: Any) -> Made:
-    """A record of so many images, of which so many are right and so many gradients are 0."""
+    """Return a record of n images with numbers of correct images and of zero gradients."""
     images = _places(n)
     zeros = None if zero is None else images < zero
     return Made(images, right=images < correct, zero_gradient=zeros, **({"confusion": np.eye(2)} | more))
 
 
 def record(n: int, correct: int, zero: int | None = None) -> Record:
-    """A small real record: of two classes, so many images, so many right, and so many gradients that are 0."""
+    """Return a small real record of two classes and n images with numbers of correct images and of zero gradients."""
     labels = np.arange(n) % 2
     right = np.arange(n) < correct
     logits = np.where(right[:, None] == (labels[:, None] == np.arange(2)), 1.0, -1.0).astype(np.float32)
@@ -158,14 +158,14 @@ def record(n: int, correct: int, zero: int | None = None) -> Record:
 
 
 def rewrite(path: Path, header: Mapping[str, object], drop: str = "", **arrays: np.ndarray) -> None:
-    """Write a record's file again with another header, without an array, or with others."""
+    """Rewrite the file of a record with another header, without an array, or with other arrays."""
     kept = {name: array for name, array in safetensors.numpy.load_file(path).items() if name != drop}
     tensors = {name: torch.from_numpy(array) for name, array in (kept | arrays).items()}
     path.write_bytes(tensors_bytes(tensors, "record", json.dumps({"sha256": NO_CHECKSUM} | header)))
 
 
 def same(one: Record | None, other: Record | None) -> bool:
-    """Whether two records hold the same, to the bit."""
+    """Return True if two records are equal bit for bit."""
     if one is None or other is None:
         return one is other
     ours, theirs = one.arrays(), other.arrays()

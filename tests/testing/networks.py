@@ -1,4 +1,4 @@
-"""Networks around a network, to attack and to diagnose; masked ones are in benchmarks.autoattack.masked."""
+"""Networks for tests of attacks and reports; networks with gradient masking are in benchmarks.autoattack.masked."""
 
 import torch
 from torch import nn
@@ -7,22 +7,22 @@ from benchmarks.autoattack.masked import Around
 
 
 def noisy(network, size):
-    """Random noise on the input."""
+    """Return a network that adds random noise to its input."""
     return Around(network, lambda x: x + size * torch.randn_like(x))
 
 
 def unnormalised(network, mean, std):
-    """A network of images from which a mean was subtracted, and which a standard deviation then divided."""
+    """Return a network for images that were normalised with a mean and a standard deviation."""
     return Around(network, lambda x: x * std + mean)
 
 
 def in_place(network):
-    """A network that begins with a step in place."""
+    """Return a network whose first operation works in place."""
     return Around(network, lambda x: x.mul_(0.9))
 
 
 class Recording(Around):
-    """A network that keeps its images, batch by batch."""
+    """A network that stores its input images, batch by batch."""
 
     def __init__(self, network):
         super().__init__(network, self._keep)
@@ -34,7 +34,7 @@ class Recording(Around):
 
 
 def nan_where_bright(network, limit):
-    """Logits that are right everywhere, with a gradient of NaN, 0 / 0, where the image is bright."""
+    """Return a network with unchanged logits, but a gradient of NaN for bright images."""
 
     def step(x):
         bright = x.mean((1, 2, 3)) > limit
@@ -46,7 +46,7 @@ def nan_where_bright(network, limit):
 
 
 class Counting(nn.Module):
-    """Counts the images that pass forward, and those that pass backward."""
+    """A network that counts the images of its forward and backward passes."""
 
     def __init__(self, network):
         super().__init__()
@@ -62,7 +62,7 @@ class Counting(nn.Module):
         self.backwards += len(gradient)
 
     def __deepcopy__(self, memo):
-        return self  # the copy in float64 counts as well
+        return self  # the report's copy in float64 must be counted as well
 
     def double(self):
         return self

@@ -1,9 +1,9 @@
-"""The paper's equations in the plainest writing, to test the package against: loops over examples and classes.
+"""Reference implementation of the paper's equations in loops over examples and classes, to test the package.
 
 Picot, Piantanida, Messina, Labeau, "Modelling the Uncertainty of a Deep Neural Network Enhances its Adversarial
-Robustness", GRETSI 2019. Nothing here is stable, fast or differentiable, and nothing needs to be: decimals of 100
-digits and unbounded exponents neither underflow at q = exp(-5000) nor cancel at alpha = 1 + 1e-12, so each equation
-stands as it is printed. Every function takes numbers, lists or arrays and gives float64 (or arrays of it).
+Robustness", GRETSI 2019. The functions are neither fast nor differentiable, and need no stable formulas: decimals with
+100 digits and unbounded exponents neither underflow at q = exp(-5000) nor cancel at alpha = 1 + 1e-12. Each equation is
+written as printed. The functions take numbers, lists or arrays and return float64 numbers or arrays.
 """
 
 from collections.abc import Callable, Sequence
@@ -18,7 +18,7 @@ Row = list[Decimal]
 
 
 def exactly(function: Callable[..., Any]) -> Callable[..., np.ndarray]:
-    """Run `function` in 100 digits and round what it gives to float64."""
+    """Compute a function with 100 digits and round its result to float64."""
 
     @wraps(function)
     def rounded(*args: Any, **options: Any) -> np.ndarray:
@@ -29,18 +29,18 @@ def exactly(function: Callable[..., Any]) -> Callable[..., np.ndarray]:
 
 
 def _softmax(z: Sequence[float]) -> Row:
-    """q_k = exp(z_k) / sum_j exp(z_j)."""
+    """Return q_k = exp(z_k) / sum_j exp(z_j)."""
     powers = [Decimal(float(z_k)).exp() for z_k in z]
     return [power / sum(powers) for power in powers]
 
 
 def _entropy(q: Row) -> Decimal:
-    """- sum_k q_k log q_k, where 0 log 0 = 0."""
+    """Return - sum_k q_k log q_k, where 0 log 0 = 0."""
     return -sum((q_k * q_k.ln() for q_k in q if q_k > 0), Decimal(0))
 
 
 def _renyi(mu: Row, nu: Row, alpha: Decimal) -> Decimal:
-    """Eq. (4): 1/(alpha (alpha - 1)) log E_mu[(d nu/d mu)^(1 - alpha)]; at alpha = 1 its limit, E_mu[log d mu/d nu]."""
+    """Return (4), 1/(alpha (alpha - 1)) log E_mu[(d nu/d mu)^(1 - alpha)]; at alpha = 1 E_mu[log d mu/d nu]."""
     atoms = [(m, n) for m, n in zip(mu, nu, strict=True) if m > 0]
     if alpha == 1:
         return -sum(m * (n / m).ln() for m, n in atoms)
@@ -48,7 +48,7 @@ def _renyi(mu: Row, nu: Row, alpha: Decimal) -> Decimal:
 
 
 def _labels(target: Any, classes: int, smoothing: float) -> list[Row]:
-    """p_ik: the labels' distributions, from class indices or from probabilities, mixed with the uniform one."""
+    """Return p_ik, the label distributions mixed with the uniform one, from class indices or probabilities."""
     target, share = np.asarray(target), Decimal(float(smoothing))
     if target.ndim == 1:
         target = [[int(k == y) for k in range(classes)] for y in target]
@@ -58,7 +58,7 @@ def _labels(target: Any, classes: int, smoothing: float) -> list[Row]:
 def _joint(
     logits: Any, target: Any, weight: Any = None, label_smoothing: float = 0.0, ignore_index: int = -100
 ) -> tuple[list[Row], list[Row]]:
-    """w_k p_ik, the joint distribution of (X, Y) up to its scale, and q_ik. An ignored example has no mass at all."""
+    """Return w_k p_ik, the joint distribution of (X, Y) up to scale, 0 for ignored examples, and q_ik."""
     q = [_softmax(z) for z in logits]
     p = _labels(target, len(q[0]), label_smoothing)
     w = [Decimal(float(w_k)) for w_k in (np.ones(len(q[0])) if weight is None else weight)]
@@ -67,7 +67,7 @@ def _joint(
 
 
 def _equation_3(mass: list[Row], q: list[Row], alpha: Decimal) -> Decimal:
-    """Eq. (3): H(Y^|X) + alpha D_alpha(p_XY || p_X p_Y^|X), for p_XY(i, k) proportional to mass[i][k]."""
+    """Return (3), H(Y^|X) + alpha D_alpha(p_XY || p_X p_Y^|X), for p_XY(i, k) proportional to mass[i][k]."""
     total = sum(map(sum, mass))
     p_x = [sum(row) / total for row in mass]
     p_xy = [m / total for row in mass for m in row]
@@ -78,29 +78,29 @@ def _equation_3(mass: list[Row], q: list[Row], alpha: Decimal) -> Decimal:
 
 @exactly
 def softmax(logits: Any) -> list[Row]:
-    """p_Y^|X: the softmax of each row of logits (n, M)."""
+    """Return p_Y^|X, the softmax of each row of logits (n, M)."""
     return [_softmax(z) for z in logits]
 
 
 @exactly
 def conditional_entropy(logits: Any) -> Decimal:
-    """H(Y^|X) of sec. 2.1: mean_i [- sum_k q_ik log q_ik]."""
+    """Return H(Y^|X) of section 2.1, mean_i [- sum_k q_ik log q_ik]."""
     return sum(_entropy(_softmax(z)) for z in logits) / len(logits)
 
 
 @exactly
 def renyi_divergence(p: Sequence[float], q: Sequence[float], alpha: float) -> Decimal:
-    """Eq. (4), D_alpha(p || q), of two distributions on one finite set."""
+    """Return (4), D_alpha(p || q), for two distributions on a finite set."""
     return _renyi([Decimal(float(p_k)) for p_k in p], [Decimal(float(q_k)) for q_k in q], Decimal(float(alpha)))
 
 
 @exactly
 def hr_loss(logits: Any, target: Any, alpha: float, reduction: str = "batch", **options: Any) -> Any:
-    """The HR loss of logits (n, M) and labels (n,) or label distributions (n, M).
+    """Return the HR loss of logits (n, M) and labels (n,) or label distributions (n, M).
 
-    "batch" is eq. (3) under the joint distribution p_XY(i, k) proportional to w_k p_ik, without the ignored examples.
-    "none" is eq. (3) of each example alone times its mass u_i = sum_k w_k p_ik; "sum" and "mean" are their sum and
-    their sum over sum_i u_i. Options: weight, label_smoothing, ignore_index.
+    "batch" is eq. (3) for the joint distribution p_XY(i, k) proportional to w_k p_ik, without ignored examples.
+    "none" is eq. (3) of each example times its mass u_i = sum_k w_k p_ik. "sum" is the sum of these values, "mean" is
+    this sum divided by sum_i u_i. Options: weight, label_smoothing, ignore_index.
     """
     mass, q = _joint(logits, target, **options)
     if reduction == "batch":
@@ -115,7 +115,7 @@ def hr_loss(logits: Any, target: Any, alpha: float, reduction: str = "batch", **
 
 @exactly
 def cross_entropy(logits: Any, target: Any, **options: Any) -> Decimal:
-    """E[-log q_Y^|X(Y|X)] under the joint distribution of (X, Y), options as in `hr_loss`."""
+    """Return E[-log q_Y^|X(Y|X)] for the joint distribution of (X, Y), with the options of `hr_loss`."""
     mass, q = _joint(logits, target, **options)
     pairs = [(m, q_ik) for row, q_i in zip(mass, q, strict=True) for m, q_ik in zip(row, q_i, strict=True) if m > 0]
     return -sum(m * q_ik.ln() for m, q_ik in pairs) / sum(m for m, _ in pairs)
@@ -123,7 +123,7 @@ def cross_entropy(logits: Any, target: Any, **options: Any) -> Decimal:
 
 @exactly
 def gradient(logits: Any, labels: Sequence[int], alpha: float) -> list[Row]:
-    """The closed gradient of eq. (3) by the logits, for hard labels y.
+    """Return the closed form of the gradient of eq. (3) by the logits, for hard labels y.
 
     dL/dz_i = (1/n) [- q_i (log q_i + H_i)] + w_i (q_i - onehot(y_i)), where w_i is q_i,y_i^(1-alpha) over its sum.
     """
@@ -139,7 +139,7 @@ def gradient(logits: Any, labels: Sequence[int], alpha: float) -> list[Row]:
 
 @exactly
 def brier_score(logits: Any, labels: Sequence[int]) -> Decimal:
-    """The Brier score, mean_i sum_k (q_ik - [k = y_i])^2."""
+    """Return the Brier score, mean_i sum_k (q_ik - [k = y_i])^2."""
     q = [_softmax(z) for z in logits]
     return sum((q_k - (k == y)) ** 2 for q_i, y in zip(q, labels, strict=True) for k, q_k in enumerate(q_i)) / len(q)
 
@@ -148,24 +148,24 @@ def brier_score(logits: Any, labels: Sequence[int]) -> Decimal:
 
 
 def _digits(least: Decimal) -> Context:
-    """Digits with which 1 - p and 1 - exp(-h), of a tiny p or h, still have 100 of their own."""
+    """Return a context in which 1 - p and 1 - exp(-h) have 100 significant digits for a tiny p or h."""
     return Context(prec=DIGITS.prec + max(0, -least.adjusted()), Emax=MAX_EMAX, Emin=MIN_EMIN, traps=[])
 
 
 def _log_gap(h: Decimal) -> Decimal:
-    """log[1 - exp(-h)]."""
+    """Return log[1 - exp(-h)]."""
     with localcontext(_digits(h)):
         return (1 - (-h).exp()).ln()
 
 
 def _fano(p: Decimal, classes: int) -> Decimal:
-    """q(P) = h(P) + P log M of eq. (9), with h the binary entropy."""
+    """Return q(P) = h(P) + P log M of eq. (9), where h is the binary entropy."""
     with localcontext(_digits(p)):
         return _entropy([p, 1 - p]) + p * Decimal(classes).ln()
 
 
 def _fano_inverse(h: Decimal, classes: int) -> Decimal:
-    """By bisection, geometric so that it finds 1e-303 as fast as 0.3. Above q(1 - 1/M) it is 1 - 1/M."""
+    """Return the inverse by bisection on a logarithmic scale; 1 - 1/M above q(1 - 1/M)."""
     low, high = h / 10**6, 1 - 1 / Decimal(classes)
     while high / low - 1 > Decimal("1e-20"):
         middle = (low * high).sqrt()
@@ -175,7 +175,7 @@ def _fano_inverse(h: Decimal, classes: int) -> Decimal:
 
 @cache
 def _beta(classes: int) -> Decimal:
-    """The peak of log P / log[1 - exp(-q(P))] on (0, q^-1(log M)], by a ternary search in log P: it has one."""
+    """Return the maximum of log P / log[1 - exp(-q(P))] on (0, q^-1(log M)], by a ternary search in log P."""
 
     def ratio(log_p: Decimal) -> Decimal:
         return log_p / _log_gap(_fano(log_p.exp(), classes))
@@ -190,48 +190,48 @@ def _beta(classes: int) -> Decimal:
 
 @exactly
 def log_gap(h: float) -> Decimal:
-    """log[1 - exp(-h)]."""
+    """Return log[1 - exp(-h)]."""
     return _log_gap(Decimal(float(h)))
 
 
 @exactly
 def fano_bound(p: float, classes: int) -> Decimal:
-    """q(P) of eq. (9)."""
+    """Return q(P) of eq. (9)."""
     return _fano(Decimal(float(p)), classes)
 
 
 @exactly
 def fano_inverse(h: float, classes: int, relative_change: float = 0.0) -> Decimal:
-    """The inverse of q on [0, 1 - 1/M], at h times 1 + relative_change; 1 - 1/M above q(1 - 1/M)."""
+    """Return the inverse of q on [0, 1 - 1/M] at h (1 + relative_change); 1 - 1/M above q(1 - 1/M)."""
     return _fano_inverse(Decimal(float(h)) * (1 + Decimal(float(relative_change))), classes)
 
 
 @exactly
 def beta(classes: int) -> Decimal:
-    """beta(M) of eq. (10)."""
+    """Return beta(M) of eq. (10)."""
     return _beta(classes)
 
 
 @exactly
 def log_of_others_and_log_entropy(logits: Sequence[float]) -> Row:
-    """Of one softmax, log(1 - max q) and log H."""
+    """Return log(1 - max q) and log H of one softmax."""
     with localcontext(_margin_digits([logits])):
         q = sorted(_softmax(logits))
         return [sum(q[:-1]).ln(), _entropy(q).ln()]
 
 
 def _margin_digits(logits: Any) -> Context:
-    """Digits with which 1 - max q, of the softmax of logits, still has 100 of its own."""
+    """Return a context in which 1 - max q has 100 significant digits for the softmax of the logits."""
     finite = [[float(z_k) for z_k in z if z_k > -np.inf] for z in logits]
     return _digits(Decimal(-max(max(z) - min(z) for z in finite)).exp())
 
 
 def error_bounds(logits: Any, target: Any, alpha: float) -> dict[str, float]:
     """
-    Every field of ErrorBounds but the tightest orders, of logits (n, M) and labels (n,) or rows of weights (n, M).
+    Return the fields of ErrorBounds, except the tightest orders, for logits (n, M) and labels (n,) or weights (n, M).
 
-    Under the joint distribution of example and class p_XY(i, k) proportional to the weights. P_u and H, which may
-    underflow, come with their logarithms.
+    The joint distribution p_XY(i, k) of example and class is proportional to the weights. P_u and H, which may
+    underflow, are also returned as logarithms.
     """
     with localcontext(_margin_digits(logits)):
         mass, q = _joint(logits, target)

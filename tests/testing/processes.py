@@ -1,4 +1,4 @@
-"""What tests do in other processes, in modules' functions so that these can be sent there, and limits on this one."""
+"""Functions that tests run in other processes, at module level so that they can be pickled, and a file size limit."""
 
 import os
 import resource
@@ -17,7 +17,7 @@ from benchmarks.store._atomic import read_json, write_json
 
 @contextmanager
 def files_no_longer_than(size: int) -> Iterator[None]:
-    """A disk that is full, for this process: the system refuses to write files beyond so many bytes."""
+    """Simulate a full disk for this process: writing a file beyond `size` bytes fails."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
     try:
@@ -27,12 +27,12 @@ def files_no_longer_than(size: int) -> Iterator[None]:
 
 
 def version(number: int) -> list[int]:
-    """What the writer writes as its so-manieth file: each is larger than the one before."""
+    """Return the content of the file with a number; each version is larger than the previous one."""
     return [number] * (200 * number)
 
 
 def write_versions(path: Path) -> None:
-    """Write one version after the other, from the one after that which is there."""
+    """Write versions without end, starting after the version that exists."""
     number = (read_json(path, list) or [0])[0]
     while True:
         number += 1
@@ -40,13 +40,13 @@ def write_versions(path: Path) -> None:
 
 
 def write_and_die(path: Path) -> None:
-    """Write a file, but be killed right before it is moved to its place."""
+    """Write a file, but kill this process right before the file is moved to its final path."""
     sys.addaudithook(lambda event, arguments: os.kill(os.getpid(), signal.SIGKILL) if event == "os.rename" else None)
     write_json(path, version(1))
 
 
 def execute_and_die(job: runner.Job, place: int) -> None:
-    """Do a job, but be killed right before the so-manieth file or folder is moved or removed, counted from 1."""
+    """Run a job, but kill this process right before the n-th file or folder, n = `place`, is moved or removed."""
     left = place
 
     def die(event: str, arguments: tuple) -> None:
@@ -61,6 +61,6 @@ def execute_and_die(job: runner.Job, place: int) -> None:
 
 
 def run_jobs(jobs: list[runner.Job], together: Barrier) -> None:
-    """Do all jobs in this process, beginning when the others do; exit with the number that failed."""
+    """Run all jobs in this process, starting together with the other processes; exit with the number of failures."""
     together.wait(60)
     sys.exit(runner.run_all(jobs, partial(executors.local, 1), lambda run, outcome: None))

@@ -1,4 +1,4 @@
-"""What is in an HTML document: its tags, their attributes and text."""
+"""Parser of HTML documents for tests: tags, their attributes and text."""
 
 from html.parser import HTMLParser
 
@@ -6,7 +6,7 @@ VOID = {"meta", "img", "input", "link"}
 
 
 class Reader(HTMLParser):
-    """The tags of a document, each with its attributes and own text; fails where one is not closed in order."""
+    """The tags of a document with their attributes and text; raises AssertionError if tags are not closed in order."""
 
     def __init__(self, document: str) -> None:
         super().__init__()
@@ -31,5 +31,5 @@ class Reader(HTMLParser):
             self.texts[self.open[-1]] += data
 
     def of(self, *tags: str) -> list[str]:
-        """The texts in tags of these names."""
+        """Return the texts of the tags with these names."""
         return [text for (tag, _), text in zip(self.tags, self.texts, strict=True) if tag in tags]

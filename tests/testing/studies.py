@@ -9,7 +9,7 @@ SMALL = f"{__file__}:small"
 
 
 def small() -> Grid:
-    """The digits, one epoch, two seeds, and of Table 1 what is quickly attacked and leaves little to draw."""
+    """Return a grid of the digits with one epoch, two seeds and the fast attacks of Table 1."""
     ((dataset, recipe),) = grids.digits().recipes
     recipes = ((dataset, replace(recipe, epochs=1)),)
     attacks = (AttackSpec("none"), protocols.paper("ce", 0.1), protocols.paper("hr", 0.1))

@@ -1,4 +1,4 @@
-"""What a GPU is waited for: what it would be, seen on the CPU, and what it is."""
+"""Detection of synchronisations with a GPU: predicted on the CPU, and counted on a GPU."""
 
 import warnings
 from collections.abc import Callable
@@ -13,9 +13,9 @@ aten = torch.ops.aten
 
 class Waits:
     """
-    Records, while it is entered, in `names`, all that would make the CPU wait for a GPU if the tensors were there.
+    Records in `names`, within its context, all operations that would make the CPU wait for a GPU.
 
-    Values that are read, by whatever way, and operations whose result has a shape that depends on values.
+    These are conversions of tensors to Python or NumPy values, and operations whose output shape depends on values.
     """
 
     COPIES = ("numpy", "tolist", "__array__", "cpu")
@@ -35,28 +35,28 @@ class Waits:
 
 
 class _Calls(TorchFunctionMode):
-    """Values that leave torch, which no operation of its own shows."""
+    """Records conversions to NumPy and Python, which are not operations of torch."""
 
     def __init__(self, names: list[str]) -> None:
         super().__init__()
         self.names = names
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Note the call."""
+        """Record the call."""
         if getattr(func, "__name__", "") in Waits.COPIES:
             self.names.append(func.__name__)
         return func(*args, **(kwargs or {}))
 
 
 class _Operations(TorchDispatchMode):
-    """Single values that are read, and shapes that depend on values."""
+    """Records reads of single values, and operations whose output shape depends on values."""
 
     def __init__(self, names: list[str]) -> None:
         super().__init__()
         self.names = names
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Note the operation."""
+        """Record the operation."""
         of_shape = func in (aten.nonzero.default, aten.masked_select.default)
         by_mask = func in (aten.index.Tensor, aten.index_put.default, aten.index_put_.default) and any(
             index is not None and index.dtype == torch.bool for index in args[1]
@@ -67,7 +67,7 @@ class _Operations(TorchDispatchMode):
 
 
 def waits_on_gpu(call: Callable[[], object]) -> int:
-    """How often a call waits for the GPU, by torch's own count."""
+    """Return how often a call waits for the GPU, as counted by torch."""
     torch.cuda.synchronize()
     before = torch.cuda.get_sync_debug_mode()
     with warnings.catch_warnings(record=True) as caught:
