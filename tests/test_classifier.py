@@ -125,7 +125,7 @@ def relative_error(actual, expected):
     return (error[size > 0] / size[size > 0]).max()
 
 
-# ------------------------------------------------------------------------------------------------------------ the door
+# ------------------------------------------------------------------------------------------------------------ evaluate
 
 
 @pytest.mark.parametrize("loss", [None, nn.CrossEntropyLoss(), PerExample()], ids=["attack-loss", "ce", "module"])
@@ -408,7 +408,7 @@ def test_compute_losses_of_art_and_no_images_at_all(hr_classifier, batch):
     assert classifier.compute_loss(x, y, "sum") == 0.0
 
 
-# --------------------------------------------------------------------------------------------------- what is unchanged
+# -------------------------------------------------------------------------------------------------------- side effects
 
 
 @ATTACKS

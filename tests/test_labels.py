@@ -80,7 +80,7 @@ WRONG = {
     "rows below 0": 2 * np.eye(6, 10) - 0.1,
 }
 ATTACK = {"eps": 0.1, "eps_step": 0.05, "max_iter": 2, "verbose": False}
-DOORS = {
+ENTRY_POINTS = {
     "loss_gradient": lambda c, x, y: c.loss_gradient(x, y),
     "compute_loss": lambda c, x, y: c.compute_loss(x, y),
     "attack_labels": lambda c, x, y: c.attack_labels(y, len(x)),
@@ -130,13 +130,13 @@ def test_one_hot_labels_in_every_form_become_indices(form):
     assert class_indices(form(y), n=5, classes=10).tolist() == y.tolist()
 
 
-@pytest.mark.parametrize("door", DOORS)
-def test_invalid_labels_raise_the_same_error_in_all_functions(hr_classifier, network, digits, door):
+@pytest.mark.parametrize("entry_point", ENTRY_POINTS)
+def test_invalid_labels_raise_the_same_error_in_all_functions(hr_classifier, network, digits, entry_point):
     network.fc2.weight.register_hook(lambda gradient: pytest.fail("the network has been trained"))
     classifier = hr_classifier(network=network)
-    for wrong in (wrong for wrong in WRONG if (door, wrong) not in NOT_WRONG):
+    for wrong in (wrong for wrong in WRONG if (entry_point, wrong) not in NOT_WRONG):
         with pytest.raises(ValueError, match=r"expected class indices, whole numbers from 0 to 9, .*, but got"):
-            pytest.fail(f"{wrong}: {DOORS[door](classifier, digits.x_test[:6], WRONG[wrong])}")
+            pytest.fail(f"{wrong}: {ENTRY_POINTS[entry_point](classifier, digits.x_test[:6], WRONG[wrong])}")
 
 
 @pytest.mark.parametrize("rows", [np.full((6, 10), 0.1), np.eye(6, 10) + np.eye(6, 10, 1)], ids=["uniform", "two-hot"])

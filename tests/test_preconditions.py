@@ -83,9 +83,7 @@ def test_invalid_images_raise_an_error(hr_classifier, batch, images, keyword):
 
 
 @pytest.mark.parametrize(("build", "keyword"), NETWORKS.values(), ids=NETWORKS)
-def test_invalid_networks_raise_an_error(
-    hr_classifier, art_classifier, network, batch, build, keyword
-):
+def test_invalid_networks_raise_an_error(hr_classifier, art_classifier, network, batch, build, keyword):
     x, y = batch
     classes = 2 if keyword == "second output" else 10
     for make, verdict in itertools.product((hr_classifier, art_classifier), VERDICTS.values()):

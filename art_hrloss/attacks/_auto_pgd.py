@@ -81,20 +81,20 @@ class AutoProjectedGradientDescent(LossAttack, evasion.AutoProjectedGradientDesc
         if self._stops_early:
             return self._attack_unfinished(originals, labels, mask)
         classes = class_indices(labels, n=len(originals), classes=self.estimator.nb_classes)
-        images, home = originals.float(), originals.device
+        images, device = originals.float(), originals.device
         adversarial = images.clone()
         for _ in self._bar(range(self.nb_random_init), "restart"):
             rows = ((self._predict(adversarial) == classes) != self.targeted).nonzero().squeeze(1)
             if not len(rows):
                 break
-            starts = self._around(as_array(adversarial[rows]), as_array(originals[rows])).to(home)
+            starts = self._around(as_array(adversarial[rows]), as_array(originals[rows])).to(device)
             for first in self._bar(range(0, len(rows), self.batch_size), "batch"):
                 part = slice(first, first + self.batch_size)
                 batch = self._batch(images, labels, mask, rows[part])
                 last = self._ascend(batch, starts[part].to(batch.region.images.device, copy=True))
                 success = (self._classifier.predicted_classes(last.logits) == batch.classes) == self.targeted
                 # As in ART, an attempt that fails returns its random start.
-                starts[part][success.to(home)] = last.points[success].to(home)
+                starts[part][success.to(device)] = last.points[success].to(device)
             adversarial[rows] = starts
         return adversarial
 
@@ -217,4 +217,4 @@ def checkpoints(max_iter: int) -> dict[int, int]:
     while (end := ends[-1] + max(ends[-1] - ends[-2] - 0.03, 0.06)) <= 1:
         ends.append(end)
     steps = [math.ceil(end * max_iter) for end in ends]
-    return {step: step - before for before, step in reversed(list(itertools.pairwise(steps))) if step > 0}
+    return {step: step - last_step for last_step, step in reversed(list(itertools.pairwise(steps))) if step > 0}

@@ -89,21 +89,21 @@ class LossAttack(TensorAttack, EvasionAttack):
         # These are set before ART's constructor, because it calls _check_params.
         self.loss, self.restarts, self.keep_first = loss, restarts, keep_first
         with modes_kept(estimator.model):  # the constructor of ART's Auto-PGD calls predict
-            super().__init__(estimator, *map(plain, args), **{name: plain(value) for name, value in kwargs.items()})
+            super().__init__(estimator, *map(to_python, args), **{name: to_python(x) for name, x in kwargs.items()})
         self._check_params()
 
     def __init_subclass__(cls) -> None:
         """Set the signature of an attack, for help(): ART's parameters, then the additional parameters."""
         super().__init_subclass__()
-        arts: list[inspect.Parameter] = []
+        art_parameters: list[inspect.Parameter] = []
         added: dict[str, inspect.Parameter] = {}
         for base in (base for base in cls.__mro__ if "__init__" in vars(base)):
             parameters = list(inspect.signature(vars(base)["__init__"]).parameters.values())
             if base.__module__.startswith("art."):
-                arts = [p for p in parameters[1:] if p.kind is p.POSITIONAL_OR_KEYWORD]  # without self
+                art_parameters = [p for p in parameters[1:] if p.kind is p.POSITIONAL_OR_KEYWORD]  # without self
                 break
             added |= {p.name: p for p in parameters if p.kind is p.KEYWORD_ONLY}
-        cls.__signature__ = inspect.Signature([*arts, *added.values()])
+        cls.__signature__ = inspect.Signature([*art_parameters, *added.values()])
 
     def set_params(self, **kwargs: Any) -> None:
         """
@@ -114,7 +114,7 @@ class LossAttack(TensorAttack, EvasionAttack):
         """
         attributes = self.__dict__.copy()
         try:
-            super().set_params(**{name: plain(value) for name, value in kwargs.items()})
+            super().set_params(**{name: to_python(value) for name, value in kwargs.items()})
         except Exception:
             self.__dict__.update(attributes)
             raise
@@ -157,7 +157,7 @@ class LossAttack(TensorAttack, EvasionAttack):
         """
         if options.keys() - {"mask"}:
             raise TypeError(f"expected no keyword but mask, but got {sorted(options)}")
-        mask = plain(options.get("mask"))
+        mask = to_python(options.get("mask"))
         if mask is not None and not np.isfinite(mask).all():
             raise ValueError(
                 "expected a mask of finite numbers, 0 for pixels that must not change, but got NaN or infinity"
@@ -202,7 +202,7 @@ class LossAttack(TensorAttack, EvasionAttack):
 
     def _attack_unfinished(self, x: Tensor, labels: Tensor, mask: Array | None) -> Tensor:
         """Return the images after all attempts; each attempt attacks only the images that are not yet adversarial."""
-        images, home = x.float(), x.device
+        images, device = x.float(), x.device
         classes = class_indices(labels, n=len(x), classes=self.estimator.nb_classes)
         adversarial, robust = images.clone(), (self._predict(images) == classes) != self.targeted
         attempts = self.target_classes or self.restarts or max(1, getattr(self, self.starts_param[0]))
@@ -212,11 +212,11 @@ class LossAttack(TensorAttack, EvasionAttack):
                 part = rows[start : start + self.batch_size]
                 batch = self._batch(images, labels, mask, part)
                 points, logits = self._attempt(batch, attempt)
-                adversarial[part[batch.rows.to(home)]] = points.to(home)
+                adversarial[part[batch.rows.to(device)]] = points.to(device)
                 self._remove(batch, points, logits)
                 for positions, iterates in batch.adversarial:
-                    rows_of_part = part[positions.to(home)]
-                    adversarial[rows_of_part], robust[rows_of_part] = iterates.to(home), False
+                    rows_of_part = part[positions.to(device)]
+                    adversarial[rows_of_part], robust[rows_of_part] = iterates.to(device), False
         return adversarial
 
     def _attempt(self, batch: Batch, attempt: int) -> tuple[Tensor, Tensor]:
@@ -279,7 +279,7 @@ def takes_tensors(estimator: Any) -> bool:
     return method is AnyInputClassifier.predict and bool(estimator.all_framework_preprocessing)
 
 
-def plain(value: Any) -> Any:
+def to_python(value: Any) -> Any:
     """Return a NumPy number as a Python number, because ART rejects NumPy numbers, and a tensor as an array."""
     value = value.detach().cpu().numpy() if isinstance(value, Tensor) else value
     is_number = isinstance(value, np.generic) or (isinstance(value, np.ndarray) and value.ndim == 0)

@@ -245,16 +245,16 @@ class ProjectedGradientDescent(_GradientAscent, _AnyPreprocessing):
         self._random_eps()
         if self._stops_early:
             return self._attack_unfinished(images, labels, mask)
-        images, home = images.float(), images.device
+        images, device = images.float(), images.device
         adversarial = images.clone()
         for first in self._bar(range(0, len(images), self.batch_size), "batch"):
             rows, self._batch_id = slice(first, first + self.batch_size), first // self.batch_size
             batch = self._batch(images, labels, mask, rows)
-            adversarial[rows] = self._ascend(batch, self._start(batch)).to(home)
+            adversarial[rows] = self._ascend(batch, self._start(batch)).to(device)
             if self.num_random_init > 1:  # as in ART, success is a change of the prediction, not a wrong label
-                reference = batch.classes.to(home) if self.targeted else self._predict(images[rows])
+                reference = batch.classes.to(device) if self.targeted else self._predict(images[rows])
             for _ in range(1, self.num_random_init):
-                points = self._ascend(batch, self._start(batch)).to(home)
+                points = self._ascend(batch, self._start(batch)).to(device)
                 success = (self._predict(points) == reference) == self.targeted
                 adversarial[rows][success] = points[success]  # as in ART, a later success replaces an earlier one
         if self.summary_writer is not None:

@@ -15,7 +15,7 @@ from tqdm.auto import trange
 from art_hrloss._labels import class_indices
 from art_hrloss._network import as_array
 from art_hrloss._preconditions import checked_tensor
-from art_hrloss.attacks._base import TensorAttack, plain, predicted_classes
+from art_hrloss.attacks._base import TensorAttack, predicted_classes, to_python
 from art_hrloss.attacks._constraints import check_units
 from art_hrloss.attacks._losses import MARGIN
 from art_hrloss.classifier import as_hr_classifier
@@ -68,7 +68,7 @@ class SquareAttack(TensorAttack, evasion.SquareAttack):
         """
         self.patience: int | None = None
         self._classifier = as_hr_classifier(estimator) if isinstance(estimator, PyTorchClassifier) else None
-        super().__init__(estimator, *map(plain, args), **{name: plain(value) for name, value in kwargs.items()})
+        super().__init__(estimator, *map(to_python, args), **{name: to_python(value) for name, value in kwargs.items()})
         self.set_params(patience=patience)
 
     def _attacked(self, x: Any, y: Any, **kwargs: Any) -> Tensor:
@@ -85,21 +85,22 @@ class SquareAttack(TensorAttack, evasion.SquareAttack):
             )
         device = getattr(self.estimator, "device", "cpu")
         images = checked_tensor(self.estimator, x.to(device) if isinstance(x, Tensor) else x)
-        home = images.device
+        image_device = images.device
         predictions = predicted_classes(self.estimator, images, self.batch_size)
         labels = predictions
         if y is not None:
-            labels = class_indices(y, n=len(images), classes=self.estimator.nb_classes).to(home)
+            labels = class_indices(y, n=len(images), classes=self.estimator.nb_classes).to(image_device)
         if self._runs_arts():
             rows = as_array(labels)
-            return torch.from_numpy(evasion.SquareAttack.generate(self, as_array(images), rows, **kwargs)).to(home)
+            candidates = evasion.SquareAttack.generate(self, as_array(images), rows, **kwargs)
+            return torch.from_numpy(candidates).to(image_device)
         adversarial, robust = images.clone(), predictions == labels
         for _ in range(self.nb_restarts):
             if robust.any():
                 with nullcontext() if self._classifier is None else self._classifier.attacking():
                     iterates, misclassified = self._attempt(images[robust].to(device), labels[robust].to(device))
-                adversarial[robust] = iterates.to(home)
-                robust[robust.clone()] = ~misclassified.to(home)
+                adversarial[robust] = iterates.to(image_device)
+                robust[robust.clone()] = ~misclassified.to(image_device)
         return adversarial
 
     def _attempt(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
@@ -143,8 +144,8 @@ class SquareAttack(TensorAttack, evasion.SquareAttack):
         channels, height, width = grid.shape
         side = min(max(round(math.sqrt(share * height * width)), 1), height, width)
         # Drawn for all images, so that the numbers of an image do not depend on the success for other images.
-        drawn = np.random.random_sample((2 + channels, len(images)))  # noqa: NPY002
-        uniform = torch.from_numpy(drawn).to(images.device)[:, active]
+        numbers = np.random.random_sample((2 + channels, len(images)))  # noqa: NPY002
+        uniform = torch.from_numpy(numbers).to(images.device)[:, active]
         row, column = (uniform[0] * (height - side + 1)).long(), (uniform[1] * (width - side + 1)).long()
         square = grid[0, row, column].unsqueeze(1) + grid[:, :side, :side].flatten()
         return square, (uniform[2:] < 0.5).T.repeat_interleave(side * side, dim=1)

@@ -173,14 +173,7 @@ def worst_case(
     if norm_order(norm) not in (1.0, 2.0, np.inf):
         raise ValueError(f"expected norm to be 1, 2 or numpy.inf, but got {norm}")
     attacks = ensemble(classifier, eps=eps, norm=norm, batch_size=batch_size) if attacks is None else attacks
-    if not isinstance(attacks, Mapping):
-        raise TypeError(f"expected attacks as a dict by name, as ensemble returns, but got a {type(attacks).__name__}")
-    if any(not isinstance(name, str) or name == _NO_ATTACK for name in attacks):
-        raise ValueError(f"expected names that are strings other than {_NO_ATTACK!r}, but got {list(attacks)}")
-    radii = [_checked_radius(name, attack, eps, norm) for name, attack in attacks.items()]
-    # NaN, for attacks without a radius in this norm, is not below eps.
-    if radii and all(radius < eps * (1 - 1e-5) for radius in radii):
-        raise ValueError(f"expected an attack constructed for eps {eps:g}, but got only attacks with a smaller eps")
+    _check_attacks(attacks, eps, norm)
     begin, tensors = time.perf_counter(), isinstance(x, Tensor)
     estimators = [getattr(attack, "estimator", None) for attack in attacks.values()]
     sources = [estimator.model for estimator in estimators if isinstance(estimator, PyTorchClassifier)]
@@ -213,6 +206,18 @@ def worst_case(
         clean = WorstCase((_NO_ATTACK,), found_by, originals, (len(images),), (seconds,), eps, norm)
         steps = {name: partial(run_attack, name, attack) for name, attack in attacks.items()}
         return run_steps(clean, steps, title="worst case", verbose=verbose)
+
+
+def _check_attacks(attacks: Any, eps: float, norm: float | str) -> None:
+    """Raise unless `attacks` are valid attacks by name, of which at least one is constructed for eps."""
+    if not isinstance(attacks, Mapping):
+        raise TypeError(f"expected attacks as a dict by name, as ensemble returns, but got a {type(attacks).__name__}")
+    if any(not isinstance(name, str) or name == _NO_ATTACK for name in attacks):
+        raise ValueError(f"expected names that are strings other than {_NO_ATTACK!r}, but got {list(attacks)}")
+    radii = [_checked_radius(name, attack, eps, norm) for name, attack in attacks.items()]
+    # NaN, for attacks without a radius in this norm, is not below eps.
+    if radii and all(radius < eps * (1 - 1e-5) for radius in radii):
+        raise ValueError(f"expected an attack constructed for eps {eps:g}, but got only attacks with a smaller eps")
 
 
 def _candidates(name: str, attack: EvasionAttack, images: Tensor, labels: Labels, *, tensors: bool) -> Tensor:

@@ -106,13 +106,13 @@ def rows_kernel(
     tl.store(column + 3 * count, divergence, mask=in_batch)
     used = mass > 0
     if REDUCTION == "none" or REDUCTION == "sum":
-        each = tl.where(used, mass * (divergence + entropy), 0.0)
+        per_example = tl.where(used, mass * (divergence + entropy), 0.0)
         if REDUCTION == "none":
-            tl.store(loss + example, each, mask=in_batch)
+            tl.store(loss + example, per_example, mask=in_batch)
         elif ALONE:
-            tl.store(loss, tl.sum(each, 0))
+            tl.store(loss, tl.sum(per_example, 0))
         else:
-            tl.store(memory + COLUMNS * count + RESULTS + tile, tl.sum(each, 0))
+            tl.store(memory + COLUMNS * count + RESULTS + tile, tl.sum(per_example, 0))
     else:
         results = memory + COLUMNS * count
         part = results + RESULTS + tile
@@ -236,7 +236,7 @@ def gradient_kernel(
         grad_entropy = mass * tl.load(grad_loss + example * s_by, mask=in_batch, other=0.0)
         grad_divergence = grad_entropy
     else:
-        by, results = tl.load(grad_loss), memory + COLUMNS * count
+        factor, results = tl.load(grad_loss), memory + COLUMNS * count
         share = mass
         power = mass
         if REDUCTION != "sum":
@@ -247,7 +247,7 @@ def gradient_kernel(
                 x = order_of(high, middle, low, peak) * divergence - tl.load(results)
                 log_share = log(tl.where(mass > 0, mass, 1.0)) - log(total)
                 power = tl.where(mass > 0, exp(x + log_share - tl.load(results + 1)), 0.0)
-        grad_divergence, grad_entropy = power * by, share * by
+        grad_divergence, grad_entropy = power * factor, share * factor
     slope = -scale * grad_entropy
     constant = scale * grad_divergence - excess * slope
     # The entries of the label, q_y - 1 and - q_y (w_y + t), are computed separately, as in _passes: the formula for the

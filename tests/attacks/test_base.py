@@ -51,7 +51,7 @@ def right(classifier, digits, n):
     return digits.x_test[rows], digits.y_test[rows]
 
 
-# ----------------------------------------------------------------------------------- ART's images, whatever the inputs
+# ------------------------------------------------------------------------------------ equality with ART for all inputs
 
 
 def smoothed():
@@ -144,7 +144,7 @@ def test_it_is_a_subclass_of_the_attack_of_art_with_additional_parameters(hr_cla
     assert (instance.eps, instance.targeted, instance.loss) == (0.25, True, "margin")
 
 
-# -------------------------------------------------------------------------------------- what an attack does not change
+# -------------------------------------------------------------------------------------------------------- side effects
 
 
 @pytest.mark.parametrize("make", ["hr_classifier", "art_classifier"])
@@ -204,7 +204,7 @@ def test_observers_and_subclasses_get_all_iterates_unmodified(network, attacked,
         assert all(image.tobytes() in seen for image in images[~are_misclassified(classifier, x, y)])
 
 
-# ---------------------------------------------------------------------------- a linear network, whose worst is known
+# ----------------------------------------------------------------------- a linear network, whose worst case is known
 
 SHAPE, SIZE = (1, 5, 6), 30
 DIRECTION = np.random.default_rng(0).normal(size=SIZE)

@@ -26,7 +26,7 @@ class Silent(SummaryWriter):
         pass
 
 
-# --------------------------------------------------------------------------- refused at construction and in set_params
+# ------------------------------------------------------------------------- errors of the constructor and of set_params
 
 PER_PIXEL = {"eps": np.full((1, 8, 8), 0.1), "eps_step": np.full((1, 8, 8), 0.1)}
 REFUSED = [
@@ -115,7 +115,7 @@ def test_estimators_other_than_pytorch_classifiers_raise_an_error(kind):
         kind(black_box)
 
 
-# -------------------------------------------------------------------------------------------------- refused at generate
+# --------------------------------------------------------------------------------------------------- errors of generate
 
 
 @pytest.mark.parametrize("options", [{}, {"keep_first": True}], ids=["default", "keep-first"])
@@ -163,7 +163,7 @@ def test_invalid_masks_raise_an_error(hr_classifier, attacked, x, y, kind, mask)
         attacked(kind, hr_classifier(), x, y, mask=mask)
 
 
-# ---------------------------------------------------------------------------------------- each parameter has its effect
+# --------------------------------------------------------------------------------------------- effect of each parameter
 
 EFFECTS = {
     "norm": [({}, {"norm": 2})],

@@ -89,7 +89,7 @@ def shift(step):
     return Simple(lambda x, y: np.clip(x + step, 0, 1))
 
 
-# ----------------------------------------------------------------------------------------------------------- by hand
+# ------------------------------------------------------------------------------------------- values computed by hand
 
 
 def test_values_computed_by_hand(threshold):
