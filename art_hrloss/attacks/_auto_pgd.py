@@ -158,8 +158,8 @@ class AutoProjectedGradientDescent(LossAttack, evasion.AutoProjectedGradientDesc
             step = torch.full_like(like(current.losses, start), self.eps_step, dtype=torch.float32)
             count = torch.zeros_like(current.losses)  # new best losses since the last checkpoint
             for k in range(self.max_iter):
-                # The newest iterate is tested: an image that has returned to its best iterate is not at its newest one,
-                # which may be the only adversarial one.
+                # The newest iterates are tested, because at a checkpoint an image may have left an adversarial iterate
+                # for its best one.
                 if self.keep_first and (stay := self._remove(batch, newest.points, newest.logits)) is not None:
                     current, newest, best = (iterate.select(stay) for iterate in (current, newest, best))
                     labels, last_best, step, count = labels[stay], last_best[stay], step[stay], count[stay]

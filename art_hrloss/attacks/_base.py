@@ -163,7 +163,7 @@ class LossAttack(TensorAttack, EvasionAttack):
                 "expected a mask of finite numbers, 0 for pixels that must not change, but got NaN or infinity"
             )
         values = x.detach().to(self._classifier.device) if isinstance(x, Tensor) else np.asarray(x)
-        if len(values):
+        if len(values):  # as in ART, an empty array is accepted
             checked_tensor(self.estimator, values)
         if isinstance(values, Tensor):
             images = values.to(torch.promote_types(torch.float32, values.dtype))
@@ -184,6 +184,7 @@ class LossAttack(TensorAttack, EvasionAttack):
         """Return the logits at images, through HRClassifier.evaluate, so that observers see this evaluation as well."""
         if not len(points):
             return points.new_zeros(0, self.estimator.nb_classes)
+        # Only the logits are needed, and the margin is the cheapest loss.
         labels = self._classifier.attack_labels(classes, len(points), MARGIN)
         with self._classifier.attacking():
             return self._classifier.evaluate(points, labels, loss=MARGIN, gradient=False).logits
@@ -204,6 +205,7 @@ class LossAttack(TensorAttack, EvasionAttack):
         """Return the images after all attempts; each attempt attacks only the images that are not yet adversarial."""
         images, device = x.float(), x.device
         classes = class_indices(labels, n=len(x), classes=self.estimator.nb_classes)
+        # An image that is adversarial without attack is returned unchanged and not attacked.
         adversarial, robust = images.clone(), (self._predict(images) == classes) != self.targeted
         attempts = self.target_classes or self.restarts or max(1, getattr(self, self.starts_param[0]))
         for attempt in self._bar(range(int(attempts)), "restart"):
@@ -259,7 +261,7 @@ def predicted_classes(estimator: Any, images: Tensor | Array, batch_size: int) -
     :param batch_size: Images per prediction.
     """
     device = images.device if isinstance(images, Tensor) else torch.device("cpu")
-    if isinstance(images, Tensor) and takes_tensors(estimator):
+    if isinstance(images, Tensor) and takes_tensors(estimator):  # no copy to the CPU and back
         outputs: Tensor | npt.NDArray[Any] = estimator.predict_tensor(images, batch_size=batch_size)
     else:
         array = as_array(images) if isinstance(images, Tensor) else images

@@ -217,6 +217,7 @@ def gradient_masking_report(
     with modes_kept(classifier.model, *(source.model for source in sources.values())), seeded(seed):
         attacked = as_hr_classifier(classifier)
         images, labels, logits = checked_evaluation(attacked, x, y, batch_size=batch_size)
+        # The noise has its own generator, so that it does not depend on the random numbers that attacks draw.
         target, random = Target(attacked, images, labels, eps, order, batch_size), np.random.default_rng(seed)
         clip = attacked.clip_values
         report = GradientMaskingReport(
@@ -228,6 +229,7 @@ def gradient_masking_report(
             image_range=(float(images.min()), float(images.max())),
             clip_values=None if clip is None else (float(np.min(clip[0])), float(np.max(clip[1]))),
         )
+        # As if square_iter were 0: a classifier of flat features has a report without the Square attack.
         queries = square_iter if is_for_square(attacked, norm) else 0
         steps = _steps(target, random, max_iter, queries, noise_draws, sources)
         return run_steps(report, steps, title="gradient masking", verbose=verbose)
