@@ -10,7 +10,7 @@ import torch
 import torch.distributed as dist
 
 from benchmarks import data_parallel
-from benchmarks.data_parallel import Options, own_parts, train
+from benchmarks.data_parallel import Options, local_batches, train
 
 ROOT = Path(__file__).parents[2]
 
@@ -53,7 +53,7 @@ def test_parts_are_the_batch_and_too_small_a_one_is_left_out(alone: None, monkey
     found = []
     for rank in range(3):
         monkeypatch.setattr(data_parallel.dist, "get_rank", lambda rank=rank: rank)
-        found.append(list(own_parts(images, labels, torch.arange(10).split(4))))
+        found.append(list(local_batches(images, labels, torch.arange(10).split(4))))
     assert [len(parts) for parts in found] == [2, 2, 2]
     for k in range(2):
         joint = torch.cat([parts[k][1] for parts in found])

@@ -89,7 +89,7 @@ def test_a_stage_over_its_time_is_interrupted_so_that_it_can_keep_what_it_has(
 ) -> None:
     """One that goes on all the same is killed, and the next has its turn."""
     monkeypatch.setattr(gpu, "GRACE", 1.0)
-    monkeypatch.setattr(gpu, "LEAST", 0.0)
+    monkeypatch.setattr(gpu, "MIN_SECONDS", 0.0)
     waiting = "import time\ntry:\n    print('ready', flush=True); time.sleep(60)\nexcept KeyboardInterrupt:\n    "
     stages = {
         "kept": Stage(code(f"{waiting}print('kept')"), 4),
@@ -102,7 +102,7 @@ def test_a_stage_over_its_time_is_interrupted_so_that_it_can_keep_what_it_has(
 
 
 def test_nothing_is_begun_for_which_there_is_no_time(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
-    assert gpu.run(plan(tmp_path, late=Stage(code(""))), (), (gpu.GRACE + gpu.LEAST - 1) / 60, CONSOLE) == 1
+    assert gpu.run(plan(tmp_path, late=Stage(code(""))), (), (gpu.GRACE + gpu.MIN_SECONDS - 1) / 60, CONSOLE) == 1
     assert not (tmp_path / "stages.json").exists()
     assert "late: no time left\n" in capsys.readouterr().out
 
@@ -139,13 +139,13 @@ def test_the_whole_run_in_small_on_the_cpu(tmp_path: Path) -> None:
     for seconds in (300, 60):
         ended = subprocess.run([*command, "--stage", *stages], env=environment, capture_output=True, timeout=seconds)
         assert ended.returncode == 0, ended.stdout.decode() + ended.stderr.decode()
-    assert ended.stdout.count(b": done before\n") == 4
+    assert ended.stdout.count(b": already done\n") == 4
     assert set(states(tmp_path).values()) == {"done"}
     assert set(states(tmp_path)) == set(stages)
     facts = json.loads((tmp_path / "machine.json").read_text())
     summary = (tmp_path / "summary.md").read_text()
     assert facts["torch"] == torch.__version__.split("+")[0]
-    for shown in (f"| torch | {facts['torch']} |", "Tests: ", "## Speed: loss", "| attacks | not begun |"):
+    for shown in (f"| torch | {facts['torch']} |", "Tests: ", "## Speed: loss", "| attacks | not started |"):
         assert shown in summary
     assert "| digits, CE, seed 0 | 1 of 1 |" in summary
     assert list(tmp_path.glob("store/reports/digits-*/*.html"))
