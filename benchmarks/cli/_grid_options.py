@@ -25,7 +25,7 @@ class GridOptions:
     store: Path = Path("hrloss-store")
     """Folder of results. Results that it already has are not computed again."""
     dataset: str | None = None
-    """One of the grid's data sets; or, for a grid with one data set, its replacement: a name, or a function that returns
+    """One of the grid's data sets; or, for a grid with one data set, a replacement: a name, or a function that returns
     x_train, y_train, x_test, y_test, as FILE.py:NAME. None: the grid's."""
     seeds: int | None = None
     """Number of seeds (0, 1, ...). None: the grid's five seeds."""
