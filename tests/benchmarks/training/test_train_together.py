@@ -22,8 +22,8 @@ from benchmarks.report.results import load
 from benchmarks.store import Store, StoreError
 from benchmarks.training import Recorded, train, train_together
 from benchmarks.training import _loop as training
-from benchmarks.training import _together as module
-from benchmarks.training._ways import Branches, Products
+from benchmarks.training import _train as module
+from benchmarks.training._vectorized import Branches, Products
 
 CE, HR = LossSpec("ce"), LossSpec("hr", 1.6)
 # Batches of 50 leave one of 20 images. The rates are numbers of float32 too, in which a GPU is given them.
