@@ -35,7 +35,7 @@ OFFICIAL_SHA256: Mapping[str, str] = {
 
 @dataclass(frozen=True, eq=False)
 class Split:
-    """One part of a data set: images (N, C, H, W) and class labels (N,)."""
+    """Part of a data set: images (N, C, H, W) and class labels (N,)."""
 
     images: npt.NDArray[np.uint8]
     labels: npt.NDArray[np.int64]

@@ -177,7 +177,7 @@ def _workers(client: "Client") -> tuple[_Worker, ...]:
 
 
 def _check_placement(workers: tuple[_Worker, ...], requests: Iterable[Resources], address: str) -> None:
-    """If workers declare resources, make sure that each request has a worker, and that no worker can start two."""
+    """Make sure that each request has a worker, and that no worker can start two, if workers declare resources."""
     if not any(worker.declared for worker in workers):
         return
     distinct = [dict(items) for items in dict.fromkeys(frozenset(request.items()) for request in requests)]

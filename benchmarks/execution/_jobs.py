@@ -159,8 +159,8 @@ def _train_ready(jobs: list[Job], dataset: Dataset) -> dict[Job, Exception]:
             for run in runs:
                 store.log(run, "training", from_epoch=store.epochs_done(run) + 1, together=len(runs))
             failures |= train_together(runs, dataset, store)
-        except Exception as error:  # an error of the joint training fails all of its runs
-            failures = dict.fromkeys(runs, error)
+        except Exception as joint_error:  # an error of the joint training fails all of its runs
+            failures = dict.fromkeys(runs, joint_error)
     for run, error in failures.items():
         with suppress(StoreError, OSError):  # the disk may be full
             _store_error(store, run, error)

@@ -129,7 +129,7 @@ def write_svhn(folder, arrays, monkeypatch):
     split_list = {}
     for part in ("train", "test"):
         file = folder / f"{part}_32x32.mat"
-        labels = np.where(arrays[f"y_{part}"] == 0, 10, arrays[f"y_{part}"])  # SVHN's files store the digit 0 as class 10
+        labels = np.where(arrays[f"y_{part}"] == 0, 10, arrays[f"y_{part}"])  # SVHN stores the digit 0 as class 10
         savemat(file, {"X": arrays[f"x_{part}"].transpose(1, 2, 3, 0), "y": labels[:, None]})
         split_list[part] = [f"http://localhost/{file.name}", file.name, md5(file)]
     monkeypatch.setattr(SVHN, "split_list", split_list)
@@ -300,7 +300,7 @@ CORRUPTIONS = {
     "flat images": (changed(x_test=np.zeros((TEST, 784), np.uint8)), r"test images .* of shape \(20, 784\)"),
     "channels first": (changed(x_train=np.zeros((TRAIN, 3, 32, 32), np.uint8)), "train images .* C 1 or 3"),
     "four channels": (changed(x_train=np.zeros((TRAIN, 8, 8, 4), np.uint8)), "train images .* C 1 or 3"),
-    "no images": (changed(x_test=np.zeros((0, 28, 28), np.uint8), y_test=labels()[:0]), "test images .* no empty dimension"),
+    "no images": (changed(x_test=np.zeros((0, 28, 28), np.uint8), y_test=labels()[:0]), "test .* no empty dimension"),
     "no pixels": (changed(x_train=np.zeros((TRAIN, 28, 0), np.uint8)), "train images .* no empty dimension"),
     "float labels": (changed(y_train=labels() / 1), "train labels to be integers .* got float64"),
     "boolean labels": (changed(y_train=labels() > 1), "train labels to be integers .* got bool"),

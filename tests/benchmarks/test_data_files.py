@@ -53,9 +53,7 @@ def test_sheets_of_photographs_are_lossless_and_smaller(tmp_path: Path) -> None:
     assert load("photos", tmp_path / "parts").fingerprint == load("photos", tmp_path).fingerprint
 
 
-def test_folders_of_sheets_are_limited_in_size_and_can_be_merged(
-    packed: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_folders_of_sheets_are_limited_in_size_and_can_be_merged(packed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     whole, size = load("own", packed / "whole"), sum(path.stat().st_size for path in packed.glob("parts/*/*"))
     monkeypatch.setattr(data_files, "MAX_FOLDER_BYTES", size - 1)
     several, one = packed / "several", packed / "one"
