@@ -109,7 +109,8 @@ def build(
     if spec.name == "none":
         return None
     if (spec.source is None) != (source is None):
-        raise ValueError(f"expected a source classifier if the attack names one, but got {source} for {spec.key()}")
+        expected = "no source classifier" if spec.source is None else "a source classifier"
+        raise ValueError(f"expected {expected} for the attack {spec.key()}, but got {source}")
     eps = spec.eps if spec.units == "range" else spec.eps / input_scale
     if isinstance(spec.name, Reference):
         return UserAttack(spec.name, classifier, eps)
