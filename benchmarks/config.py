@@ -95,10 +95,10 @@ class LossSpec(Spec):
 
     def __str__(self) -> str:
         name = self.name.label if isinstance(self.name, Reference) else self.name.upper()
-        parts = [name if self.alpha is None else f"{name}({self.alpha:g})"]
-        parts += [f"smoothing {self.label_smoothing:g}"] if self.label_smoothing else []
-        parts += [f"margin {self.margin:g}"] if self.margin else []
-        return ", ".join([*parts, str(self.hardening)] if self.hardening else parts)
+        labels = [name if self.alpha is None else f"{name}({self.alpha:g})"]
+        labels += [f"smoothing {self.label_smoothing:g}"] if self.label_smoothing else []
+        labels += [f"margin {self.margin:g}"] if self.margin else []
+        return ", ".join([*labels, str(self.hardening)] if self.hardening else labels)
 
 
 @dataclass(frozen=True)
@@ -145,15 +145,15 @@ class AttackSpec(Spec):
 
     def key(self) -> str:
         """Return a readable file name without suffix, such as fgm-hr-0.1."""
-        parts: list[str] = [] if self.split == "test" else [self.split]
-        parts += [self.name.slug if isinstance(self.name, Reference) else self.name]
-        parts += [ATTACK_VERSIONS[self.name]] if self.name in ATTACK_VERSIONS else []
-        parts += [*([self.loss] if self.loss else []), *([repr(self.eps)] if self.eps else [])]
-        parts += [self.units] if self.units != "range" else []
-        parts += [f"{self.steps}-steps"] if self.steps else []
-        parts += [] if self.source is None else [f"source-{self.source}"]
-        parts += [] if self.clip else ["unclipped"]
-        return "-".join([*parts, f"first-{self.images}"] if self.images else parts)
+        elements: list[str] = [] if self.split == "test" else [self.split]
+        elements += [self.name.slug if isinstance(self.name, Reference) else self.name]
+        elements += [ATTACK_VERSIONS[self.name]] if self.name in ATTACK_VERSIONS else []
+        elements += [*([self.loss] if self.loss else []), *([repr(self.eps)] if self.eps else [])]
+        elements += [self.units] if self.units != "range" else []
+        elements += [f"{self.steps}-steps"] if self.steps else []
+        elements += [] if self.source is None else [f"source-{self.source}"]
+        elements += [] if self.clip else ["unclipped"]
+        return "-".join([*elements, f"first-{self.images}"] if self.images else elements)
 
 
 @dataclass(frozen=True)

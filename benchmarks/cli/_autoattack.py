@@ -55,9 +55,9 @@ class AutoAttack:
             raise ConfigError(f"expected eps above 0 and at most 1, but got {self.eps}")
         store, output, data_dir = (Path(os.path.expanduser(path)) for path in (self.store, self.output, self.data_dir))
         cases = networks.chosen(self.networks, self.eps, self.images)
-        ours = [Evaluation(WORST_CASE, self.max_iter, self.square_iter, seed) for seed in range(self.seeds)]
+        evaluations = [Evaluation(WORST_CASE, self.max_iter, self.square_iter, seed) for seed in range(self.seeds)]
         data_dir, command = data_dir.resolve(), self.command
-        return running.run(cases, ours, Store(store), output, console, data_dir=data_dir, command=command)
+        return running.run(cases, evaluations, Store(store), output, console, data_dir=data_dir, command=command)
 
     @property
     def command(self) -> str:

@@ -224,17 +224,17 @@ def run_all(
 
 def grouped(jobs: list[Job], together: int) -> list[Group]:
     """Return the jobs in groups of at most `together` jobs that can be trained together, in their order."""
-    alike: dict[tuple[str, Recipe], list[Job]] = {}
+    open_groups: dict[tuple[str, Recipe], list[Job]] = {}
     groups: list[list[Job]] = []
     for job in jobs:
         kind = (job.run.dataset, job.run.recipe)
         if not can_be_recorded(job.run):
             groups.append([job])
-        elif len(alike.get(kind, ())) in (0, together):
-            alike[kind] = [job]
-            groups.append(alike[kind])
+        elif len(open_groups.get(kind, ())) in (0, together):
+            open_groups[kind] = [job]
+            groups.append(open_groups[kind])
         else:
-            alike[kind].append(job)
+            open_groups[kind].append(job)
     return [Group(tuple(group)) for group in groups]
 
 

@@ -15,7 +15,7 @@ from benchmarks.store import Store
 from benchmarks.training._cuda_graph import Recorded
 from benchmarks.training._loop import Training, TrainingError
 
-# On a GPU a state is stored if that takes at most this share of the time, and at the latest after so many seconds.
+# On a GPU, states are stored if that takes at most this share of the time, but at least at this interval in seconds.
 STORAGE_SHARE, MAX_INTERVAL = 0.05, 30.0
 
 

@@ -72,7 +72,7 @@ class Branches:
     def step(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """Train each network on its batch: see :class:`Way`."""
 
-        def one(i: int) -> tuple[Tensor, Tensor]:
+        def train_network(i: int) -> tuple[Tensor, Tensor]:
             training = self._trainings[i]
             logits = training.model(images[i])
             value = training.loss(logits, labels[i])
@@ -81,7 +81,7 @@ class Branches:
             _update(training.optimizer, list(training.model.parameters()), value)
             return value.detach(), logits.detach()
 
-        values, logits = zip(*self._forks.each(one), strict=True)
+        values, logits = zip(*self._forks.each(train_network), strict=True)
         return torch.stack(values), torch.stack(logits)
 
 

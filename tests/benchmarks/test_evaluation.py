@@ -541,7 +541,7 @@ def test_zero_gradients_are_counted(digits: Dataset) -> None:
 
 
 def test_splits_are_attacked_at_their_true_labels(trained: Store, digits: Dataset) -> None:
-    """With wrong labels FGSM would increase the accuracy, which shows that the attack uses the labels."""
+    """FGSM with wrong labels increases the accuracy, which shows that the attack uses the labels."""
     classifier = load(RUN, digits, trained)
     images = digits.test.tensors(CPU)[0].numpy()
     wrong = Split(digits.test.images, (digits.test.labels + 1) % 10)

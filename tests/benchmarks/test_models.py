@@ -138,7 +138,7 @@ def test_the_pixel_mean_is_the_mean_of_the_training_images(digits: Dataset) -> N
 @pytest.mark.parametrize("model", ["small-cnn", "resnet"])
 @pytest.mark.parametrize("mean", [False, True], ids=["plain", "mean"])
 def test_a_network_with_input_scale_255_gets_8_bit_pixels(digits: Dataset, model: str, mean: bool) -> None:
-    """With the scale, images in [0, 1] give the same logits as images in [0, 255] without it, with a scaled mean."""
+    """Images in [0, 1] with the scale give the logits of images in [0, 255] without it, with a scaled mean."""
     recipe = replace(RECIPE, model=model, subtract_pixel_mean=mean)
     plain, scaled = (models.build_for(replace(recipe, input_scale=s), digits, seed=4) for s in (1.0, 255.0))
     plain, scaled = plain.double().eval(), scaled.double().eval()

@@ -221,7 +221,7 @@ def test_a_stored_state_has_the_tensors_of_one_run_only(few: Dataset, tmp_path: 
 
 
 def test_tf32_is_used_in_training_and_not_in_evaluation(few: Dataset, tmp_path: Path, monkeypatch) -> None:
-    """With a recipe in TF32, epochs may use TF32, and evaluations after them may not."""
+    """A recipe in TF32 allows it in epochs, and not in the evaluations after them."""
     run = runs_of(CE, seeds=1, epochs=2, curve_every=1, curve_attacks=(AttackSpec("none"),))[0]
     object.__setattr__(run.recipe, "precision", "tf32")  # Recipe refuses TF32 on the CPU
     seen: dict[str, set[tuple[bool, bool]]] = {}
