@@ -418,7 +418,7 @@ def test_the_number_of_synchronisations_does_not_depend_on_the_number_of_batches
     classifier, counts = on_gpu(digits, fresh), []
     monkeypatch.setattr(evaluation, "BATCH_SIZE", 40)
     for images in (360, 360, 40):  # the first call includes the set-up of libraries, and is not counted
-        monkeypatch.setattr(evaluation, "NUMBERS", 64 * images)
+        monkeypatch.setattr(evaluation, "GPU_BATCH_VALUES", 64 * images)
         counts.append(waits_on_gpu(lambda: evaluation.curve_point(FIGURE_1_ATTACKS, classifier, digits)))
     assert counts[1] == counts[2] < 40
 

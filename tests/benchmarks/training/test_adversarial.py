@@ -83,7 +83,7 @@ def test_each_epoch_has_other_random_numbers(few: Dataset, tmp_path: Path, monke
     drawn = []
     monkeypatch.setattr(training, "noisy", lambda images, _: drawn.append(torch.rand(1).item()) or images)
     monkeypatch.setattr(training, "adversarial_epoch", lambda *_, seed: drawn.append(seed))
-    monkeypatch.setattr(training, "look", lambda *_: {"train_loss": 0.0, "train_accuracy": 0.0})
+    monkeypatch.setattr(training, "evaluate_epoch", lambda *_: {"train_loss": 0.0, "train_accuracy": 0.0})
     train(run_of(kind), few, Store(tmp_path))
     assert len(drawn) == len(set(drawn)) == (3 if kind.name != "noise" else 3 * 3), (
         "one seed per epoch, or one noise per batch"

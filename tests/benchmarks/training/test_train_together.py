@@ -82,7 +82,7 @@ def expect_equal_results(runs: list[RunSpec], one: Store, other: Store, *, withi
 def recorded(monkeypatch) -> StandIn:
     """Train runs as on a GPU: in recorded steps, with asynchronous writes of states."""
     gpu, state_writer = StandIn(), module._state_writer
-    monkeypatch.setattr(module, "stepping", lambda trainings, _: Recorded(trainings, gpu=gpu).epoch)
+    monkeypatch.setattr(module, "epoch_function", lambda trainings, _: Recorded(trainings, gpu=gpu).epoch)
     monkeypatch.setattr(module, "_state_writer", lambda store, asynchronous: state_writer(store, asynchronous=True))
     return gpu
 
