@@ -1,4 +1,4 @@
-"""The paper's grid, trained, attacked and reported; and the networks that it leaves, for ART's pipelines."""
+"""Benchmarks of the paper's experiments: training, attacks and reports; load_classifier loads a trained network."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -9,7 +9,7 @@ __all__ = ["load_classifier"]
 
 
 def __getattr__(name: str) -> Any:
-    if name == "load_classifier":  # with ART, which takes seconds to import: only for who wants it
+    if name == "load_classifier":  # imported on first use, because it imports ART, which takes seconds
         from benchmarks.classifiers import load_classifier
 
         return load_classifier

@@ -1,4 +1,4 @@
-"""Attack specs -> ART attacks."""
+"""Attacks by specification, as ART's attacks: those of art_hrloss, the ensemble's worst case and a user's attack."""
 
 from typing import Any
 
@@ -17,16 +17,16 @@ from art_hrloss.attacks import SquareAttack, ensemble, transfer
 from benchmarks.config import AttackSpec, ConfigError
 from benchmarks.references import Reference
 
-# Queries of the ensemble's Square attack for each step of its other attacks: 1000 beside 50 steps.
+# Queries of the ensemble's Square attack per step of its other attacks: 1000 queries for 50 steps.
 QUERIES_PER_STEP = 20
-# Of float32, in the pixels that a user's own attack makes.
+# Tolerance for float32 rounding in the adversarial images of a user's attack.
 ROUNDING = 1e-6
-# What the ensemble calls the other network.
+# Name of the source network in the ensemble. It is stored in records.
 SOURCE_NAME = "another CE-trained network"
 
 
 class WorstCaseAttack:
-    """The ensemble of art_hrloss as an attack like the others, which also tells which of its attacks found what."""
+    """Ensemble of art_hrloss as one attack; it also reports which of its attacks found each adversarial example."""
 
     def __init__(
         self,
@@ -40,9 +40,9 @@ class WorstCaseAttack:
         """
         :param classifier: The classifier under attack.
         :param eps: The radius in L-infinity, as a share of the pixel range.
-        :param steps: Of each white-box attack.
-        :param batch_size: Images that are attacked together.
-        :param source: Another network's classifier, whose adversarial images are tried as well.
+        :param steps: Steps of each white-box attack.
+        :param batch_size: Number of images per batch.
+        :param source: A source network's classifier for a transfer attack; None for no transfer attack.
         """
         self.classifier, self.eps, self.steps, self.batch_size = classifier, eps, steps, batch_size
         self.transfer_from = {} if source is None else {SOURCE_NAME: source}
@@ -50,7 +50,7 @@ class WorstCaseAttack:
         self.found_by: npt.NDArray[np.int64] | None = None
 
     def generate(self, x: Any, y: Any) -> Any:
-        """Return for each image the first adversarial example that an attack found, or the original; as `x` is."""
+        """Return each image's first adversarial example, or the original image if none was found; same type as `x`."""
         options: dict[str, Any] = {"eps": self.eps, "batch_size": self.batch_size}
         sizes = {"max_iter": self.steps, "square_iter": QUERIES_PER_STEP * self.steps}
         attacks = ensemble(self.classifier, transfer_from=self.transfer_from, **sizes, **options)
@@ -59,32 +59,34 @@ class WorstCaseAttack:
         return result.adversarial
 
 
-class OwnAttack:
-    """A user's own attack, which is held to images of the same form and to its eps."""
+class UserAttack:
+    """A user's attack; its images are checked for shape, pixel range and eps."""
 
     def __init__(self, reference: Reference, classifier: HRClassifier, eps: float) -> None:
         """
-        :param reference: To what is called with the classifier, and with eps if that is above 0.
+        :param reference: Reference to a function of the classifier, and of eps if eps is above 0.
         :param classifier: The classifier under attack.
         :param eps: The radius in L-infinity, as a share of the pixel range; 0 if the attack has another bound or none.
         """
         self.reference, self.eps = reference, eps
         self.attack: Any = reference.make(object, classifier, **({"eps": eps} if eps else {}))
         if not callable(getattr(self.attack, "generate", None)):
-            raise ConfigError(f"expected of {reference} an attack with generate(x, y), but got {self.attack!r:.60}")
+            raise ConfigError(
+                f"expected {reference} to return an attack with generate(x, y), but got {self.attack!r:.60}"
+            )
 
     def generate(self, x: npt.NDArray[np.float32], y: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
-        """Return the attacked images; raise a ConfigError if they are not what an attack may make of the images."""
-        attacked = np.asarray(self.attack.generate(x=x.copy(), y=y.copy()), dtype=np.float32)
-        wanted = f"expected of {self.reference} images of shape {x.shape} in [0, 1]"
-        if attacked.shape != x.shape:
-            raise ConfigError(f"{wanted}, but got shape {attacked.shape}")
-        if not (attacked.min() > -ROUNDING and attacked.max() < 1 + ROUNDING):  # nor if one is NaN
-            raise ConfigError(f"{wanted}, but got values from {attacked.min():g} to {attacked.max():g}")
-        change = float(np.abs(attacked - x).max())
+        """Return the adversarial images; raise a ConfigError if shape, pixel range or eps are violated."""
+        adversarial = np.asarray(self.attack.generate(x=x.copy(), y=y.copy()), dtype=np.float32)
+        expected = f"expected {self.reference} to return images of shape {x.shape} in [0, 1]"
+        if adversarial.shape != x.shape:
+            raise ConfigError(f"{expected}, but got shape {adversarial.shape}")
+        if not (adversarial.min() > -ROUNDING and adversarial.max() < 1 + ROUNDING):  # False also if a value is NaN
+            raise ConfigError(f"{expected}, but got values from {adversarial.min():g} to {adversarial.max():g}")
+        change = float(np.abs(adversarial - x).max())
         if self.eps and change > self.eps + ROUNDING:
-            raise ConfigError(f"expected of {self.reference} changes of at most {self.eps:g}, but got {change:g}")
-        return attacked.clip(0, 1)
+            raise ConfigError(f"expected {self.reference} to change pixels by at most {self.eps:g}, but got {change:g}")
+        return adversarial.clip(0, 1)
 
 
 def build(
@@ -94,23 +96,24 @@ def build(
     batch_size: int,
     input_scale: float = 1.0,
     source: HRClassifier | None = None,
-) -> EvasionAttack | WorstCaseAttack | OwnAttack | None:
+) -> EvasionAttack | WorstCaseAttack | UserAttack | None:
     """
-    Return the attack as ART has it; None for no attack.
+    Return the attack of a specification as an ART attack; None for no attack.
 
-    :param spec: Which attack, and how large.
-    :param classifier: The classifier under attack, as seen through the attack's loss.
-    :param batch_size: How many images are attacked at once; no result of FGSM depends on it.
-    :param input_scale: Units of the network's input in the range of a pixel, for an eps that is given in them.
-    :param source: Another network's classifier, if the spec names one, to make images on.
+    :param spec: The specification.
+    :param classifier: The classifier under attack, viewed through the attack's loss.
+    :param batch_size: Number of images per batch; results of FGSM do not depend on it.
+    :param input_scale: The recipe's input_scale, which converts an eps in units of the network's input.
+    :param source: The source network's classifier of a transfer attack, if the specification names a source.
     """
     if spec.name == "none":
         return None
     if (spec.source is None) != (source is None):
-        raise ValueError(f"expected a source just where the attack names one, but got {source} for {spec.key()}")
+        expected = "no source classifier" if spec.source is None else "a source classifier"
+        raise ValueError(f"expected {expected} for the attack {spec.key()}, but got {source}")
     eps = spec.eps if spec.units == "range" else spec.eps / input_scale
     if isinstance(spec.name, Reference):
-        return OwnAttack(spec.name, classifier, eps)
+        return UserAttack(spec.name, classifier, eps)
     options: dict[str, Any] = {"eps": eps, "batch_size": batch_size}
     if spec.name == "worst-case":
         return WorstCaseAttack(classifier, steps=spec.steps, source=source, **options)

@@ -1,4 +1,4 @@
-"""What is run: frozen, validated values, and the keys under which their results are kept."""
+"""Specifications of experiments: frozen, validated dataclasses, and the keys under which results are stored."""
 
 import hashlib
 import json
@@ -7,16 +7,17 @@ import re
 from dataclasses import dataclass, fields, is_dataclass, replace
 from itertools import product
 from pathlib import Path
-from types import NoneType
-from typing import Any, Literal, get_args, get_origin
+from typing import Any, Literal
 
-from benchmarks.references import EXAMPLE, ConfigError, Reference, did_you_mean, refer
+from benchmarks.references import ConfigError, Reference, refer
+from benchmarks.validation import Spec, check
 
 __all__ = ["AttackSpec", "ConfigError", "Grid", "Hardening", "LossSpec", "Recipe", "Reference", "RunSpec", "canonical"]
 
-# Where data sets are looked for, unless another folder is given.
+# The default folder of the data sets.
 DATA_DIR = Path("~/.cache/art_hrloss")
-# Part of every key: raise it when a field changes its meaning or default, so that no old result passes for a new one.
+# Part of every key. Increment it when a field changes its meaning or its default: otherwise an old result would be
+# read as the result of a new specification.
 SPEC_VERSION = 1
 AttackName = Literal["none", "fgm", "pgd", "apgd", "square", "transfer", "worst-case", "diagnostics"]
 AttackLossName = Literal["ce", "hr", "margin", "dlr", "torch-ce", "clipped-ce", "clipped-hr"]
@@ -24,58 +25,35 @@ HardeningName = Literal["noise", "madry", "trades"]
 SplitName = Literal["test", "validation"]
 UnitsName = Literal["range", "data"]
 
-# Attacks that go in steps; those along one loss, and those that may take images made on another network.
-IN_STEPS = ("pgd", "apgd", "square", "transfer", "worst-case", "diagnostics")
-ALONG_A_LOSS = ("fgm", "pgd", "apgd", "diagnostics")
-FROM_ELSEWHERE = ("transfer", "worst-case")
-# Attacks that once were others under the same name: a part of their keys.
-EDITIONS = {"square": "2", "worst-case": "2"}
+# Iterative attacks; attacks that maximise one loss; attacks that can use adversarial images of a source network.
+ITERATIVE = ("pgd", "apgd", "square", "transfer", "worst-case", "diagnostics")
+DRIVEN_BY_A_LOSS = ("fgm", "pgd", "apgd", "diagnostics")
+WITH_SOURCE = ("transfer", "worst-case")
+# Versions of attacks whose algorithm has changed. They are part of the key, so that old records are not reused.
+ATTACK_VERSIONS = {"square": "2", "worst-case": "2"}
 
 
 @dataclass(frozen=True)
-class _Spec:
-    def __post_init__(self) -> None:
-        """Hold every field against its type; a whole number becomes the float that is meant: 1 and 1.0 have one key."""
-        for field in fields(self):
-            kinds, value = (field.type, *get_args(field.type)), getattr(self, field.name)
-            if value is None and NoneType in kinds:
-                continue
-            what = type(self).__name__.removesuffix("Spec").lower() if field.name == "name" else field.name
-            known = [name for kind in kinds if get_origin(kind) is Literal for name in get_args(kind)]
-            number = isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < math.inf
-            if known and str in kinds and isinstance(value, str) and ":" in value:
-                object.__setattr__(self, field.name, refer(value))
-            elif known and value not in known:
-                advice = did_you_mean(value, known) or f": one of your own is {EXAMPLE}" * (str in kinds)
-                raise ConfigError(f"expected {what} to be one of {known}, but got {value!r}{advice}")
-            elif float in kinds:
-                _check((number, f"{what} to be a finite number of at least 0", repr(value)))
-                object.__setattr__(self, field.name, float(value))
-            elif int in kinds:
-                _check((number and type(value) is int, f"{what} to be a whole number of at least 0", repr(value)))
-
-
-@dataclass(frozen=True)
-class Hardening(_Spec):
-    """What a network is trained on beside, or in place of, the images as they are."""
+class Hardening(Spec):
+    """Defence that is applied during training: noisy or adversarial images."""
 
     name: HardeningName
-    """Noise, uniform in every pixel; adversarial images of projected gradient descent (Madry et al. 2018); or the
-    images with a term that holds adversarial ones to the same prediction (TRADES, Zhang et al. 2019)."""
+    """Uniform noise in each pixel; adversarial training with PGD (Madry et al. 2018); or TRADES (Zhang et al. 2019),
+    which adds a divergence between the predictions at clean and at adversarial images to the loss."""
     eps: float
-    """Largest change of a pixel, as a share of its range."""
+    """Maximum change of a pixel, as a share of the pixel range."""
     steps: int = 0
-    """Of projected gradient descent; 0 for noise."""
+    """Steps of PGD; 0 for noise."""
     beta: float = 0.0
-    """What TRADES multiplies its term by; 0 for the others."""
+    """Weight of the divergence of TRADES; 0 for the other defences."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        steps, beta = self.steps, self.beta
-        _check(
-            (0 < self.eps <= 1, f"eps above 0 and at most 1 for the hardening {self.name}", self.eps),
-            ((steps > 0) == (self.name != "noise"), "steps above 0 for adversarial images, and 0 for noise", steps),
-            ((beta > 0) == (self.name == "trades"), "beta above 0 for trades, and 0 for the others", beta),
+        name, eps, steps, beta = self.name, self.eps, self.steps, self.beta
+        check(
+            (0 < eps <= 1, f"eps above 0 and at most 1 for the defence {name}", eps),
+            ((steps > 0) == (name != "noise"), "steps above 0 for madry and trades, and 0 for noise", steps),
+            ((beta > 0) == (name == "trades"), "beta above 0 for trades, and 0 for madry and noise", beta),
         )
 
     def __str__(self) -> str:
@@ -84,149 +62,151 @@ class Hardening(_Spec):
 
 
 @dataclass(frozen=True)
-class LossSpec(_Spec):
-    """What is minimised: cross-entropy, the HR loss with its alpha, or a user's own loss; and on which images."""
+class LossSpec(Spec):
+    """Training loss: cross-entropy, the HR loss or a user's loss; with label smoothing, margin scaling or a defence."""
 
     name: Literal["ce", "hr"] | str
-    """Cross-entropy, the HR loss, or a reference to what returns a module from logits and class indices to a scalar."""
+    """Cross-entropy, the HR loss, or a reference to a function that returns a module (logits, labels) -> scalar."""
     alpha: float | None = None
+    """Renyi order of the HR loss; None for other losses."""
     label_smoothing: float = 0.0
-    """The share of a label that all classes have in common."""
+    """Share of the label's probability that is distributed uniformly over all classes."""
     margin: float = 0.0
-    """If above 0, a trained network's logits are scaled to this median margin on the validation images."""
+    """If above 0, the logits of the trained network are scaled to this median margin on the validation images."""
     hardening: Hardening | None = None
+    """Defence that is applied during training; None for none."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        name, alpha, smoothing, own = self.name, self.alpha, self.label_smoothing, isinstance(self.name, Reference)
-        _check(
+        name, alpha, smoothing = self.name, self.alpha, self.label_smoothing
+        smoothable = not isinstance(name, Reference) or not smoothing
+        check(
             ((alpha is not None) == (name == "hr"), "an alpha for the loss hr and for no other", f"{name}, {alpha}"),
             (alpha != 0, "alpha above 0", alpha),
             (smoothing < 1, "label_smoothing from 0 to below 1", smoothing),
-            (not (own and smoothing), f"no label_smoothing for {name}, which has its own parameters", smoothing),
+            (smoothable, f"no label_smoothing for the user's loss {name}", smoothing),
             (isinstance(self.hardening, Hardening | None), "hardening to be a Hardening or None", repr(self.hardening)),
         )
 
     @property
     def plain(self) -> bool:
-        """Whether there is nothing but the loss."""
+        """True for a loss without label smoothing, margin scaling or a defence."""
         return not self.label_smoothing and not self.margin and self.hardening is None
 
     def __str__(self) -> str:
         name = self.name.label if isinstance(self.name, Reference) else self.name.upper()
-        parts = [name if self.alpha is None else f"{name}({self.alpha:g})"]
-        parts += [f"smoothing {self.label_smoothing:g}"] if self.label_smoothing else []
-        parts += [f"margin {self.margin:g}"] if self.margin else []
-        return ", ".join([*parts, str(self.hardening)] if self.hardening else parts)
+        labels = [name if self.alpha is None else f"{name}({self.alpha:g})"]
+        labels += [f"smoothing {self.label_smoothing:g}"] if self.label_smoothing else []
+        labels += [f"margin {self.margin:g}"] if self.margin else []
+        return ", ".join([*labels, str(self.hardening)] if self.hardening else labels)
 
 
 @dataclass(frozen=True)
-class AttackSpec(_Spec):
-    """One attack of a trained network: which, driven by which loss, how large, and on which images."""
+class AttackSpec(Spec):
+    """Attack on a trained network: its name, its loss, its size and the images that it attacks."""
 
     name: AttackName | str
-    """No attack; FGSM; projected gradient descent; Auto-PGD; the Square attack, which sees no gradients; images made on
-    another network; the worst case of an ensemble of all these; no attack, but a report on masked gradients. Or a
-    reference to what, called with a classifier, and with eps if that is not 0, returns an attack: see README."""
+    """No attack; FGSM; PGD; Auto-PGD; the score-based Square attack; adversarial images of a source network; the worst
+    case over an ensemble; or a report on gradient masking, which is no attack. Or a reference to a function that
+    returns an attack: it is called with a classifier, and with eps unless eps is 0."""
     loss: AttackLossName | None = None
-    """The loss whose per-example gradient drives the attack; see benchmarks/losses.py. An ensemble has its own."""
+    """Loss whose per-example gradient drives the attack: see benchmarks/losses.py. An ensemble defines its losses."""
     eps: float = 0.0
-    """Largest change of a pixel, in `units`."""
+    """Maximum change of a pixel, in `units`."""
     units: UnitsName = "range"
-    """Of eps: the range of a pixel, or what the network is given, of which the range has the recipe's input_scale."""
+    """Unit of eps: the pixel range, or the unit of the network's input, whose range is the recipe's input_scale."""
     split: SplitName = "test"
+    """Part of the data set that is attacked."""
     steps: int = 0
-    """Steps of an iterative attack, or queries per image of the Square attack; 0 for the others."""
+    """Steps of an iterative attack, or queries per image of the Square attack; 0 for other attacks."""
     images: int = 0
-    """How many images of that part of the data, from its first, are attacked; 0 for all."""
+    """Number of images that are attacked, from the first; 0 for all."""
     source: int | None = None
-    """The seed of the network, trained alike with cross-entropy, on which images are made to be tried on this one."""
+    """Seed of the source network of a transfer attack: a network of the same recipe, trained with cross-entropy."""
     clip: bool = True
-    """Whether attacked images are kept in the range of a pixel; FGSM alone can go without."""
+    """Whether adversarial images are clipped to the pixel range; only FGSM supports False."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         name, loss, eps, steps, source = self.name, self.loss, self.eps, self.steps, self.source
-        own, plain, of_range = isinstance(name, Reference), name == "none", self.units == "range"
-        along = name in ALONG_A_LOSS or (own and loss is not None)
-        _check(
-            (not plain or (loss is None and not eps and of_range), "no loss, eps or units without attack", self),
-            (name != "diagnostics" or of_range, "eps of a report as a share of the range", self.units),
-            ((loss is not None) == along, f"{'a' if along else 'no'} loss for the attack {name}", repr(loss)),
-            (eps > 0 or plain or own, f"eps above 0 for the attack {name}", eps),
-            ((steps > 0) == (name in IN_STEPS), "steps above 0 for iterative attacks, and 0 for others", steps),
-            (source is not None or name != "transfer", "the source of a transfer, the seed of a network", source),
-            (
-                self.clip is True or (self.clip is False and name == "fgm"),
-                f"clip to be True for {name}",
-                repr(self.clip),
-            ),
-            (source is None or name in FROM_ELSEWHERE, f"no source for {name}, which makes its own images", source),
+        is_reference, is_clean, in_range = isinstance(name, Reference), name == "none", self.units == "range"
+        needs_loss = name in DRIVEN_BY_A_LOSS or (is_reference and loss is not None)
+        clip_allowed = self.clip is True or (self.clip is False and name == "fgm")
+        check(
+            (not is_clean or (loss is None and not eps and in_range), "no loss, eps or units without attack", self),
+            (name != "diagnostics" or in_range, "units to be range for the attack diagnostics", self.units),
+            ((loss is not None) == needs_loss, f"{'a' if needs_loss else 'no'} loss for the attack {name}", repr(loss)),
+            (eps > 0 or is_clean or is_reference, f"eps above 0 for the attack {name}", eps),
+            ((steps > 0) == (name in ITERATIVE), "steps above 0 for iterative attacks, and 0 for others", steps),
+            (source is not None or name != "transfer", "a source, a network's seed, for the attack transfer", source),
+            (clip_allowed, f"clip to be True for the attack {name}", repr(self.clip)),
+            (source is None or name in WITH_SOURCE, f"no source for the attack {name}", source),
         )
 
     def key(self) -> str:
-        """A readable name, such as fgm-hr-0.1, that can name a file."""
-        parts: list[str] = [] if self.split == "test" else [self.split]
-        parts += [self.name.slug if isinstance(self.name, Reference) else self.name]
-        parts += [EDITIONS[self.name]] if self.name in EDITIONS else []
-        parts += [*([self.loss] if self.loss else []), *([repr(self.eps)] if self.eps else [])]
-        parts += [self.units] if self.units != "range" else []
-        parts += [f"{self.steps}-steps"] if self.steps else []
-        parts += [] if self.source is None else [f"source-{self.source}"]
-        parts += [] if self.clip else ["unclipped"]
-        return "-".join([*parts, f"first-{self.images}"] if self.images else parts)
+        """Return a readable file name without suffix, such as fgm-hr-0.1."""
+        elements: list[str] = [] if self.split == "test" else [self.split]
+        elements += [self.name.slug if isinstance(self.name, Reference) else self.name]
+        elements += [ATTACK_VERSIONS[self.name]] if self.name in ATTACK_VERSIONS else []
+        elements += [*([self.loss] if self.loss else []), *([repr(self.eps)] if self.eps else [])]
+        elements += [self.units] if self.units != "range" else []
+        elements += [f"{self.steps}-steps"] if self.steps else []
+        elements += [] if self.source is None else [f"source-{self.source}"]
+        elements += [] if self.clip else ["unclipped"]
+        return "-".join([*elements, f"first-{self.images}"] if self.images else elements)
 
 
 @dataclass(frozen=True)
-class Recipe(_Spec):
-    """How a network is trained on a data set, whatever the loss."""
+class Recipe(Spec):
+    """Training recipe of a data set: architecture, optimizer and schedule, for any loss."""
 
     model: Literal["small-cnn", "lenet", "resnet", "resnet-v2"] | str
-    """The architecture: see benchmarks/models.py; or a reference to what, called with image_shape, classes and seed,
-    returns a module from images in [0, 1] to logits."""
+    """Architecture, see benchmarks/models.py; or a reference to a function that returns a module, which maps images in
+    [0, 1] to logits. It is called with image_shape, classes and seed."""
     epochs: int
     batch_size: int
     """Images per step; the last batch of an epoch may be smaller."""
     lr: float
     lr_drops: tuple[tuple[int, float], ...] = ()
-    """Pairs (epoch, factor): from that epoch on the learning rate is lr times the factor."""
+    """Pairs (epoch, factor): from this epoch, counted from 0, the learning rate is lr times the factor."""
     optimizer: Literal["sgd", "adam"] = "sgd"
     momentum: float = 0.0
-    """Of SGD; Adam has torch's defaults."""
+    """Momentum of SGD; Adam uses torch's defaults."""
     l2: float = 0.0
-    """The penalty l2 * sum of squares of the convolutions' kernels is part of the objective."""
+    """Weight of the L2 penalty, the sum of squares of the convolutions' kernels."""
     blocks: int = 1
-    """n of the ResNet of 6n+2 layers, of 9n+2 in version 2; of no meaning to other models."""
+    """n of a ResNet of 6n+2 layers, or 9n+2 layers for version 2; other models ignore it."""
     subtract_pixel_mean: bool = False
-    """Whether the network's first step subtracts the training images' mean, pixel by pixel."""
+    """Whether the network subtracts the training images' mean, per pixel, from its input."""
     input_scale: float = 1.0
-    """The network is given images in [0, input_scale]: 255 for pixels as they are stored."""
+    """Upper end of the input range: the network's input is in [0, input_scale]; 255 for unscaled 8-bit pixels."""
     validation_size: int = 5000
-    """Images held out of the training part; they are never trained on."""
+    """Number of training images that are held out for validation."""
     split_seed: int = 2019
-    """Draws the validation images, and the test images of data sets without an official test part."""
+    """Seed of the draw of validation images, and of test images where a data set has no official test part."""
     threads: int = 1
-    """Of torch on the CPU. A part of the recipe because sums, and so results, are rounded by how they are divided."""
+    """Number of torch's CPU threads. It is part of the recipe because it changes the rounding of sums."""
     device: Literal["cpu", "gpu"] = "cpu"
-    """Where to train and to attack, in ART's words. A part of the recipe because each rounds in its own way."""
+    """Device for training and attacks, in ART's terms. It is part of the recipe because devices round differently."""
     precision: Literal["float32", "tf32"] = "float32"
-    """Of products in training on a GPU: TF32 rounds their factors to 10 bits. Evaluations are in float32."""
+    """Precision of products in training on a GPU: TF32 rounds factors to 10 bits. Evaluations always use float32."""
     curve_every: int = 0
-    """After how many epochs the attacks of Fig. 1 are made, each time; 0 for never."""
+    """Interval, in epochs, of the evaluations for Fig. 1; 0 for none."""
     curve_attacks: tuple[AttackSpec, ...] = ()
+    """Attacks of the evaluations for Fig. 1."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        # In one order, so that the same drops have one key.
+        # Sorted, so that the same drops in another order have the same key.
         drops = sorted((int(start), float(factor)) for start, factor in self.lr_drops)
         object.__setattr__(self, "lr_drops", tuple(drops))
         above_0 = ("epochs", "batch_size", "blocks", "validation_size", "threads", "lr", "input_scale")
-        sound = len(dict(drops)) == len(drops) and all(start >= 0 and 0 < factor < math.inf for start, factor in drops)
+        valid = len(dict(drops)) == len(drops) and all(start >= 0 and 0 < factor < math.inf for start, factor in drops)
         mean, every, attacks = self.subtract_pixel_mean, self.curve_every, self.curve_attacks
         distinct = isinstance(attacks, tuple) and len(set(attacks)) == len(attacks)
-        _check(
+        check(
             *((getattr(self, name) > 0, f"{name} above 0", getattr(self, name)) for name in above_0),
-            (sound, "lr_drops to be pairs of distinct epochs and factors above 0", drops),
+            (valid, "lr_drops to be pairs of distinct epochs and factors above 0", drops),
             (isinstance(mean, bool), "subtract_pixel_mean to be True or False", repr(mean)),
             (distinct, "curve_attacks to be a tuple of distinct attacks", attacks),
             (self.precision == "float32" or self.device == "gpu", "precision float32 on the CPU", self.precision),
@@ -234,14 +214,14 @@ class Recipe(_Spec):
         )
 
     def lr_at(self, epoch: int) -> float:
-        """The learning rate of an epoch, counted from 0."""
+        """Return the learning rate of an epoch, counted from 0."""
         factors = [factor for start, factor in self.lr_drops if epoch >= start]
         return self.lr * (factors[-1] if factors else 1.0)
 
 
 @dataclass(frozen=True)
-class RunSpec(_Spec):
-    """One training: a data set, a recipe, a loss and a seed."""
+class RunSpec(Spec):
+    """Training run: a data set, a recipe, a loss and a seed."""
 
     dataset: str
     recipe: Recipe
@@ -253,15 +233,16 @@ class RunSpec(_Spec):
         if ":" in self.dataset:
             object.__setattr__(self, "dataset", refer(self.dataset))
         model, margin = self.recipe.model, self.loss.margin
-        _check((not (isinstance(model, Reference) and margin), f"no margin for {model}, of unknown last layer", margin))
+        # Margin scaling multiplies the last layer, which is known for the project's architectures only.
+        check((not (isinstance(model, Reference) and margin), f"no margin for the user's model {model}", margin))
 
     def key(self) -> str:
-        """16 hexadecimal digits that name this run wherever it is done: a hash of its canonical JSON."""
+        """Return 16 hexadecimal digits that identify the run on every machine: a hash of its canonical JSON."""
         text = json.dumps({"version": SPEC_VERSION, "run": canonical(self)}, sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
     def source(self, seed: int) -> "RunSpec":
-        """The run that an attack's source of this seed names: plain cross-entropy, and else as this one."""
+        """Return the run of a transfer attack's source network: this run with plain cross-entropy and another seed."""
         return replace(self, loss=LossSpec("ce"), seed=seed)
 
     def __str__(self) -> str:
@@ -270,45 +251,41 @@ class RunSpec(_Spec):
 
 @dataclass(frozen=True)
 class Grid:
-    """A declared set of evaluations: every loss and seed on every data set, each under every attack."""
+    """Declared product of evaluations: every data set, loss and seed under every attack."""
 
     name: str
     recipes: tuple[tuple[str, Recipe], ...]
-    """Pairs (data set, recipe); a data set may be a reference to what returns x_train, y_train, x_test, y_test."""
+    """Pairs (data set, recipe). A data set may be a reference to a function that returns x_train, y_train, x_test and
+    y_test."""
     losses: tuple[LossSpec, ...]
     seeds: tuple[int, ...]
     attacks: tuple[AttackSpec, ...]
 
     def __post_init__(self) -> None:
-        own = tuple((refer(dataset) if ":" in dataset else dataset, recipe) for dataset, recipe in self.recipes)
-        object.__setattr__(self, "recipes", own)
-        plain = re.fullmatch(r"[A-Za-z0-9]([\w.-]*\w)?", self.name)
-        lists = {f"{field.name} of": getattr(self, field.name) for field in fields(self)[1:]}
-        lists["one recipe per data set in"] = [dataset for dataset, _ in own]
-        lists["names that tell losses apart in"] = [str(loss) for loss in self.losses]
+        resolved = tuple((refer(dataset) if ":" in dataset else dataset, recipe) for dataset, recipe in self.recipes)
+        object.__setattr__(self, "recipes", resolved)
+        valid_name = re.fullmatch(r"[A-Za-z0-9]([\w.-]*\w)?", self.name)
+        lists = {field.name: getattr(self, field.name) for field in fields(self)[1:]}
+        lists["data sets"] = [dataset for dataset, _ in resolved]
+        lists["names of losses"] = [str(loss) for loss in self.losses]
+        # A network must not be the source of a transfer attack on itself.
         sources = {attack.source for attack in self.attacks} & set(self.seeds)
-        _check(
-            (plain is not None, "a grid's name in letters, digits, dots, dashes and underscores", repr(self.name)),
-            *((0 < len(of) == len(set(of)), f"{what} grid {self.name}, each once", of) for what, of in lists.items()),
-            (not sources, f"sources that grid {self.name} does not attack", f"the seeds {sources}"),
-        )
+        check((valid_name is not None, "a grid's name of letters, digits, dots, dashes, underscores", repr(self.name)))
+        for label, values in lists.items():
+            distinct = 0 < len(values) == len(set(values))
+            check((distinct, f"distinct {label}, at least one, in grid {self.name}", values))
+        check((not sources, f"sources that are not seeds of grid {self.name}", f"the seeds {sources}"))
 
     def runs(self) -> list[RunSpec]:
-        """All trainings, ordered so that the losses of one seed stand together."""
+        """Return all runs, in an order in which the losses of one seed are adjacent."""
         return [RunSpec(*pair, loss, seed) for pair, seed, loss in product(self.recipes, self.seeds, self.losses)]
 
 
 def canonical(spec: Any) -> Any:
-    """A spec as plain values, without fields at their default, so that one that is added later changes no key."""
+    """Return a spec as plain values, without fields at their default: a new field with a default changes no key."""
     if isinstance(spec, Reference):
         return {"reference": str(spec), "code": spec.code}
     if is_dataclass(spec):
         values = ((field, getattr(spec, field.name)) for field in fields(spec))
         return {field.name: canonical(value) for field, value in values if value != field.default}
     return [canonical(value) for value in spec] if isinstance(spec, tuple) else spec
-
-
-def _check(*checks: tuple[bool, str, object]) -> None:
-    for right, what, came in checks:
-        if not right:
-            raise ConfigError(f"expected {what}, but got {came}")

@@ -1,15 +1,15 @@
 """
-Data sets in files that are no library's own: NAME.npz, or, a little over half as large, sheets of images.
+Files of data sets: NAME.npz; sheets of images, which take a little over half the space; and torchvision's files.
 
-Sheets are lossless WebP files. NAME-train-00.webp and so on have the images in order, NAME-labels.npz the labels and
-the images' shape, so that it is known how many sheets there must be. A sheet is a square of images, row by row; the end
-of the last one is black. They may come in several folders, for where only so much can be copied at once: CIFAR-10's
-184 MB are 101 MB of sheets.
+Sheets are lossless WebP files. NAME-train-00.webp and so on contain the images in order. NAME-labels.npz contains the
+labels and the images' shape, from which the number of sheets follows. A sheet is a square of images, row by row; unused
+images of the last sheet are black. Sheets may be distributed over several folders, for machines to which only a limited
+size can be copied at a time: CIFAR-10's 184 MB are 101 MB of sheets.
 """
 
 import io
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -18,30 +18,44 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-# Images along each side of a sheet: of CIFAR-10's, 2,500 make some 4 MB.
+# Number of images along each side of a sheet. A sheet of 2,500 CIFAR-10 images has about 4 MB.
 SIDE = 50
-# Bytes of a folder of sheets, at most; half of CIFAR-10's are fewer.
-PART = 52_000_000
+# Maximum size of a folder of sheets in bytes, so that CIFAR-10 fits into two folders.
+MAX_FOLDER_BYTES = 52_000_000
+# Maximum width and height of a WebP image in pixels.
+MAX_WEBP_PIXELS = 16383
+
+# Torchvision's data sets: the name of the class, and the arguments that select a variant.
+TORCHVISION: Mapping[str, tuple[str, Mapping[str, str]]] = {
+    "mnist": ("MNIST", {}),
+    "cifar10": ("CIFAR10", {}),
+    "svhn": ("SVHN", {}),
+    "fashion-mnist": ("FashionMNIST", {}),
+    "kmnist": ("KMNIST", {}),
+    "emnist-digits": ("EMNIST", {"split": "digits"}),
+    "cifar100": ("CIFAR100", {}),
+}
 
 Array = npt.NDArray[Any]
 
 
 class DataError(ValueError):
-    """A data set that cannot be used; the message names the file, what was expected and what came."""
+    """A data set that cannot be used; the message names the file, what was expected and what it got."""
 
 
 def pack(name: str, arrays: dict[str, Array], folder: Path) -> list[Path]:
     """
-    Write a data set as sheets into FOLDER/NAME-1, FOLDER/NAME-2 and so on, each of at most PART bytes.
+    Write a data set as sheets into FOLDER/NAME-1, FOLDER/NAME-2 and so on, each of at most MAX_FOLDER_BYTES bytes.
 
     :param name: The data set's name.
     :param arrays: x_train and x_test, uint8 of shape (N, H, W) or (N, H, W, C) with C 1 or 3; y_train, y_test.
     :return: The files.
-    :raises DataError: If a sheet of such images is more than the format can hold.
+    :raises DataError: If the images are too large for a sheet.
     """
     shape = arrays["x_train"].shape[1:]
-    if SIDE * max(shape[:2]) > 16383:  # the most that the format has
-        raise DataError(f"{name}: expected images of at most {16383 // SIDE} pixels a side, but got shape {shape}")
+    if SIDE * max(shape[:2]) > MAX_WEBP_PIXELS:
+        limit = MAX_WEBP_PIXELS // SIDE
+        raise DataError(f"{name}: expected images of at most {limit} x {limit} pixels, but got shape {shape}")
     files = [(f"{name}-labels.npz", _npz_bytes(y_train=arrays["y_train"], y_test=arrays["y_test"], shape=shape))]
     for part in ("test", "train"):
         sheets = enumerate(_sheets(arrays[f"x_{part}"]))
@@ -49,7 +63,7 @@ def pack(name: str, arrays: dict[str, Array], folder: Path) -> list[Path]:
     written, number, size = [], 1, 0
     for file, content in files:
         size += len(content)
-        if size > PART:
+        if size > MAX_FOLDER_BYTES:
             number, size = number + 1, len(content)
         written.append(folder / f"{name}-{number}" / file)
         written[-1].parent.mkdir(parents=True, exist_ok=True)
@@ -58,12 +72,12 @@ def pack(name: str, arrays: dict[str, Array], folder: Path) -> list[Path]:
 
 
 def find(name: str, folder: Path) -> list[Path]:
-    """Return the files that a data set may be read from: NAME.npz, there or not, and the sheets that are there."""
+    """Return the files of a data set: NAME.npz, whether it exists or not, and the existing sheets."""
     return [folder / f"{name}.npz", *_sheet_files(name, folder).values()]
 
 
 def source(name: str, folder: Path) -> Path | None:
-    """Return the file that :func:`read` begins with; None if there is none."""
+    """Return the file that :func:`read` reads first; None if the data set has no file."""
     npz, *sheets = find(name, folder)
     if npz.exists():
         return npz
@@ -72,7 +86,7 @@ def source(name: str, folder: Path) -> Path | None:
 
 def read(name: str, folder: Path) -> list[Array]:
     """
-    Return training images and labels, test images and labels, bit for bit as they were packed.
+    Return training images and labels, test images and labels, identical to the arrays that were packed.
 
     :raises DataError: If a file is damaged, or a sheet is missing.
     """
@@ -85,9 +99,9 @@ def read(name: str, folder: Path) -> list[Array]:
     with reading(folder / labels_file):
         for part, labels in (("train", y_train), ("test", y_test)):
             names = [f"{name}-{part}-{i:02d}.webp" for i in range(-(-len(labels) // SIDE**2))]
-            if missing := [file for file in names if file not in files]:
-                found = f"no {', '.join(missing)} in {folder} or a folder in it"
-                raise DataError(f"{name}: expected {len(names)} sheets of {part} images, but got {found}")
+            if missing := ", ".join(file for file in names if file not in files):
+                expected = f"{name}: expected {len(names)} sheets of {part} images in {folder} or its subfolders"
+                raise DataError(f"{expected}, but these are missing: {missing}")
             images = np.concatenate([_images(files[file], *shape.tolist()) for file in names])
             arrays += [images[: len(labels)], labels]
     return arrays
@@ -95,7 +109,7 @@ def read(name: str, folder: Path) -> list[Array]:
 
 @contextmanager
 def reading(source: object) -> Iterator[None]:
-    """Turn what a reader raises on a damaged file, which can be nearly anything, into a DataError that names it."""
+    """Convert any exception of a reader into a DataError that names the source; a damaged file can raise anything."""
     try:
         yield
     except DataError:
@@ -105,17 +119,18 @@ def reading(source: object) -> Iterator[None]:
 
 
 def _sheet_files(name: str, folder: Path) -> dict[str, Path]:
-    """Return the sheets and their labels, by the files' names: those in a folder, and in the folders in it."""
+    """Return the existing sheets and labels of a folder and its subfolders, by file name."""
     patterns = (f"{name}-train-*.webp", f"{name}-test-*.webp", f"{name}-labels.npz")
     files = [path for pattern in patterns for path in (*folder.glob(pattern), *folder.glob(f"*/{pattern}"))]
     return {path.name: path for path in sorted(files)}
 
 
 def _arrays(path: Path, *names: str) -> list[Array]:
-    """Return arrays of an .npz."""
+    """Return the named arrays of an .npz file."""
     with reading(path), path.open("rb") as file:
-        if not zipfile.is_zipfile(file):  # numpy.load would take it for a pickle, and advise to allow that
-            raise DataError(f"{path}: expected a zip of arrays, but got a file that is none, or is cut short")
+        # numpy.load would take another file for a pickle, and advise the user to allow pickles, which can run code.
+        if not zipfile.is_zipfile(file):
+            raise DataError(f"{path}: expected an .npz file, but got a file that is no zip archive, or is truncated")
         file.seek(0)
         arrays = np.load(file, allow_pickle=False)
         if missing := [name for name in names if name not in arrays]:
@@ -130,11 +145,11 @@ def _npz_bytes(**arrays: Any) -> bytes:
 
 
 def _sheets(images: Array) -> Iterator[bytes]:
-    """Yield the images' sheets, as files."""
+    """Yield the sheets of the images, as contents of WebP files."""
     count, height, width = images.shape[:3]
     for first in range(0, count, SIDE**2):
         sheet = np.zeros((SIDE**2, height, width, 3), np.uint8)
-        # Grey becomes three equal colours.
+        # WebP has no grey mode: a grey image becomes three equal channels.
         sheet[: count - first] = images[first : first + SIDE**2].reshape(-1, height, width, images[0, 0, 0].size)
         rows = sheet.reshape(SIDE, SIDE, height, width, 3).transpose(0, 2, 1, 3, 4)
         buffer = io.BytesIO()
@@ -152,3 +167,42 @@ def _images(path: Path, height: int, width: int, *channels: int) -> Array:
         pixels = np.asarray(sheet.convert("RGB"))
     images = pixels.reshape(SIDE, height, SIDE, width, 3).transpose(0, 2, 1, 3, 4).reshape(-1, height, width, 3)
     return images[..., : channels[0]] if channels else images[..., 0]
+
+
+def torchvision_files(name: str, data_dir: Path) -> dict[Path, bool]:
+    """Return torchvision's files, each with True if it exists and has the MD5 that torchvision states, if any."""
+    from torchvision.datasets.utils import check_integrity
+
+    return {path: check_integrity(path, md5) for path, md5 in torchvision_md5s(name, data_dir).items()}
+
+
+def torchvision_md5s(name: str, data_dir: Path) -> dict[Path, str | None]:
+    """Return the paths of torchvision's files, each with the MD5 that torchvision states, or None."""
+    reader = _reader(name)
+    if name == "svhn":
+        return {data_dir / file: md5 for _, file, md5 in (reader.split_list[part] for part in ("train", "test"))}
+    if name.startswith("cifar"):
+        batches = [*reader.train_list, *reader.test_list, (reader.meta["filename"], reader.meta["md5"])]
+        return {data_dir / reader.base_folder / file: md5 for file, md5 in batches}
+    raw = data_dir / reader.__name__ / "raw"
+    if name == "emnist-digits":  # torchvision downloads one archive, which contains other splits as well
+        parts = ("train-images-idx3", "train-labels-idx1", "test-images-idx3", "test-labels-idx1")
+        return {raw / f"{name}-{part}-ubyte": None for part in parts}
+    return {raw / Path(archive).stem: None for archive, _ in reader.resources}
+
+
+def torchvision_arrays(name: str, data_dir: Path, *, download: bool) -> list[Array]:
+    """Return training images, (N, H, W) or (N, H, W, C), and labels, test images and labels."""
+    reader, (_, options) = _reader(name), TORCHVISION[name]
+    if name == "svhn":
+        svhn = [reader(data_dir, split=split, download=download) for split in ("train", "test")]
+        return [array for part in svhn for array in (part.data.transpose(0, 2, 3, 1), part.labels)]
+    # torchvision's CIFAR readers compare the MD5 of each file before they unpickle it.
+    parts = [reader(data_dir, train=train, download=download, **options) for train in (True, False)]
+    return [np.asarray(array) for part in parts for array in (part.data, part.targets)]
+
+
+def _reader(name: str) -> Any:
+    from torchvision import datasets
+
+    return getattr(datasets, TORCHVISION[name][0])

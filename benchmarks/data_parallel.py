@@ -1,11 +1,11 @@
 """
-One network trained by several processes, each on its part of every batch: an example of HRLoss(process_group=...).
+Example of data-parallel training with HRLoss(process_group=...): several processes train one network.
 
     torchrun --standalone --nproc-per-node 2 -m benchmarks.data_parallel
 
-trains the ResNet of the CIFAR-10 recipe on the HR loss of the joint batches. Where the network has no batch
-normalisation, the weights are those that one process alone would find, to rounding; with it, each process normalises
-its own part.
+trains the ResNet of the CIFAR-10 recipe. Each process has a part of every batch, and the loss is the HR loss of the
+whole batch. For a network without batch normalisation, the weights equal those of a single process, except for
+rounding. With batch normalisation they differ, because each process normalises its part of the batch.
 """
 
 import io
@@ -33,30 +33,30 @@ RECIPES = {"digits": recipes.DIGITS, "mnist": recipes.MNIST_SHORT, "cifar10": re
 
 @dataclass(frozen=True)
 class Options:
-    """What to train; every process is given the same."""
+    """Options of the training; they are the same in every process."""
 
     dataset: str = "cifar10"
-    """digits, mnist or cifar10, with the recipe of its short grid."""
+    """Data set: digits, mnist or cifar10, with the recipe of its short grid."""
     data_dir: Path = DATA_DIR
     """Folder of the data sets."""
     download: bool = False
-    """Fetch the data set if it is not there."""
+    """Download the data set if it is missing."""
     epochs: int | None = None
-    """Instead of the recipe's."""
+    """Number of epochs instead of the recipe's."""
     alpha: float = 1.6
-    """Of the HR loss."""
+    """Renyi order of the HR loss."""
     seed: int = 0
-    """Of the initial weights and the order of the images."""
+    """Seed of the initial weights and of the order of the images."""
     weights: Path | None = None
-    """Where the first process leaves the weights, as a state_dict."""
+    """File for the trained weights, a state_dict, which the first process writes."""
 
 
 def train(options: Options, device: torch.device) -> nn.Module:
     """
-    Train in the default process group, which must be there; the first process says how it goes.
+    Train in the default process group, which must be initialised; the first process prints the progress.
 
-    :raises ValueError: If the data set is none of the three.
-    :raises DataError: If it cannot be read.
+    :raises ValueError: If the data set is unknown.
+    :raises DataError: If the data set cannot be read.
     """
     if options.dataset not in RECIPES:
         raise ValueError(f"expected dataset to be one of {list(RECIPES)}, but got {options.dataset!r}")
@@ -70,30 +70,34 @@ def train(options: Options, device: torch.device) -> nn.Module:
     (images, labels), validation = data.train.tensors(device), data.validation.tensors(device)
     order = torch.Generator().manual_seed(options.seed)
     for epoch in range(recipe.epochs):
-        begun = time.perf_counter()
+        start = time.perf_counter()
         for group in optimizer.param_groups:
             group["lr"] = recipe.lr_at(epoch)
         shuffled = torch.randperm(len(images), generator=order).to(device)
-        batches = own_parts(images, labels, shuffled.split(recipe.batch_size))
+        batches = local_batches(images, labels, shuffled.split(recipe.batch_size))
         row = train_epoch(parallel, loss, optimizer, batches)
         if first:
-            right = accuracy(model, *validation)
-            figures = f"loss {row['train_loss']:.4f} nats, validation accuracy {right:.4f}"
-            print(f"epoch {epoch + 1}: {figures}, {time.perf_counter() - begun:.1f} s", flush=True)
+            validation_accuracy = accuracy(model, *validation)
+            metrics = f"loss {row['train_loss']:.4f} nats, validation accuracy {validation_accuracy:.4f}"
+            print(f"epoch {epoch + 1}: {metrics}, {time.perf_counter() - start:.1f} s", flush=True)
     return model
 
 
-def own_parts(images: Tensor, labels: Tensor, batches: tuple[Tensor, ...]) -> Iterator[tuple[Tensor, Tensor]]:
-    """This process's part of every batch; a batch with fewer examples than processes is left out by all."""
+def local_batches(images: Tensor, labels: Tensor, batches: tuple[Tensor, ...]) -> Iterator[tuple[Tensor, Tensor]]:
+    """
+    Yield the current process's part of every batch.
+
+    All processes skip a batch with fewer examples than processes: otherwise some would wait forever in a collective.
+    """
     rank, world = dist.get_rank(), dist.get_world_size()
     for batch in batches:
         if len(batch) >= world:
-            own = batch[rank::world]
-            yield images[own], labels[own]
+            part = batch[rank::world]
+            yield images[part], labels[part]
 
 
 def _read(options: Options, validation_size: int, *, first: bool) -> Dataset:
-    """The data set; on a disk that all share, the first process fetches it for all."""
+    """Return the data set. The first process downloads it to a shared disk, and the other processes wait for it."""
 
     def read(*, download: bool) -> Dataset:
         return load(options.dataset, data_dir=options.data_dir, download=download, validation_size=validation_size)
@@ -104,7 +108,7 @@ def _read(options: Options, validation_size: int, *, first: bool) -> Dataset:
 
 
 def main() -> None:
-    """Find the other processes, as torchrun has told, and train with them."""
+    """Join the process group that torchrun has described in the environment, and train."""
     options = tyro.cli(Options, description=__doc__)
     device = torch.device("cpu")
     if torch.cuda.is_available():

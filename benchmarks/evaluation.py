@@ -1,4 +1,4 @@
-"""Checkpoint x attack -> one record."""
+"""Evaluation of a checkpoint under an attack, which gives one record."""
 
 import math
 import time
@@ -23,21 +23,21 @@ from benchmarks.protocols import BOUNDED, protocol
 from benchmarks.record import UPPER_ALPHA, Record
 from benchmarks.store import Store
 
-# Images that are attacked at once on the CPU; and on a GPU how many numbers are in those: 2,730 images of CIFAR-10 fill
-# it, and what a ResNet keeps of them for its gradient takes about 3 GB.
-BATCH_SIZE, NUMBERS = 250, 2**23
-# Queries per image of the Square attack in a report on masked gradients.
+# Images per batch on the CPU, and input values per batch on a GPU: 2,730 images of CIFAR-10, for which the activations
+# of a ResNet that are stored for the gradient take about 3 GB.
+BATCH_SIZE, GPU_BATCH_VALUES = 250, 2**23
+# Queries per image of the Square attack in a report on gradient masking.
 REPORT_QUERIES = 200
 
 
 def evaluate(run: RunSpec, specs: Sequence[AttackSpec], data: Dataset, store: Store) -> None:
     """
-    Attack a trained run and store one record per attack; those that are in the store are not computed again.
+    Attack a trained run and store one record per attack; records that the store has are not computed again.
 
     :param run: A trained run.
-    :param specs: The attacks; the runs that are their sources are trained as well.
-    :param data: The run's data set, attacked at the true labels.
-    :param store: Where the weights are and the records go.
+    :param specs: The attacks. The source runs of transfer attacks must be trained too.
+    :param data: The run's data set. Attacks use the true labels.
+    :param store: The store of the weights and the records.
     """
     missing = [spec for spec in specs if not store.has_record(run, spec)]
     if not missing:
@@ -45,11 +45,11 @@ def evaluate(run: RunSpec, specs: Sequence[AttackSpec], data: Dataset, store: St
     classifier = trained_classifier(run, data, store)
     seeds = {spec.source for spec in missing if spec.source is not None}
     sources = {seed: trained_classifier(run.source(seed), data, store) for seed in sorted(seeds)}
-    begun = time.perf_counter()
+    start = time.perf_counter()
     for spec, record in measure_all(missing, classifier, data, run.recipe.input_scale, sources):
         store.save_record(run, spec, record)
-        store.log(run, "record", attack=spec.key(), seconds=round(time.perf_counter() - begun, 3))
-        begun = time.perf_counter()
+        store.log(run, "record", attack=spec.key(), seconds=round(time.perf_counter() - start, 3))
+        start = time.perf_counter()
 
 
 def measure_all(
@@ -60,13 +60,13 @@ def measure_all(
     sources: Mapping[int, HRClassifier] = MappingProxyType({}),
 ) -> Iterator[tuple[AttackSpec, Record]]:
     """
-    Each attack with its record: see :func:`measure`. What attacks of one loss have in common is computed once.
+    Yield each attack with its record: see :func:`measure`. Attacks along the same loss share its gradients.
 
     :param specs: The attacks.
     :param classifier: The network under attack.
-    :param data: Its data set.
-    :param input_scale: Units of the network's input in the range of a pixel.
-    :param sources: By seed, the networks that attacks name as their sources.
+    :param data: The data set.
+    :param input_scale: The recipe's input_scale, for an eps in units of the network's input.
+    :param sources: The source networks of transfer attacks, by seed.
     """
     for spec, examples in _examples(specs, classifier, data):
         if spec.name == "diagnostics":
@@ -76,16 +76,19 @@ def measure_all(
 
 
 class CurvePoint(NamedTuple):
-    """Results of attacks during training, by the keys of the attacks: accuracies, and what bounds are shown of."""
+    """Results of attacks during training, by attack key: accuracies, and the logits from which bounds are computed."""
 
     accuracies: dict[str, float]
     bounded: dict[str, tuple[Tensor, Tensor]]
     """Logits and labels, on the network's device."""
 
     def row(self) -> dict[str, Any]:
-        """The point as a row of the curve has it; most of its time goes into the bounds."""
-        bounds = {key: asdict(error_bounds(*given, alpha=UPPER_ALPHA)) for key, given in self.bounded.items()}
-        finite = {key: {k: v if math.isfinite(v) else None for k, v in own.items()} for key, own in bounds.items()}
+        """Return the entries of a curve's row; most of the time is spent on the bounds."""
+        bounds = {key: asdict(error_bounds(*pair, alpha=UPPER_ALPHA)) for key, pair in self.bounded.items()}
+        # JSON has no NaN and no infinity.
+        finite = {
+            key: {k: v if math.isfinite(v) else None for k, v in values.items()} for key, values in bounds.items()
+        }
         return {"attacks": self.accuracies, "bounds": finite}
 
 
@@ -93,45 +96,47 @@ def curve_point(
     specs: Sequence[AttackSpec], classifier: HRClassifier, data: Dataset, input_scale: float = 1.0
 ) -> CurvePoint:
     """
-    Attack a network in training: the accuracies of the records of :func:`measure_all`, for less.
+    Attack a network in training; the accuracies equal those of the records of :func:`measure_all`.
 
-    A GPU is waited for at the end, and no logits leave it.
+    It is faster: it synchronises with a GPU once, at the end, and copies no logits to the CPU.
 
     :param specs: The attacks, which name no source.
     :param classifier: The network under attack.
-    :param data: Its data set.
-    :param input_scale: Units of the network's input in the range of a pixel.
+    :param data: The data set.
+    :param input_scale: The recipe's input_scale, for an eps in units of the network's input.
     """
     counts: dict[str, int] = {}
-    right: list[Tensor] = []
+    hits: list[Tensor] = []
     bounded: dict[str, tuple[Tensor, Tensor]] = {}
     for spec, examples in _examples(specs, classifier, data):
         images, _ = examples.attacked(spec, input_scale)
         logits = examples.logits(images)
-        right.append((logits.argmax(1) == examples.labels).sum())
+        hits.append((logits.argmax(1) == examples.labels).sum())
         counts[spec.key()] = len(images)
         if protocol(spec) in BOUNDED:
             bounded[spec.key()] = logits, examples.labels
-    numbers = zip(counts.items(), torch.stack(right).tolist(), strict=True)
-    return CurvePoint({key: number / count for (key, count), number in numbers}, bounded)
+    totals = zip(counts.items(), torch.stack(hits).tolist(), strict=True)
+    return CurvePoint({key: correct / count for (key, count), correct in totals}, bounded)
 
 
 class _Examples:
-    """The images of a split that are attacked through one loss, on the network's device, and what its attacks share."""
+    """Images that are attacked along one loss, on the network's device, with gradients that the attacks share."""
 
     def __init__(self, classifier: HRClassifier, split: Split, count: int) -> None:
         """
-        :param classifier: The network, as seen through the attack's loss.
-        :param count: How many of the split's images are attacked; 0 is all.
+        :param classifier: The network, viewed through the attack's loss.
+        :param split: The part of the data set.
+        :param count: The number of images, from the first; 0 for all.
         """
         images, labels = split.tensors(classifier.device)
         self.classifier = classifier
         self.images, self.labels = images[: count or None], labels[: count or None]
-        self.batch_size = max(BATCH_SIZE, NUMBERS // self.images[0].numel()) if images.is_cuda else BATCH_SIZE
+        gpu_batch_size = max(BATCH_SIZE, GPU_BATCH_VALUES // self.images[0].numel())
+        self.batch_size = gpu_batch_size if images.is_cuda else BATCH_SIZE
 
     @cached_property
     def gradients(self) -> Tensor:
-        """The gradient of each image's attack loss at the image, shape ``(n, C, H, W)``."""
+        """Gradient of the attack loss at each clean image, shape ``(n, C, H, W)``."""
         labels = self.classifier.attack_labels(self.labels, len(self.labels))
         batches = zip(self.images.split(self.batch_size), labels.split(self.batch_size), strict=True)
         with seeded(0), self.classifier.attacking():
@@ -140,47 +145,47 @@ class _Examples:
     def attacked(
         self, spec: AttackSpec, input_scale: float = 1.0, source: HRClassifier | None = None
     ) -> tuple[Tensor, Any]:
-        """The attacked images, on the device, and the attack."""
+        """Return the adversarial images, on the device, and the attack."""
         options: dict[str, Any] = {"batch_size": self.batch_size, "input_scale": input_scale, "source": source}
         attack = attacks.build(spec, self.classifier, **options)
         if attack is None:
             return self.images, attack
-        if isinstance(attack, FastGradientMethod):
+        if isinstance(attack, FastGradientMethod):  # FGSM at every eps uses the same gradients
             if not spec.clip:
                 return self.images + attack.eps * self.gradients.sign(), attack
             return attack.along(self.images, self.gradients), attack
         with seeded(0):
             if isinstance(attack, TensorAttack | attacks.WorstCaseAttack):
                 images = attack.generate(self.images, self.labels)
-            else:  # ART's own, or a user's, which may overwrite its images
+            else:  # an attack of ART or of a user may modify its input, so it gets copies
                 images = attack.generate(*(as_array(part).copy() for part in (self.images, self.labels)))
         return torch.as_tensor(images, device=self.images.device), attack
 
     def logits(self, images: Tensor) -> Tensor:
-        """Logits of images, shape ``(n, C)``."""
+        """Return the logits of images, shape ``(n, C)``."""
         return self.classifier.predict_tensor(images, batch_size=self.batch_size)
 
 
 def _examples(
     specs: Sequence[AttackSpec], classifier: HRClassifier, data: Dataset
 ) -> Iterator[tuple[AttackSpec, _Examples]]:
-    """Each attack, those of one loss together, with its examples, which it shares with others."""
+    """Yield each attack with its examples, grouped by loss; attacks of one loss on the same images share them."""
     by_loss: dict[AttackLossName | None, list[AttackSpec]] = {}
     for spec in specs:
         by_loss.setdefault(spec.loss, []).append(spec)
-    for loss, same in by_loss.items():
+    for loss, group in by_loss.items():
         view = attack_view(classifier, attack_loss(loss or "ce"))
         shared: dict[tuple[str, int], _Examples] = {}
-        for spec in same:
-            chosen = spec.split, spec.images
-            if chosen not in shared:
+        for spec in group:
+            selection = spec.split, spec.images
+            if selection not in shared:
                 split = data.test if spec.split == "test" else data.validation
-                shared[chosen] = _Examples(view, split, spec.images)
-            yield spec, shared[chosen]
+                shared[selection] = _Examples(view, split, spec.images)
+            yield spec, shared[selection]
 
 
 def trained_classifier(run: RunSpec, data: Dataset, store: Store) -> HRClassifier:
-    """The network of a trained run as a classifier of ART's."""
+    """Return the network of a trained run as an ART classifier."""
     model = models.build_for(run.recipe, data)
     model.load_state_dict(store.load_checkpoint(run))
     return as_classifier(model, run, data)
@@ -189,7 +194,7 @@ def trained_classifier(run: RunSpec, data: Dataset, store: Store) -> HRClassifie
 def as_classifier(
     model: nn.Module, run: RunSpec, data: Dataset, optimizer: torch.optim.Optimizer | None = None
 ) -> HRClassifier:
-    """A network as a classifier of ART's, for images in [0, 1]; with an optimizer, one that ART can train."""
+    """Return a network as an ART classifier for images in [0, 1]; ART can train it if it has an optimizer."""
     return HRClassifier(
         model,
         training_loss(run.loss),
@@ -202,7 +207,7 @@ def as_classifier(
 
 
 def _diagnose(spec: AttackSpec, examples: _Examples) -> Record:
-    """Make a report on masked gradients."""
+    """Return the record of a report on gradient masking."""
     labels = as_array(examples.labels).copy()
     report = gradient_masking_report(
         examples.classifier,
@@ -225,13 +230,13 @@ def measure(
     source: HRClassifier | None = None,
 ) -> Record:
     """
-    Attack the images of a split, and keep what the network answers.
+    Attack the images of a split, and return the record with the network's logits at the adversarial images.
 
     :param spec: The attack.
-    :param classifier: The network under attack, for images in [0, 1], as seen through the attack's loss.
-    :param split: The images, attacked at their true labels.
-    :param input_scale: Units of the network's input in the range of a pixel.
-    :param source: The other network on which the attack makes images, if it names one.
+    :param classifier: The network under attack, for images in [0, 1], viewed through the attack's loss.
+    :param split: The images and their true labels, which the attack uses.
+    :param input_scale: The recipe's input_scale, for an eps in units of the network's input.
+    :param source: The source network of a transfer attack.
     """
     return _record(spec, _Examples(classifier, split, spec.images), input_scale, source)
 

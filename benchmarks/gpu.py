@@ -1,9 +1,10 @@
 """
-The prepared run for a machine with one GPU that is there for minutes: python -m benchmarks gpu.
+Prepared run for a machine with one GPU that is available for minutes: python -m benchmarks gpu.
 
-Stages, the most valuable first, each a command of its own with a time limit, before a deadline. What a stage prints is
-in OUTPUT/NAME.log, how each ended in OUTPUT/stages.json, and all that is known so far in OUTPUT/summary.md. One that is
-done is not done again, so the same command goes on where the last one ended. docs/gpu.md has the preparations.
+The run consists of stages, the most valuable first. Each is a command with a time limit, and all end before a deadline.
+OUTPUT/NAME.log has the output of a stage, OUTPUT/stages.json the state of each stage, and OUTPUT/summary.md all results
+so far. A stage that is done is skipped, so the same command resumes an interrupted run. docs/gpu.md describes the
+preparation of the machine.
 """
 
 import os
@@ -33,70 +34,73 @@ from benchmarks.store._atomic import expect_writable, read_json
 from benchmarks.store._schema import versions
 
 ROOT = Path(__file__).parents[1]
-# Seconds that a stage which is interrupted has for keeping its state, and that are worth beginning one.
-GRACE, LEAST = 20.0, 10.0
-# Lines of what a stage printed that are shown if it was not done.
-SHOWN = 15
-NOT_BEGUN: Mapping[str, Any] = {"state": "not begun", "seconds": None}
-# What nvidia-smi is asked for.
+# Seconds that an interrupted stage has to store its state, and the minimum remaining seconds to start a stage.
+GRACE, MIN_SECONDS = 20.0, 10.0
+# Number of last output lines that are shown for a stage that did not finish.
+SHOWN_LINES = 15
+NOT_STARTED: Mapping[str, Any] = {"state": "not started", "seconds": None}
+# Properties that are queried from nvidia-smi.
 QUERIES = "driver_version,clocks.sm,clocks.max.sm,clocks.mem,clocks.max.mem,power.limit,temperature.gpu"
 
 
 @dataclass(frozen=True)
 class Stage:
-    """A command, and how long it may take."""
+    """Command with a time limit."""
 
     command: Sequence[str]
     seconds: float = 3600.0
-    """At most; the deadline comes before."""
+    """Time limit; the deadline of the run may be earlier."""
     done: tuple[int, ...] = (0,)
-    """Exit statuses of a stage that came to its end, such as 1 of tests that fail."""
+    """Exit statuses of a completed command. For tests they include 1: the run completed, and some tests failed."""
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What is to be done, and where."""
+    """Settings of the run."""
 
     folder: Path
-    """Of all output."""
+    """Folder of all output."""
     data_dir: Path
+    """Folder of the data sets."""
     device: Literal["cpu", "gpu"]
     quick: bool
-    """Small sizes, to see that all works."""
+    """Whether to use small sizes, as a trial."""
     grids: Mapping[str, tuple[str, Grid]]
-    """By the name of the stage, the command that does a grid's runs in the folder's store, and the grid."""
+    """The command that executes a grid's runs in the folder's store, and the grid, by the name of the stage."""
 
     def stages(self) -> dict[str, Stage]:
         """Return the stages by name, the most valuable first."""
         python, data = [sys.executable, "-m"], ["--data-dir", str(self.data_dir)]
-        where = ["--output", str(self.folder), *data, "--device", self.device, *(["--quick"] if self.quick else [])]
+        paths = ["--output", str(self.folder), *data, "--device", self.device, *(["--quick"] if self.quick else [])]
         tests = [ROOT / "tests/benchmarks/test_gpu.py"] if self.quick else sorted(ROOT.glob("tests/**/test_*.py"))
-        # Only files with such tests, for others may want packages that are not there.
-        wanting = [str(path) for path in tests if "mark.gpu" in path.read_text()]
-        at_once = min(8, available_cpus()) if find_spec("xdist") and not self.quick else 0
-        options = ["-n", str(at_once)] if at_once else []  # most of the time kernels are compiled
+        # Only the files with GPU tests: other files may import packages that are not installed.
+        gpu_tests = [str(path) for path in tests if "mark.gpu" in path.read_text()]
+        # Parallel tests save time, because most of the time is spent on compiling kernels.
+        processes = min(8, available_cpus()) if find_spec("xdist") and not self.quick else 0
+        options = ["-n", str(processes)] if processes else []
         options += ["-o", "addopts=--import-mode=importlib", "-o", "filterwarnings=default", "-p", "no:cacheprovider"]
         stages = {
             "machine": Stage([*python, "benchmarks.gpu", str(self.folder / "machine.json")], 60),
-            "tests": Stage([*python, "pytest", "-q", "-m", "gpu", *options, *wanting], 240, (0, 1)),
+            "tests": Stage([*python, "pytest", "-q", "-m", "gpu", *options, *gpu_tests], 240, (0, 1)),
         }
         for part, seconds, limit in (("ways", 4, 90), ("loss", 4, 180), ("attacks", 3, 150), ("training", 3, 150)):
-            command = [*python, "benchmarks", "speed", "--part", part, "--seconds", str(seconds), *where]
+            command = [*python, "benchmarks", "speed", "--part", part, "--seconds", str(seconds), *paths]
             stages[part] = Stage(command, limit, (0, 1))
         for name, (line, _) in self.grids.items():
             stages[name] = Stage([sys.executable, *shlex.split(line)[1:]])
-        return stages | {"training": stages.pop("training")}  # last, for the grids show what it is worth
+        # The speed of training is the last stage, because the log of the grids contains training times already.
+        return stages | {"training": stages.pop("training")}
 
 
 def run(plan: Plan, names: Sequence[str], minutes: float, console: Console) -> int:
     """
-    Do the stages that are not done yet, until the deadline, and write the summary.
+    Execute the stages that are not done yet, until the deadline, and write the summary.
 
-    :param names: Of the stages; none for all.
-    :param minutes: Until the deadline, from now.
-    :return: The exit status: 0 if all are done.
-    :raises ConfigError: If there is no stage of such a name.
-    :raises StoreError: If the folder cannot be written to, before anything is done.
+    :param names: Names of the stages; an empty sequence for all.
+    :param minutes: Minutes until the deadline.
+    :return: The exit status: 0 if all stages are done.
+    :raises ConfigError: If a name is unknown.
+    :raises StoreError: If the folder cannot be written; this is checked before the first stage.
     """
     deadline, stages = time.monotonic() + 60 * minutes, plan.stages()
     for name in names:
@@ -106,63 +110,65 @@ def run(plan: Plan, names: Sequence[str], minutes: float, console: Console) -> i
             )
     expect_writable(plan.folder)
     plan.folder.mkdir(parents=True, exist_ok=True)
-    kept = plan.folder / "stages.json"
-    states: dict[str, dict[str, Any]] = read_json(kept, dict) or {}
-    wanted = [name for name in stages if name in names or not names]
+    state_file = plan.folder / "stages.json"
+    states: dict[str, dict[str, Any]] = read_json(state_file, dict) or {}
+    selected = [name for name in stages if name in names or not names]
     try:
-        for name in wanted:
+        for name in selected:
             if states.get(name, {}).get("done"):
-                console.print(f"{name}: done before")
+                console.print(f"{name}: already done")
                 continue
             seconds = min(stages[name].seconds, deadline - GRACE - time.monotonic())
-            if seconds < LEAST:
+            if seconds < MIN_SECONDS:
                 console.print(f"{name}: no time left")
                 continue
-            console.print(f"{name}: at most {seconds:.0f} s", soft_wrap=True)
+            console.print(f"{name}: time limit {seconds:.0f} s", soft_wrap=True)
             log = plan.folder / f"{name}.log"
             state = states[name] = {"done": False, "state": "interrupted", "seconds": None}
             try:
-                state |= _do(stages[name], seconds, log)
+                state |= _execute(stages[name], seconds, log)
             finally:
-                write_json(kept, states)
+                write_json(state_file, states)
             console.print(f"{name}: {state['state']}, {state['seconds']:.0f} s", soft_wrap=True)
             if state["state"] != "done":
-                console.print("\n".join(log.read_text(errors="replace").splitlines()[-SHOWN:]), soft_wrap=True)
+                last_lines = log.read_text(errors="replace").splitlines()[-SHOWN_LINES:]
+                console.print("\n".join(last_lines), soft_wrap=True)
     finally:
         rows = (
             (name, str(state["state"]), "-" if state["seconds"] is None else f"{state['seconds']:.0f}")
-            for name, state in (dict.fromkeys(stages, NOT_BEGUN) | states).items()
+            for name, state in (dict.fromkeys(stages, NOT_STARTED) | states).items()
         )
         table = Table("Stages", ("stage", "state", "seconds"), tuple(rows), ())
         write_bytes(plan.folder / "summary.md", _summary(plan, table).encode())
         console.print(table.rich())
-        console.print(f"All of it: {plan.folder / 'summary.md'}", soft_wrap=True)
-    return 0 if all(states.get(name, {}).get("done") for name in wanted) else 1
+        console.print(f"Summary: {plan.folder / 'summary.md'}", soft_wrap=True)
+    return 0 if all(states.get(name, {}).get("done") for name in selected) else 1
 
 
-def _do(stage: Stage, seconds: float, log: Path) -> dict[str, Any]:
-    """Do a stage, with what it prints added to its log; returns how it ended."""
-    begun = time.monotonic()
-    # In the project's folder, where pytest finds its settings; paths that were relative to this one are no longer so.
+def _execute(stage: Stage, seconds: float, log: Path) -> dict[str, Any]:
+    """Execute a stage's command, append its output to the log, and return the stage's state."""
+    start = time.monotonic()
+    # The command runs in the project's folder, where pytest finds its settings, so relative paths become absolute.
     paths = [str(ROOT), *map(os.path.abspath, filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep)))]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(paths), "PYTHONUNBUFFERED": "1", "COLUMNS": "120"}
     with log.open("ab") as output:
         output.write(f"$ {' '.join(stage.command)}\n".encode())
         output.flush()
         ignored = signal.getsignal(signal.SIGINT) == signal.SIG_IGN
-        if ignored:  # as in the background of a shell, which children would inherit
+        # In the background of a shell SIGINT may be ignored. A child would inherit that, and could not be interrupted.
+        if ignored:
             signal.signal(signal.SIGINT, signal.SIG_DFL)
         process = subprocess.Popen(
             stage.command, cwd=ROOT, env=environment, stdout=output, stderr=output, start_new_session=True
         )
         if ignored:
             signal.signal(signal.SIGINT, signal.SIG_IGN)
-        how = ""
+        state = ""
         try:
             process.wait(seconds)
         except subprocess.TimeoutExpired:
-            how = f"stopped after {seconds:.0f} s"
-        finally:  # an interrupt of this process, too
+            state = f"stopped after {seconds:.0f} s"
+        finally:  # also if this process is interrupted
             if process.poll() is None:
                 process.send_signal(signal.SIGINT)
                 try:
@@ -170,45 +176,45 @@ def _do(stage: Stage, seconds: float, log: Path) -> dict[str, Any]:
                 except subprocess.TimeoutExpired:
                     os.killpg(process.pid, signal.SIGKILL)
                     process.wait()
-                    how += ", killed"
+                    state += ", killed"
     status = process.returncode
-    done = not how and status in stage.done
-    how = how or ("done" if status == 0 else f"done, exit {status}" if done else f"failed, exit {status}")
-    return {"done": done, "state": how, "seconds": round(time.monotonic() - begun, 1)}
+    done = not state and status in stage.done
+    state = state or ("done" if status == 0 else f"done, exit {status}" if done else f"failed, exit {status}")
+    return {"done": done, "state": state, "seconds": round(time.monotonic() - start, 1)}
 
 
 def _summary(plan: Plan, stages: Table) -> str:
-    """Return all that is known so far, in Markdown."""
+    """Return all results so far as Markdown."""
     facts: dict[str, str] = read_json(plan.folder / "machine.json", dict) or {}
-    machine = Table("Machine", ("what", "value"), tuple((name, str(value)) for name, value in facts.items()), ())
-    parts = ["# Run on a GPU", machine.markdown(), stages.markdown()]
+    machine = Table("Machine", ("property", "value"), tuple((name, str(value)) for name, value in facts.items()), ())
+    sections = ["# Run on a GPU", machine.markdown(), stages.markdown()]
     tests = plan.folder / "tests.log"
     if tests.exists():
-        parts.append(f"Tests: {tests.read_text(errors='replace').rstrip().splitlines()[-1]}\n")
-    parts += [_curves(grid, Store(plan.folder / "store")).markdown() for _, grid in plan.grids.values()]
+        sections.append(f"Tests: {tests.read_text(errors='replace').rstrip().splitlines()[-1]}\n")
+    sections += [_curves(grid, Store(plan.folder / "store")).markdown() for _, grid in plan.grids.values()]
     files = (plan.folder / f"{part}.md" for part in ("ways", "loss", "attacks", "training"))
-    parts += [file.read_text().replace("# ", "## ", 1) for file in files if file.exists()]
-    return "\n".join(parts)
+    sections += [file.read_text().replace("# ", "## ", 1) for file in files if file.exists()]
+    return "\n".join(sections)
 
 
 def _curves(grid: Grid, store: Store) -> Table:
-    """Return how far each run of a grid is, and the last row of its curve."""
+    """Return the progress of each run of a grid, with the last row of its learning curve."""
     rows = []
     for run in grid.runs():
         curve: list[dict[str, Any]] = []
-        with suppress(StoreError):  # the run itself will meet it and tell
+        with suppress(StoreError):  # the run itself reports a damaged curve
             curve = store.curve(run)
         if curve:
-            attacked: dict[str, float] = next((row["attacks"] for row in reversed(curve) if "attacks" in row), {})
-            last = (f"{curve[-1][value]:.4f}" for value in ("train_loss", "train_accuracy", "validation_accuracy"))
-            under = ", ".join(f"{accuracy:.3f}" for accuracy in attacked.values()) or "-"
-            rows.append((str(run), f"{len(curve)} of {run.recipe.epochs}", *last, under))
+            accuracies: dict[str, float] = next((row["attacks"] for row in reversed(curve) if "attacks" in row), {})
+            metrics = (f"{curve[-1][name]:.4f}" for name in ("train_loss", "train_accuracy", "validation_accuracy"))
+            attacked = ", ".join(f"{accuracy:.3f}" for accuracy in accuracies.values()) or "-"
+            rows.append((str(run), f"{len(curve)} of {run.recipe.epochs}", *metrics, attacked))
     header = ("run", "epochs", "training loss", "training accuracy", "validation accuracy", "under Fig. 1's attacks")
     return Table(f"Grid {grid.name}", header, tuple(rows), ())
 
 
 def machine() -> dict[str, Any]:
-    """Return the device, its driver and clocks, and the versions of what computes on it."""
+    """Return the device, its driver and clocks, and the versions of the libraries."""
     facts: dict[str, Any] = {"machine": f"{platform.platform()}, {available_cpus()} CPUs", **versions()}
     for package in ("triton", "torchvision"):
         facts[package] = __import__(package).__version__ if find_spec(package) else "none"

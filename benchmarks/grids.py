@@ -1,4 +1,4 @@
-"""The named grids. A grid is a value: copy one, change a field, and it has results of its own."""
+"""The named grids. A grid is a value: a copy with another name or another field has separate results."""
 
 from dataclasses import replace
 
@@ -35,9 +35,10 @@ from benchmarks.recipes import (
 from benchmarks.references import EXAMPLE, did_you_mean, refer
 
 SEEDS = (0, 1, 2, 3, 4)
-# Of the test images, those that Fig. 1's attacks of a short training have time for: a tenth of the training's.
+# Number of test images for Fig. 1 in the short grids, so that its attacks take about a tenth of the training time.
 CURVE_IMAGES = 2000
-# Test images in the worst case at the paper's eps in units of [0, 255]: nearly all are left, and those are what costs.
+# Number of test images in the worst case at the paper's eps in units of [0, 255]: so small that nearly all images stay
+# robust, and that every attack of the ensemble runs on them.
 IMAGES_OF_SMALL_EPS = 300
 
 
@@ -50,7 +51,7 @@ def _strong(
     reports: tuple[float, ...],
     strengths: tuple[float, ...] = STRONG_EPS,
 ) -> Grid:
-    """Table 1 with the worst case beside it, and the strong attacks on the first of the test images."""
+    """Return a grid of Table 1, the strong attacks and the worst case on the first test images, and reports."""
     attacks = [*TABLE_1_ATTACKS, AttackSpec("none", images=images)]
     attacks += [attack for eps in strengths for attack in strong(eps, images, steps)]
     attacks += [worst_case(eps, images, steps) for eps in EPS]
@@ -61,7 +62,7 @@ def _strong(
 
 
 def _with_curve(recipe: Recipe, every: int, *, images: int = 0) -> Recipe:
-    """With Fig. 1's attacks on so many test images, 0 for all, after every so many epochs."""
+    """Return the recipe with Fig. 1's attacks at an interval of epochs, on a number of test images (0 for all)."""
     return replace(recipe, curve_every=every, curve_attacks=tuple(replace(a, images=images) for a in FIGURE_1_ATTACKS))
 
 
@@ -71,10 +72,10 @@ def _table_1(name: str, *recipes: tuple[str, Recipe]) -> Grid:
 
 def digits() -> Grid:
     """
-    Table 1 and a small worst case on the 8 x 8 digits that come with scikit-learn: no download.
+    Table 1 and a small worst case on the 8 x 8 digits that come with scikit-learn; no download.
 
-    The network has the LeNet's shape. The learning rate times the epochs is 5, where the paper's MNIST has 1. The worst
-    case is of the first 50 test images.
+    The network is a small LeNet. Learning rate times epochs is 5, and 1 in the paper's MNIST. The worst case uses the
+    first 50 test images.
     """
     worst = tuple(AttackSpec("worst-case", eps=eps, steps=10, images=50) for eps in EPS)
     return replace(_table_1("digits", ("digits", _with_curve(DIGITS, 10))), attacks=(*TABLE_1_ATTACKS, *worst))
@@ -84,8 +85,7 @@ def mnist() -> Grid:
     """
     The paper's MNIST: the max-pool LeNet, 1000 epochs of SGD at learning rate 0.001 in batches of 100.
 
-    The widths and kernels, which the paper does not give, are the well-known LeNet's; 5000 training images are held
-    out.
+    Widths and kernels, which the paper does not state, are the standard LeNet's. 5000 training images are held out.
     """
     return _table_1("mnist", ("mnist", _with_curve(MNIST, 10)))
 
@@ -94,60 +94,55 @@ def cifar10() -> Grid:
     """
     The paper's CIFAR-10: ResNet-8, 200 epochs of Adam in batches of 128, no augmentation.
 
-    What the paper leaves open is as in Keras's own CIFAR-10 example.
+    Where the paper leaves a detail open, it is that of Keras's CIFAR-10 example.
     """
     return _table_1("cifar10", ("cifar10", _with_curve(CIFAR10, 10)))
 
 
 def svhn() -> Grid:
     """
-    The paper's SVHN: as cifar10, but from pixels in [0, 255] without their mean subtracted.
+    The paper's SVHN: the recipe of cifar10, with pixels in [0, 255] and without subtracting their mean.
 
-    In the paper protocol its eps of 0.1 is so 0.1/255 of the pixel range.
+    In the paper protocol an eps of 0.1 is therefore 0.1/255 of the pixel range.
     """
     return _table_1("svhn", ("svhn", _with_curve(SVHN, 10)))
 
 
 def paper_grid() -> Grid:
-    """The grids mnist, cifar10 and svhn together, sharing their results."""
+    """The grids mnist, cifar10 and svhn in one; results are shared with them."""
     return _table_1("paper", *mnist().recipes, *cifar10().recipes, *svhn().recipes)
 
 
 def mnist_short() -> Grid:
-    """
-    As mnist, with a fiftieth of the epochs.
-
-    20 epochs at learning rate 0.05 have the same product as the paper's 1000 at 0.001.
-    """
+    """The grid mnist with a fiftieth of the epochs, and the same product of learning rate and epochs."""
     return _table_1("mnist-short", ("mnist", _with_curve(MNIST_SHORT, 2, images=CURVE_IMAGES)))
 
 
 def mnist_long() -> Grid:
     """
-    As mnist-short, with three times its epochs.
+    The grid mnist-short with three times the epochs.
 
-    60 epochs at learning rate 0.05 are three times the product of the paper's 1000 at 0.001, long enough for margins
-    that float32 rounds away.
+    Learning rate times epochs is three times the paper's: margins grow until gradients in the paper protocol are 0.
     """
     recipe = replace(MNIST_SHORT, epochs=60)
     return _table_1("mnist-long", ("mnist", _with_curve(recipe, 3, images=CURVE_IMAGES)))
 
 
 def cifar10_short() -> Grid:
-    """As cifar10, with 6 epochs in place of 200 and the learning rate dropping in proportion."""
+    """The grid cifar10 with 6 epochs instead of 200, and with learning rate drops in proportion."""
     return _table_1("cifar10-short", ("cifar10", _with_curve(CIFAR10_SHORT, 3, images=CURVE_IMAGES)))
 
 
 def svhn_short() -> Grid:
-    """As svhn, with 3 epochs in place of 200, the learning rate dropping in proportion, and no Fig. 1."""
+    """The grid svhn with 3 epochs instead of 200, with learning rate drops in proportion, without Fig. 1."""
     return _table_1("svhn-short", ("svhn", SVHN_SHORT))
 
 
 def svhn_grey() -> Grid:
     """
-    As svhn, on svhn_grey, a grey part of SVHN and not SVHN, and with 15 epochs.
+    The grid svhn on svhn_grey, a grey subset of SVHN, with 15 epochs and without Fig. 1.
 
-    Its file is not one that torchvision fetches: it is an npz file in the data folder. No Fig. 1.
+    torchvision cannot download svhn_grey: it is read from svhn_grey.npz in the data folder.
     """
     return _table_1("svhn-grey", ("svhn_grey", SVHN_GREY))
 
@@ -160,7 +155,7 @@ def alpha() -> Grid:
     """
     The choice of alpha, from 1 to 4, on the validation images of MNIST, CIFAR-10 and SVHN.
 
-    Schedules as in the short grids; --dataset takes one of the three.
+    Training schedules are those of the short grids. The option --dataset selects one of the three data sets.
     """
     return _alpha("alpha", ("mnist", MNIST_SHORT), ("cifar10", CIFAR10_SHORT), ("svhn", SVHN_SHORT))
 
@@ -172,27 +167,27 @@ def alpha_digits() -> Grid:
 
 def strong_digits() -> Grid:
     """
-    digits, and its networks under strong attacks, at eps from 0.1 to 0.25; trainings shared with digits.
+    The networks of digits under strong attacks, at eps from 0.1 to 0.25; training runs are shared with digits.
 
-    All 360 test images; 50 steps; reports on masked gradients at every eps.
+    All 360 test images; 50 steps; reports on gradient masking at every eps.
     """
     return _strong("strong-digits", digits().recipes[0], images=360, steps=50, reports=STRONG_EPS)
 
 
 def strong_mnist() -> Grid:
     """
-    mnist-long, and its networks under strong attacks, at eps from 0.1 to 0.25; trainings shared with mnist-long.
+    The networks of mnist-long under strong attacks, at eps from 0.1 to 0.25; training runs are shared with mnist-long.
 
-    The first 1000 test images; 50 steps; reports on masked gradients at eps 0.2.
+    The first 1000 test images; 50 steps; reports on gradient masking at eps 0.2.
     """
     return _strong("strong-mnist", mnist_long().recipes[0], images=1000, steps=50, reports=(0.2,))
 
 
 def strong_cifar10() -> Grid:
     """
-    cifar10-short, and its networks under strong attacks, at eps from 1/255 to 8/255; trainings shared with it.
+    The networks of cifar10-short under strong attacks, at eps from 1/255 to 8/255; training runs are shared with it.
 
-    The first 1000 test images; 50 steps; reports on masked gradients at eps 2/255.
+    The first 1000 test images; 50 steps; reports on gradient masking at eps 2/255.
     """
     recipe, eps = cifar10_short().recipes[0], STRONG_EPS_OF_PHOTOGRAPHS
     return _strong("strong-cifar10", recipe, images=1000, steps=50, reports=(2 / 255,), strengths=eps)
@@ -200,10 +195,10 @@ def strong_cifar10() -> Grid:
 
 def strong_svhn_grey() -> Grid:
     """
-    svhn-grey, and its networks under strong attacks, at eps from 1/255 to 8/255; trainings shared with svhn-grey.
+    The networks of svhn-grey under strong attacks, at eps from 1/255 to 8/255; training runs are shared with svhn-grey.
 
-    svhn_grey is a grey part of SVHN and not SVHN. Attacks and reports as in strong-cifar10, and worst cases of 300
-    images at the paper's eps in its own units, which are 0.1/255 and 0.25/255 of the range.
+    Attacks and reports are those of strong-cifar10. In addition, the worst case at the paper's eps in the paper's
+    units, 0.1/255 and 0.25/255 of the pixel range, on 300 images.
     """
     recipe, eps = svhn_grey().recipes[0], STRONG_EPS_OF_PHOTOGRAPHS
     return _strong("strong-svhn-grey", recipe, images=1000, steps=50, reports=(2 / 255,), strengths=eps)
@@ -211,11 +206,11 @@ def strong_svhn_grey() -> Grid:
 
 def hardening_digits() -> Grid:
     """
-    Does the HR loss add to a defence? Noise, Madry's training and TRADES at eps 0.1, with CE and HR.
+    Defences with CE and HR on the digits: noise, adversarial training (Madry) and TRADES at eps 0.1.
 
-    Alpha 1, which is cross-entropy plus entropy, 1.6 and 3; for TRADES three values of beta; and beside them label
-    smoothing, and cross-entropy with its median margin scaled to about that of HR(1.6) after this recipe. The first 200
-    test images of the digits.
+    Alpha is 1 (cross-entropy plus entropy), 1.6 and 3; TRADES has three values of beta. For comparison: label
+    smoothing, and cross-entropy whose median margin is scaled to about that of HR(1.6) with this recipe. The first 200
+    test images.
     """
     alphas, eps, steps = (1.0, 1.6, 3.0), 0.1, 7
     low, usual, high = (Hardening("trades", eps, steps, beta) for beta in TRADES_BETAS)
@@ -235,9 +230,9 @@ def hardening_digits() -> Grid:
 
 def hardening_mnist() -> Grid:
     """
-    Does the HR loss add to a defence? Madry's training and TRADES at eps 0.2 on MNIST, with CE and HR.
+    Defences with CE and HR on MNIST: adversarial training (Madry) and TRADES at eps 0.2.
 
-    For TRADES three values of beta; 5 epochs of Adam. The first 100 test images.
+    TRADES has three values of beta; 5 epochs of Adam. The first 100 test images.
     """
     eps, steps = 0.2, 7
     trades = (Hardening("trades", eps, steps, beta) for beta in TRADES_BETAS)
@@ -266,7 +261,7 @@ GRIDS = {
     "hardening-digits": hardening_digits,
     "hardening-mnist": hardening_mnist,
 }
-# What each takes on two cores, about, trainings included.
+# Approximate time of each grid on two cores, training included.
 COSTS = {
     "digits": "2 min",
     "mnist": "17 h",
@@ -290,13 +285,13 @@ COSTS = {
 
 
 def get(name: str) -> Grid:
-    """The grid of that name, or what a reference such as "my_study.py:my_grid" returns; an unknown one is an error."""
+    """Return a grid by its name, or the grid that a reference such as "my_study.py:my_grid" returns."""
     if ":" in name:
         grid = refer(name).make(Grid)
-        if grid.name in GRIDS and grid != GRIDS[grid.name]():  # whose report it would replace
-            raise ConfigError(f"expected from {name} a grid of a name that is not taken, but got {grid.name!r}")
+        if grid.name in GRIDS and grid != GRIDS[grid.name]():  # its report would replace the built-in grid's report
+            raise ConfigError(f"expected {name} to return a grid with a new name, but got the built-in {grid.name!r}")
         return grid
     if name not in GRIDS:
-        advice = did_you_mean(name, GRIDS) or f": one of your own is {EXAMPLE}"
+        advice = did_you_mean(name, GRIDS) or f"; to use your own function, write {EXAMPLE}"
         raise ConfigError(f"expected grid to be one of {sorted(GRIDS)}, but got {name!r}{advice}")
     return GRIDS[name]()

@@ -1,4 +1,4 @@
-"""Loss specs -> modules."""
+"""Training and attack losses by specification, as modules."""
 
 from torch import Tensor, nn
 
@@ -9,7 +9,7 @@ from benchmarks.references import Reference
 
 
 def training_loss(spec: LossSpec) -> nn.Module:
-    """The loss of a batch: a scalar in nats, unless it is a user's own."""
+    """Return the training loss of a batch, a scalar: in nats, except for a user's loss."""
     if isinstance(spec.name, Reference):
         return spec.name.make(nn.Module)
     smoothing = spec.label_smoothing
@@ -20,13 +20,13 @@ def training_loss(spec: LossSpec) -> nn.Module:
 
 def attack_loss(name: AttackLossName) -> nn.Module:
     """
-    The loss of each example, for class indices of shape ``(n,)``.
+    Return an attack loss: one value per example, for class indices of shape ``(n,)``.
 
-    * "ce", "hr", "margin" and "dlr" are those of art_hrloss.attack_loss, whose gradients no rounding takes away;
-    * "torch-ce" is the same as torch computes it. Past a margin of 17 its float32 gradient has lost the true class, so
-      the attack goes astray: what it leaves standing beyond "ce" is masking;
-    * "clipped-ce" and "clipped-hr" are both computed from clipped probabilities, as in Keras 2, and so perhaps in
-      the paper: past a margin of about 16 the gradient of CE is exactly 0 and the attack stands still.
+    * "ce", "hr", "margin" and "dlr" are those of art_hrloss.attack_loss, whose gradients do not vanish by rounding.
+    * "torch-ce" is torch's cross-entropy. At margins above 17 its float32 gradient loses the term of the true class, so
+      the attack follows a wrong direction: images that are robust under it but not under "ce" show gradient masking.
+    * "clipped-ce" and "clipped-hr" are computed from clipped probabilities, as in Keras 2 and perhaps in the paper: at
+      margins above about 16 the gradient of CE is exactly 0, and the attack does not change the image.
     """
     if name in ("ce", "hr", "margin", "dlr"):
         return art_hrloss.attack_loss(name)
@@ -42,7 +42,8 @@ class ClippedLoss(nn.CrossEntropyLoss):
     """
     Cross-entropy or HR loss per example, from float32 probabilities clipped to [1e-7, 1 - 1e-7], as in Keras 2.
 
-    An ablation, to show what such numerics do to an evaluation: never to be trained or trusted.
+    It is an ablation that shows the effect of these numerics on an evaluation. Do not use it for training, and do not
+    use it as evidence of robustness.
     """
 
     def __init__(self, *, with_entropy: bool) -> None:
@@ -50,7 +51,7 @@ class ClippedLoss(nn.CrossEntropyLoss):
         self.with_entropy = with_entropy
 
     def forward(self, input: Tensor, target: Tensor) -> Tensor:  # the parameter names of CrossEntropyLoss
-        """Logits ``(n, C)`` and class indices ``(n,)`` to nats, ``(n,)``."""
+        """Return the loss in nats, shape ``(n,)``, of logits ``(n, C)`` and class indices ``(n,)``."""
         q = input.float().softmax(1).clamp(1e-7, 1 - 1e-7)
         loss = -q.gather(1, target.unsqueeze(1)).squeeze(1).log()
         return loss - (q * q.log()).sum(1) if self.with_entropy else loss

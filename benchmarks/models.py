@@ -1,4 +1,4 @@
-"""The networks, each mapping images in [0, 1] to logits. Normalisation sits inside, so eps is in the data's units."""
+"""Networks, which map images in [0, 1] to logits. Normalisation is part of the network, so eps refers to its input."""
 
 import torch
 from torch import Tensor, nn
@@ -11,14 +11,14 @@ from benchmarks.references import Reference
 
 def build(recipe: Recipe, *, image_shape: tuple[int, int, int], classes: int, seed: int) -> nn.Module:
     """
-    A network with its weights drawn from a seed, the same whatever the loss it is to be trained with.
+    Build a network with weights drawn from a seed; they do not depend on the training loss.
 
-    :param recipe: Names the architecture, or refers to a user's own.
+    :param recipe: The recipe, which names the architecture or refers to a user's function.
     :param image_shape: Channels, height and width.
     :param classes: Number of logits.
-    :param seed: Seed of the initial weights; torch's global generator is left as it was.
-    :return: Modules whose input is a float tensor of shape ``(n, *image_shape)``.
-    :raises ConfigError: If a user's own is not there, or does not return a network for these images and classes.
+    :param seed: Seed of the initial weights; torch's global generator is not changed.
+    :return: The network; its input is a float tensor of shape ``(n, *image_shape)``.
+    :raises ConfigError: If a user's function is missing, or returns no network for these images and classes.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -35,13 +35,13 @@ def build(recipe: Recipe, *, image_shape: tuple[int, int, int], classes: int, se
     if recipe.input_scale != 1:
         preparation.append(Scale(recipe.input_scale))
     model = nn.Sequential(nn.Sequential(*preparation), network)
-    # Convolutions on the CPU run about a third faster with the channels last. But such images have no view as rows,
-    # which many networks take of them.
+    # Convolutions on the CPU are about a third faster with channels_last. A user's network may call view() on its
+    # images, which fails with that memory format.
     return model if isinstance(recipe.model, Reference) else model.to(memory_format=torch.channels_last)
 
 
 def build_for(recipe: Recipe, data: Dataset, *, seed: int = 0) -> nn.Module:
-    """As :func:`build`, for the images and classes of a data set; knows its training images' mean if it wants it."""
+    """Build a network (see :func:`build`) for the images and classes of a data set, with its pixel mean if needed."""
     model = build(recipe, image_shape=data.image_shape, classes=data.classes, seed=seed)
     for module in model.modules():
         if isinstance(module, PixelMean):
@@ -51,12 +51,12 @@ def build_for(recipe: Recipe, data: Dataset, *, seed: int = 0) -> nn.Module:
 
 @torch.no_grad()
 def _check_logits(network: nn.Module, reference: Reference, image_shape: tuple[int, int, int], classes: int) -> None:
-    """Try a user's own network on two black images."""
+    """Evaluate a user's network on two black images, and raise a ConfigError unless it returns their logits."""
     expected = f"expected {reference} to map images of shape (2, {', '.join(map(str, image_shape))}) to logits"
     try:
         with modes_kept(network):
             logits = network.eval()(torch.zeros(2, *image_shape))
-    except Exception as error:  # from code that is not ours
+    except Exception as error:  # a user's code can raise anything
         raise ConfigError(f"{expected} of shape (2, {classes}), but got {error!r}") from error
     shape = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
     if shape != (2, classes):
@@ -65,26 +65,26 @@ def _check_logits(network: nn.Module, reference: Reference, image_shape: tuple[i
 
 @torch.no_grad()
 def scale_logits(model: nn.Module, factor: float) -> None:
-    """Multiply the logits of one of these networks, all of which end with a linear layer, by a factor above 0."""
+    """Multiply the logits of one of these networks by a factor above 0, in its last layer, which is linear."""
     last = [module for module in model.modules() if isinstance(module, nn.Linear)][-1]
     last.weight.mul_(factor)
     last.bias.mul_(factor)
 
 
 class Scale(nn.Module):
-    """Multiplies images by a factor, as if they had not been divided by it."""
+    """Layer that multiplies images by a factor: with 255, the network gets pixels in [0, 255]."""
 
     def __init__(self, factor: float) -> None:
         super().__init__()
         self.factor = factor
 
     def forward(self, images: Tensor) -> Tensor:
-        """Images of any shape, times the factor."""
+        """Return images of any shape, multiplied by the factor."""
         return images * self.factor
 
 
 class PixelMean(nn.Module):
-    """Subtracts the training images' mean, pixel by pixel; it is kept with the weights."""
+    """Layer that subtracts the training images' mean per pixel; the mean is a buffer, stored with the weights."""
 
     mean: Tensor
 
@@ -93,20 +93,20 @@ class PixelMean(nn.Module):
         self.register_buffer("mean", torch.zeros(image_shape))
 
     def forward(self, images: Tensor) -> Tensor:
-        """Images of shape ``(n, C, H, W)``, centred."""
+        """Return images of shape ``(n, C, H, W)``, centred."""
         return images - self.mean
 
 
 def lenet(image_shape: tuple[int, int, int], classes: int, *, small: bool = False) -> nn.Module:
     """
-    The max-pool LeNet: two convolutions, each with max-pooling, and two fully connected layers.
+    Build the max-pool LeNet: two convolutions, each with max-pooling, and two fully connected layers.
 
-    The form is that of the paper's appendix C, which gives no sizes; these are the well-known LeNet's.
+    The form is that of the paper's appendix C. The appendix states no sizes; these are the standard LeNet's.
 
     :param image_shape: Channels, height and width.
     :param classes: Number of logits.
     :param small: 3 x 3 padded kernels and 100 hidden units instead of 5 x 5 and 500, for 8 x 8 images.
-    :return: The network, with torch's own initialisation.
+    :return: The network, with torch's default initialisation.
     """
     channels, height, width = image_shape
     kernel, padding, hidden = (3, 1, 100) if small else (5, 0, 500)
@@ -115,7 +115,7 @@ def lenet(image_shape: tuple[int, int, int], classes: int, *, small: bool = Fals
     if min(height, width) < 1:
         raise ValueError(f"expected images large enough for a LeNet (small={small}), but got {image_shape}")
     return nn.Sequential(
-        # Pooling before the ReLU gives the same values for less work: both are monotone.
+        # Both operations are monotone, so pooling before the ReLU gives the same values with less work.
         nn.Conv2d(channels, 20, kernel, padding=padding),
         nn.MaxPool2d(2),
         nn.ReLU(),
@@ -131,7 +131,7 @@ def lenet(image_shape: tuple[int, int, int], classes: int, *, small: bool = Fals
 
 def resnet(channels: int, classes: int, *, blocks: int) -> nn.Module:
     """
-    ResNet of 6n+2 layers for small images (He et al. 2016, section 4.2), in the form that the paper's recipe points to.
+    Build the ResNet of 6n+2 layers for small images (He et al. 2016, section 4.2), as in Keras's CIFAR-10 example.
 
     Three stages of 16, 32 and 64 channels with `blocks` residual blocks each; a 1 x 1 convolution on the shortcut where
     the shape changes; He-normal weights, zero biases; global average pooling.
@@ -151,10 +151,10 @@ def resnet(channels: int, classes: int, *, blocks: int) -> nn.Module:
 
 def resnet_v2(channels: int, classes: int, *, blocks: int) -> nn.Module:
     """
-    ResNet of 9n+2 layers, version 2 (He et al. 2016b), as Keras's CIFAR-10 example has it.
+    Build the ResNet of 9n+2 layers, version 2 (He et al. 2016b), as in Keras's CIFAR-10 example.
 
-    Three stages of `blocks` bottlenecks with 64, 128 and 256 channels at their ends; batch normalisation and ReLU stand
-    before the convolutions, and the last block ends with neither.
+    Three stages of `blocks` bottlenecks with 64, 128 and 256 output channels. Batch normalisation and ReLU precede the
+    convolutions, and the last block ends without them.
 
     :param channels: Channels of the images.
     :param classes: Number of logits.
@@ -181,7 +181,7 @@ def _he_normal(network: nn.Module) -> nn.Module:
 
 
 class ResidualBlock(nn.Module):
-    """Two 3 x 3 convolutions with batch normalisation, added to the input or to a 1 x 1 convolution of it."""
+    """Residual block: two 3 x 3 convolutions with batch normalisation, plus the input or its 1 x 1 convolution."""
 
     def __init__(self, width_in: int, width_out: int, *, stride: int) -> None:
         super().__init__()
@@ -196,25 +196,26 @@ class ResidualBlock(nn.Module):
         self.shortcut = nn.Identity() if same else nn.Conv2d(width_in, width_out, 1, stride=stride)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Features of shape ``(n, width_out, H / stride, W / stride)``."""
+        """Return features of shape ``(n, width_out, H / stride, W / stride)``."""
         return torch.relu(self.residual(images) + self.shortcut(images))
 
 
 class Bottleneck(nn.Module):
-    """Convolutions 1 x 1, 3 x 3 and 1 x 1, each after batch normalisation and ReLU, added to the input."""
+    """Bottleneck block: 1 x 1, 3 x 3 and 1 x 1 convolutions, each after normalisation and ReLU, plus the input."""
 
     def __init__(self, width_in: int, inner: int, width_out: int, *, stride: int, activated: bool) -> None:
         """
         :param width_in: Channels of the input.
         :param inner: Channels between the convolutions.
         :param width_out: Channels of the output.
-        :param stride: Of the first convolution.
-        :param activated: Whether the input comes from a ReLU: then none stands before the first convolution.
+        :param stride: Stride of the first convolution.
+        :param activated: Whether the input is normalised and activated already: the first convolution then follows
+            directly.
         """
         super().__init__()
-        before = [] if activated else [_batch_norm(width_in), nn.ReLU()]
+        activation = [] if activated else [_batch_norm(width_in), nn.ReLU()]
         self.residual = nn.Sequential(
-            *before,
+            *activation,
             nn.Conv2d(width_in, inner, 1, stride=stride),
             _batch_norm(inner),
             nn.ReLU(),
@@ -227,11 +228,11 @@ class Bottleneck(nn.Module):
         self.shortcut = nn.Identity() if same else nn.Conv2d(width_in, width_out, 1, stride=stride)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Features of shape ``(n, width_out, H / stride, W / stride)``."""
+        """Return features of shape ``(n, width_out, H / stride, W / stride)``."""
         out: Tensor = self.residual(images) + self.shortcut(images)
         return out
 
 
 def _batch_norm(width: int) -> nn.BatchNorm2d:
-    """With the constants of Keras, on which the paper's recipe rests: its momentum 0.99 is torch's 0.01."""
+    """Return batch normalisation with Keras's constants, as in the paper: Keras's momentum 0.99 is torch's 0.01."""
     return nn.BatchNorm2d(width, eps=1e-3, momentum=0.01)

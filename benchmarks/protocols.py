@@ -1,4 +1,4 @@
-"""What networks are trained with and attacked by: the losses, and the attacks of the two protocols and beyond."""
+"""Losses and attacks of the experiments: the exact-gradient protocol, the paper protocol, and stronger attacks."""
 
 from dataclasses import replace
 from typing import Literal
@@ -12,25 +12,25 @@ EPS = (0.1, 0.25)
 
 
 def exact(loss: Literal["ce", "hr"], eps: float, split: SplitName = "test") -> AttackSpec:
-    """The exact-gradient protocol: FGSM along that of the per-example loss; eps is a share of the pixel range."""
+    """Return FGSM in the exact-gradient protocol: gradients of the per-example loss, eps a share of the pixel range."""
     return AttackSpec("fgm", loss, eps, split=split) if eps else AttackSpec("none", split=split)
 
 
 def torch_ce(eps: float) -> AttackSpec:
-    """The exact-gradient protocol but for its numerics: torch's own float32 cross-entropy."""
+    """Return FGSM along torch's float32 cross-entropy: the exact-gradient protocol except for its numerics."""
     return AttackSpec("fgm", "torch-ce", eps)
 
 
 def paper(loss: Literal["ce", "hr"], eps: float, split: SplitName = "test") -> AttackSpec:
-    """The paper protocol as we read it: FGSM through clipped probabilities; eps in units of the network's input."""
+    """Return FGSM in our reading of the paper's protocol: clipped probabilities, eps in units of the network input."""
     return AttackSpec("fgm", "clipped-ce" if loss == "ce" else "clipped-hr", eps, units="data", split=split)
 
 
 def protocol(attack: AttackSpec) -> tuple[str, str]:
     """
-    Return the protocol of an attack and its attacker: what rows and columns are called, and nowhere else decided.
+    Return the names of an attack's protocol and attacker, which all tables and figures use.
 
-    The attacker is the loss whose gradient drives the attack; of a report on masked gradients it is the protocol.
+    The attacker is the loss whose gradient drives the attack. For a report on gradient masking it is the protocol.
 
     >>> protocol(paper("hr", 0.1))
     ('paper', 'HR')
@@ -52,7 +52,7 @@ def protocol(attack: AttackSpec) -> tuple[str, str]:
 
 def eps_text(eps: float) -> str:
     """
-    An eps as it is shown: in levels of a pixel where its decimals are long.
+    Return an eps as text: as a fraction of 255, the number of 8-bit levels, where that is shorter than the decimal.
 
     >>> eps_text(0.25), eps_text(2 / 255), eps_text(0.1 / 255)
     ('0.25', '2/255', '0.1/255')
@@ -69,11 +69,11 @@ _PROTOCOLS = {
     "square": "Square",
     "worst-case": "worst case",
 }
-# The protocols and attackers beside which Proposition 1 is shown.
+# The protocols and attackers for which reports show the bounds of Proposition 1.
 BOUNDED = (("no attack", ""), ("exact", "CE"))
 
-# Table 1 of the paper: no attack, and both losses as the attacker's, at both strengths, in both protocols. And the
-# validation images without attack, to which temperatures are fitted.
+# Table 1 of the paper: no attack, and FGSM along both losses, at both eps, in both protocols. The last entry is a
+# clean evaluation on the validation images, on which temperatures are fitted.
 TABLE_1_ATTACKS = (
     AttackSpec("none"),
     *(exact(loss, eps) for loss in ("ce", "hr") for eps in EPS),
@@ -81,20 +81,22 @@ TABLE_1_ATTACKS = (
     *(paper(loss, eps) for loss in ("ce", "hr") for eps in EPS),
     exact("ce", 0.0, "validation"),
 )
-# The strong attacks go on to where nothing stands. Photographs bear far less.
+# Values of eps for strong attacks, up to a robust accuracy near 0. It falls at a much smaller eps for photographs than
+# for images of digits.
 STRONG_EPS = (0.1, 0.15, 0.2, 0.25)
 STRONG_EPS_OF_PHOTOGRAPHS = (1 / 255, 2 / 255, 4 / 255, 8 / 255)
-# TRADES's authors take 6; but what it multiplies is weighed against the loss, and losses differ in size.
+# The authors of TRADES use 6. Several values are tried, because beta weighs the divergence against the training loss,
+# and the two training losses differ in size.
 TRADES_BETAS = (3.0, 6.0, 12.0)
-# Of the reports on masked gradients: images, and steps of projected gradient descent.
+# Number of images, and steps of PGD, of a report on gradient masking.
 REPORT_IMAGES, REPORT_STEPS = 100, 25
-# Fig. 1 has the cross-entropy attack alone.
+# Attacks of Fig. 1, which shows the cross-entropy attacker only.
 FIGURE_1_ATTACKS = (
     AttackSpec("none"),
     *(protocol("ce", eps) for protocol in (exact, paper) for eps in EPS),
 )
-# The alphas that are tried, alpha = 1 being the limit H + KL, and the attacks: in each protocol alpha is chosen on
-# validation images, and the choice shown on test images.
+# Values of alpha that are compared (alpha = 1 is the limit H + KL), and the attacks. In each protocol, alpha is chosen
+# on the validation images, and the accuracy of the chosen value is reported on the test images.
 ALPHAS = (1.0, 1.2, 1.4, 1.6, 1.8, 2.0, 2.5, 3.0, 4.0)
 ALPHA_ATTACKS = (
     *(exact("ce", eps, split) for split in ("validation", "test") for eps in (0.0, *EPS)),
@@ -104,9 +106,9 @@ ALPHA_ATTACKS = (
 
 def strong(eps: float, images: int, steps: int) -> tuple[AttackSpec, ...]:
     """
-    From the paper's attack to the worst case, on the same images, with eps as a share of the pixel range.
+    Return three attacks on the same images: FGSM through clipped probabilities, exact FGSM, and the worst case.
 
-    FGSM through clipped probabilities and exact, and the worst case of the ensemble.
+    The attacks share eps, a share of the pixel range, so that their accuracies show gradient masking.
     """
     return (
         AttackSpec("fgm", "clipped-ce", eps, images=images),
@@ -117,27 +119,27 @@ def strong(eps: float, images: int, steps: int) -> tuple[AttackSpec, ...]:
 
 def worst_case(eps: float, images: int, steps: int, units: UnitsName = "range") -> AttackSpec:
     """
-    The worst case of the ensemble of art_hrloss.
+    Return the worst case over the ensemble of art_hrloss.
 
-    Without images made on another network, and without HopSkipJump: when these grids had both, on 91,000 images, of all
-    networks and eps together, they found 3 and 0 that the white-box attacks before them had not.
+    The ensemble has no transfer attack and no HopSkipJump. Earlier versions of these grids had both. On 91,000 images,
+    over all networks and eps, they found adversarial examples for 3 and 0 images that the white-box attacks had missed.
     """
     return AttackSpec("worst-case", eps=eps, units=units, steps=steps, images=images)
 
 
 def diagnostics(eps: float) -> tuple[AttackSpec, ...]:
-    """Reports on masked gradients, of the paper's attacker and of the exact one."""
+    """Return two reports on gradient masking: for the paper protocol's attacker, and for exact gradients."""
     report = AttackSpec("diagnostics", "ce", eps, steps=REPORT_STEPS, images=REPORT_IMAGES)
     return replace(report, loss="clipped-ce"), report
 
 
 def hardened(kind: Hardening | None, alphas: tuple[float, ...]) -> tuple[LossSpec, ...]:
-    """Cross-entropy, and the HR loss at each alpha, hardened alike."""
+    """Return cross-entropy and the HR loss at each alpha, all with the same defence."""
     losses = (CE, *(LossSpec("hr", alpha) for alpha in alphas))
     return tuple(replace(loss, hardening=kind) for loss in losses)
 
 
 def hardening_attacks(strengths: tuple[float, ...], images: int, steps: int) -> tuple[AttackSpec, ...]:
-    """Of the strong attacks those that tell masking from robustness: FGSM in both protocols, and the worst case."""
+    """Return the attacks that separate gradient masking from robustness: FGSM in both protocols, and the worst case."""
     attacks = (attack for eps in strengths for attack in strong(eps, images, steps))
     return AttackSpec("none", images=images), *attacks

@@ -1,4 +1,4 @@
-"""The command line: its options, and what each command does. Torch and the like are imported once a command runs."""
+"""Command line: options and implementations of the commands. Large libraries are imported when a command runs."""
 
 from benchmarks.cli._grid_options import GridOptions
 from benchmarks.cli._main import main

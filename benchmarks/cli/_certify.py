@@ -1,4 +1,4 @@
-"""What `certify` does: bounds on robust accuracy that are missing, and then their table and figure."""
+"""Implementation of `certify`: computes missing bounds on robust accuracy, and writes their table and figure."""
 
 import os
 from pathlib import Path
@@ -16,11 +16,11 @@ if TYPE_CHECKING:
 
 
 def certify(options: "Certify", console: Console) -> int:
-    """Measure what is missing and write all; returns the exit status."""
+    """Compute the missing bounds, write table and figure, and return the exit status."""
     counts = ("seeds", "images", "smoothed_images", "max_iter", "epochs", "workers")
-    for name, least in {**dict.fromkeys(counts, 1), "square_iter": 0}.items():
-        if (value := getattr(options, name)) is not None and value < least:
-            raise ConfigError(f"expected {name.replace('_', '-')} to be at least {least}, but got {value}")
+    for name, minimum in {**dict.fromkeys(counts, 1), "square_iter": 0}.items():
+        if (value := getattr(options, name)) is not None and value < minimum:
+            raise ConfigError(f"expected {name.replace('_', '-')} to be at least {minimum}, but got {value}")
     store, output, data_dir = (
         Path(os.path.expanduser(folder)).absolute() for folder in (options.store, options.output, options.data_dir)
     )
@@ -36,12 +36,12 @@ def certify(options: "Certify", console: Console) -> int:
         epochs=options.epochs,
     )
     available = len(load_data(plan.dataset, plan.runs[0].recipe, data_dir=data_dir).test)
-    if (wanted := max(plan.images, plan.smoothed_images)) > available:
-        raise ConfigError(f"expected at most {available} images, the test images of {plan.dataset}, but got {wanted}")
+    if (images := max(plan.images, plan.smoothed_images)) > available:
+        raise ConfigError(f"expected at most {available} images, the test images of {plan.dataset}, but got {images}")
     expect_writable(output)
     measuring.measure_all(plan, options.workers or available_cpus(), console)
-    tables, written = publishing.write(plan, output, options.command)
+    tables, files = publishing.write(plan, output, options.command)
     for table in tables:
         console.print(table.rich())
-    console.print(f"Written: {', '.join(map(str, written))}", soft_wrap=True)
+    console.print(f"Files: {', '.join(map(str, files))}", soft_wrap=True)
     return 0

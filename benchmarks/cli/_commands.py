@@ -1,4 +1,4 @@
-"""The commands and their options, as tyro reads them. What a command does is imported when it is called."""
+"""Commands and their options, as tyro reads them. The implementation of a command is imported when it is called."""
 
 import os
 import shlex
@@ -20,83 +20,83 @@ from benchmarks.config import DATA_DIR, ConfigError
 
 @dataclass(frozen=True)
 class Run(GridOptions):
-    """Train every run of a grid, attack it, and make the tables and figures."""
+    """Train and attack every run of a grid, and write its tables and figures."""
 
     NEEDS: ClassVar = ("benchmarks.cli._run",)
 
     data_dir: Path = DATA_DIR
-    """Folder of the data sets, torchvision's own files or NAME.npz."""
+    """Folder of the data sets: torchvision's files or NAME.npz."""
     download: bool = False
-    """Let torchvision download what is not there, into the data folder."""
+    """Download missing data sets of torchvision into the data folder."""
     workers: int | None = None
-    """Runs at once, each in a process of its own; by default as many as there are processors for."""
+    """Number of worker processes. None: the number of processors divided by the threads of a run; 1 on a GPU."""
     together: int | None = None
-    """Runs of one recipe that a worker trains at once; by default 10 on a GPU."""
+    """Number of runs of one recipe that a worker trains together. None: 10 on a GPU, 1 on the CPU."""
     scheduler: str | None = None
-    """Address of a Dask scheduler, such as tcp://127.0.0.1:8786, whose workers do the runs."""
+    """Address of a Dask scheduler, such as tcp://127.0.0.1:8786. Its workers execute the runs."""
     tls_ca: Path | None = None
-    """For tls:// addresses: certificates of the authorities that are trusted, PEM."""
+    """For tls:// addresses: PEM file with the certificates of trusted authorities."""
     tls_cert: Path | None = None
-    """This client's certificate, PEM."""
+    """For tls:// addresses: PEM file with the client's certificate."""
     tls_key: Path | None = None
-    """This client's private key, PEM."""
+    """For tls:// addresses: PEM file with the client's private key."""
 
     def __call__(self, console: Console) -> int:
-        """Run the grid; returns the exit status."""
+        """Run the grid and return the exit status."""
         from benchmarks.cli._run import run
 
         return run(self, console)
 
     @property
     def resuming(self) -> str:
-        """The same command, with where it finds and keeps things."""
+        """The command with its paths, which resumes the run."""
         names = ("data_dir", "workers", "together", "scheduler", "tls_ca", "tls_cert", "tls_key")
         return super().resuming + changed(self, *names) + (" --download" if self.download else "")
 
 
 @dataclass(frozen=True)
 class Status(GridOptions):
-    """Show how far a grid is: which runs are done, running, failed, begun or missing, and the time left."""
+    """Show the progress of a grid: which runs are done, running, failed, started or missing, and the time left."""
 
-    NEEDS: ClassVar = ("benchmarks.cli._reading",)
+    NEEDS: ClassVar = ("benchmarks.cli._report",)
 
     def __call__(self, console: Console) -> int:
-        """Show the status; returns the exit status."""
-        from benchmarks.cli._reading import show_status
+        """Print the status and return the exit status."""
+        from benchmarks.cli._report import show_status
 
         return show_status(self, console)
 
 
 @dataclass(frozen=True)
 class Report(GridOptions):
-    """Make a grid's tables and figures from the results that are there, without training or attacking anything."""
+    """Write a grid's tables and figures from the stored results, without training or attacks."""
 
-    NEEDS: ClassVar = ("benchmarks.cli._reading",)
+    NEEDS: ClassVar = ("benchmarks.cli._report",)
 
     def __call__(self, console: Console) -> int:
-        """Make the report; returns the exit status."""
-        from benchmarks.cli._reading import report
+        """Write the report and return the exit status."""
+        from benchmarks.cli._report import report
 
         return report(self, console)
 
 
 @dataclass(frozen=True)
 class Grids:
-    """List the grids: what each is, how many trainings it has, and what it costs."""
+    """List the grids: description, number of runs, and time on two cores."""
 
     NEEDS: ClassVar = ()
     resuming: ClassVar = "python -m benchmarks grids"
 
     def __call__(self, console: Console) -> int:
-        """Show the table; returns the exit status."""
+        """Print the table and return the exit status."""
         table = Table(box=box.SIMPLE_HEAD, padding=(0, 1), show_edge=False)
         table.add_column("grid", no_wrap=True)
-        table.add_column("what")
+        table.add_column("description")
         table.add_column("runs", justify="right", no_wrap=True)
         table.add_column("two cores", justify="right", no_wrap=True)
         for name, build in grids.GRIDS.items():
-            what = (build.__doc__ or "").strip().splitlines()[0]
-            table.add_row(name, what, str(len(build().runs())), grids.COSTS[name])
+            description = (build.__doc__ or "").strip().splitlines()[0]
+            table.add_row(name, description, str(len(build().runs())), grids.COSTS[name])
         console.print(table)
         return 0
 
@@ -104,29 +104,29 @@ class Grids:
 @dataclass(frozen=True)
 class Speed:
     """
-    Measure how fast the loss, the attacks and training are, beside cross-entropy, loops by hand, ART and others.
+    Measure the speed of the loss, the attacks and training, compared with cross-entropy, plain loops, ART and others.
 
-    About 20 minutes on two cores. What is measured in turn is shown as ratios, with medians and quartiles; the machine
-    should have nothing else to do.
+    About 20 minutes on two cores. Alternating measurements are shown as ratios, with medians and quartiles. Run it on
+    an idle machine.
     """
 
     NEEDS: ClassVar = ("benchmarks.speed.parts",)
 
     part: tuple[str, ...] = ("loss", "attacks", "growth", "training", "ways")
-    """Only these parts, one or more of those that are the default."""
+    """Parts to measure, one or more of the default."""
     output: Path = Path("hrloss-speed")
-    """Folder for PART.md, PART.csv and the figures; those of parts that are not measured are left as they are."""
+    """Folder for PART.md, PART.csv and figures. Files of other parts are not changed."""
     data_dir: Path = DATA_DIR
-    """Folder of the data sets MNIST and CIFAR-10, as for `run`; where they are not there, digits stand in for them."""
+    """Folder of MNIST and CIFAR-10, the same as for `run`. If they are missing, the digits are used."""
     seconds: float = 20.0
-    """For the rounds of one case, of which there are three at least. More give more rounds."""
+    """Time for the rounds of one case. There are at least three rounds."""
     quick: bool = False
-    """Small sizes, one round and the digits, to see that all works: the timings say little."""
+    """Small sizes, one round and the digits, as a trial. The timings are not reliable."""
     device: Literal["cpu", "gpu"] = "cpu"
-    """Where the loss is computed, and where networks are attacked and trained."""
+    """Device of all computations."""
 
     def __call__(self, console: Console) -> int:
-        """Measure; returns the exit status."""
+        """Measure the parts and return the exit status."""
         import torch
 
         from benchmarks.execution import expect_gpu
@@ -137,14 +137,14 @@ class Speed:
             expect_gpu("--device gpu")
         if not self.seconds > 0:
             raise ConfigError(f"expected seconds to be above 0, but got {self.seconds}")
-        # Unlike Path's own, this leaves a path as it is where there is no home.
+        # Path.expanduser would raise an error without a home directory; os.path.expanduser does not.
         output, device = Path(os.path.expanduser(self.output)), torch.device("cuda" if self.device == "gpu" else "cpu")
         settings = Settings(self.data_dir, self.quick, self.seconds, device)
         return parts.run(parts.chosen(self.part), settings, output, console, command=self.resuming)
 
     @property
     def resuming(self) -> str:
-        """The same command, but for the parts."""
+        """The command without its parts."""
         quick = " --quick" if self.quick else ""
         return f"python -m benchmarks speed{quick}{changed(self, 'output', 'data_dir', 'seconds', 'device')}"
 
@@ -152,31 +152,31 @@ class Speed:
 @dataclass(frozen=True)
 class Gpu:
     """
-    Do the prepared run for a machine with one GPU: its tests, how fast all is, and as much of the paper as time allows.
+    Run tests, speed measurements and the paper's grids on a machine with one GPU, within a time limit.
 
-    In stages, the most valuable first: machine, tests, ways, loss, attacks, paper-mnist, paper-cifar10 and training.
-    What is done is not done again. docs/gpu.md says how to prepare the machine.
+    Stages, in order: machine, tests, ways, loss, attacks, paper-mnist, paper-cifar10, training. Stages that are done
+    are skipped. docs/gpu.md describes the preparation of the machine.
     """
 
     NEEDS: ClassVar = ("benchmarks.gpu",)
 
     output: Path = Path("hrloss-gpu")
-    """Folder for all that is made, with the store of the paper's grids."""
+    """Folder for all output, including the store of the paper's grids."""
     minutes: float = 10.0
-    """Until all must be over."""
+    """Time limit of the whole run in minutes."""
     data_dir: Path = DATA_DIR
-    """Folder of the data sets, as for `run`."""
+    """Folder of the data sets, the same as for `run`."""
     stage: tuple[str, ...] = ()
-    """Only these stages."""
+    """Stages to execute. Empty: all stages."""
     device: Literal["cpu", "gpu"] = "gpu"
-    """The CPU is to try the run where there is no GPU."""
+    """Device. Use cpu for a trial on a machine without a GPU."""
     quick: bool = False
-    """Small sizes and the digits, to see that all works."""
+    """Small sizes and the digits, as a trial."""
     pack: Path | None = None
-    """Do nothing but write MNIST and CIFAR-10 from the data folder into this one, as small files in parts."""
+    """Write MNIST and CIFAR-10 from the data folder into this folder, as small files in parts, and exit."""
 
     def __call__(self, console: Console) -> int:
-        """Do the stages; returns the exit status."""
+        """Execute the stages and return the exit status."""
         from benchmarks import data, gpu
         from benchmarks.execution import expect_gpu
 
@@ -196,7 +196,7 @@ class Gpu:
             options = GridOptions(name, output / "store", device=self.device, precision=precision)
             if self.quick:
                 options = replace(options, seeds=1, epochs=1)
-            # In this process, on the CPU as on a GPU.
+            # One worker, so that the runs are executed in the command's process, on the CPU as on a GPU.
             command = f"{options.resuming} --workers 1 --data-dir {shlex.quote(str(data_dir))}"
             grids[f"paper-{name}"] = command, options.resolve()
         plan = gpu.Plan(output, data_dir, self.device, self.quick, grids)
@@ -204,7 +204,7 @@ class Gpu:
 
     @property
     def resuming(self) -> str:
-        """The same command."""
+        """The command, which resumes the run."""
         quick = " --quick" if self.quick else ""
         return f"python -m benchmarks gpu{changed(self, 'stage')}{quick}" + changed(
             self, "output", "minutes", "data_dir", "device"
@@ -214,52 +214,52 @@ class Gpu:
 @dataclass(frozen=True)
 class Certify:
     """
-    Bracket robust accuracy: certified from below, attacked from above, of CE-, HR- and adversarially trained networks.
+    Bound robust accuracy from below by certificates and from above by attacks.
 
-    Networks of the digits or of MNIST, trained where the store lacks them; zonotopes and attacks in L-infinity, and
-    randomized smoothing in norm 2. On two cores about half an hour for the digits and hours for MNIST.
+    CE-, HR- and adversarially trained networks of the digits or MNIST; missing ones are trained. Zonotopes and attacks
+    in L-infinity, randomized smoothing in norm 2. On two cores: half an hour for the digits, hours for MNIST.
     """
 
     NEEDS: ClassVar = ("benchmarks.cli._certify",)
 
     dataset: Literal["digits", "mnist"] = "digits"
-    """Whose networks: those of the grids digits and hardening-digits, or mnist-long and hardening-mnist."""
+    """Data set. Networks are those of the grids digits and hardening-digits, or mnist-long and hardening-mnist."""
     store: Path = Path("hrloss-store")
-    """Folder of trained networks, as for `run`; every measurement is kept there once it is finished."""
+    """Folder of the trained networks, the same as for `run`. Each finished measurement is stored there."""
     output: Path = Path("hrloss-certified")
     """Folder for certified-DATASET.md, .csv, .png and .svg."""
     seeds: int | None = None
-    """Use the seeds 0, 1, ... so many of them; by default 5 for the digits, 2 for MNIST."""
+    """Number of seeds (0, 1, ...). None: 5 for the digits, 2 for MNIST."""
     images: int | None = None
-    """Test images in L-infinity, from the first; by default all 360 of the digits, 100 of MNIST."""
+    """Number of test images in L-infinity, from the first. None: all 360 of the digits, 100 of MNIST."""
     smoothed_images: int = 100
-    """Test images in norm 2, from the first."""
+    """Number of test images in norm 2, from the first."""
     max_iter: int = 100
-    """Steps of each white-box attack."""
+    """Number of steps of each white-box attack."""
     square_iter: int = 1000
-    """Queries per image of the Square attack."""
+    """Number of queries per image of the Square attack."""
     epochs: int | None = None
-    """Train every network for so many epochs instead of its grid's."""
+    """Number of training epochs. None: the grid's."""
     workers: int | None = None
-    """Networks at once, each in a process of its own; by default as many as there are processors."""
+    """Number of worker processes. None: the number of processors."""
     data_dir: Path = DATA_DIR
-    """Folder of the data sets, as for `run`."""
+    """Folder of the data sets, the same as for `run`."""
 
     def __call__(self, console: Console) -> int:
-        """Measure what is missing and write all; returns the exit status."""
+        """Compute the missing bounds, write table and figure, and return the exit status."""
         from benchmarks.cli._certify import certify
 
         return certify(self, console)
 
     @property
     def command(self) -> str:
-        """The command that makes these results from nothing, to stand above the tables."""
+        """The command that reproduces the results, without paths, for display above the tables."""
         names = ("dataset", "seeds", "images", "smoothed_images", "max_iter", "square_iter", "epochs")
         return f"python -m benchmarks certify{changed(self, *names)}"
 
     @property
     def resuming(self) -> str:
-        """The same command, with where it finds and keeps things."""
+        """The command with its paths, which resumes the run."""
         return self.command + changed(self, "store", "output", "workers", "data_dir")
 
 

@@ -1,4 +1,4 @@
-"""Which grid, with what is overridden, and where its results are kept: options of run, status and report."""
+"""Options of run, status and report: the grid, its overrides, and the folder of its results."""
 
 import re
 import shlex
@@ -13,56 +13,59 @@ from benchmarks.config import ConfigError, Grid, Recipe
 @dataclass(frozen=True)
 class GridOptions:
     """
-    Which grid, and where its results are kept.
+    The grid, its overrides, and the folder of its results.
 
-    What is overridden becomes part of the grid's name, and of the keys of the runs that it changes, so that it replaces
-    no other results; runs that it leaves as they are share theirs.
+    Overrides become part of the grid's name and of the keys of the runs that they change, so they replace no other
+    results. Runs that they do not change share their results with the grid.
     """
 
     grid: str = "digits"
-    """The grid's name: `python -m benchmarks grids` lists them; or a function of your own that returns a Grid, as
-    FILE.py:NAME or PACKAGE.MODULE:NAME."""
+    """Name of a grid, see `python -m benchmarks grids`; or a function that returns a Grid, as FILE.py:NAME or
+    PACKAGE.MODULE:NAME."""
     store: Path = Path("hrloss-store")
-    """Folder of results. What it already holds is used, not made again."""
+    """Folder of results. Results that it already has are not computed again."""
     dataset: str | None = None
-    """Of the grid's data sets, only this one; or, where it has a single one, this one in its place, also as
-    FILE.py:NAME, a function of your own that returns x_train, y_train, x_test, y_test."""
+    """One of the grid's data sets; or, for a grid with one data set, a replacement: a name, or a function that returns
+    x_train, y_train, x_test, y_test, as FILE.py:NAME. None: the grid's."""
     seeds: int | None = None
-    """Use the seeds 0, 1, ... so many of them, instead of the grid's own five."""
+    """Number of seeds (0, 1, ...). None: the grid's five seeds."""
     epochs: int | None = None
-    """Train for so many epochs instead of the grid's; where the learning rate drops stays as it is."""
+    """Number of training epochs; the epochs of learning rate drops do not change. None: the grid's."""
     alpha: float | None = None
-    """Train with the HR loss of this alpha, and of no other."""
+    """Alpha of the HR loss. None: the grid's."""
     batch_size: int | None = None
-    """Images per training step."""
+    """Number of images per training step. None: the grid's."""
     validation_size: int | None = None
-    """Training images to set aside for validation."""
+    """Number of training images that are held out for validation. None: the grid's."""
     threads: int | None = None
-    """Threads of each training on the CPU; else 1."""
+    """Number of CPU threads of each run. None: the grid's, 1 in the built-in grids."""
     device: Literal["cpu", "gpu"] | None = None
-    """Where to train and attack; else on the CPU."""
+    """Device for training and attacks. None: the grid's, cpu in the built-in grids."""
     precision: Literal["float32", "tf32"] | None = None
-    """Of products in training on a GPU."""
+    """Precision of matrix products in training on a GPU. None: the grid's, float32 in the built-in grids."""
 
     def resolve(self) -> Grid:
         """
-        The grid, with what is overridden.
+        Return the grid with its overrides.
 
-        :raises ConfigError: If there is no such grid, or a value is out of range.
+        :raises ConfigError: If there is no such grid, or if a value is out of range.
         """
         grid = grids.get(self.grid)
         if self.seeds is not None and self.seeds < 1:
             raise ConfigError(f"expected seeds to be at least 1, but got {self.seeds}")
-        given: dict[str, Any] = dict(self._overrides())
-        of_recipe = {name: value for name, value in given.items() if name in {f.name for f in fields(Recipe)}}
-        recipes = tuple((dataset, replace(recipe, **of_recipe)) for dataset, recipe in self._recipes(grid))
+        overrides: dict[str, Any] = dict(self._overrides())
+        recipe_fields = {field.name for field in fields(Recipe)}
+        recipe_overrides = {name: value for name, value in overrides.items() if name in recipe_fields}
+        recipes = tuple((dataset, replace(recipe, **recipe_overrides)) for dataset, recipe in self._recipes(grid))
         losses = grid.losses
         if self.alpha is not None:
             changed = (loss if loss.alpha is None else replace(loss, alpha=self.alpha) for loss in losses)
             losses = tuple(dict.fromkeys(changed))
         return replace(
             grid,
-            name="-".join([grid.name, *(f"{name.replace('_', '-')}-{_plain(value)}" for name, value in given.items())]),
+            name="-".join(
+                [grid.name, *(f"{name.replace('_', '-')}-{_slug(value)}" for name, value in overrides.items())]
+            ),
             recipes=recipes,
             losses=losses,
             seeds=grid.seeds if self.seeds is None else tuple(range(self.seeds)),
@@ -70,23 +73,23 @@ class GridOptions:
 
     @property
     def command(self) -> str:
-        """The command that makes these results from nothing, to stand under the tables."""
+        """The command that reproduces the results, without paths, for display below the tables."""
         overrides = (f" --{name.replace('_', '-')} {shlex.quote(str(value))}" for name, value in self._overrides())
         return f"python -m benchmarks run --grid {shlex.quote(self.grid)}" + "".join(overrides)
 
     @property
     def resuming(self) -> str:
-        """The command that goes on with these results; where the data are elsewhere, it wants to be told."""
+        """The command that resumes the run in the same store, without --data-dir, which status and report lack."""
         return f"{self.command} --store {shlex.quote(str(self.store))}"
 
     def _recipes(self, grid: Grid) -> tuple[tuple[str, Recipe], ...]:
-        named = tuple(pair for pair in grid.recipes if self.dataset in (None, pair[0]))
-        if not named and len(grid.recipes) > 1:
+        selected = tuple(pair for pair in grid.recipes if self.dataset in (None, pair[0]))
+        if not selected and len(grid.recipes) > 1:
             raise ConfigError(
                 f"expected dataset to be one of {[name for name, _ in grid.recipes]}, which grid {grid.name} has "
                 f"recipes for, but got {self.dataset!r}"
             )
-        return named or tuple((str(self.dataset), recipe) for _, recipe in grid.recipes)
+        return selected or tuple((str(self.dataset), recipe) for _, recipe in grid.recipes)
 
     def _overrides(self) -> list[tuple[str, str | int | float]]:
         names = (
@@ -104,7 +107,7 @@ class GridOptions:
 
 
 def changed(command: object, *names: str) -> str:
-    """Return the options of these names that are not at their defaults, as one types them."""
+    """Return the named options that differ from their defaults, as text for a command line."""
     text = ""
     for name in names:
         if (value := getattr(command, name)) != getattr(type(command), name):
@@ -113,7 +116,7 @@ def changed(command: object, *names: str) -> str:
     return text
 
 
-def _plain(value: object) -> str:
-    """A value for a grid's name, which is a folder's: of a user's own data the reference without its punctuation."""
+def _slug(value: object) -> str:
+    """Return a value as part of a folder name; in a reference, punctuation becomes dashes."""
     text = str(value)
     return re.sub(r"[^A-Za-z0-9_.]+", "-", text).strip("-.") if ":" in text else text

@@ -1,4 +1,4 @@
-"""Arguments -> a command, and whatever becomes of it -> an exit status and a sentence."""
+"""Parsing of the arguments, execution of the command, and conversion of errors to messages and exit statuses."""
 
 import os
 import signal
@@ -15,33 +15,44 @@ from benchmarks.cli._commands import COMMANDS, Command
 from benchmarks.config import ConfigError
 from benchmarks.references import did_you_mean
 
-ABOUT = """Train and attack the paper's grid, make its tables and figures, and measure how fast all is.
+ABOUT = """Train and attack the networks of the paper's experiments, write tables and figures, and measure speed.
 
-Without arguments: `run`, on the digits that come with scikit-learn, in about two minutes.
+Without arguments: `run` with the grid digits, on scikit-learn's digits, in about two minutes.
+
+With --version: print the version.
 """
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Do what the command line says; returns the exit status."""
+    """Execute the command line and return the exit status."""
     arguments = list(sys.argv[1:] if argv is None else argv) or ["run"]
-    _expect_columns()
-    # Without markup: a path may hold brackets.
+    _remove_zero_columns()
+    # Without markup, because a path may contain square brackets.
     console = Console(markup=False, highlight=False)
     command = None
     try:
+        if arguments[0] == "--version":
+            from benchmarks.store import versions  # imports torch, which takes seconds
+
+            console.print(f"art_hrloss {versions()['art_hrloss']}")
+            return 0
         _check_spelling(arguments)
         config = (tyro.conf.DisallowNone,)
         command = tyro.cli(Command, prog="python -m benchmarks", description=ABOUT, args=arguments, config=config)
-        for module in command.NEEDS:  # before interrupts are raised, which an import may swallow or wrap
+        # Import before interrupts raise exceptions, which an import may swallow or wrap.
+        for module in command.NEEDS:
             import_module(module)
         with _interrupts_raised():
             return command(console)
     except KeyboardInterrupt:
-        cluster = "; the cluster's workers go on with what they are at" if getattr(command, "scheduler", None) else ""
-        resuming = f"; the same command goes on from there:\n  {command.resuming}" if command else "."
-        console.print(f"Interrupted. All is kept but the epochs in progress{cluster}{resuming}", soft_wrap=True)
+        message = "Interrupted. All results are stored, except the epochs in progress."
+        if getattr(command, "scheduler", None):
+            message += " The workers of the cluster finish the runs in progress."
+        if command:
+            message += f" To resume, run\n  {command.resuming}"
+        console.print(message, soft_wrap=True)
         return 130
-    except BrokenPipeError:  # whoever read the output has enough of it
+    except BrokenPipeError:  # the reader has closed the pipe: the caller handles it
         raise
     except Exception as error:
         if not isinstance(error, _expected_errors()):
@@ -51,7 +62,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _expected_errors() -> tuple[type[Exception], ...]:
-    """The errors that say what to do; of a module that is not loaded, and would take seconds, none was raised."""
+    """
+    Return the exception types whose messages are for users.
+
+    A module that has not been imported cannot have raised its error, and is not imported here, which takes seconds.
+    """
     names = {"data": "DataError", "store": "StoreError", "execution": "ClusterError"}
     modules = ((sys.modules.get(f"benchmarks.{module}"), name) for module, name in names.items())
     return ConfigError, OSError, *(getattr(module, name) for module, name in modules if hasattr(module, name))
@@ -59,9 +74,9 @@ def _expected_errors() -> tuple[type[Exception], ...]:
 
 def _check_spelling(arguments: Sequence[str]) -> None:
     """
-    Make sure that the command and its options are known; what follows an option is tyro's to read.
+    Check that the command and its options are known; tyro checks the values.
 
-    :raises ConfigError: If one is not; says which may be meant.
+    :raises ConfigError: If one is unknown; the message suggests a similar one.
     """
     name, *rest = arguments
     if name in ("-h", "--help"):
@@ -76,8 +91,8 @@ def _check_spelling(arguments: Sequence[str]) -> None:
             raise ConfigError(f"expected an option of {name}, but got {option!r}{did_you_mean(option, options)}")
 
 
-def _expect_columns() -> None:
-    """Have a terminal of 0 columns count as one of unknown size, as programs in C do; rich would write nothing."""
+def _remove_zero_columns() -> None:
+    """Remove COLUMNS=0 and LINES=0, which mean an unknown terminal size: rich would print nothing with 0 columns."""
     for name in ("COLUMNS", "LINES"):
         if not os.environ.get(name, "1").strip("0 "):
             del os.environ[name]
@@ -86,10 +101,10 @@ def _expect_columns() -> None:
 @contextmanager
 def _interrupts_raised() -> Iterator[None]:
     """
-    Have SIGINT and SIGTERM raise KeyboardInterrupt, so that no worker is left behind.
+    Make SIGINT and SIGTERM raise KeyboardInterrupt, so that worker processes are ended too.
 
-    A scheduler ends a job by SIGTERM. An interrupt that is ignored from the start, as in the background of a shell
-    without job control, stays ignored.
+    Cluster schedulers end a job by SIGTERM. A signal that is ignored from the start, as SIGINT is in the background of
+    a shell without job control, stays ignored.
     """
     numbers = [number for number in (signal.SIGINT, signal.SIGTERM) if signal.getsignal(number) != signal.SIG_IGN]
     before = {number: signal.signal(number, signal.default_int_handler) for number in numbers}

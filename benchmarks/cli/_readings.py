@@ -12,44 +12,49 @@ from benchmarks.cli._grid_options import GridOptions, changed
 
 @dataclass(frozen=True)
 class Readings:
-    """Put the paper's CIFAR-10, read in other ways (`run --grid benchmarks.readings:NAME`), beside its Table 1."""
+    """Compare readings of the paper's CIFAR-10 recipe (run --grid benchmarks.readings:NAME) with its Table 1."""
 
     NEEDS: ClassVar = ("benchmarks.readings",)
 
     store: Path = Path("hrloss-store")
-    """Folder of results, as for `run`."""
+    """Folder of results, the same as for `run`."""
     output: Path = Path("hrloss-readings")
     """Folder for readings.md and readings.csv."""
     seeds: int | None = None
-    """As given to `run`, and so the next four."""
+    """Number of seeds, the same as for `run`."""
     epochs: int | None = None
+    """Number of epochs, the same as for `run`."""
     validation_size: int | None = None
+    """Number of validation images, the same as for `run`."""
     device: Literal["cpu", "gpu"] | None = None
+    """Device, the same as for `run`."""
     precision: Literal["float32", "tf32"] | None = None
+    """Precision of matrix products, the same as for `run`."""
 
     def __call__(self, console: Console) -> int:
-        """Make the table; returns the exit status."""
+        """Write the table and return the exit status."""
         from benchmarks import readings
-        from benchmarks.cli._reading import store_of
+        from benchmarks.cli._report import store_of
 
-        given = {name: getattr(self, name) for name in ("seeds", "epochs", "validation_size", "device", "precision")}
+        names = ("seeds", "epochs", "validation_size", "device", "precision")
+        overrides = {name: getattr(self, name) for name in names}
         grids = {
-            name: GridOptions(f"{readings.__name__}:{build.__name__}", self.store, **given)
+            name: GridOptions(f"{readings.__name__}:{build.__name__}", self.store, **overrides)
             for name, build in readings.READINGS.items()
         }
-        made = [(name, options.resolve(), options.command) for name, options in grids.items()]
+        resolved = [(name, options.resolve(), options.command) for name, options in grids.items()]
         store = store_of(next(iter(grids.values())))
-        table = readings.publish(made, store, Path(os.path.expanduser(self.output)), self.command)
+        table = readings.publish(resolved, store, Path(os.path.expanduser(self.output)), self.command)
         console.print(table.rich())
         return 0
 
     @property
     def command(self) -> str:
-        """The command that makes the table, to stand under it."""
+        """The command that reproduces the table, without paths, for display below it."""
         names = ("seeds", "epochs", "validation_size", "device", "precision")
         return f"python -m benchmarks readings{changed(self, *names)}"
 
     @property
     def resuming(self) -> str:
-        """The same command, with where it finds and keeps things."""
+        """The command with its paths."""
         return self.command + changed(self, "store", "output")

@@ -1,4 +1,4 @@
-"""A plan through any executor into the store, how long it will take, and how far it is."""
+"""Execution of a grid's runs on any executor, with an estimate of the time and a display of the progress."""
 
 from benchmarks.execution._dask import Cluster, ClusterError
 from benchmarks.execution._estimate import costs

@@ -1,4 +1,4 @@
-"""A user's own network, losses and attacks, tried before a grid is begun."""
+"""Trial of a user's network, losses and attacks before a grid is started."""
 
 from dataclasses import replace
 
@@ -13,26 +13,26 @@ from benchmarks.data import Dataset
 from benchmarks.evaluation import as_classifier
 from benchmarks.references import Reference
 
-# Images that an attack is tried on.
+# Number of images in the trial of an attack.
 IMAGES = 2
 
 
-def try_own_things(grid: Grid, name: str, recipe: Recipe, data: Dataset) -> None:
+def try_user_code(grid: Grid, name: str, recipe: Recipe, data: Dataset) -> None:
     """
-    Build each network, loss and attack of a grid that is a user's own, and use it once.
+    Build each network, loss and attack of a grid that is a reference to a user's code, and use it once.
 
-    :raises ConfigError: If one is not there, fails, or is not what it must be.
+    :raises ConfigError: If one is missing, fails, or returns something else than required.
     """
-    own_attacks = [attack for attack in (*grid.attacks, *recipe.curve_attacks) if isinstance(attack.name, Reference)]
-    own_losses = [loss for loss in grid.losses if isinstance(loss.name, Reference)]
-    if not own_attacks and not own_losses and not isinstance(recipe.model, Reference):
+    user_attacks = [attack for attack in (*grid.attacks, *recipe.curve_attacks) if isinstance(attack.name, Reference)]
+    user_losses = [loss for loss in grid.losses if isinstance(loss.name, Reference)]
+    if not user_attacks and not user_losses and not isinstance(recipe.model, Reference):
         return
-    recipe = replace(recipe, device="cpu")  # a cluster's GPU is elsewhere
+    recipe = replace(recipe, device="cpu")  # the GPU may be on another machine, that of a cluster's worker
     model = models.build_for(recipe, data)
-    for loss in own_losses:
+    for loss in user_losses:
         _try_loss(losses.training_loss(loss), str(loss.name), data.classes)
     classifier = as_classifier(model, RunSpec(name, recipe, replace(grid.losses[0], margin=0.0), 0), data)
-    for attack in own_attacks:
+    for attack in user_attacks:
         _try_attack(attack, classifier, data, recipe.input_scale)
 
 
@@ -41,14 +41,14 @@ def _try_loss(loss: nn.Module, name: str, classes: int) -> None:
     logits, labels = torch.zeros(classes, classes, requires_grad=True), torch.arange(classes)
     try:
         value = loss(logits, labels)
-    except Exception as error:  # from code that is not ours
+    except Exception as error:  # a user's code can raise anything
         raise ConfigError(f"expected {name} to take logits (n, C) and class indices (n,), but got {error!r}") from error
     if not isinstance(value, Tensor) or value.ndim or not value.isfinite() or not value.requires_grad:
-        raise ConfigError(f"expected {name} to give a finite scalar with a gradient, but got {str(value)[:60]}")
+        raise ConfigError(f"expected {name} to return a finite scalar with a gradient, but got {str(value)[:60]}")
 
 
 def _try_attack(spec: AttackSpec, classifier: HRClassifier, data: Dataset, input_scale: float) -> None:
-    """Attack a few images of a network that has not learned; what is wrong with the attack it says itself."""
+    """Attack a few images of an untrained network; the attack raises a ConfigError if its images are invalid."""
     attacked = attack_view(classifier, losses.attack_loss(spec.loss or "ce"))
     attack = attacks.build(spec, attacked, batch_size=IMAGES, input_scale=input_scale)
     assert attack is not None
@@ -58,5 +58,5 @@ def _try_attack(spec: AttackSpec, classifier: HRClassifier, data: Dataset, input
             attack.generate(images, data.test.labels[:IMAGES])
     except ConfigError:
         raise
-    except Exception as error:  # from code that is not ours
+    except Exception as error:  # a user's code can raise anything
         raise ConfigError(f"expected {spec.name} to attack {IMAGES} images, but got {error!r}") from error

@@ -1,4 +1,4 @@
-"""What a worker does: jobs to trained runs and their records."""
+"""Jobs of a worker: training of runs, and their evaluation."""
 
 import platform
 import threading
@@ -19,92 +19,93 @@ from benchmarks.evaluation import evaluate
 from benchmarks.store import Store, StoreError, versions
 from benchmarks.training import tf32, train, train_together
 
-# Seconds to try for a lock: who looks whether a run is locked holds its lock for a moment.
-MOMENT = 0.1
+# Seconds to wait for a lock. A process that queries whether a run is locked holds the lock for a short time.
+LOCK_TIMEOUT = 0.1
 
-# What tells a file from another, or from itself before a change; None where there is none.
+# Inode, size and times of a file, which identify its content; None if the file does not exist.
 FileState = tuple[int, int, int, int] | None
 
-# torch's threads, and the generator that initial weights are drawn from, belong to the process; a worker of a cluster
-# may do several jobs in one.
+# torch's number of threads and its random generator belong to the process. A cluster's worker may execute several jobs
+# in threads of one process, so jobs take turns.
 _one_job_at_a_time = threading.Lock()
 
 
 class WorkerDiedError(RuntimeError):
-    """A worker that ended in mid-run; says whose."""
+    """A worker process died during a run; the message names the run."""
 
 
 @dataclass(frozen=True)
 class Job:
-    """All that a worker needs to bring one run to its end, wherever it works."""
+    """Everything that a worker needs to execute one run, on any machine."""
 
     run: RunSpec
     attacks: tuple[AttackSpec, ...]
     store: Path
     data_dir: Path
     wait: bool = False
-    """Whether to wait for another process that works on the same run, or to leave the run to it."""
+    """Whether to wait if another process executes the same run; otherwise the run is left to that process."""
 
     @property
     def resources(self) -> dict[str, float]:
-        """What a worker of a cluster needs for it: {"GPU": 1}, or as many CPU as the run has threads."""
+        """Resources that a cluster's worker needs: {"GPU": 1}, or {"CPU": number of threads}."""
         recipe = self.run.recipe
         return {"GPU": 1.0} if recipe.device == "gpu" else {"CPU": float(recipe.threads)}
 
 
 @dataclass(frozen=True)
 class Group:
-    """Jobs whose runs one worker trains at once."""
+    """Jobs whose runs one worker trains together."""
 
     jobs: tuple[Job, ...]
 
     @property
     def resources(self) -> dict[str, float]:
-        """What a worker of a cluster needs for it: as for one of them."""
+        """Resources that a cluster's worker needs: the same as for one of the jobs."""
         return self.jobs[0].resources
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a job ended."""
+    """Result of a job."""
 
     error: BaseException | None = None
-    """What made it fail; it is in the store as well."""
+    """Error of a failed job; it is stored in the store, too."""
     busy: bool = False
     """Whether the run was left to another process."""
     messages: tuple[str, ...] = ()
-    """What is to be known about it, such as files that had to be set aside."""
+    """Messages for the user, such as damaged files that were set aside."""
 
 
 def execute(job: Job) -> Outcome:
     """
-    Train a run as far as it is not yet trained, and make the records that are missing.
+    Execute a job: complete the training of its run, and compute the missing records.
 
-    Doing it twice does nothing the second time, so a job that was lost can simply be sent again. While another process
-    works on the run, this one does not.
+    The operation is idempotent, so a lost job can be submitted again. If another process is executing the run, the job
+    is not executed.
 
-    :raises Exception: Whatever makes the run fail, having been kept in the store.
+    :raises Exception: Any error of the run, after it has been stored in the store.
     """
-    if not job.store.is_dir():  # it is where the command was given; a new one here would be seen by nobody
+    # The store exists on the machine of the command. A worker must not create it, because nobody would read it.
+    if not job.store.is_dir():
         raise StoreError(
-            f"expected the store {job.store} on {platform.node()}, but it is not there: it must be on a disk that "
+            f"expected the store {job.store} on {platform.node()}, but it does not exist: it must be on a disk that "
             "all workers share, under the same path"
         )
     store = Store(job.store)
     try:
         messages = _train_sources(job)
     except Exception as error:
-        with suppress(StoreError, OSError, Timeout), store.lock(job.run).acquire(timeout=MOMENT):
-            _keep_error(store, job.run, error)
+        with suppress(StoreError, OSError, Timeout), store.lock(job.run).acquire(timeout=LOCK_TIMEOUT):
+            _store_error(store, job.run, error)
         raise
     try:
-        with _one_job_at_a_time, store.lock(job.run).acquire(timeout=-1 if job.wait else MOMENT):
+        with _one_job_at_a_time, store.lock(job.run).acquire(timeout=-1 if job.wait else LOCK_TIMEOUT):
             try:
                 messages += store.set_damaged_aside(job.run, job.attacks)
-                messages += _work(job, store)
+                messages += _train_and_evaluate(job, store)
             except Exception as error:
                 with suppress(StoreError, OSError):  # the disk may be full
-                    _keep_error(store, job.run, error)
+                    _store_error(store, job.run, error)
                 raise
     except Timeout:
         return Outcome(busy=True)
@@ -113,9 +114,9 @@ def execute(job: Job) -> Outcome:
 
 def execute_together(group: Group) -> tuple[Outcome, ...]:
     """
-    As :func:`execute` for each job, but that the runs that are not yet trained are trained at once.
+    Execute the jobs of a group as :func:`execute` does, but train their untrained runs together.
 
-    :return: The outcomes, in the jobs' order; what makes a run fail is in its outcome.
+    :return: The outcomes, in the order of the jobs; errors are part of the outcomes.
     """
     outcomes = _train_group(group) if len(group.jobs) > 1 else dict.fromkeys(group.jobs, Outcome())
     for job in group.jobs:
@@ -129,18 +130,18 @@ def execute_together(group: Group) -> tuple[Outcome, ...]:
 
 
 def _train_group(group: Group) -> dict[Job, Outcome]:
-    """Train at once what can be; all else, such as what another process works on, is left to :func:`execute`."""
+    """Train the group's runs together where possible; other runs, such as locked ones, are left to :func:`execute`."""
     outcomes = dict.fromkeys(group.jobs, Outcome())
     with _one_job_at_a_time, ExitStack() as locks:
         ready: list[Job] = []
         dataset: Dataset | None = None
         for job in group.jobs:
             store = Store(job.store)
-            with suppress(Exception):  # execute meets it again, and tells
+            with suppress(Exception):  # execute raises the same error again, and reports it
                 if job.store.is_dir() and not store.is_trained(job.run):
-                    locks.enter_context(store.lock(job.run).acquire(timeout=MOMENT))
+                    locks.enter_context(store.lock(job.run).acquire(timeout=LOCK_TIMEOUT))
                     outcomes[job] = Outcome(messages=tuple(store.set_damaged_aside(job.run, job.attacks)))
-                    dataset = _made_ready(job, store)
+                    dataset = _prepare(job, store)
                     if not store.is_trained(job.run):
                         ready.append(job)
         if dataset is not None and len(ready) > 1:
@@ -150,7 +151,7 @@ def _train_group(group: Group) -> dict[Job, Outcome]:
 
 
 def _train_ready(jobs: list[Job], dataset: Dataset) -> dict[Job, Exception]:
-    """Train at once; returns the jobs that failed, and why, which is in the store as well."""
+    """Train the jobs' runs together, store the errors, and return the failed jobs with their errors."""
     store, runs = Store(jobs[0].store), [job.run for job in jobs]
     failures: dict[RunSpec, Exception] = {}
     with threads(jobs[0].run.recipe.threads), tf32(False):
@@ -158,48 +159,49 @@ def _train_ready(jobs: list[Job], dataset: Dataset) -> dict[Job, Exception]:
             for run in runs:
                 store.log(run, "training", from_epoch=store.epochs_done(run) + 1, together=len(runs))
             failures |= train_together(runs, dataset, store)
-        except Exception as common:
-            failures = dict.fromkeys(runs, common)
+        except Exception as joint_error:  # an error of the joint training fails all of its runs
+            failures = dict.fromkeys(runs, joint_error)
     for run, error in failures.items():
         with suppress(StoreError, OSError):  # the disk may be full
-            _keep_error(store, run, error)
+            _store_error(store, run, error)
     return {job: failures[job.run] for job in jobs if job.run in failures}
 
 
-def _keep_error(store: Store, run: RunSpec, error: Exception) -> None:
+def _store_error(store: Store, run: RunSpec, error: Exception) -> None:
     store.save_error(run, "".join(traceback.format_exception(error)))
     store.log(run, "failed", message=str(error))
 
 
 def _train_sources(job: Job) -> list[str]:
     """
-    Train the networks on which attacks make their images, where nobody has; returns what is to be known about it.
+    Train the untrained source networks of the job's transfer attacks, and return messages for the user.
 
-    It is done before the run is locked: who holds a run's lock waits for no other.
+    This precedes the lock of the run: a process that holds a run's lock never waits for another run's lock, so that no
+    two processes wait for each other.
     """
-    needing = tuple(attack for attack in job.attacks if attack.source is not None)
-    if Store(job.store).is_done(job.run, needing):
+    transfers = tuple(attack for attack in job.attacks if attack.source is not None)
+    if Store(job.store).is_done(job.run, transfers):
         return []
-    seeds = {attack.source for attack in needing if attack.source is not None}
+    seeds = {attack.source for attack in transfers if attack.source is not None}
     sources = [job.run.source(seed) for seed in sorted(seeds)]
     outcomes = [execute(replace(job, run=source, attacks=(), wait=True)) for source in sources]
     return [message for outcome in outcomes for message in outcome.messages]
 
 
-def _work(job: Job, store: Store) -> list[str]:
-    """Do the job; returns what is to be known about it."""
-    dataset = _made_ready(job, store)
+def _train_and_evaluate(job: Job, store: Store) -> list[str]:
+    """Train and evaluate the job's run, and return messages for the user."""
+    dataset = _prepare(job, store)
     with threads(job.run.recipe.threads), tf32(False):
         if not store.is_trained(job.run):
             store.log(job.run, "training", from_epoch=store.epochs_done(job.run) + 1)
             train(job.run, dataset, store)
         evaluate(job.run, job.attacks, dataset, store)
-    others = store.other_versions(job.run)
-    return [f"begun with {others}, and gone on with {versions()}"] if others else []
+    initial = store.other_versions(job.run)
+    return [f"started with {initial}, and resumed with {versions()}"] if initial else []
 
 
-def _made_ready(job: Job, store: Store) -> Dataset:
-    """Make the run's folder ready for work; returns its data."""
+def _prepare(job: Job, store: Store) -> Dataset:
+    """Prepare the run's folder for execution, and return the run's data set."""
     recipe = job.run.recipe
     if recipe.device == "gpu":
         expect_gpu(str(job.run))
@@ -208,20 +210,20 @@ def _made_ready(job: Job, store: Store) -> Dataset:
     return dataset
 
 
-def expect_gpu(what: str) -> None:
+def expect_gpu(user: str) -> None:
     """
-    Make sure that torch can use a GPU: ART would go on without, on the CPU.
+    Make sure that torch can use a GPU; without one, ART would use the CPU silently.
 
-    :param what: What wants it.
-    :raises ConfigError: If there is none.
+    :param user: The option or run that needs the GPU, for the message.
+    :raises ConfigError: If there is no GPU.
     """
     if not torch.cuda.is_available():
-        raise ConfigError(f"expected a GPU that torch can use for {what}, but there is none")
+        raise ConfigError(f"expected a GPU that torch can use for {user}, but there is none")
 
 
 @contextmanager
 def threads(number: int) -> Iterator[None]:
-    """Torch with so many threads on the CPU, and with as many as before afterwards."""
+    """Set torch's number of CPU threads within a with block."""
     before = torch.get_num_threads()
     torch.set_num_threads(number)
     try:
@@ -232,17 +234,17 @@ def threads(number: int) -> Iterator[None]:
 
 def load_data(name: str, recipe: Recipe, *, data_dir: Path, download: bool = False) -> Dataset:
     """
-    A data set, split as the recipe says; what was loaded last is not read again while its files are as they were.
+    Return a data set, split by the recipe; the last data set is cached until its files change.
 
-    :return: A data set with read-only arrays, since all who ask for it share them; its fingerprint is computed once.
-    :raises DataError: As :func:`benchmarks.data.load`.
+    :return: The data set. Its arrays are read-only, because all callers share them.
+    :raises DataError: See :func:`benchmarks.data.load`.
     """
-    # Looked at before they are read: a change in between is then seen the next time.
+    # The file states are queried before the files are read, so that a change in between is detected by the next call.
     states = tuple(_file_state(path) for path in data.files(name, data_dir))
     return _load(name, data_dir, download, recipe.validation_size, recipe.split_seed, states)
 
 
-# One: a worker goes through the runs of one data set before the next, and CIFAR-10 or SVHN is 200 or 300 MB.
+# One entry: a worker executes the runs of one data set before the next, and CIFAR-10 and SVHN take 200 and 300 MB.
 @lru_cache(maxsize=1)
 def _load(
     name: str, data_dir: Path, download: bool, validation_size: int, split_seed: int, states: tuple[FileState, ...]
@@ -258,7 +260,7 @@ def _load(
 
 def _file_state(path: Path) -> FileState:
     try:
-        found = path.stat()
-    except (OSError, ValueError):  # no such file, or no such name; whether that matters, load knows
+        stat = path.stat()
+    except (OSError, ValueError):  # no such file, or an invalid name; data.load decides whether that is an error
         return None
-    return found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns
+    return stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns

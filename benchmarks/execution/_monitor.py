@@ -1,4 +1,4 @@
-"""Store -> how far a grid is and how long the rest will take, once or on one display while it is in work."""
+"""Progress of a grid and the time left, read from the store: as a table, or as a display while runs are executed."""
 
 import threading
 import time
@@ -21,37 +21,37 @@ from benchmarks.execution._jobs import Outcome
 from benchmarks.execution._local import OnEnd
 from benchmarks.store import DamagedError, Store
 
-# Of the parts of a run: "epoch", or the key of an attack.
+# Seconds by part of a run: "epoch", or the key of an attack.
 Seconds = Mapping[str, float]
 Costs = Mapping[RunSpec, Seconds]
 
-State = Literal["done", "running", "failed", "begun", "missing"]
+State = Literal["done", "running", "failed", "started", "missing"]
 STATES: tuple[State, ...] = get_args(State)
 
 
 @dataclass(frozen=True)
 class RunStatus:
-    """How far a run is."""
+    """Progress of a run."""
 
     run: RunSpec
     state: State = "missing"
-    """"begun": some of it is there, and nobody works on it."""
+    """State of the run; a run is "started" if it has some results and no process is executing it."""
     epochs: int = 0
-    """Epochs done."""
+    """Number of finished epochs."""
     records: int = 0
-    """Evaluations done."""
+    """Number of finished evaluations."""
     accuracy: float | None = None
-    """On the test images without attack, or, in training, on the validation images."""
+    """Clean accuracy on the test images, or, during training, on the validation images."""
     error: str = ""
-    """Of an unfinished run: the last line of why it failed, or which file cannot be used; empty if all is well."""
+    """For an unfinished run: the last line of its error, or the damaged file; empty if there is none."""
     seconds: Seconds = field(default_factory=dict, compare=False)
-    """Mean length of the run's parts of which any was timed; means, for some epochs end with attacks."""
+    """Mean seconds of the run's timed parts; a mean, because some epochs include attacks."""
     left: Mapping[str, int] = field(default_factory=dict, compare=False)
-    """The parts that are missing, and how many times."""
+    """Number of missing epochs and evaluations, by part."""
     seconds_left: float | None = None
-    """Work left, in seconds of one worker; None while nothing like it has been timed."""
+    """Remaining time in seconds of one worker; None if no similar run has been timed."""
     untimed: bool = field(default=False, compare=False)
-    """Whether the time left is a guess, because some of the parts were timed in no run like this one."""
+    """Whether the remaining time is uncertain, because some parts have not been timed in a similar run."""
 
 
 def status(
@@ -62,42 +62,43 @@ def status(
     costs: Costs = MappingProxyType({}),
 ) -> list[RunStatus]:
     """
-    How far each run of a grid is, in the grid's order. The store is read, and nothing in it changes.
+    Return the progress of each run of a grid, in the grid's order, without changing the store.
 
-    The time left of a run is that of the epochs and evaluations it lacks: for each part the run's own mean, else that
-    of runs that differ in the seed alone, else in seed and loss, else what is expected. Evaluations by an attack that
-    was nowhere timed nor expected count as the others, or as nothing, being short beside the training.
+    The time left is the time of the missing epochs and evaluations. The time of a part is the run's mean; else the
+    median over runs that differ in the seed only; else over runs that differ in seed and loss; else the estimate in
+    `costs`. An attack without timing and estimate counts as the mean of the other attacks, or as 0 if there is none,
+    because evaluations are short compared with training.
 
-    :param grid: Whose runs.
-    :param store: Where they are.
-    :param before: What an earlier call gave: the runs that were done then are not read again.
-    :param costs: What parts of a run are expected to take as long as nothing like them has been timed.
+    :param grid: The grid.
+    :param store: The store.
+    :param before: The result of an earlier call; runs that were done are not read again.
+    :param costs: Estimates for parts that have not been timed in a similar run.
     """
     done = {state.run: state for state in before if state.state == "done"}
-    states = [done.get(run) or _look(grid, store, run) for run in grid.runs()]
+    states = [done.get(run) or _read(grid, store, run) for run in grid.runs()]
     timed = _timed(states)
     return [_with_time_left(state, [*timed(state.run), costs.get(state.run, {})]) for state in states]
 
 
 def seconds_left(states: Sequence[RunStatus], *, at_once: int | None = None) -> float | None:
     """
-    Seconds until all runs are done, or None while that cannot be told.
+    Return the seconds until all runs are done, or None if a run has no estimate.
 
-    :param states: Of all the runs.
-    :param at_once: Runs done at the same time. Default: as many as are running, at least one.
+    :param states: The states of all runs.
+    :param at_once: The number of simultaneous runs. Default: the number of running runs, at least one.
     """
     unfinished = [state for state in states if state.state != "done"]
     left = [state.seconds_left for state in unfinished if state.seconds_left is not None]
     if len(left) < len(unfinished):
         return None
     workers = at_once or sum(state.state == "running" for state in unfinished) or 1
-    # However many workers there are, a run is done by one of them.
+    # A run is executed by one worker, so the time is at least that of the longest run.
     return max(sum(left) / workers, max(left, default=0.0))
 
 
 def duration(seconds: float | None) -> str:
     """
-    A length of time to be read; "unknown" for None.
+    Return a duration as text; "unknown" for None.
 
     >>> duration(40), duration(700), duration(12600), duration(300000)
     ('40 s', '12 min', '3.5 h', '3.5 days')
@@ -112,14 +113,14 @@ def duration(seconds: float | None) -> str:
 
 
 def table(grid: Grid, states: Sequence[RunStatus]) -> RenderableType:
-    """The states for a terminal of 80 columns or more; what is wrong with a run stands below them."""
-    shown = Table(box=box.SIMPLE_HEAD, padding=(0, 1), show_edge=False)
-    shown.add_column("run", overflow="fold")
-    shown.add_column("state", no_wrap=True)
-    for name in ("epochs", "records", "accuracy", "left"):
-        shown.add_column(name, justify="right", no_wrap=True)
+    """Return a table of the states for a terminal of at least 80 columns, with the errors of runs below it."""
+    rows = Table(box=box.SIMPLE_HEAD, padding=(0, 1), show_edge=False)
+    rows.add_column("run", overflow="fold")
+    rows.add_column("state", no_wrap=True)
+    for name in ("epochs", "records", "accuracy", "time left"):
+        rows.add_column(name, justify="right", no_wrap=True)
     for state in states:
-        shown.add_row(
+        rows.add_row(
             Text(str(state.run)),
             state.state,
             f"{state.epochs}/{state.run.recipe.epochs}",
@@ -127,13 +128,13 @@ def table(grid: Grid, states: Sequence[RunStatus]) -> RenderableType:
             "" if state.accuracy is None else f"{state.accuracy:.3f}",
             "" if state.state == "done" else duration(state.seconds_left),
         )
-    return Group(shown, *(Text(f"{state.run}: {state.error}") for state in states if state.error))
+    return Group(rows, *(Text(f"{state.run}: {state.error}") for state in states if state.error))
 
 
-def _look(grid: Grid, store: Store, run: RunSpec) -> RunStatus:
-    """A run as it is on disk, without the time left."""
+def _read(grid: Grid, store: Store, run: RunSpec) -> RunStatus:
+    """Return the progress of a run from its files, without the time left."""
     left = {"epoch": run.recipe.epochs, **{attack.key(): 1 for attack in grid.attacks}}
-    if not store.folder(run).exists():  # which spares a look for every file of a large grid's runs
+    if not store.folder(run).exists():  # fast path: a large grid has many runs that have not been started
         return RunStatus(run, left=left)
     curve: list[dict[str, Any]] = []
     with suppress(DamagedError):
@@ -147,21 +148,21 @@ def _look(grid: Grid, store: Store, run: RunSpec) -> RunStatus:
                 accuracy = record.accuracy
     left = {part: times for part, times in left.items() if times}
     records = len(grid.attacks) - len(left.keys() - {"epoch"})
-    state, error = _state(grid, store, run, begun=bool(curve or records), whole=not left)
+    state, error = _state(grid, store, run, started=bool(curve or records), complete=not left)
     return RunStatus(run, state, len(curve), records, accuracy, error, _seconds(store, run), left)
 
 
-def _state(grid: Grid, store: Store, run: RunSpec, *, begun: bool, whole: bool) -> tuple[State, str]:
-    """Its state, and what is wrong with it; whole, if every epoch and record was just found to be there."""
-    if whole and store.is_done(run, ()):
+def _state(grid: Grid, store: Store, run: RunSpec, *, started: bool, complete: bool) -> tuple[State, str]:
+    """Return a run's state and its error; `started` if it has an epoch or a record, `complete` if it has all."""
+    if complete and store.is_done(run, ()):
         return "done", ""
     if store.is_locked(run):
         return "running", ""
     failure = store.error(run)
     if failure is not None:
-        return "failed", (failure.strip().splitlines() or ["for an unknown reason"])[-1]
+        return "failed", (failure.strip().splitlines() or ["unknown error"])[-1]
     damaged = "; ".join(str(error) for error in store.damaged(run, grid.attacks))
-    return "begun" if begun or damaged else "missing", damaged
+    return "started" if started or damaged else "missing", damaged
 
 
 def _seconds(store: Store, run: RunSpec) -> Seconds:
@@ -173,7 +174,8 @@ def _seconds(store: Store, run: RunSpec) -> Seconds:
     return {part: fmean(seconds) for part, seconds in timed.items()}
 
 
-_LIKENESSES: tuple[Callable[[RunSpec], Hashable], ...] = (
+# Groups of similar runs, from the most to the least similar: the run itself, other seeds, other seeds and losses.
+_GROUPINGS: tuple[Callable[[RunSpec], Hashable], ...] = (
     lambda run: run,
     lambda run: (run.dataset, run.recipe, run.loss),
     lambda run: (run.dataset, run.recipe),
@@ -181,20 +183,20 @@ _LIKENESSES: tuple[Callable[[RunSpec], Hashable], ...] = (
 
 
 def _timed(states: Sequence[RunStatus]) -> Callable[[RunSpec], Iterator[Seconds]]:
-    """For a run the seconds of its parts: its own, the medians of runs that are most alike, and so on."""
+    """Return a function that yields, for a run, the median seconds of its parts in each group of similar runs."""
     groups: dict[Hashable, dict[str, list[float]]] = {}
     for state in states:
         if state.seconds:
-            for likeness in _LIKENESSES:
-                parts = groups.setdefault(likeness(state.run), {})
+            for grouping in _GROUPINGS:
+                timings = groups.setdefault(grouping(state.run), {})
                 for part, seconds in state.seconds.items():
-                    parts.setdefault(part, []).append(seconds)
-    medians = {group: {part: median(all_of) for part, all_of in parts.items()} for group, parts in groups.items()}
-    return lambda run: (medians[group] for likeness in _LIKENESSES if (group := likeness(run)) in medians)
+                    timings.setdefault(part, []).append(seconds)
+    medians = {group: {part: median(values) for part, values in timings.items()} for group, timings in groups.items()}
+    return lambda run: (medians[group] for grouping in _GROUPINGS if (group := grouping(run)) in medians)
 
 
 def _with_time_left(state: RunStatus, sources: Sequence[Seconds]) -> RunStatus:
-    """The state with its time left, each part at what the first source that has it says."""
+    """Return the state with its time left; the seconds of a part are those of the first source that has the part."""
     if state.state == "done":
         return replace(state, seconds_left=0.0)
     known = {part: seconds for source in reversed(sources) for part, seconds in source.items()}
@@ -207,10 +209,10 @@ def _with_time_left(state: RunStatus, sources: Sequence[Seconds]) -> RunStatus:
     return replace(state, seconds_left=total, untimed=bool(untimed))
 
 
-# Seconds between two looks at the store, and between two plain lines where there is no terminal.
-LIVE, PLAIN = 1.0, 60.0
-# Times the seconds that a look took, in which there is no other.
-REST = 20.0
+# Interval of updates in seconds: on a terminal, and without a terminal, where each update is a new line.
+TERMINAL_INTERVAL, PLAIN_INTERVAL = 1.0, 60.0
+# Pause after a query of the store, as a multiple of the query's duration: queries take at most a twentieth of the time.
+PAUSE_FACTOR = 20.0
 
 
 @contextmanager
@@ -218,16 +220,16 @@ def following(
     grid: Grid, store: Store, console: Console, *, at_once: int | None, costs: Costs = MappingProxyType({})
 ) -> Iterator[OnEnd]:
     """
-    Show how far a grid is, whoever works on it, and a line for each run that ends, with the time that is then left.
+    Show the progress of a grid, including runs of other processes, and a line with the time left for each ended run.
 
-    :param grid: What is in work.
-    :param store: Where it goes; it is read, and nothing else.
-    :param console: Where to show it.
-    :param at_once: Runs done at the same time, for the time left; None for as many as are seen to run.
-    :param costs: What runs are expected to take as long as nothing like them has been timed.
+    :param grid: The grid.
+    :param store: The store, which is only read.
+    :param console: The console.
+    :param at_once: The number of simultaneous runs, for the time left; None for the number of running runs.
+    :param costs: Estimates for parts that have not been timed in a similar run.
     """
     stop = threading.Event()
-    looks = _Looks(grid, store, costs)
+    cache = _CachedStatus(grid, store, costs)
     columns = (BarColumn(bar_width=20), TextColumn("{task.description}"))
     with Progress(*columns, console=console, disable=not console.is_terminal) as live:
         task = live.add_task("", total=sum(run.recipe.epochs + len(grid.attacks) for run in grid.runs()))
@@ -235,45 +237,45 @@ def following(
         def follow() -> None:
             pause = 0.0
             while not stop.wait(pause):
-                pause = LIVE if console.is_terminal else PLAIN
-                states = looks.latest()
+                pause = TERMINAL_INTERVAL if console.is_terminal else PLAIN_INTERVAL
+                states = cache.latest()
                 line = _line(states, at_once)
                 live.update(task, completed=sum(state.epochs + state.records for state in states), description=line)
                 if not console.is_terminal:
                     console.print(line, soft_wrap=True)
 
-        def ended(run: RunSpec, outcome: Outcome) -> None:
+        def on_end(run: RunSpec, outcome: Outcome) -> None:
             for message in outcome.messages:
                 console.print(f"{run}: {message}", soft_wrap=True)
-            left = duration(seconds_left(looks.latest(), at_once=at_once))
-            console.print(f"{run}: {_told(grid, store, run, outcome)}; left: {left}", soft_wrap=True)
+            left = duration(seconds_left(cache.latest(), at_once=at_once))
+            console.print(f"{run}: {_result(grid, store, run, outcome)}; time left: {left}", soft_wrap=True)
 
         follower = threading.Thread(target=follow, daemon=True)
         follower.start()
         try:
-            yield ended
+            yield on_end
         finally:
             stop.set()
             follower.join()
 
 
-class _Looks:
-    """What was last seen of a grid: of a large one a look takes long, and is not taken whenever somebody asks."""
+class _CachedStatus:
+    """Cache of a grid's status: a query takes long for a large grid, so it is not repeated on every call."""
 
     def __init__(self, grid: Grid, store: Store, costs: Costs) -> None:
-        self._look = partial(status, grid, store, costs=costs)
+        self._query = partial(status, grid, store, costs=costs)
         self._states: list[RunStatus] = []
         self._next = 0.0
         self._lock = threading.Lock()
 
     def latest(self) -> list[RunStatus]:
-        """The states of all runs, looked at anew unless that would take more than a twentieth of the time."""
+        """Return the states of all runs; they are queried again after a pause (see PAUSE_FACTOR)."""
         with self._lock:
-            begun = time.monotonic()
-            if begun >= self._next:
-                self._states = self._look(before=self._states)
-                ended = time.monotonic()
-                self._next = ended + REST * (ended - begun)
+            start = time.monotonic()
+            if start >= self._next:
+                self._states = self._query(before=self._states)
+                end = time.monotonic()
+                self._next = end + PAUSE_FACTOR * (end - start)
             return self._states
 
 
@@ -281,17 +283,16 @@ def _line(states: Sequence[RunStatus], at_once: int | None) -> str:
     epochs, total = (sum(n) for n in zip(*((s.epochs, s.run.recipe.epochs) for s in states), strict=True))
     done = sum(state.state == "done" for state in states)
     latest = [state.accuracy for state in states if state.accuracy is not None and state.state == "running"]
-    return (
-        f"{done}/{len(states)} runs, {epochs}/{total} epochs, left: {duration(seconds_left(states, at_once=at_once))}"
-        + (f", last accuracy {latest[-1]:.3f}" if latest else "")
-    )
+    left = duration(seconds_left(states, at_once=at_once))
+    accuracy = f", latest accuracy {latest[-1]:.3f}" if latest else ""
+    return f"{done}/{len(states)} runs, {epochs}/{total} epochs, time left: {left}{accuracy}"
 
 
-def _told(grid: Grid, store: Store, run: RunSpec, outcome: Outcome) -> str:
+def _result(grid: Grid, store: Store, run: RunSpec, outcome: Outcome) -> str:
     if outcome.error is not None:
         return f"failed: {outcome.error or type(outcome.error).__name__}"
-    clean = None
-    unattacked = [attack for attack in grid.attacks if attack.name == "none" and attack.split == "test"]
+    record = None
+    clean = [attack for attack in grid.attacks if attack.name == "none" and attack.split == "test"]
     with suppress(DamagedError):
-        clean = store.record(run, unattacked[0]) if unattacked else None
-    return f"accuracy {clean.accuracy:.3f}" if clean else "done"
+        record = store.record(run, clean[0]) if clean else None
+    return f"accuracy {record.accuracy:.3f}" if record else "done"

@@ -1,4 +1,4 @@
-"""Results on disk: one folder per run, and nothing in it that is half written."""
+"""Store of results on disk: one folder per run, with atomic writes and checks for damage."""
 
 from benchmarks.store._atomic import DamagedError, StoreError, UnreadableError, write_bytes, write_json
 from benchmarks.store._schema import RECORD_VERSION, versions

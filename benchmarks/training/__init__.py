@@ -1,9 +1,9 @@
-"""A run to its weights and learning curve: alone, hardened, or several at once."""
+"""Training of runs: one at a time, adversarially, or several together."""
 
+from benchmarks.training._cuda_graph import Recorded
 from benchmarks.training._loop import Training, TrainingError, accuracy, build_optimizer, train_epoch
-from benchmarks.training._recorded import Recorded
-from benchmarks.training._together import can_be_recorded, stepping, tf32, train, train_together
-from benchmarks.training._ways import Branches, Products
+from benchmarks.training._train import can_be_recorded, epoch_function, tf32, train, train_together
+from benchmarks.training._vectorized import Branches, Products
 
 __all__ = [
     "Branches",
@@ -14,7 +14,7 @@ __all__ = [
     "accuracy",
     "build_optimizer",
     "can_be_recorded",
-    "stepping",
+    "epoch_function",
     "tf32",
     "train",
     "train_epoch",

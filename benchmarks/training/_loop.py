@@ -1,4 +1,4 @@
-"""RunSpec -> checkpoint and learning curve."""
+"""Training of one run: state, epochs, learning curve and checkpoint."""
 
 import math
 from collections.abc import Iterator, Mapping
@@ -20,15 +20,15 @@ from benchmarks.training._adversarial import Whole, adversarial_epoch, noisy
 
 
 class TrainingError(RuntimeError):
-    """Training that cannot go on; says where and why."""
+    """Training cannot continue; the message names the run, the epoch and the cause."""
 
 
-# Validation images at once: on a GPU enough for few launches.
+# Validation images per batch. On a GPU large batches reduce the number of kernel launches.
 BATCH_SIZE = {"cpu": 500, "cuda": 5000}
 
 
 class Training:
-    """A run in training: its network, its optimizer, its images, and how far it is."""
+    """State of a run in training: network, optimizer, data and learning curve."""
 
     def __init__(self, run: RunSpec, data: Dataset) -> None:
         self.run, self.data = run, data
@@ -52,7 +52,7 @@ class Training:
         return self.data.validation.tensors(self.device)
 
     def resume(self, store: Store) -> None:
-        """Go on from what the store has of the run, if anything."""
+        """Load the training state of the run from the store, if there is one."""
         state = store.load_state(self.run)
         if state is not None:
             self.model.load_state_dict(state["model"])
@@ -62,10 +62,10 @@ class Training:
 
     def extend(self, row: dict[str, Any]) -> None:
         """
-        End an epoch: complete its row of the curve by measuring the network as it is.
+        End an epoch: evaluate the network, and append the completed row to the learning curve.
 
-        :param row: What the epoch has told.
-        :raises TrainingError: If the loss is no longer finite.
+        :param row: The result of the epoch: train_loss and train_accuracy.
+        :raises TrainingError: If the loss is not finite.
         """
         epoch = len(self.curve)
         if not math.isfinite(row["train_loss"]):
@@ -73,7 +73,7 @@ class Training:
         self.curve.append(row | self._measured(epoch))
 
     def state(self) -> dict[str, Any]:
-        """All that :meth:`resume` needs."""
+        """Return the state from which :meth:`resume` continues."""
         return {
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
@@ -83,38 +83,39 @@ class Training:
 
     def finish(self, store: Store) -> None:
         """
-        Keep the weights of a run whose epochs are done.
+        Store the checkpoint of a run after its last epoch.
 
-        :raises TrainingError: If no temperature gives the network the run's margin.
+        :raises TrainingError: If the logits cannot be scaled to the run's margin.
         """
         if self.run.loss.margin:
             self._scale_margins()
         store.save_checkpoint(self.run, self.model.state_dict())
 
     def shuffled(self) -> Tensor:
-        """The order of the images in the next epoch, on the CPU."""
+        """Return the order of the images in the next epoch, on the CPU."""
         return torch.randperm(len(self.data.train), generator=self.order)
 
     def epoch(self, epoch: int) -> dict[str, Any]:
-        """Train for an epoch, counted from 0; returns train_loss and train_accuracy."""
+        """Train for an epoch, counted from 0, and return train_loss and train_accuracy."""
         recipe, hardening = self.run.recipe, self.run.loss.hardening
         for group in self.optimizer.param_groups:
             group["lr"] = recipe.lr_at(epoch)
         order = self.shuffled().to(self.device).split(recipe.batch_size)
         images, labels = self.train
         batches = ((noisy(images[batch], hardening), labels[batch]) for batch in order)
-        # For noise and networks with random layers: drawn anew in every epoch, so that a resumed run draws the same.
+        # Seed of noise and of random layers. It depends on the run's seed and the epoch only, so that a resumed run
+        # draws the same numbers.
         seed = int(np.random.SeedSequence((self.run.seed, epoch)).generate_state(1)[0])
         if hardening is not None and hardening.name != "noise":
             classifier = as_classifier(Whole(self.model), self.run, self.data, self.optimizer)
             adversarial_epoch(hardening, classifier, images, labels, recipe.batch_size, seed=seed)
-            return look(self.model, self.loss, batches)
+            return evaluate_epoch(self.model, self.loss, batches)
         with torch.random.fork_rng():
             torch.manual_seed(seed)
             return train_epoch(self.model, self.loss, self.optimizer, batches)
 
     def _measured(self, epoch: int) -> dict[str, Any]:
-        """What else a row of the curve holds."""
+        """Return the entries of a curve's row that are measured after the epoch."""
         recipe = self.run.recipe
         row: dict[str, Any] = {"epoch": epoch + 1, "lr": recipe.lr_at(epoch)}
         row["validation_accuracy"] = accuracy(self.model, *self.validation, batch_size=BATCH_SIZE[self.device.type])
@@ -123,24 +124,24 @@ class Training:
         return row
 
     def _scale_margins(self) -> None:
-        """Multiply the logits by what gives the validation images the run's median margin."""
+        """Scale the logits so that the median margin on the validation images is the run's margin."""
         images, labels = (part.cpu().numpy() for part in self.validation)
         logits = self.classifier.predict(images, batch_size=500).astype(np.float64)
         median = float(np.median(margins(logits, labels)))
         if not 0 < median < math.inf:
-            wanted = f"{self.run.loss.margin:g} for {self.run}"
-            raise TrainingError(f"expected a median margin above 0, to be scaled to {wanted}, but got {median:g}")
+            target = f"{self.run.loss.margin:g} for {self.run}"
+            raise TrainingError(f"expected a median margin above 0, to be scaled to {target}, but got {median:g}")
         models.scale_logits(self.model, self.run.loss.margin / median)
 
 
 def train_epoch(
     model: nn.Module, loss: nn.Module, optimizer: torch.optim.Optimizer, batches: Iterator[tuple[Tensor, Tensor]]
 ) -> dict[str, Any]:
-    """One pass over the batches; returns train_loss and train_accuracy."""
+    """Train on all batches, and return train_loss and train_accuracy."""
     model.train()
-    # Kept as tensors until the epoch ends: reading one would make a GPU wait, and one look at all costs less than many.
+    # Results stay on the device until the epoch ends: reading a value would synchronise with the GPU in every step.
     losses: list[Tensor] = []
-    seen: list[tuple[Tensor, Tensor]] = []
+    outputs: list[tuple[Tensor, Tensor]] = []
     for images, labels in batches:
         optimizer.zero_grad()
         logits = model(images)
@@ -148,22 +149,22 @@ def train_epoch(
         value.backward()
         optimizer.step()
         losses.append(value.detach())
-        seen.append((logits.detach(), labels))
-    return _told(losses, seen)
+        outputs.append((logits.detach(), labels))
+    return _train_metrics(losses, outputs)
 
 
 @torch.no_grad()
-def look(model: nn.Module, loss: nn.Module, batches: Iterator[tuple[Tensor, Tensor]]) -> dict[str, Any]:
-    """As :func:`train_epoch`, of the model as it is, in evaluation mode, without training it."""
+def evaluate_epoch(model: nn.Module, loss: nn.Module, batches: Iterator[tuple[Tensor, Tensor]]) -> dict[str, Any]:
+    """Return train_loss and train_accuracy of the model in evaluation mode, without training it."""
     model.eval()
-    seen = [(model(images), labels) for images, labels in batches]
-    losses = [loss(logits, labels) for logits, labels in seen]
-    return _told(losses, seen)
+    outputs = [(model(images), labels) for images, labels in batches]
+    losses = [loss(logits, labels) for logits, labels in outputs]
+    return _train_metrics(losses, outputs)
 
 
-def _told(losses: list[Tensor], seen: list[tuple[Tensor, Tensor]]) -> dict[str, Any]:
-    """An epoch's train_loss and train_accuracy, from each batch's loss, and its logits and labels."""
-    logits, labels = (torch.cat(parts) for parts in zip(*seen, strict=True))
+def _train_metrics(losses: list[Tensor], outputs: list[tuple[Tensor, Tensor]]) -> dict[str, Any]:
+    """Return train_loss and train_accuracy from the loss, logits and labels of each batch."""
+    logits, labels = (torch.cat(tensors) for tensors in zip(*outputs, strict=True))
     return {
         "train_loss": torch.stack(losses).mean().item(),
         "train_accuracy": (logits.argmax(1) == labels).sum().item() / len(labels),
@@ -172,7 +173,7 @@ def _told(losses: list[Tensor], seen: list[tuple[Tensor, Tensor]]) -> dict[str, 
 
 @torch.no_grad()
 def accuracy(model: nn.Module, images: Tensor, labels: Tensor, *, batch_size: int = 500) -> float:
-    """Share of images that the model, in evaluation mode, gets right."""
+    """Return the accuracy of the model in evaluation mode."""
     model.eval()
     batches = zip(images.split(batch_size), labels.split(batch_size), strict=True)
     return sum(int((model(x).argmax(1) == y).sum()) for x, y in batches) / len(labels)
@@ -182,16 +183,18 @@ def build_optimizer(
     recipe: Recipe, model: nn.Module, parameters: Mapping[str, Tensor] | None = None
 ) -> torch.optim.Optimizer:
     """
-    The recipe's optimizer over all parameters, its penalty on the convolutions' kernels alone.
+    Return the recipe's optimizer of all parameters; the L2 penalty applies to the convolutions' kernels only.
 
-    :param parameters: By the names that the model has for its own, those in their place.
+    :param recipe: The recipe.
+    :param model: The network.
+    :param parameters: Parameters that replace the model's, by name; None for the model's.
     """
     named = dict(model.named_parameters()) if parameters is None else parameters
     kernel_names = [f"{name}.weight" for name, module in model.named_modules() if isinstance(module, nn.Conv2d)]
     kernels = [named[name] for name in kernel_names]
-    others = [parameter for name, parameter in named.items() if name not in kernel_names]
-    # The gradient of l2 * ||w||^2 is 2 l2 w; torch adds weight_decay * w.
-    groups: list[dict[str, Any]] = [{"params": kernels, "weight_decay": 2 * recipe.l2}, {"params": others}]
+    unpenalised = [parameter for name, parameter in named.items() if name not in kernel_names]
+    # The gradient of l2 * ||w||^2 is 2 l2 w; torch's optimizers add weight_decay * w.
+    groups: list[dict[str, Any]] = [{"params": kernels, "weight_decay": 2 * recipe.l2}, {"params": unpenalised}]
     if recipe.optimizer == "adam":
         return torch.optim.Adam(groups, lr=recipe.lr)
     return torch.optim.SGD(groups, lr=recipe.lr, momentum=recipe.momentum)

@@ -1,4 +1,4 @@
-"""Specs say what they mean, reject what means nothing, and keep their keys."""
+"""Specifications: keys that never change, validation of every field, and names."""
 
 import hashlib
 import json
@@ -20,8 +20,8 @@ def with_recipe(**changes) -> RunSpec:
     return replace(RUN, recipe=replace(RECIPE, **changes))
 
 
-def test_a_key_is_the_same_today_and_tomorrow() -> None:
-    # Computed once and written down: a change here orphans every result that users hold.
+def test_the_key_of_a_run_is_constant() -> None:
+    # The expected value is a constant: if it changes, no stored result of a user is found any more.
     assert RUN.key() == "7c8dea85c4df8452"
 
 
@@ -45,7 +45,7 @@ def test_the_key_of_a_run_with_every_kind_of_field_is_the_hash_of_its_canonical_
         replace(RUN, loss=LossSpec("hr", 1.7)),
         with_recipe(lr=0.2),
         with_recipe(lr_drops=((1, 0.1),)),
-        # A zero where the default is another value: it must not pass for "not given".
+        # 0 where the default is another value: it must not be treated as the default.
         with_recipe(split_seed=0),
         with_recipe(threads=2),
         with_recipe(device="gpu"),
@@ -72,11 +72,11 @@ def test_the_key_of_a_run_with_every_kind_of_field_is_the_hash_of_its_canonical_
         "noise",
     ],
 )
-def test_whatever_changes_a_run_changes_its_key(other: RunSpec) -> None:
+def test_every_field_of_a_run_changes_its_key(other: RunSpec) -> None:
     assert other.key() != RUN.key()
 
 
-def test_how_the_curve_is_attacked_is_part_of_the_key() -> None:
+def test_curve_interval_and_curve_attacks_are_part_of_the_key() -> None:
     curve = {"curve_every": 1, "curve_attacks": (FGM,)}
     runs = [
         with_recipe(**curve),
@@ -92,10 +92,10 @@ def test_every_field_of_a_hardening_changes_the_key() -> None:
     kinds = (None, NOISE, MADRY, TRADES, replace(MADRY, eps=0.2), replace(MADRY, steps=8), replace(TRADES, beta=1.0))
     runs = [replace(RUN, loss=replace(RUN.loss, hardening=kind)) for kind in kinds]
     assert len({run.key() for run in runs}) == len(runs)
-    assert runs[0].key() == RUN.key(), "nothing is as it was"
+    assert runs[0].key() == RUN.key(), "no hardening changes no key"
 
 
-WHOLE_AND_FLOAT = [
+INTEGERS_AND_FLOATS = [
     pytest.param(with_recipe(lr=1), with_recipe(lr=1.0), id="lr"),
     pytest.param(with_recipe(momentum=1), with_recipe(momentum=1.0), id="momentum"),
     pytest.param(with_recipe(l2=1), with_recipe(l2=1.0), id="l2"),
@@ -115,25 +115,25 @@ WHOLE_AND_FLOAT = [
 ]
 
 
-@pytest.mark.parametrize(("whole", "fraction"), WHOLE_AND_FLOAT)
-def test_a_whole_number_and_the_same_float_have_one_key(whole: RunSpec, fraction: RunSpec) -> None:
-    assert whole.key() == fraction.key()
-    assert whole == fraction
-    assert json.dumps(canonical(whole)) == json.dumps(canonical(fraction))
+@pytest.mark.parametrize(("integer", "floating"), INTEGERS_AND_FLOATS)
+def test_an_integer_and_the_equal_float_have_the_same_key(integer: RunSpec, floating: RunSpec) -> None:
+    assert integer.key() == floating.key()
+    assert integer == floating
+    assert json.dumps(canonical(integer)) == json.dumps(canonical(floating))
 
 
-def test_a_whole_number_at_a_default_is_the_default() -> None:
+def test_an_integer_equal_to_a_float_default_is_the_default() -> None:
     assert with_recipe(momentum=0, l2=0, input_scale=1).key() == RUN.key()
     assert AttackSpec("fgm", "ce", 1).key() == AttackSpec("fgm", "ce", 1.0).key() == "fgm-ce-1.0"
 
 
 def test_a_field_added_later_at_its_default_changes_no_key() -> None:
     @dataclass(frozen=True)
-    class LossSpecOfTomorrow(LossSpec):
+    class LossSpecWithNewField(LossSpec):
         temperature: float = 1.0
 
-    assert canonical(LossSpecOfTomorrow("hr", 1.6)) == canonical(LossSpec("hr", 1.6))
-    assert canonical(LossSpecOfTomorrow("hr", 1.6, temperature=2.0)) != canonical(LossSpec("hr", 1.6))
+    assert canonical(LossSpecWithNewField("hr", 1.6)) == canonical(LossSpec("hr", 1.6))
+    assert canonical(LossSpecWithNewField("hr", 1.6, temperature=2.0)) != canonical(LossSpec("hr", 1.6))
 
 
 def test_the_learning_rate_follows_the_drops_in_any_order() -> None:
@@ -141,7 +141,7 @@ def test_the_learning_rate_follows_the_drops_in_any_order() -> None:
     assert [recipe.lr_at(epoch) for epoch in (0, 79, 80, 119, 120, 500)] == [1, 1, 0.1, 0.1, 0.01, 0.01]
 
 
-def test_attack_keys_can_name_files_and_tell_eps_apart() -> None:
+def test_attack_keys_are_file_names_and_differ_by_eps_images_and_steps() -> None:
     keys = [AttackSpec("fgm", "hr", eps).key() for eps in (0.1, 0.1000001, 0.25)]
     keys += [replace(FGM, images=images).key() for images in (1, 10)]
     keys += [AttackSpec(name, "hr", 0.1, steps=steps).key() for name in ("pgd", "apgd") for steps in (1, 10)]
@@ -152,7 +152,7 @@ def test_attack_keys_can_name_files_and_tell_eps_apart() -> None:
     assert keys[0] == "fgm-hr-0.1"
 
 
-def test_attack_keys_tell_sources_apart() -> None:
+def test_attack_keys_differ_by_source() -> None:
     transfers = [AttackSpec("transfer", eps=0.1, steps=5, source=source) for source in (0, 1)]
     cases = [AttackSpec("worst-case", eps=0.1, steps=5, source=source) for source in (None, 0, 1)]
     others = [AttackSpec("square", eps=0.1, steps=5), AttackSpec("diagnostics", "ce", 0.1, steps=5)]
@@ -179,11 +179,11 @@ def test_a_source_is_a_plain_cross_entropy_run_of_the_same_recipe() -> None:
     ],
     ids=str,
 )
-def test_a_loss_says_all_that_makes_it(loss: LossSpec, text: str, plain: bool) -> None:
+def test_the_text_of_a_loss_names_everything_that_defines_it(loss: LossSpec, text: str, plain: bool) -> None:
     assert (str(loss), loss.plain) == (text, plain)
 
 
-def test_attack_keys_tell_units_and_splits_apart() -> None:
+def test_attack_keys_differ_by_units_and_split() -> None:
     specs = [replace(FGM, units=units, split=split) for units in ("range", "data") for split in ("test", "validation")]
     assert [spec.key() for spec in specs] == [
         "fgm-hr-0.1",
@@ -233,10 +233,10 @@ def test_attack_keys_tell_units_and_splits_apart() -> None:
         (lambda: Hardening("madry", float("nan"), 7), "eps", "nan"),
         (lambda: Hardening("noise", 1.5), "eps", "1.5"),
         (lambda: LossSpec("ce", hardening="madry"), "hardening", "'madry'"),
-        (lambda: AttackSpec("diagnostics", "ce", 0.1, units="data", steps=5), "eps", "data"),
+        (lambda: AttackSpec("diagnostics", "ce", 0.1, units="data", steps=5), "units", "data"),
         (
             lambda: replace(grids.digits(), attacks=(AttackSpec("transfer", eps=0.1, steps=2, source=1),)),
-            "attack",
+            "sources",
             "the seeds {1}",
         ),
         (
@@ -274,20 +274,20 @@ def test_attack_keys_tell_units_and_splits_apart() -> None:
         (lambda: AttackSpec("fgm", "hr", float("inf")), "eps", "inf"),
         (
             lambda: replace(grids.digits(), recipes=(("digits", RECIPE), ("digits", replace(RECIPE, lr=1.0)))),
-            "recipe",
+            "data sets",
             "['digits', 'digits']",
         ),
         (lambda: replace(grids.digits(), attacks=()), "attacks", "()"),
         (lambda: replace(grids.digits(), losses=(LossSpec("hr", 2), LossSpec("hr", 2.0))), "losses", ""),
     ],
 )
-def test_what_describes_no_experiment_is_refused_by_field_and_value(make, field: str, value: str) -> None:
+def test_an_invalid_specification_is_refused_with_field_and_value_named(make, field: str, value: str) -> None:
     with pytest.raises(ConfigError, match=rf"^expected .*\b{field}\b.*, but got .*{re.escape(value)}"):
         make()
 
 
 @pytest.mark.parametrize("name", ["a", "x1", "mnist-short", "mnist.v1.2", "alpha_1.6", "0-lr_0.5.b", "a..b", "A_"])
-def test_a_grids_name_may_hold_dots_dashes_and_underscores(name: str) -> None:
+def test_a_grid_name_may_have_dots_dashes_and_underscores(name: str) -> None:
     assert replace(grids.digits(), name=name).name == name
 
 
@@ -313,8 +313,8 @@ def test_a_grids_name_may_hold_dots_dashes_and_underscores(name: str) -> None:
         "a:b",
     ],
 )
-def test_a_grids_name_is_one_plain_folder(name: str) -> None:
-    with pytest.raises(ConfigError, match="a grid's name in letters, digits, dots, dashes and underscores"):
+def test_a_grid_name_that_is_not_a_plain_folder_name_is_refused(name: str) -> None:
+    with pytest.raises(ConfigError, match=f"a grid's name .*, but got {re.escape(repr(name))}"):
         replace(grids.digits(), name=name)
 
 
@@ -330,12 +330,12 @@ def test_a_grids_name_is_one_plain_folder(name: str) -> None:
     ],
     ids=["epoch", "factor", "twice", "no bool", "list", "same attack"],
 )
-def test_a_recipe_that_would_have_two_keys_or_none_is_refused(changes: dict, message: str) -> None:
+def test_an_invalid_recipe_is_refused(changes: dict, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         Recipe(model="small-cnn", epochs=1, batch_size=1, lr=0.1, **changes)
 
 
-def test_the_same_drops_have_one_key() -> None:
+def test_the_same_drops_in_another_order_have_the_same_key() -> None:
     drops = [((1, 0.1), (2, 0.01)), ((2, 0.01), (1.0, 0.1))]
     recipes = [Recipe(model="small-cnn", epochs=3, batch_size=1, lr=0.1, lr_drops=pairs) for pairs in drops]
     assert len({RunSpec("digits", recipe, LossSpec("ce"), 0).key() for recipe in recipes}) == 1
@@ -343,6 +343,6 @@ def test_the_same_drops_have_one_key() -> None:
 
 
 @pytest.mark.parametrize("seed", [-1, 1.0, True, "1"])
-def test_a_seed_that_is_no_whole_number_is_refused(seed) -> None:
-    with pytest.raises(ConfigError, match="expected seed to be a whole number"):
+def test_a_seed_that_is_not_an_integer_of_at_least_0_is_refused(seed) -> None:
+    with pytest.raises(ConfigError, match="expected seed to be an integer"):
         RunSpec("digits", Recipe(model="small-cnn", epochs=1, batch_size=1, lr=0.1), LossSpec("ce"), seed)

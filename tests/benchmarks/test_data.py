@@ -1,4 +1,4 @@
-"""benchmarks.data, on small files in the sources' own formats; only the tables of checksums are replaced."""
+"""benchmarks.data on small files in the formats of each source; only the tables of checksums are replaced."""
 
 import hashlib
 import io
@@ -39,19 +39,19 @@ FOLDERS = {
     "emnist-digits": "EMNIST/raw",
     "cifar100": "cifar-100-python",
 }
-# Those of whose unpacked files torchvision has no MD5.
-OF_MNISTS_KIND = ("mnist", "fashion-mnist", "kmnist", "emnist-digits")
+# Data sets for whose unpacked files torchvision states no MD5.
+IDX_DATASETS = ("mnist", "fashion-mnist", "kmnist", "emnist-digits")
 TRAIN, TEST, VALIDATION = 40, 20, 7
 
 
 @pytest.fixture(autouse=True)
 def network_calls(monkeypatch):
-    """Cut the network off, and list the attempts to use it."""
+    """Block network access and return the list of attempts."""
     calls = []
 
     def refuse(*args, **kwargs):
         calls.append(args)
-        raise OSError("the network is cut off in this test")
+        raise OSError("network access is blocked in this test")
 
     monkeypatch.setattr(socket, "getaddrinfo", refuse)
     monkeypatch.setattr(socket.socket, "connect", refuse)
@@ -59,7 +59,7 @@ def network_calls(monkeypatch):
 
 
 def content(shape=(28, 28), seed=0):
-    """Arrays as in an .npz: every class from 0 to 9 in both parts."""
+    """Return arrays as in an .npz: every class from 0 to 9 in both parts."""
     rng = np.random.default_rng(seed)
     arrays = {}
     for part, size in (("train", TRAIN), ("test", TEST)):
@@ -75,7 +75,7 @@ def canonical(arrays, part):
 
 
 def idx_writer(folder_name: str, prefix: str = "", test: str = "t10k"):
-    """What writes files of MNIST's kind."""
+    """Return a function that writes files in MNIST's format."""
 
     def write(folder, arrays, monkeypatch):
         raw = folder / folder_name / "raw"
@@ -129,7 +129,7 @@ def write_svhn(folder, arrays, monkeypatch):
     split_list = {}
     for part in ("train", "test"):
         file = folder / f"{part}_32x32.mat"
-        labels = np.where(arrays[f"y_{part}"] == 0, 10, arrays[f"y_{part}"])  # the file calls the digit 0 class 10
+        labels = np.where(arrays[f"y_{part}"] == 0, 10, arrays[f"y_{part}"])  # SVHN stores the digit 0 as class 10
         savemat(file, {"X": arrays[f"x_{part}"].transpose(1, 2, 3, 0), "y": labels[:, None]})
         split_list[part] = [f"http://localhost/{file.name}", file.name, md5(file)]
     monkeypatch.setattr(SVHN, "split_list", split_list)
@@ -170,7 +170,7 @@ def load(name, folder, **options) -> Dataset:
 
 
 def examples(*splits: Split) -> list[bytes]:
-    """Each example's label and pixels, sorted: what a partition keeps."""
+    """Return each example's label and pixels, sorted, which does not depend on the partition."""
     pairs = (pair for split in splits for pair in zip(split.images, split.labels, strict=True))
     return sorted(bytes([label]) + image.tobytes() for image, label in pairs)
 
@@ -182,8 +182,8 @@ def assert_same(ours: Dataset, theirs: Dataset) -> None:
     assert ours.fingerprint == theirs.fingerprint
 
 
-def assert_holds(loaded: Dataset, arrays) -> None:
-    """The test part is untouched, and the other two part what was there to train on."""
+def assert_has_content(loaded: Dataset, arrays) -> None:
+    """Check that the test part is unchanged, and that the other two parts divide the training examples."""
     np.testing.assert_array_equal(loaded.test.images, canonical(arrays, "test").images)
     np.testing.assert_array_equal(loaded.test.labels, canonical(arrays, "test").labels)
     assert examples(loaded.train, loaded.validation) == examples(canonical(arrays, "train"))
@@ -195,7 +195,7 @@ def assert_holds(loaded: Dataset, arrays) -> None:
 
 
 class TestDigits:
-    def test_parts_are_the_whole_set(self, tmp_path):
+    def test_parts_divide_the_whole_set(self, tmp_path):
         digits = load("digits", tmp_path, validation_size=100)
         levels, labels = load_digits(return_X_y=True)
         images = np.array([round(v * 255 / 16) for v in levels.ravel()], np.uint8).reshape(-1, 1, 8, 8)
@@ -205,19 +205,19 @@ class TestDigits:
         for split in (digits.train, digits.validation, digits.test):
             assert set(split.labels) == set(range(10))
 
-    def test_grey_levels_fill_the_range(self, tmp_path):
+    def test_grey_levels_use_the_whole_range(self, tmp_path):
         images = load("digits", tmp_path).train.images
         assert (images.dtype, images.min(), images.max(), len(np.unique(images))) == (np.uint8, 0, 255, 17)
 
-    def test_same_seed_same_arrays(self, tmp_path):
+    def test_the_same_seed_gives_the_same_arrays(self, tmp_path):
         assert_same(load("digits", tmp_path), load("digits", tmp_path))
 
-    def test_another_seed_draws_other_parts(self, tmp_path):
+    def test_another_seed_gives_other_parts(self, tmp_path):
         first, second = load("digits", tmp_path), load("digits", tmp_path, split_seed=2020)
         assert examples(first.test) != examples(second.test)
         assert examples(first.validation) != examples(second.validation)
 
-    def test_validation_size_leaves_test_alone(self, tmp_path):
+    def test_validation_size_does_not_change_the_test_part(self, tmp_path):
         few, many = load("digits", tmp_path, validation_size=1), load("digits", tmp_path, validation_size=700)
         np.testing.assert_array_equal(few.test.images, many.test.images)
 
@@ -225,24 +225,24 @@ class TestDigits:
 class TestNpz:
     @pytest.mark.parametrize("shape", [(5, 4), (5, 4, 1), (5, 4, 3)], ids=["grey", "one channel", "colour"])
     @pytest.mark.parametrize("dtype", [np.uint8, np.int32, np.int64, np.uint64, ">i2"])
-    def test_reads(self, tmp_path, shape, dtype):
+    def test_npz_is_read(self, tmp_path, shape, dtype):
         arrays = content(shape)
         for part in ("train", "test"):
             arrays[f"y_{part}"] = arrays[f"y_{part}"].astype(dtype)
         np.savez_compressed(tmp_path / "own.set-1.npz", **arrays)
         loaded = load("own.set-1", tmp_path)
-        assert_holds(loaded, arrays)
+        assert_has_content(loaded, arrays)
         assert loaded.image_shape == ((*shape, 1)[2], 5, 4)
         assert loaded.classes == 10
 
-    def test_split_depends_on_the_seed_alone(self, tmp_path):
+    def test_split_depends_only_on_the_seed(self, tmp_path):
         np.savez(tmp_path / "own.npz", **content())
         first, again, other = (load("own", tmp_path, split_seed=seed) for seed in (1, 1, 2))
         assert_same(first, again)
         assert examples(first.validation) != examples(other.validation)
         np.testing.assert_array_equal(first.test.images, other.test.images)
 
-    def test_fingerprint_is_of_the_content(self, tmp_path):
+    def test_fingerprint_depends_only_on_the_content(self, tmp_path):
         arrays = content()
         np.savez(tmp_path / "one.npz", **arrays)
         np.savez_compressed(tmp_path / "same.npz", **arrays)
@@ -253,7 +253,7 @@ class TestNpz:
         assert one == same != other
 
     @pytest.mark.parametrize("size", [0, -1, TRAIN - 10, TRAIN])
-    def test_validation_size_out_of_range(self, tmp_path, size):
+    def test_validation_size_out_of_range_is_refused(self, tmp_path, size):
         np.savez(tmp_path / "own.npz", **content())
         with pytest.raises(
             DataError,
@@ -264,7 +264,7 @@ class TestNpz:
 
 
 def changed(**changes):
-    """The bytes of an .npz in which some arrays are replaced, or left out where None."""
+    """Return the bytes of an .npz in which some arrays are replaced, or missing where None."""
     file = io.BytesIO()
     np.savez(file, **{name: array for name, array in {**content(), **changes}.items() if array is not None})
     return file.getvalue()
@@ -286,11 +286,11 @@ def flip_a_byte_of_the_data(npz):
 
 OBJECTS = np.array([None] * TRAIN)
 CORRUPTIONS = {
-    "empty file": (b"", "a zip of arrays, but got"),
-    "not a zip": (b"<html>404 Not Found</html>", "a zip of arrays, but got"),
-    "a pickle": (pickle.dumps(content()), "a zip of arrays, but got"),
-    "one array": (npy(np.zeros(3)), "a zip of arrays, but got"),
-    "truncated": (changed()[:-1000], "a zip of arrays, but got"),
+    "empty file": (b"", "an .npz file, but got"),
+    "not a zip": (b"<html>404 Not Found</html>", "an .npz file, but got"),
+    "a pickle": (pickle.dumps(content()), "an .npz file, but got"),
+    "one array": (npy(np.zeros(3)), "an .npz file, but got"),
+    "truncated": (changed()[:-1000], "an .npz file, but got"),
     "damaged inside": (flip_a_byte_of_the_data(changed()), "BadZipFile.*CRC"),
     "central directory amiss": (b"PK\x03\x04" + b"\0" * 40 + b"PK\x05\x06" + b"\xff" * 18, "got BadZipFile"),
     "missing arrays": (changed(x_test=None, y_test=None), "but got no x_test, y_test"),
@@ -300,8 +300,8 @@ CORRUPTIONS = {
     "flat images": (changed(x_test=np.zeros((TEST, 784), np.uint8)), r"test images .* of shape \(20, 784\)"),
     "channels first": (changed(x_train=np.zeros((TRAIN, 3, 32, 32), np.uint8)), "train images .* C 1 or 3"),
     "four channels": (changed(x_train=np.zeros((TRAIN, 8, 8, 4), np.uint8)), "train images .* C 1 or 3"),
-    "no images": (changed(x_test=np.zeros((0, 28, 28), np.uint8), y_test=labels()[:0]), "test images .* of them 0"),
-    "no pixels": (changed(x_train=np.zeros((TRAIN, 28, 0), np.uint8)), "train images .* of them 0"),
+    "no images": (changed(x_test=np.zeros((0, 28, 28), np.uint8), y_test=labels()[:0]), "test .* no empty dimension"),
+    "no pixels": (changed(x_train=np.zeros((TRAIN, 28, 0), np.uint8)), "train images .* no empty dimension"),
     "float labels": (changed(y_train=labels() / 1), "train labels to be integers .* got float64"),
     "boolean labels": (changed(y_train=labels() > 1), "train labels to be integers .* got bool"),
     "column of labels": (changed(y_train=labels()[:, None]), r"integers of shape \(40,\), but got int64 \(40, 1\)"),
@@ -311,7 +311,7 @@ CORRUPTIONS = {
     "huge label": (changed(y_train=labels(2**40)), f"got 11 different labels from 0 to {2**40}"),
     "class left out": (changed(y_train=labels(11)), "got 11 different labels from 0 to 11"),
     "one class": (changed(y_train=labels() * 0), "got 1 different labels from 0 to 0"),
-    "class unseen in training": (changed(y_test=labels(10, size=TEST)), r"test labels to occur in train.*\[10\]"),
+    "class unseen in training": (changed(y_test=labels(10, size=TEST)), r"test labels that occur in train.*\[10\]"),
     "two image shapes": (changed(x_test=np.zeros((TEST, 28, 27), np.uint8)), r"\(1, 28, 28\), as in train"),
     "grey and colour": (changed(x_test=np.zeros((TEST, 28, 28, 3), np.uint8)), r"but got \(3, 28, 28\)"),
 }
@@ -319,14 +319,14 @@ CORRUPTIONS = {
 
 @pytest.mark.parametrize(("npz", "message"), CORRUPTIONS.values(), ids=CORRUPTIONS.keys())
 @pytest.mark.parametrize("name", ["own", "mnist"])
-def test_unusable_npz(tmp_path, name, npz, message):
+def test_unusable_npz_is_refused(tmp_path, name, npz, message):
     path = tmp_path / f"{name}.npz"
     path.write_bytes(npz)
     with pytest.raises(DataError, match=f"^{re.escape(str(path))}: expected .*{message}"):
         load(name, tmp_path)
 
 
-def test_folder_in_place_of_npz(tmp_path):
+def test_folder_instead_of_an_npz_is_refused(tmp_path):
     (tmp_path / "own.npz").mkdir()
     with pytest.raises(DataError, match=r"own\.npz: expected a readable data set"):
         load("own", tmp_path)
@@ -352,15 +352,15 @@ class TestOfficial:
         return arrays
 
     @pytest.mark.parametrize("download", [False, True], ids=["no download", "download"])
-    def test_reads_torchvision_files(self, name, arrays, folder, network_calls, download):
+    def test_torchvision_files_are_read(self, name, arrays, folder, network_calls, download):
         loaded = load(name, folder, download=download)
-        assert_holds(loaded, arrays)
+        assert_has_content(loaded, arrays)
         assert (loaded.name, loaded.classes) == (name, 10)
         assert network_calls == []
 
     @pytest.mark.parametrize("damage", ["missing", "truncated", "altered"])
     @pytest.mark.parametrize("which", [min, max], ids=["first file", "last file"])
-    def test_damaged_file_is_not_passed_over(self, name, arrays, folder, damage, which):
+    def test_damaged_file_is_detected(self, name, arrays, folder, damage, which):
         before = load(name, folder).fingerprint
         file = which((folder / FOLDERS[name]).iterdir())
         np.savez(folder / f"{name}.npz", **arrays)
@@ -369,46 +369,46 @@ class TestOfficial:
             file.unlink()
         else:
             file.write_bytes(whole[:-1] + (b"" if damage == "truncated" else bytes([whole[-1] ^ 1])))
-        if damage == "altered" and name in OF_MNISTS_KIND and name != "mnist":
-            # No checksum is known of what is in them, but the store knows other data of the same name.
+        if damage == "altered" and name in IDX_DATASETS and name != "mnist":
+            # Without a checksum the change is not detected here, but the store detects it by the fingerprint.
             assert load(name, folder).fingerprint != before
             return
-        # Torchvision has no MD5 of MNIST's unpacked files, so only their folder is known to be wrong.
-        named = file.parent if name in OF_MNISTS_KIND and damage != "missing" else file
+        # Torchvision states no MD5 of MNIST's unpacked files, so the error names only their folder.
+        named = file.parent if name in IDX_DATASETS and damage != "missing" else file
         with pytest.raises(DataError, match=re.escape(str(named))):
             load(name, folder)
 
-    def test_missing(self, name, folder, network_calls):
-        with pytest.raises(DataError, match="pass --download") as caught:
+    def test_missing_files_are_named_with_the_option_to_download(self, name, folder, network_calls):
+        with pytest.raises(DataError, match="use --download") as caught:
             load(name, folder)
         assert str(folder / FOLDERS[name]) in str(caught.value)
         assert f"{name}.npz" in str(caught.value)
         assert network_calls == []
 
-    def test_failed_download(self, name, folder, network_calls):
+    def test_failed_download_is_reported(self, name, folder, network_calls):
         into = re.escape(str(folder / FOLDERS[name]))
         with pytest.raises(DataError, match=rf"{name}: expected to download .*; put them into {into}.*{name}\.npz"):
             load(name, folder, download=True)
         assert network_calls
 
-    def test_failed_repair(self, name, arrays, folder, network_calls):
+    def test_failed_repair_is_reported(self, name, arrays, folder, network_calls):
         max((folder / FOLDERS[name]).iterdir()).unlink()
         with pytest.raises(DataError, match=f"{name}: expected to download"):
             load(name, folder, download=True)
         assert network_calls
 
-    @pytest.mark.parametrize("there", ["nothing", "all but one file"])
-    def test_download(self, name, arrays, folder, tmp_path, monkeypatch, there):
+    @pytest.mark.parametrize("present", ["nothing", "all but one file"])
+    def test_missing_files_are_downloaded(self, name, arrays, folder, tmp_path, monkeypatch, present):
         fresh = tmp_path / "fresh"
-        if there != "nothing":
+        if present != "nothing":
             shutil.copytree(folder, fresh)
             max((fresh / FOLDERS[name]).iterdir()).unlink()
         monkeypatch.setattr(READERS[name], "download", lambda self: shutil.copytree(folder, fresh, dirs_exist_ok=True))
-        assert_holds(load(name, fresh, download=True), arrays)
+        assert_has_content(load(name, fresh, download=True), arrays)
 
 
 @pytest.mark.parametrize("name", ["mnist", "cifar10"])
-def test_npz_and_torchvision_files_are_the_same(tmp_path, monkeypatch, name, network_calls):
+def test_npz_and_torchvision_files_give_the_same_data_set(tmp_path, monkeypatch, name, network_calls):
     arrays = content(SHAPES[name])
     declare_official(name, arrays, monkeypatch)
     np.savez(tmp_path / f"{name}.npz", **arrays)
@@ -416,14 +416,14 @@ def test_npz_and_torchvision_files_are_the_same(tmp_path, monkeypatch, name, net
     (tmp_path / f"{name}.npz").unlink()
     WRITERS[name](tmp_path, arrays, monkeypatch)
     assert_same(from_npz, load(name, tmp_path))
-    assert_holds(from_npz, arrays)
+    assert_has_content(from_npz, arrays)
     assert network_calls == []
 
 
 @pytest.mark.parametrize("name", ["mnist", "cifar10"])
 @pytest.mark.parametrize("source", ["npz", "torchvision"])
 @pytest.mark.parametrize("change", ["x_train", "y_train", "x_test", "y_test", "order"])
-def test_unofficial_content(tmp_path, monkeypatch, name, source, change):
+def test_unofficial_content_is_refused(tmp_path, monkeypatch, name, source, change):
     arrays = content(SHAPES[name])
     declare_official(name, arrays, monkeypatch)
     if change == "order":
@@ -434,20 +434,20 @@ def test_unofficial_content(tmp_path, monkeypatch, name, source, change):
         np.savez(tmp_path / f"{name}.npz", **arrays)
     else:
         WRITERS[name](tmp_path, arrays, monkeypatch)
-    with pytest.raises(DataError, match=f"is not the official {name}: .* give it another name"):
+    with pytest.raises(DataError, match=f"is not the official {name}: .* rename it"):
         load(name, tmp_path)
 
 
 @pytest.mark.parametrize("name", ["mnist", "cifar10"])
-def test_official_digests_are_in_force(tmp_path, name):
+def test_official_digests_are_checked(tmp_path, name):
     np.savez(tmp_path / f"{name}.npz", **content(SHAPES[name]))
     with pytest.raises(DataError, match=rf"{name}\.npz is not the official {name}: expected content of SHA-256"):
         load(name, tmp_path)
 
 
-def test_svhn_npz_is_not_svhn(tmp_path):
+def test_svhn_npz_is_refused(tmp_path):
     np.savez(tmp_path / "svhn.npz", **content((32, 32, 3)))
-    with pytest.raises(DataError, match=r"svhn\.npz is not accepted: .* own name, such as svhn_grey\.npz"):
+    with pytest.raises(DataError, match=r"svhn\.npz is not accepted.* svhn_grey\.npz"):
         load("svhn", tmp_path)
 
 
@@ -468,10 +468,10 @@ OWN = "import numpy as np\ndef load({parameters}):\n    arrays = dict(np.load({p
 RETURNED = "arrays['x_train'], arrays['y_train'], arrays['x_test'], arrays['y_test']"
 
 
-class TestOwnFunction:
+class TestUserFunction:
     @pytest.fixture
     def own(self, tmp_path):
-        """Make a reference to a function that returns what an .npz holds."""
+        """Return a factory of references to functions that return the arrays of an .npz."""
         np.savez(tmp_path / "behind.npz", **content())
 
         def make(returned=RETURNED, call="load", parameters=""):
@@ -481,13 +481,13 @@ class TestOwnFunction:
 
         return make
 
-    def test_what_it_returns_is_read_as_from_an_npz(self, own, tmp_path):
+    def test_its_arrays_are_read_like_those_of_an_npz(self, own, tmp_path):
         np.savez(tmp_path / "same.npz", **content())
         loaded = load(own(), tmp_path / "nowhere")
         assert_same(loaded, load("same", tmp_path))
         assert loaded.name == "mine.py:load"
 
-    def test_it_gets_its_parameters(self, own, tmp_path):
+    def test_it_is_called_with_its_parameters(self, own, tmp_path):
         call, returned = "load(n=30)", RETURNED.replace("_train']", "_train'][:n]")
         loaded = load(own(returned, call, "n"), tmp_path)
         assert len(loaded.train) + len(loaded.validation) == 30
@@ -501,13 +501,13 @@ class TestOwnFunction:
             (RETURNED.replace("arrays['y_train']", "arrays['y_train'] + 1"), "mine.py:load.*labels"),
         ],
     )
-    def test_what_is_no_data_set_is_refused_with_its_name(self, own, tmp_path, returned, words):
+    def test_invalid_arrays_are_refused_with_the_functions_name(self, own, tmp_path, returned, words):
         with pytest.raises((DataError, ConfigError), match=words):
             load(own(returned), tmp_path)
 
 
 class Trap:
-    """Unpickling one makes a folder."""
+    """Object whose unpickling creates a folder."""
 
     def __init__(self, folder):
         self.folder = folder
@@ -517,36 +517,36 @@ class Trap:
 
 
 @pytest.mark.parametrize("file", ["data_batch_1", "test_batch", "batches.meta"])
-def test_no_unverified_pickle_is_opened(tmp_path, monkeypatch, file):
+def test_an_unverified_pickle_is_not_opened(tmp_path, monkeypatch, file):
     write_cifar10(tmp_path, content(SHAPES["cifar10"]), monkeypatch)
     (tmp_path / "cifar-10-batches-py" / file).write_bytes(pickle.dumps(Trap(tmp_path / "sprung")))
-    with pytest.raises(DataError, match=f"missing or altered: .*{file}"):
+    with pytest.raises(DataError, match=f"missing or damaged: .*{file}"):
         load("cifar10", tmp_path)
     assert not (tmp_path / "sprung").exists()
 
 
 @pytest.mark.parametrize("name", ["", ".", "..", ".own", "a/b", "../own", "/own", "a\\b", "C:own", "own\n", "a b"])
-def test_name_that_is_no_plain_name(tmp_path, name):
+def test_name_that_is_not_plain_is_refused(tmp_path, name):
     with pytest.raises(DataError, match=f"expected a plain data set name .* got {re.escape(repr(name))}"):
         load(name, tmp_path)
 
 
-@pytest.mark.parametrize(("present", "found"), [((), "no .npz file"), (("one", "two"), "one.npz, two.npz")])
-def test_unknown_name(tmp_path, present, found):
+@pytest.mark.parametrize(("present", "existing"), [((), "no .npz file"), (("one", "two"), "one.npz, two.npz")])
+def test_unknown_name_is_refused_with_the_existing_files(tmp_path, present, existing):
     for name in present:
         (tmp_path / f"{name}.npz").touch()
     missing = re.escape(str(tmp_path / "three.npz"))
-    with pytest.raises(DataError, match=f"digits, mnist, .*, or a file {missing}, but found {found} there"):
+    with pytest.raises(DataError, match=f"digits, mnist, .*, or a file {missing}, but the folder has {existing}"):
         load("three", tmp_path)
 
 
-def test_folder_that_does_not_exist(tmp_path):
-    with pytest.raises(DataError, match=r"found no \.npz file there"):
+def test_missing_folder_is_reported(tmp_path):
+    with pytest.raises(DataError, match=r"the folder has no \.npz file"):
         load("three", tmp_path / "nowhere")
 
 
 class TestTensors:
-    def test_images_become_floats_between_0_and_1(self):
+    def test_images_become_floats_from_0_to_1(self):
         split = Split(np.array([[[[0, 128, 255]]]], np.uint8), np.array([3]))
         images, labels = split.tensors(torch.device("cpu"))
         assert (images.dtype, labels.dtype) == (torch.float32, torch.int64)
@@ -554,7 +554,7 @@ class TestTensors:
         assert images.flatten().tolist() == pytest.approx([0, 128 / 255, 1])
         assert labels.tolist() == [3]
 
-    def test_every_level_comes_back_and_the_arrays_stay_as_they_were(self):
+    def test_every_level_is_exact_and_the_arrays_are_not_modified(self):
         levels = np.arange(256, dtype=np.uint8).reshape(2, 2, 8, 8)
         split = Split(levels.copy(), np.array([1, 0]))
         images, _ = split.tensors(torch.device("cpu"))
@@ -562,7 +562,7 @@ class TestTensors:
         images.zero_()
         np.testing.assert_array_equal(split.images, levels)
 
-    def test_they_are_made_once_and_are_no_part_of_what_other_processes_get(self):
+    def test_tensors_are_cached_and_not_pickled(self):
         split = Split(np.zeros((5, 1, 2, 2), np.uint8), np.arange(5))
         before, first = len(pickle.dumps(split)), split.tensors(torch.device("cpu"))
         assert split.tensors(torch.device("cpu")) is first

@@ -1,4 +1,4 @@
-"""Sheets hold a data set bit for bit, in as many folders as they came in, and tell what is missing or damaged."""
+"""Sheets of images: lossless, in one or several folders, with missing and damaged files named."""
 
 from pathlib import Path
 
@@ -17,7 +17,7 @@ def load(name: str, folder: Path) -> Dataset:
 
 
 def noise(path: Path, shape: tuple[int, ...]) -> None:
-    """A data set of 2600 images, two sheets of training images, and 30 test images."""
+    """Write a data set of random images: 2600 training images, which fill two sheets, and 30 test images."""
     generator = np.random.default_rng(0)
     sizes = {"train": 2600, "test": 30}
     images = {f"x_{part}": generator.integers(0, 256, (n, *shape), np.uint8) for part, n in sizes.items()}
@@ -26,7 +26,7 @@ def noise(path: Path, shape: tuple[int, ...]) -> None:
 
 @pytest.fixture
 def packed(tmp_path: Path) -> Path:
-    """Sheets of a data set "own", in parts/own-1, and the data set itself, as in whole/own.npz."""
+    """Sheets of the data set "own" in parts/own-1, and the same data set as whole/own.npz."""
     (tmp_path / "whole").mkdir()
     noise(tmp_path / "whole/own.npz", (6, 5, 3))
     data.pack("own", data_dir=tmp_path / "whole", folder=tmp_path / "parts")
@@ -34,15 +34,15 @@ def packed(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize("shape", [(6, 5), (6, 5, 1), (6, 5, 3)], ids=["grey", "one channel", "colour"])
-def test_sheets_are_the_data_set_bit_for_bit(tmp_path: Path, shape: tuple[int, ...]) -> None:
+def test_sheets_are_lossless(tmp_path: Path, shape: tuple[int, ...]) -> None:
     noise(tmp_path / "own.npz", shape)
     names = [path.name for path in data.pack("own", data_dir=tmp_path, folder=tmp_path / "parts")]
     assert names == ["own-labels.npz", "own-test-00.webp", "own-train-00.webp", "own-train-01.webp"]
     assert load("own", tmp_path / "parts").fingerprint == load("own", tmp_path).fingerprint
 
 
-@pytest.mark.skipif(not CIFAR10.exists(), reason="wants CIFAR-10 in the data folder")
-def test_sheets_of_photographs_are_bit_for_bit_as_well(tmp_path: Path) -> None:
+@pytest.mark.skipif(not CIFAR10.exists(), reason="needs CIFAR-10 in the data folder")
+def test_sheets_of_photographs_are_lossless_and_smaller(tmp_path: Path) -> None:
     with np.load(CIFAR10) as whole:
         cut = {name: whole[name][: 2600 if name.endswith("train") else 100] for name in whole}
     np.savez(tmp_path / "photos.npz", **cut)
@@ -53,11 +53,9 @@ def test_sheets_of_photographs_are_bit_for_bit_as_well(tmp_path: Path) -> None:
     assert load("photos", tmp_path / "parts").fingerprint == load("photos", tmp_path).fingerprint
 
 
-def test_parts_are_of_a_size_and_may_lie_in_several_folders_or_in_one(
-    packed: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_folders_of_sheets_are_limited_in_size_and_can_be_merged(packed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     whole, size = load("own", packed / "whole"), sum(path.stat().st_size for path in packed.glob("parts/*/*"))
-    monkeypatch.setattr(data_files, "PART", size - 1)
+    monkeypatch.setattr(data_files, "MAX_FOLDER_BYTES", size - 1)
     several, one = packed / "several", packed / "one"
     written = data.pack("own", data_dir=packed / "whole", folder=several)
     folders = sorted({path.parent for path in written})
@@ -70,7 +68,7 @@ def test_parts_are_of_a_size_and_may_lie_in_several_folders_or_in_one(
         assert load("own", folder).fingerprint == whole.fingerprint
 
 
-def test_sheets_give_way_to_an_npz_and_are_among_the_files_that_are_looked_at(packed: Path) -> None:
+def test_an_npz_file_takes_precedence_over_sheets(packed: Path) -> None:
     sheets = packed / "parts"
     listed = data.files("own", sheets)
     assert listed == (sheets / "own.npz", *sorted(sheets.glob("*/own-*")))
@@ -78,7 +76,7 @@ def test_sheets_give_way_to_an_npz_and_are_among_the_files_that_are_looked_at(pa
     assert load("own", sheets).image_shape == (1, 4, 4)
 
 
-def test_official_data_set_from_sheets_must_be_the_official_one(packed: Path) -> None:
+def test_sheets_under_the_name_of_an_official_data_set_must_have_its_content(packed: Path) -> None:
     for path in [*packed.glob("parts/own-1/*")]:
         path.rename(packed / "parts" / path.name.replace("own", "mnist"))
     with pytest.raises(DataError, match=f"mnist-labels.npz is not the official mnist.*{data.OFFICIAL_SHA256['mnist']}"):

@@ -1,4 +1,4 @@
-"""The example of training by several processes, as its users start it."""
+"""The example of data-parallel training, started with torchrun."""
 
 import re
 import subprocess
@@ -10,20 +10,20 @@ import torch
 import torch.distributed as dist
 
 from benchmarks import data_parallel
-from benchmarks.data_parallel import Options, own_parts, train
+from benchmarks.data_parallel import Options, local_batches, train
 
 ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture
 def alone(tmp_path: Path) -> None:
-    """This process as a group of one."""
+    """Make the test process a process group of one."""
     dist.init_process_group("gloo", init_method=f"file://{tmp_path}/meeting", rank=0, world_size=1)
     yield
     dist.destroy_process_group()
 
 
-def test_two_processes_train_the_network_that_one_trains(
+def test_two_processes_give_the_same_network_as_one(
     alone: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     weights = tmp_path / "weights.pt"
@@ -33,7 +33,7 @@ def test_two_processes_train_the_network_that_one_trains(
     ran = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
     assert ran.returncode == 0, ran.stderr
     model = train(Options(dataset="digits", epochs=2), torch.device("cpu"))
-    # What the first process says, without the seconds.
+    # The output of the first process, without the seconds.
     said, own = (
         re.findall(r"epoch (\d): loss ([\d.]+) nats, validation accuracy ([\d.]+)", text)
         for text in (ran.stdout, capsys.readouterr().out)
@@ -42,21 +42,23 @@ def test_two_processes_train_the_network_that_one_trains(
     for (_, loss, right), (_, own_loss, own_right) in zip(said, own, strict=True):
         assert float(loss) == pytest.approx(float(own_loss), abs=2e-4)
         assert float(right) == pytest.approx(float(own_right), abs=0.006)  # one image of 180
-    found = torch.load(weights, weights_only=True)
+    trained = torch.load(weights, weights_only=True)
     for name, expected in model.state_dict().items():
-        torch.testing.assert_close(found[name], expected, rtol=0, atol=1e-4)
+        torch.testing.assert_close(trained[name], expected, rtol=0, atol=1e-4)
 
 
-def test_parts_are_the_batch_and_too_small_a_one_is_left_out(alone: None, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_parts_make_up_each_batch_and_too_small_batches_are_skipped(
+    alone: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
     images, labels = torch.arange(10.0), torch.arange(10)
     monkeypatch.setattr(data_parallel.dist, "get_world_size", lambda: 3)
-    found = []
+    batches = []
     for rank in range(3):
         monkeypatch.setattr(data_parallel.dist, "get_rank", lambda rank=rank: rank)
-        found.append(list(own_parts(images, labels, torch.arange(10).split(4))))
-    assert [len(parts) for parts in found] == [2, 2, 2]
+        batches.append(list(local_batches(images, labels, torch.arange(10).split(4))))
+    assert [len(parts) for parts in batches] == [2, 2, 2]
     for k in range(2):
-        joint = torch.cat([parts[k][1] for parts in found])
+        joint = torch.cat([parts[k][1] for parts in batches])
         assert sorted(joint.tolist()) == list(range(4 * k, 4 * k + 4))
 
 

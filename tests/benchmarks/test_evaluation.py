@@ -1,4 +1,4 @@
-"""Records hold what a plain torch loop would measure."""
+"""Records of evaluations: comparison with plain torch loops, for every attack."""
 
 import math
 from dataclasses import replace
@@ -64,7 +64,7 @@ def trained(digits: Dataset, tmp_path_factory) -> Store:
 
 @pytest.fixture
 def fresh(trained: Store, tmp_path: Path) -> Store:
-    """A store with the trained weights and no records, and with the same network for images in [0, 255]."""
+    """Store with the trained weights, without records, and with the same network for images in [0, 255]."""
     store = Store(tmp_path)
     weights = trained.load_checkpoint(RUN)
     store.save_checkpoint(RUN, weights)
@@ -78,13 +78,13 @@ def load(run: RunSpec, digits: Dataset, store: Store) -> HRClassifier:
     return evaluation.as_classifier(model, run, digits)
 
 
-def seen_through(loss: str | None, classifier: HRClassifier) -> HRClassifier:
+def view_of(loss: str | None, classifier: HRClassifier) -> HRClassifier:
     return attack_view(classifier, attack_loss(loss or "ce"))
 
 
 @pytest.fixture
-def surer(trained: Store, digits: Dataset) -> HRClassifier:
-    """The trained network with its logits times 6: it decides as before, at margins past 17."""
+def scaled(trained: Store, digits: Dataset) -> HRClassifier:
+    """The trained network with its logits times 6: the same predictions, with margins above 17."""
     classifier = load(RUN, digits, trained)
     with torch.no_grad():
         for parameter in classifier.model[1][-1].parameters():
@@ -106,7 +106,9 @@ def plain_fgsm(model, images: torch.Tensor, labels: torch.Tensor, loss: str, eps
 
 @pytest.mark.parametrize("attack", ATTACKS, ids=lambda attack: attack.key())
 @pytest.mark.parametrize("split", ["test", "validation"])
-def test_a_record_is_what_plain_torch_measures(fresh: Store, digits: Dataset, attack: AttackSpec, split: str) -> None:
+def test_a_record_equals_the_result_of_plain_torch(
+    fresh: Store, digits: Dataset, attack: AttackSpec, split: str
+) -> None:
     attack = replace(attack, split=split)
     evaluation.evaluate(RUN, [attack], digits, fresh)
     model = models.build_for(RUN.recipe, digits).eval()
@@ -123,7 +125,7 @@ def test_a_record_is_what_plain_torch_measures(fresh: Store, digits: Dataset, at
 
 
 def recomputed(attacked: np.ndarray, logits: np.ndarray, labels: np.ndarray) -> dict[str, Any]:
-    """What a record says of attacked images and their logits, image by image, in plain float64."""
+    """Compute the content of a record from adversarial images and logits, image by image, in float64."""
     classes = logits.shape[1]
     sums = [[0.0] * classes for _ in range(classes)]
     counts, margins, bins, samples, correct = [0] * classes, [], [0] * 80, {}, 0
@@ -137,7 +139,7 @@ def recomputed(attacked: np.ndarray, logits: np.ndarray, labels: np.ndarray) -> 
         entropies.append(-math.fsum(p * math.log(p) for p in q))
         uncertain.append(math.fsum(q[:prediction] + q[prediction + 1 :]))
         of_label.append(q[label])
-        # The labels' distributions of a record's noisy labels: 0.91 for the label and 0.01 for each other of ten.
+        # Distribution of a noisy label: 0.91 for the label, and 0.01 for each of the nine other classes.
         squares.append(math.fsum(p * p / (0.91 if i == label else 0.01) for i, p in enumerate(q)))
         for i in range(classes):
             sums[i][label] += q[i]
@@ -164,7 +166,7 @@ def recomputed(attacked: np.ndarray, logits: np.ndarray, labels: np.ndarray) -> 
 
 
 def proposition_1(error: float, uncertainty: float, entropy: float, of_label: list[float], squares: list[float]) -> Any:
-    """Of ten classes, (1) at alpha = 1.6 with the labels; (5) from below at alpha = 3 with the noisy ones."""
+    """Compute (1) at alpha = 1.6 with true labels, and (5) at alpha = 3 with noisy labels, for ten classes."""
     scaled = math.log(np.mean(np.power(of_label, -0.6))) / 0.6
     reverse = math.log(np.mean(squares)) / 2
     return {
@@ -185,7 +187,7 @@ def proposition_1(error: float, uncertainty: float, entropy: float, of_label: li
     }
 
 
-def assert_holds(record: Record, expected: dict[str, Any], split: Split) -> None:
+def assert_has_content(record: Record, expected: dict[str, Any], split: Split) -> None:
     assert (record.n, int(record.right.sum())) == (expected["n"], expected["correct"])
     assert record.histogram.tolist() == expected["margins"]
     percentiles = list(record.margin_percentiles.values())
@@ -198,16 +200,16 @@ def assert_holds(record: Record, expected: dict[str, Any], split: Split) -> None
         assert sample.pixels.shape == split.images.shape[1:]
         assert sample.prediction == prediction
         assert sample.confidence == pytest.approx(confidence, rel=1e-12)
-    if len(record.confusion) == 10:  # as the ten classes of the recomputed bounds
+    if len(record.confusion) == 10:  # the recomputed bounds are for ten classes
         for labels, bounds in expected["bounds"].items():
-            found = record.bounds(labels)
-            assert {name: found[name] for name in bounds} == pytest.approx(bounds, rel=1e-9)
-        assert record.bounds()["log_lower_bound"] == -math.inf, "labels are certain"
+            actual = record.bounds(labels)
+            assert {name: actual[name] for name in bounds} == pytest.approx(bounds, rel=1e-9)
+        assert record.bounds()["log_lower_bound"] == -math.inf, "the lower bound is vacuous for certain labels"
 
 
 @pytest.mark.parametrize("run", [RUN, SCALED], ids=["in [0, 1]", "in [0, 255]"])
 @pytest.mark.parametrize("spec", EVERY, ids=lambda attack: attack.key())
-def test_a_record_is_computed_from_the_attacked_images(
+def test_a_record_is_computed_from_the_adversarial_images(
     fresh: Store, digits: Dataset, run: RunSpec, spec: AttackSpec
 ) -> None:
     evaluation.evaluate(run, [spec], digits, fresh)
@@ -216,16 +218,16 @@ def test_a_record_is_computed_from_the_attacked_images(
     images = split.images.astype(np.float32) / 255
     if spec.loss is not None:
         eps = spec.eps / 255 if (run, spec.units) == (SCALED, "data") else spec.eps
-        fgsm = FastGradientMethod(seen_through(spec.loss, classifier), norm=np.inf, eps=eps, batch_size=250)
+        fgsm = FastGradientMethod(view_of(spec.loss, classifier), norm=np.inf, eps=eps, batch_size=250)
         images = fgsm.generate(images, split.labels)
     with torch.no_grad():
-        # In batches as the evaluation's, so that the sums are rounded alike.
+        # In the batches of the evaluation, so that sums are rounded equally.
         logits = torch.cat([classifier.model.eval()(batch) for batch in torch.from_numpy(images).split(250)]).numpy()
-    assert_holds(fresh.record(run, spec), recomputed(images, logits, split.labels), split)
+    assert_has_content(fresh.record(run, spec), recomputed(images, logits, split.labels), split)
 
 
-class Prescribed(torch.nn.Module):
-    """A network whose logits are its pixels, from -100 for black to 100 for white."""
+class PixelsAsLogits(torch.nn.Module):
+    """Network whose logits are the pixels, from -100 for black to 100 for white."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -238,12 +240,14 @@ class Prescribed(torch.nn.Module):
 def prescribed(pixels: list[list[int]], labels: list[int]) -> tuple[Record, Split]:
     split = Split(np.array(pixels, np.uint8)[:, None, None], np.array(labels))
     classes = len(pixels[0])
-    classifier = HRClassifier(Prescribed(), torch.nn.CrossEntropyLoss(), (1, 1, classes), classes, clip_values=(0, 1))
+    classifier = HRClassifier(
+        PixelsAsLogits(), torch.nn.CrossEntropyLoss(), (1, 1, classes), classes, clip_values=(0, 1)
+    )
     return evaluation.measure(AttackSpec("none"), classifier, split), split
 
 
-def test_margins_beyond_the_edges_are_in_the_outer_bins_and_a_class_without_images_has_no_column() -> None:
-    # A step of a pixel is 200 / 255 = 0.784 of a logit.
+def test_outer_bins_contain_margins_beyond_the_edges_and_a_class_without_images_is_nan() -> None:
+    # A level of a pixel changes the logit by 200 / 255 = 0.784.
     pixels = [[255, 0, 0, 0], [0, 0, 255, 0], [51, 0, 0, 0], [0, 51, 0, 0], [7, 7, 0, 0], [8, 7, 0, 0], [3, 4, 5, 0]]
     labels = [0, 0, 0, 0, 1, 0, 2]
     record, split = prescribed(pixels, labels)
@@ -251,13 +255,13 @@ def test_margins_beyond_the_edges_are_in_the_outer_bins_and_a_class_without_imag
     assert {i: count for i, count in enumerate(record.histogram) if count} == {79: 2, 0: 2, 40: 3}
     assert record.histogram.sum() == record.n == 7
     assert record.margin_percentiles[50] == pytest.approx(sorted(margins)[3], abs=1e-4)
-    assert record.right.sum() == 4, "of equal logits the first class wins"
+    assert record.right.sum() == 4, "among equal logits the first class is predicted"
     assert np.isnan(record.confusion[:, 3]).all()
     assert record.confusion[:, :3].sum(0) == pytest.approx(np.ones(3), abs=1e-12)
-    # Row y^, column y: what was class 1 gets half of class 0's decision.
+    # Row: predicted class, column: true class.
     assert record.confusion[0, 1] == pytest.approx(1 / (2 + 2 * math.exp(-7 * 200 / 255)), rel=1e-5)
     logits = np.array(pixels, np.float32) * np.float32(200 / 255) - 100
-    assert_holds(record, recomputed(np.array(pixels)[:, None, None] / 255, logits, split.labels), split)
+    assert_has_content(record, recomputed(np.array(pixels)[:, None, None] / 255, logits, split.labels), split)
 
 
 @pytest.mark.parametrize(
@@ -269,10 +273,10 @@ def test_margins_beyond_the_edges_are_in_the_outer_bins_and_a_class_without_imag
     ],
     ids=lambda value: value.key() if isinstance(value, AttackSpec) else None,
 )
-def test_an_attack_goes_as_far_as_its_units_say_and_no_further(
+def test_an_attack_changes_pixels_by_eps_in_its_units(
     fresh: Store, digits: Dataset, run: RunSpec, spec: AttackSpec, eps: float
 ) -> None:
-    view = seen_through(spec.loss, load(run, digits, fresh))
+    view = view_of(spec.loss, load(run, digits, fresh))
     clean = digits.test.tensors(CPU)[0].numpy()
     scale = run.recipe.input_scale
     attacked = attacks.build(spec, view, batch_size=100, input_scale=scale).generate(clean, digits.test.labels)
@@ -280,23 +284,23 @@ def test_an_attack_goes_as_far_as_its_units_say_and_no_further(
     assert attacked.min() >= 0
     assert attacked.max() <= 1
     change = np.abs(attacked.astype(np.float64) - clean)
-    # Both images are float32 numbers below 1, so their difference may be off by 2^-24 for each.
+    # Both images are float32 numbers below 1, so each may have a rounding error of 2^-24.
     assert change.max() == pytest.approx(eps, rel=0, abs=2**-23)
     assert (change.max((1, 2, 3)) > eps - 2**-23).mean() > 0.9
-    # Where there is a gradient and room, the step is a whole one; where there is less room, it ends at the edge.
+    # A pixel with a gradient changes by eps, or up to the end of the pixel range.
     part = (change > 2**-23) & (change < eps - 2**-23)
     assert np.isin(attacked[part], (0, 1)).all()
-    # The record is of these very images.
+    # The record is computed from these images.
     record = evaluation.measure(spec, view, digits.test, scale)
     logits = view.predict(attacked, batch_size=evaluation.BATCH_SIZE)
-    assert_holds(record, recomputed(attacked, logits, digits.test.labels), digits.test)
+    assert_has_content(record, recomputed(attacked, logits, digits.test.labels), digits.test)
 
 
 @pytest.mark.parametrize("batch_size", [1, 7])
-def test_the_batch_size_changes_no_attacked_image(fresh: Store, digits: Dataset, batch_size: int) -> None:
+def test_adversarial_images_do_not_depend_on_the_batch_size(fresh: Store, digits: Dataset, batch_size: int) -> None:
     classifier = load(RUN, digits, fresh)
-    classifier.model.double()  # so that how a sum is divided turns no gradient's sign
-    view = seen_through("hr", classifier)
+    classifier.model.double()  # in float64 the division of sums changes no sign of a gradient
+    view = view_of("hr", classifier)
     clean, labels = digits.test.tensors(CPU)[0].numpy()[:30], digits.test.labels[:30]
     whole, parts = (attacks.build(ATTACKS[2], view, batch_size=n).generate(clean, labels) for n in (30, batch_size))
     assert (whole != clean).any()
@@ -304,12 +308,12 @@ def test_the_batch_size_changes_no_attacked_image(fresh: Store, digits: Dataset,
 
 
 @pytest.mark.parametrize("run", [RUN, SCALED], ids=["in [0, 1]", "in [0, 255]"])
-def test_attacks_made_together_give_the_records_of_attacks_made_one_by_one(
+def test_attacks_give_the_same_records_together_and_one_by_one(
     fresh: Store, digits: Dataset, tmp_path: Path, run: RunSpec
 ) -> None:
     alone = {}
     for spec in EVERY:
-        view = seen_through(spec.loss, load(run, digits, fresh))
+        view = view_of(spec.loss, load(run, digits, fresh))
         split = digits.validation if spec.split == "validation" else digits.test
         alone[spec] = evaluation.measure(spec, view, split, run.recipe.input_scale)
     scale = run.recipe.input_scale
@@ -318,13 +322,13 @@ def test_attacks_made_together_give_the_records_of_attacks_made_one_by_one(
         assert sorted(spec.key() for spec, _ in together) == sorted(spec.key() for spec in EVERY)
         for spec, record in together:
             assert made_up.same(record, alone[spec])
-    # And so do the files.
+    # The files are equal, too.
     evaluation.evaluate(run, EVERY, digits, fresh)
     for spec in EVERY:
         assert made_up.same(fresh.record(run, spec), alone[spec])
 
 
-def test_parts_that_begin_or_end_with_the_same_image_are_told_apart(fresh: Store, digits: Dataset) -> None:
+def test_parts_with_the_same_first_or_last_image_are_distinguished(fresh: Store, digits: Dataset) -> None:
     test = Split(digits.test.images[:40], digits.test.labels[:40])
     inner = (slice(100, 138), slice(1, 39))
     images, labels = test.images.copy(), test.labels.copy()
@@ -333,21 +337,21 @@ def test_parts_that_begin_or_end_with_the_same_image_are_told_apart(fresh: Store
     classifier = load(RUN, digits, fresh)
     for spec, record in evaluation.measure_all(EVERY, classifier, few):
         split = few.validation if spec.split == "validation" else few.test
-        assert made_up.same(record, evaluation.measure(spec, seen_through(spec.loss, classifier), split))
+        assert made_up.same(record, evaluation.measure(spec, view_of(spec.loss, classifier), split))
 
 
-def test_attacks_of_one_loss_share_their_gradients(fresh: Store, digits: Dataset) -> None:
+def test_attacks_along_one_loss_share_their_gradients(fresh: Store, digits: Dataset) -> None:
     classifier = load(RUN, digits, fresh)
     passes = []
     classifier.model[1].register_forward_hook(lambda *_: passes.append(torch.is_grad_enabled()))
     specs = [AttackSpec("fgm", "ce", eps) for eps in (0.05, 0.1, 0.25)]
     list(evaluation.measure_all(specs, classifier, digits))
-    assert sum(passes) == 2, "one per batch of 250"
-    assert len(passes) - sum(passes) == 2 * 3, "and one per batch of attacked images"
+    assert sum(passes) == 2, "one backward pass per batch of 250"
+    assert len(passes) - sum(passes) == 2 * 3, "one forward pass per batch of adversarial images"
 
 
 @pytest.mark.parametrize("run", [RUN, SCALED], ids=["in [0, 1]", "in [0, 255]"])
-def test_a_point_of_a_curve_has_the_accuracies_and_bounds_of_the_records(
+def test_a_point_of_a_curve_has_the_accuracies_and_bounds_of_records(
     fresh: Store, digits: Dataset, run: RunSpec
 ) -> None:
     specs = [*EVERY, AttackSpec("pgd", "ce", 0.1, steps=3, images=40), AttackSpec("square", eps=0.1, steps=5, images=9)]
@@ -356,14 +360,14 @@ def test_a_point_of_a_curve_has_the_accuracies_and_bounds_of_the_records(
     row = evaluation.curve_point(specs, classifier, digits, scale).row()
     assert row["attacks"] == {spec.key(): record.accuracy for spec, record in records.items()}
     bounded = {spec.key(): record.bounds() for spec, record in records.items() if protocol(spec) in BOUNDED}
-    assert len(bounded) == 6, "no attack and FGSM along CE at two eps, on test and on validation images"
+    assert len(bounded) == 6, "no attack, and FGSM along CE at two eps, on test and validation images"
     assert row["bounds"] == {
         key: {name: value if math.isfinite(value) else None for name, value in bounds.items()}
         for key, bounds in bounded.items()
     }
 
 
-def test_between_the_images_and_the_accuracies_nothing_leaves_the_device_and_no_batch_is_waited_for(
+def test_curve_points_synchronise_with_the_device_once(
     fresh: Store, digits: Dataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     classifier = load(RUN, digits, fresh)
@@ -374,7 +378,7 @@ def test_between_the_images_and_the_accuracies_nothing_leaves_the_device_and_no_
             point = evaluation.curve_point(FIGURE_1_ATTACKS, classifier, digits)
         assert len(point.bounded) == 3
         counted = [name for name in waits[batch_size].names if name in Waits.COPIES]
-        assert counted == ["tolist"], "one tensor with all that is counted"
+        assert counted == ["tolist"], "one tensor with all counts"
     assert waits[40].names == waits[360].names
 
 
@@ -385,10 +389,12 @@ def on_gpu(digits: Dataset, store: Store) -> HRClassifier:
 
 
 @pytest.mark.gpu
-def test_records_and_points_of_a_curve_of_a_gpu_are_those_of_the_cpu(fresh: Store, digits: Dataset) -> None:
+def test_records_and_curve_points_are_equal_on_gpu_and_cpu(fresh: Store, digits: Dataset) -> None:
     specs = [*EVERY, *(AttackSpec(name, "ce", 0.1, steps=3, images=40) for name in ("pgd", "apgd"))]
     specs.append(AttackSpec("worst-case", eps=0.1, steps=3, images=20))
-    with torch.backends.cudnn.flags(enabled=False):  # whose float32 may be less, and differ from batch to batch
+    with torch.backends.cudnn.flags(
+        enabled=False
+    ):  # cuDNN may use less than float32, and other algorithms for other batches
         theirs, ours = (
             dict(evaluation.measure_all(specs, classifier, digits))
             for classifier in (load(RUN, digits, fresh), on_gpu(digits, fresh))
@@ -397,7 +403,7 @@ def test_records_and_points_of_a_curve_of_a_gpu_are_those_of_the_cpu(fresh: Stor
     for spec, record in ours.items():
         assert set(record.arrays()) == set(theirs[spec].arrays())
         assert record.labels.tolist() == theirs[spec].labels.tolist()
-        # A pixel whose gradient is next to 0 may go the other way.
+        # A gradient near 0 may have the other sign.
         assert abs(int(record.right.sum()) - int(theirs[spec].right.sum())) <= 2
         if spec.name == "none":
             np.testing.assert_allclose(record.logits, theirs[spec].logits, rtol=1e-4, atol=1e-4)
@@ -406,19 +412,19 @@ def test_records_and_points_of_a_curve_of_a_gpu_are_those_of_the_cpu(fresh: Stor
 
 
 @pytest.mark.gpu
-def test_a_gpu_is_waited_for_as_often_in_one_batch_as_in_nine(
+def test_the_number_of_synchronisations_does_not_depend_on_the_number_of_batches(
     fresh: Store, digits: Dataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     classifier, counts = on_gpu(digits, fresh), []
     monkeypatch.setattr(evaluation, "BATCH_SIZE", 40)
-    for images in (360, 360, 40):  # what libraries set up at first is not counted
-        monkeypatch.setattr(evaluation, "NUMBERS", 64 * images)
+    for images in (360, 360, 40):  # the first call includes the set-up of libraries, and is not counted
+        monkeypatch.setattr(evaluation, "GPU_BATCH_VALUES", 64 * images)
         counts.append(waits_on_gpu(lambda: evaluation.curve_point(FIGURE_1_ATTACKS, classifier, digits)))
     assert counts[1] == counts[2] < 40
 
 
 @pytest.mark.gpu
-def test_images_on_a_gpu_are_those_of_the_cpu_and_are_there_once(digits: Dataset) -> None:
+def test_images_on_a_gpu_equal_those_on_the_cpu_and_are_cached(digits: Dataset) -> None:
     images, labels = digits.test.tensors(torch.device("cuda"))
     assert images.is_cuda
     assert torch.equal(images.cpu(), digits.test.tensors(CPU)[0])
@@ -426,7 +432,7 @@ def test_images_on_a_gpu_are_those_of_the_cpu_and_are_there_once(digits: Dataset
     assert digits.test.tensors(torch.device("cuda:0"))[0] is images
 
 
-def test_an_attack_that_overwrites_its_images_spoils_those_of_no_other(
+def test_an_attack_that_modifies_its_input_does_not_affect_other_attacks(
     fresh: Store, digits: Dataset, tmp_path: Path
 ) -> None:
     source = tmp_path / "careless.py"
@@ -444,7 +450,7 @@ def test_an_attack_that_overwrites_its_images_spoils_those_of_no_other(
     assert clean.accuracy > record.accuracy
 
 
-def test_no_gradient_is_kept_for_a_network_that_has_changed(fresh: Store, digits: Dataset) -> None:
+def test_gradients_are_not_cached_across_calls(fresh: Store, digits: Dataset) -> None:
     classifier = load(RUN, digits, fresh)
     before = dict(evaluation.measure_all(EVERY, classifier, digits))
     with torch.no_grad():
@@ -454,10 +460,10 @@ def test_no_gradient_is_kept_for_a_network_that_has_changed(fresh: Store, digits
     for spec in EVERY:
         split = digits.validation if spec.split == "validation" else digits.test
         assert after[spec] != before[spec]
-        assert made_up.same(after[spec], evaluation.measure(spec, seen_through(spec.loss, classifier), split))
+        assert made_up.same(after[spec], evaluation.measure(spec, view_of(spec.loss, classifier), split))
 
 
-def test_a_network_is_left_as_it_was(digits: Dataset) -> None:
+def test_an_evaluation_does_not_change_the_network(digits: Dataset) -> None:
     run = replace(RUN, recipe=replace(RUN.recipe, model="resnet"))
     model = models.build_for(run.recipe, digits).train()
     weights = {name: tensor.clone() for name, tensor in model.state_dict().items()}
@@ -468,7 +474,7 @@ def test_a_network_is_left_as_it_was(digits: Dataset) -> None:
 
 
 @pytest.mark.parametrize("device", ["cpu", "gpu"])
-def test_a_classifier_takes_its_loss_and_device_from_the_run_and_its_form_from_the_data(
+def test_a_classifier_has_the_loss_and_device_of_the_run_and_the_shape_of_the_data(
     digits: Dataset, device: str
 ) -> None:
     run = replace(RUN, recipe=replace(RUN.recipe, device=device), loss=LossSpec("hr", 2.5))
@@ -479,22 +485,22 @@ def test_a_classifier_takes_its_loss_and_device_from_the_run_and_its_form_from_t
     assert tuple(classifier.clip_values) == (0, 1)
 
 
-def test_masking_by_float32_shows_in_torchs_cross_entropy_alone(surer: HRClassifier, digits: Dataset) -> None:
-    """The control: past a margin of 17 torch's gradient goes astray."""
+def test_only_torchs_cross_entropy_shows_masking_from_float32_saturation(scaled: HRClassifier, digits: Dataset) -> None:
+    """At margins above 17, torch's float32 gradient has a wrong direction."""
     images, labels = digits.test.tensors(CPU)
     correct = {
-        spec.loss: int(evaluation.measure(spec, seen_through(spec.loss, surer), digits.test).right.sum())
+        spec.loss: int(evaluation.measure(spec, view_of(spec.loss, scaled), digits.test).right.sum())
         for spec in ATTACKS[1:]
     }
     for loss in ("ce", "hr"):
-        attacked = plain_fgsm(surer.model.eval(), images, labels, loss, 0.1)
-        exact = int((surer.model(attacked).argmax(1) == labels).sum())
-        # The network itself still computes in float32: where a pixel's gradient is near 0, its sign may differ.
+        attacked = plain_fgsm(scaled.model.eval(), images, labels, loss, 0.1)
+        exact = int((scaled.model(attacked).argmax(1) == labels).sum())
+        # The network computes in float32, so a gradient near 0 may have the other sign.
         assert abs(correct[loss] - exact) <= 2
     assert correct["torch-ce"] > correct["ce"] + 10
 
 
-def test_records_that_are_there_are_not_made_again(fresh: Store, digits: Dataset) -> None:
+def test_existing_records_are_not_computed_again(fresh: Store, digits: Dataset) -> None:
     marked = made_up.record(360, 1)
     fresh.save_record(RUN, ATTACKS[0], marked)
     missing = AttackSpec("fgm", "ce", 0.2)
@@ -505,7 +511,7 @@ def test_records_that_are_there_are_not_made_again(fresh: Store, digits: Dataset
     assert all(entry["seconds"] >= 0 for entry in fresh.log_entries(RUN))
 
 
-def test_without_missing_records_no_weights_are_needed(trained: Store, digits: Dataset, tmp_path: Path) -> None:
+def test_weights_are_not_read_if_no_record_is_missing(trained: Store, digits: Dataset, tmp_path: Path) -> None:
     store = Store(tmp_path)
     store.save_record(RUN, ATTACKS[0], made_up.record(360, 1))
     evaluation.evaluate(RUN, ATTACKS[:1], digits, store)
@@ -513,7 +519,7 @@ def test_without_missing_records_no_weights_are_needed(trained: Store, digits: D
 
 
 class DeadWhereDark(torch.nn.Module):
-    """A network that passes no gradient back to an image that is black, nor to the top row of any."""
+    """Network whose gradient is 0 for black images, and in the top row of all images."""
 
     def __init__(self, network: torch.nn.Module) -> None:
         super().__init__()
@@ -535,7 +541,7 @@ def test_zero_gradients_are_counted(digits: Dataset) -> None:
 
 
 def test_splits_are_attacked_at_their_true_labels(trained: Store, digits: Dataset) -> None:
-    """With wrong labels FGSM walks towards the right class: the labels do reach the attack."""
+    """FGSM with wrong labels increases the accuracy, which shows that the attack uses the labels."""
     classifier = load(RUN, digits, trained)
     images = digits.test.tensors(CPU)[0].numpy()
     wrong = Split(digits.test.images, (digits.test.labels + 1) % 10)
@@ -544,25 +550,25 @@ def test_splits_are_attacked_at_their_true_labels(trained: Store, digits: Datase
     assert kept > evaluation.measure(ATTACKS[1], classifier, digits.test).accuracy
 
 
-def test_zero_gradients_are_those_of_the_loss_that_drives_the_attack(surer: HRClassifier, digits: Dataset) -> None:
-    """At such margins the clipped cross-entropy is saturated at many images, and the exact one at none."""
+def test_zero_gradients_are_those_of_the_attack_loss(scaled: HRClassifier, digits: Dataset) -> None:
+    """At large margins clipped cross-entropy is saturated at many images, and exact cross-entropy at none."""
     images, labels = digits.test.tensors(CPU)
     leaf = images.clone().requires_grad_()
-    (gradient,) = torch.autograd.grad(attack_loss("clipped-ce")(surer.model.eval()(leaf), labels).sum(), leaf)
+    (gradient,) = torch.autograd.grad(attack_loss("clipped-ce")(scaled.model.eval()(leaf), labels).sum(), leaf)
     masked = int((gradient == 0).flatten(1).all(1).sum())
-    assert 36 < masked < 324, "some, and not all, in each of the batches"
+    assert 36 < masked < 324, "some images of each batch, and not all"
     specs = [AttackSpec("fgm", loss, 0.1) for loss in ("clipped-ce", "ce")]
     counted = {
-        spec.loss: int(record.zero_gradient.sum()) for spec, record in evaluation.measure_all(specs, surer, digits)
+        spec.loss: int(record.zero_gradient.sum()) for spec, record in evaluation.measure_all(specs, scaled, digits)
     }
-    # Batches of other sizes may round a margin at the very edge to its other side.
+    # With another batch size, rounding may move a margin across the edge of saturation.
     assert abs(counted["clipped-ce"] - masked) <= 1
     assert counted["ce"] == 0
 
 
 @pytest.mark.parametrize("name", ["pgd", "apgd"])
 @pytest.mark.parametrize("loss", ["ce", "hr", "margin", "dlr"])
-def test_an_iterative_attack_is_the_plugins_own_along_its_loss(
+def test_an_iterative_attack_is_the_plugins_attack_along_the_loss(
     fresh: Store, digits: Dataset, name: str, loss: str
 ) -> None:
     spec = AttackSpec(name, loss, 0.1, steps=5, images=60)
@@ -577,11 +583,13 @@ def test_an_iterative_attack_is_the_plugins_own_along_its_loss(
     assert record.n == 60
     assert record.right.sum() == int((classifier.predict(attacked).argmax(1) == labels).sum())
     assert not record.zero_gradient.any()
-    single = evaluation.measure(AttackSpec("fgm", loss, 0.1, images=60), seen_through(loss, classifier), digits.test)
+    single = evaluation.measure(AttackSpec("fgm", loss, 0.1, images=60), view_of(loss, classifier), digits.test)
     assert record.right.sum() <= single.right.sum() + 1
 
 
-def test_a_worst_case_is_no_better_than_its_attacks_and_says_what_broke_what(fresh: Store, digits: Dataset) -> None:
+def test_the_worst_case_is_at_most_as_accurate_as_its_attacks_and_names_the_first_successful_attack(
+    fresh: Store, digits: Dataset
+) -> None:
     spec = AttackSpec("worst-case", eps=0.1, steps=5, images=40)
     parts = [AttackSpec("apgd", loss, 0.1, steps=5, images=40) for loss in ("ce", "hr")]
     evaluation.evaluate(RUN, [spec, *parts], digits, fresh)
@@ -595,7 +603,7 @@ def test_a_worst_case_is_no_better_than_its_attacks_and_says_what_broke_what(fre
     assert made_up.same(again.record(RUN, spec), record)
 
 
-def test_the_worst_case_is_over_the_ensemble_of_the_package(fresh: Store, digits: Dataset) -> None:
+def test_the_worst_case_uses_the_ensemble_of_the_package(fresh: Store, digits: Dataset) -> None:
     classifier, spec = load(RUN, digits, fresh), AttackSpec("worst-case", eps=0.1, steps=5, images=40)
     images, labels = digits.test.images[:40].astype(np.float32) / 255, digits.test.labels[:40]
     by_hand = worst_case(
@@ -617,78 +625,80 @@ TRANSFER = AttackSpec("transfer", eps=0.1, steps=5, images=60, source=SOURCE_SEE
 
 @pytest.fixture(scope="module")
 def source_weights(digits: Dataset, tmp_path_factory) -> dict[str, torch.Tensor]:
-    """Of the network that RUN's attacks name as their source."""
+    """Weights of the source network of RUN's transfer attacks."""
     store, run = Store(tmp_path_factory.mktemp("source")), replace(RUN, seed=SOURCE_SEED)
     train(run, digits, store)
     return store.load_checkpoint(run)
 
 
-def test_images_of_a_transfer_are_made_on_the_source_alone(
+def test_a_transfer_attack_uses_the_source_network_only(
     fresh: Store, digits: Dataset, source_weights: dict[str, torch.Tensor]
 ) -> None:
     source = RUN.source(SOURCE_SEED)
     fresh.save_checkpoint(source, source_weights)
-    # The one that is attacked was trained otherwise: its source is plain all the same.
+    # The attacked network has another training loss; its source network has plain cross-entropy.
     attacked = replace(RUN, loss=LossSpec("hr", 1.6, label_smoothing=0.1))
     fresh.save_checkpoint(attacked, fresh.load_checkpoint(RUN))
     evaluation.evaluate(attacked, [TRANSFER], digits, fresh)
     images, labels = digits.test.images[:60].astype(np.float32) / 255, digits.test.labels[:60]
     with seeded(0):
-        made = transfer(load(source, digits, fresh), eps=0.1, max_iter=5).generate(images, labels)
+        adversarial = transfer(load(source, digits, fresh), eps=0.1, max_iter=5).generate(images, labels)
     record, victim = fresh.record(attacked, TRANSFER), load(RUN, digits, fresh)
-    assert record.right.sum() == int((victim.predict(made).argmax(1) == labels).sum())
+    assert record.right.sum() == int((victim.predict(adversarial).argmax(1) == labels).sum())
     assert record.zero_gradient is None
     white = evaluation.measure(AttackSpec("pgd", "ce", 0.1, steps=5, images=60), victim, digits.test)
-    assert white.right.sum() < record.right.sum() < 60, "weaker than on the network itself, and no harmless one"
+    assert white.right.sum() < record.right.sum() < 60, "weaker than the white-box attack, and not without effect"
 
 
-def test_a_source_is_given_just_where_it_is_named(digits: Dataset, trained: Store) -> None:
+def test_a_source_classifier_is_required_if_and_only_if_the_attack_names_a_source(
+    digits: Dataset, trained: Store
+) -> None:
     classifier = load(RUN, digits, trained)
     for spec, source in ((TRANSFER, None), (ATTACKS[1], classifier)):
-        with pytest.raises(ValueError, match="expected a source just where the attack names one"):
+        with pytest.raises(ValueError, match="source classifier for the attack"):
             evaluation.measure(spec, classifier, digits.test, source=source)
 
 
-def test_a_worst_case_with_a_source_tries_its_images_too(
+def test_a_worst_case_with_a_source_includes_the_transfer_attack(
     fresh: Store, digits: Dataset, source_weights: dict[str, torch.Tensor]
 ) -> None:
     fresh.save_checkpoint(RUN.source(SOURCE_SEED), source_weights)
     spec = AttackSpec("worst-case", eps=0.05, steps=2, images=30, source=SOURCE_SEED)
     evaluation.evaluate(RUN, [spec], digits, fresh)
-    broken = fresh.record(RUN, spec).found
-    assert f"transfer from {attacks.SOURCE_NAME}" in broken
+    counts = fresh.record(RUN, spec).found
+    assert f"transfer from {attacks.SOURCE_NAME}" in counts
 
 
-def test_the_square_attack_makes_as_many_queries_as_steps(fresh: Store, digits: Dataset) -> None:
+def test_the_square_attack_has_as_many_queries_as_steps(fresh: Store, digits: Dataset) -> None:
     spec = AttackSpec("square", eps=0.2, steps=30, images=40)
     evaluation.evaluate(RUN, [spec], digits, fresh)
     classifier = load(RUN, digits, fresh)
     images, labels = digits.test.images[:40].astype(np.float32) / 255, digits.test.labels[:40]
     with seeded(0):
         attack = SquareAttack(classifier, norm=np.inf, eps=0.2, max_iter=30, nb_restarts=1, verbose=False)
-        made = attack.generate(images, labels)
+        adversarial = attack.generate(images, labels)
     record = fresh.record(RUN, spec)
-    assert record.right.sum() == int((classifier.predict(made).argmax(1) == labels).sum())
+    assert record.right.sum() == int((classifier.predict(adversarial).argmax(1) == labels).sum())
     assert record.right.sum() < 40
     assert record.zero_gradient is None
 
 
-def test_a_report_flags_the_papers_attacker_of_sure_networks_and_not_the_exact_one(
-    surer: HRClassifier, digits: Dataset
+def test_a_report_flags_the_paper_protocol_at_large_margins_and_not_the_exact_one(
+    scaled: HRClassifier, digits: Dataset
 ) -> None:
     specs = [AttackSpec("diagnostics", loss, 0.1, steps=10, images=60) for loss in ("clipped-ce", "ce")]
-    (_, paper), (_, exact) = evaluation.measure_all(specs, surer, digits)
+    (_, paper), (_, exact) = evaluation.measure_all(specs, scaled, digits)
     assert "zero gradients" in paper.flags
     assert "zero gradients" not in exact.flags
     images, labels = digits.test.images[:60].astype(np.float32) / 255, digits.test.labels[:60]
     options = {"eps": 0.1, "max_iter": 10, "square_iter": evaluation.REPORT_QUERIES, "batch_size": 250}
-    found = gradient_masking_report(seen_through("clipped-ce", surer), images, labels, **options)
-    assert paper.flags == {flag.name: flag.evidence for flag in found.flags}
-    assert paper.right.tolist() == found.robust.tolist()
-    assert paper.right.sum() < found.single_step["as given"].sum()
+    report = gradient_masking_report(view_of("clipped-ce", scaled), images, labels, **options)
+    assert paper.flags == {flag.name: flag.evidence for flag in report.flags}
+    assert paper.right.tolist() == report.robust.tolist()
+    assert paper.right.sum() < report.single_step["as given"].sum()
 
 
-def test_a_report_comes_back_from_its_file(fresh: Store, digits: Dataset) -> None:
+def test_a_report_is_stored_and_read(fresh: Store, digits: Dataset) -> None:
     spec = AttackSpec("diagnostics", "ce", 0.1, steps=2, images=10)
     evaluation.evaluate(RUN, [spec], digits, fresh)
     record = fresh.record(RUN, spec)
@@ -696,15 +706,15 @@ def test_a_report_comes_back_from_its_file(fresh: Store, digits: Dataset) -> Non
     assert set(record.arrays()) == {"labels", "robust"}
 
 
-def test_fgsm_without_clipping_moves_every_pixel_by_eps_where_it_has_a_gradient(fresh: Store, digits: Dataset) -> None:
+def test_fgsm_without_clipping_changes_every_pixel_with_a_gradient_by_eps(fresh: Store, digits: Dataset) -> None:
     clipped = AttackSpec("fgm", "ce", 0.1, images=40)
     free = replace(clipped, clip=False)
     assert free.key() != clipped.key()
     classifier = load(RUN, digits, fresh)
     images, labels = digits.test.images[:40].astype(np.float32) / 255, digits.test.labels[:40]
-    gradients = seen_through("ce", classifier).loss_gradient(images, labels)
-    made = images + np.float32(0.1) * np.sign(gradients)
-    assert made.min() < 0, "some pixels leave their range"
+    gradients = view_of("ce", classifier).loss_gradient(images, labels)
+    adversarial = images + np.float32(0.1) * np.sign(gradients)
+    assert adversarial.min() < 0, "some pixels leave the pixel range"
     record = evaluation.measure(free, classifier, digits.test)
     with torch.no_grad():
-        assert np.allclose(record.logits, classifier.model.eval()(torch.from_numpy(made)).numpy(), atol=1e-4)
+        assert np.allclose(record.logits, classifier.model.eval()(torch.from_numpy(adversarial)).numpy(), atol=1e-4)

@@ -1,4 +1,4 @@
-"""The prepared run, tried on the CPU: stages in order, each ending in files, and failing, stopped or resumed alone."""
+"""The prepared GPU run, tested on the CPU: stages, time limits, resumption and summary."""
 
 import json
 import os
@@ -30,8 +30,8 @@ def code(text: str) -> list[str]:
     return [sys.executable, "-c", text]
 
 
-class Made(Plan):
-    """A plan with stages of a test."""
+class PlanOfStages(Plan):
+    """Plan with given stages."""
 
     made: Mapping[str, Stage]
 
@@ -40,7 +40,7 @@ class Made(Plan):
 
 
 def plan(folder: Path, **stages: Stage) -> Plan:
-    made = Made(folder, folder, "cpu", True, {})
+    made = PlanOfStages(folder, folder, "cpu", True, {})
     object.__setattr__(made, "made", stages)
     return made
 
@@ -52,7 +52,9 @@ def states(folder: Path) -> dict[str, str]:
 # --------------------------------------------------------------------------------------------------------------- stages
 
 
-def test_each_stage_fails_alone_and_its_output_is_kept(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+def test_a_failed_stage_does_not_stop_others_and_its_output_is_logged(
+    tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
     three = plan(
         tmp_path,
         first=Stage(code("print('one'); raise SystemExit(3)")),
@@ -70,8 +72,8 @@ def test_each_stage_fails_alone_and_its_output_is_kept(tmp_path: Path, capsys: p
     assert "three\n" not in shown
 
 
-def test_what_is_done_is_not_done_again(tmp_path: Path) -> None:
-    """A stage that failed is, and adds to its log; the summary is of all."""
+def test_finished_stages_are_not_repeated(tmp_path: Path) -> None:
+    """A failed stage is repeated, and appends to its log; the summary has all stages."""
     counting = "import pathlib, sys; p = pathlib.Path(sys.argv[1]); p.open('a').write('x')"
     once, again = (tmp_path / name for name in ("once", "again"))
     stages = {
@@ -84,12 +86,12 @@ def test_what_is_done_is_not_done_again(tmp_path: Path) -> None:
     assert (tmp_path / "again.log").read_text().count("$ ") == 2
 
 
-def test_a_stage_over_its_time_is_interrupted_so_that_it_can_keep_what_it_has(
+def test_a_stage_over_its_time_limit_is_interrupted_so_that_it_can_store_its_state(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """One that goes on all the same is killed, and the next has its turn."""
+    """A stage that ignores the interrupt is killed, and the next stage is executed."""
     monkeypatch.setattr(gpu, "GRACE", 1.0)
-    monkeypatch.setattr(gpu, "LEAST", 0.0)
+    monkeypatch.setattr(gpu, "MIN_SECONDS", 0.0)
     waiting = "import time\ntry:\n    print('ready', flush=True); time.sleep(60)\nexcept KeyboardInterrupt:\n    "
     stages = {
         "kept": Stage(code(f"{waiting}print('kept')"), 4),
@@ -101,21 +103,21 @@ def test_a_stage_over_its_time_is_interrupted_so_that_it_can_keep_what_it_has(
     assert (tmp_path / "kept.log").read_text().endswith("ready\nkept\n")
 
 
-def test_nothing_is_begun_for_which_there_is_no_time(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
-    assert gpu.run(plan(tmp_path, late=Stage(code(""))), (), (gpu.GRACE + gpu.LEAST - 1) / 60, CONSOLE) == 1
+def test_a_stage_is_not_started_without_enough_time(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    assert gpu.run(plan(tmp_path, late=Stage(code(""))), (), (gpu.GRACE + gpu.MIN_SECONDS - 1) / 60, CONSOLE) == 1
     assert not (tmp_path / "stages.json").exists()
     assert "late: no time left\n" in capsys.readouterr().out
 
 
 @pytest.mark.slow
-def test_a_grid_that_the_deadline_stops_goes_on_from_there(tmp_path: Path) -> None:
-    """The run is of the ordinary command, and no report needs it to be whole."""
+def test_a_grid_that_the_deadline_stops_is_resumed(tmp_path: Path) -> None:
+    """The stage is the command run, and the summary also shows unfinished runs."""
     options = GridOptions(studies.SMALL, tmp_path / "store", seeds=1, epochs=100_000)
     grid = {"paper": (f"{options.resuming} --workers 1", options.resolve())}
     run, kept = options.resolve().runs()[0], Store(tmp_path / "store")
     counts = [0]
     for _ in range(2):
-        for seconds in (12, 30, 120):  # a busy machine needs some to begin
+        for seconds in (12, 30, 120):  # several limits, because the start takes long on a busy machine
             assert (
                 gpu.run(Plan(tmp_path, tmp_path, "cpu", True, grid), ("paper",), (gpu.GRACE + seconds) / 60, CONSOLE)
                 == 1
@@ -126,32 +128,32 @@ def test_a_grid_that_the_deadline_stops_goes_on_from_there(tmp_path: Path) -> No
         counts.append(len(kept.curve(run)))
         assert f"| {run} | {counts[-1]} of 100000 |" in (tmp_path / "summary.md").read_text()
     assert 0 < counts[1] < counts[2]
-    begun = {entry["from_epoch"] for entry in kept.log_entries(run) if entry["event"] == "training"}
-    assert begun == {1, counts[1] + 1}
+    first_epochs = {entry["from_epoch"] for entry in kept.log_entries(run) if entry["event"] == "training"}
+    assert first_epochs == {1, counts[1] + 1}
 
 
 @pytest.mark.slow
-def test_the_whole_run_in_small_on_the_cpu(tmp_path: Path) -> None:
+def test_a_quick_run_on_the_cpu_completes_all_stages(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "benchmarks", "gpu", "--device", "cpu", "--quick", "--output", str(tmp_path)]
-    # All but what the test of a quick run of speed does, too.
+    # All stages except those that the tests of speed cover.
     stages = ["machine", "tests", "loss", "paper-digits"]
-    environment = {**os.environ, "TORCHDYNAMO_DISABLE": "1"}  # compiling takes longer than all the rest
+    environment = {**os.environ, "TORCHDYNAMO_DISABLE": "1"}  # compilation would take longer than the rest of the test
     for seconds in (300, 60):
         ended = subprocess.run([*command, "--stage", *stages], env=environment, capture_output=True, timeout=seconds)
         assert ended.returncode == 0, ended.stdout.decode() + ended.stderr.decode()
-    assert ended.stdout.count(b": done before\n") == 4
+    assert ended.stdout.count(b": already done\n") == 4
     assert set(states(tmp_path).values()) == {"done"}
     assert set(states(tmp_path)) == set(stages)
     facts = json.loads((tmp_path / "machine.json").read_text())
     summary = (tmp_path / "summary.md").read_text()
     assert facts["torch"] == torch.__version__.split("+")[0]
-    for shown in (f"| torch | {facts['torch']} |", "Tests: ", "## Speed: loss", "| attacks | not begun |"):
+    for shown in (f"| torch | {facts['torch']} |", "Tests: ", "## Speed: loss", "| attacks | not started |"):
         assert shown in summary
     assert "| digits, CE, seed 0 | 1 of 1 |" in summary
     assert list(tmp_path.glob("store/reports/digits-*/*.html"))
 
 
-def test_bad_options_are_named_before_anything_is_done(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+def test_invalid_options_are_refused_before_any_stage(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     (tmp_path / "file").touch()
     for options, named in (
         ("--stage papper-mnist", "did you mean 'paper-mnist'?"),
@@ -166,7 +168,7 @@ def test_bad_options_are_named_before_anything_is_done(tmp_path: Path, capsys: p
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="wants no GPU")
 @pytest.mark.parametrize("command", ["gpu", "speed"])
-def test_a_gpu_that_is_not_there_is_an_error(command: str, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+def test_a_missing_gpu_is_an_error(command: str, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     assert main([command, "--device", "gpu", "--output", str(tmp_path / "out")]) == 2
     assert "--device gpu" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
@@ -175,25 +177,25 @@ def test_a_gpu_that_is_not_there_is_an_error(command: str, tmp_path: Path, capsy
 # ------------------------------------------------------------------------------------------------------ speed on a GPU
 
 
-def test_share_of_the_bandwidth_is_taken_within_each_round(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of the copy's time, that of each loss, and a column of the table."""
+def test_the_share_of_the_bandwidth_is_computed_within_each_round(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The share is the time of the copy divided by the time of the loss, and has a column in the table."""
 
-    def given(calls: Mapping[str, object], *_: object, **__: object) -> dict[str, list[float]]:
+    def fake_timings(calls: Mapping[str, object], *_: object, **__: object) -> dict[str, list[float]]:
         return {name: [1.0, 2.0, 4.0] if name == losses.COPY else [2.0, 8.0, 5.0] for name in calls}
 
-    monkeypatch.setattr(losses, "interleaved", given)
+    monkeypatch.setattr(losses, "interleaved", fake_timings)
     with torch.compiler.set_stance("force_eager"):
         readings = frame(losses.measure(losses.Workload((16, 10)), 1, Settings(Path(), seconds=1), beside_copy=True))
     shares = readings[readings.quantity == losses.SHARE].set_index("contender")
     assert set(shares.index) == set(losses.ORDER) - {losses.COPY}
     assert set(shares.against) == {losses.COPY}
-    assert set(shares["median"]) == {0.5}, "of 0.5, 0.25 and 0.8"
+    assert set(shares["median"]) == {0.5}, "the median of 0.5, 0.25 and 0.8"
     (table,) = losses.tables(readings)
     assert losses.SHARE in table.header
     assert losses.SHARE_NOTE in table.notes
 
 
-def test_loss_table_of_a_gpu_has_its_sizes_and_dtypes() -> None:
+def test_the_loss_table_of_a_gpu_has_its_sizes_and_dtypes() -> None:
     shown = [str(workload) for workload in losses.ON_GPU]
     assert shown == [
         "hard (128, 10)",
@@ -225,7 +227,7 @@ def test_every_part_is_measured_on_a_gpu(part: str, tmp_path: Path) -> None:
 
 @pytest.mark.gpu
 def test_peak_of_a_known_pattern_on_a_gpu() -> None:
-    """1 MiB, and 2 MiB that are gone when half a MiB comes: 3 MiB, beside 5 MiB that are older."""
+    """The peak is 3 MiB: 1 MiB and 2 MiB, which are freed before 0.5 MiB; 5 MiB allocated before do not count."""
     older = torch.empty(5 << 20, dtype=torch.uint8, device=CUDA)
 
     def pattern() -> list[torch.Tensor]:
@@ -238,15 +240,15 @@ def test_peak_of_a_known_pattern_on_a_gpu() -> None:
 
 
 @pytest.mark.gpu
-def test_work_in_the_queue_is_waited_for() -> None:
-    """1.1 TFLOP of a product take a millisecond on any GPU, its launch a hundredth of that."""
+def test_timings_wait_for_queued_gpu_work() -> None:
+    """A product of 1.1 TFLOP takes at least a millisecond on any GPU; its launch takes a hundredth of that."""
     matrix = torch.randn(8192, 8192, device=CUDA)
     times = interleaved({"product": lambda _: matrix @ matrix}, Settings(Path(), device=CUDA), rounds=3)
     assert min(times["product"]) > 1e-3
 
 
 @pytest.mark.gpu
-def test_machine_tells_of_its_gpu() -> None:
+def test_machine_describes_the_gpu() -> None:
     facts = gpu.machine()
     assert facts["GPU"] == torch.cuda.get_device_name()
     assert facts["CUDA"] == torch.version.cuda

@@ -1,4 +1,4 @@
-"""The networks have the shapes and sizes they are named for, and come from their seed alone."""
+"""Networks: shapes, sizes, seeds and normalisation; training and attack losses."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -32,7 +32,7 @@ CASES = [
     pytest.param(
         replace(RESNET, blocks=2),
         (3, 32, 32),
-        # Each further block: two convolutions that keep the width, each with a batch normalisation.
+        # Each further block has two convolutions of the same width, each with batch normalisation.
         (16 * 28 + 32)
         + (4 * 16 * 145 + 4 * 32)
         + (32 * 145 + 3 * 32 * 289 + 4 * 64 + 32 * 17)
@@ -62,14 +62,16 @@ def digits() -> Dataset:
 
 
 @pytest.mark.parametrize(("recipe", "shape", "parameters"), CASES)
-def test_size_and_shape(recipe: Recipe, shape: tuple[int, int, int], parameters: int) -> None:
+def test_the_number_of_parameters_and_the_shape_of_the_logits(
+    recipe: Recipe, shape: tuple[int, int, int], parameters: int
+) -> None:
     model = models.build(recipe, image_shape=shape, classes=10, seed=0)
     assert model(torch.rand(2, *shape)).shape == (2, 10)
     assert sum(p.numel() for p in model.parameters()) == parameters
 
 
 @pytest.mark.parametrize(("recipe", "shape", "parameters"), CASES)
-def test_the_seed_alone_decides_the_weights(recipe: Recipe, shape: tuple[int, int, int], parameters: int) -> None:
+def test_the_weights_depend_only_on_the_seed(recipe: Recipe, shape: tuple[int, int, int], parameters: int) -> None:
     before = torch.random.get_rng_state()
     first, second, other = (models.build(recipe, image_shape=shape, classes=10, seed=s) for s in (7, 7, 8))
     assert torch.equal(before, torch.random.get_rng_state())
@@ -86,7 +88,7 @@ def test_resnet_layers_are_6n_plus_2() -> None:
         assert len(shortcuts) == 2
 
 
-def test_resnet_of_version_2_has_9n_plus_2_layers_whose_blocks_end_in_a_plain_sum() -> None:
+def test_resnet_version_2_has_9n_plus_2_layers_and_blocks_that_end_with_a_sum() -> None:
     for blocks in (1, 2):
         network = models.resnet_v2(3, 10, blocks=blocks)
         weighted = [m for m in network.modules() if isinstance(m, (nn.Conv2d, nn.Linear))]
@@ -106,7 +108,7 @@ def pixel_mean(model: nn.Module) -> models.PixelMean:
 
 
 def gradient_of(model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
-    """Of cross-entropy by the images."""
+    """Return the gradient of cross-entropy with respect to the images."""
     leaf = images.clone().requires_grad_()
     return torch.autograd.grad(attack_loss("ce")(model(leaf), labels).sum(), leaf)[0]
 
@@ -119,14 +121,14 @@ def test_the_mean_is_subtracted_inside_the_network() -> None:
     torch.testing.assert_close(model(images + 0.25), plain, rtol=1e-4, atol=1e-5)
 
 
-def test_the_pixel_mean_is_that_of_the_training_images(digits: Dataset) -> None:
+def test_the_pixel_mean_is_the_mean_of_the_training_images(digits: Dataset) -> None:
     model = models.build_for(replace(SMALL, subtract_pixel_mean=True), digits)
     mean = pixel_mean(model).mean
     expected = digits.train.images.astype(np.float64).mean(0) / 255
     torch.testing.assert_close(mean, torch.from_numpy(expected).float())
     assert mean.shape == (1, 8, 8)
     assert not np.allclose(expected, digits.test.images.mean(0) / 255, atol=1e-3)
-    # Taken from the images before the network sees them, and no part of what is learnt.
+    # The mean is subtracted from the input, and it is not a trained parameter.
     plain = models.build_for(SMALL, digits)
     images, _ = digits.test.tensors(torch.device("cpu"))
     torch.testing.assert_close(model(images), plain(images - mean))
@@ -135,8 +137,8 @@ def test_the_pixel_mean_is_that_of_the_training_images(digits: Dataset) -> None:
 
 @pytest.mark.parametrize("model", ["small-cnn", "resnet"])
 @pytest.mark.parametrize("mean", [False, True], ids=["plain", "mean"])
-def test_a_scaled_network_sees_images_as_they_are_stored(digits: Dataset, model: str, mean: bool) -> None:
-    """Scaled, it gives on images in [0, 1] what it gives without on the same in [0, 255], its mean scaled as well."""
+def test_a_network_with_input_scale_255_gets_8_bit_pixels(digits: Dataset, model: str, mean: bool) -> None:
+    """Images in [0, 1] with the scale give the logits of images in [0, 255] without it, with a scaled mean."""
     recipe = replace(RECIPE, model=model, subtract_pixel_mean=mean)
     plain, scaled = (models.build_for(replace(recipe, input_scale=s), digits, seed=4) for s in (1.0, 255.0))
     plain, scaled = plain.double().eval(), scaled.double().eval()
@@ -152,7 +154,7 @@ def test_a_scaled_network_sees_images_as_they_are_stored(digits: Dataset, model:
     torch.testing.assert_close(gradient_of(scaled, images, labels), 255 * gradient)
 
 
-def test_build_for_is_build_for_the_images_and_classes_of_the_data(digits: Dataset) -> None:
+def test_build_for_uses_the_image_shape_and_classes_of_the_data(digits: Dataset) -> None:
     ours, theirs, other = (
         models.build_for(SMALL, digits, seed=5),
         models.build(SMALL, image_shape=(1, 8, 8), classes=10, seed=5),
@@ -167,24 +169,24 @@ def test_build_for_is_build_for_the_images_and_classes_of_the_data(digits: Datas
 @pytest.mark.parametrize(
     "preparation", [{}, {"subtract_pixel_mean": True}, {"input_scale": 255.0}], ids=["plain", "mean", "scale"]
 )
-def test_a_state_dict_holds_all_that_was_learnt(digits: Dataset, name: str, preparation: dict) -> None:
+def test_a_state_dict_restores_the_trained_network(digits: Dataset, name: str, preparation: dict) -> None:
     recipe = replace(RECIPE, model=name, **preparation)
     trained, fresh = (models.build_for(recipe, digits, seed=seed) for seed in (1, 2))
     images, _ = (tensor[:40] for tensor in digits.test.tensors(torch.device("cpu")))
-    trained(images)  # in training mode: batch statistics move
+    trained(images)  # in training mode, which updates batch statistics
     if "subtract_pixel_mean" in preparation:
         pixel_mean(trained).mean.add_(0.1)
     fresh.load_state_dict(trained.state_dict())
     assert torch.equal(trained.eval()(images), fresh.eval()(images))
 
 
-def test_a_scale_of_1_leaves_the_weights_names_as_they_are_with_any_other(digits: Dataset) -> None:
-    """So that weights can be taken from a network of one scale to one of another."""
+def test_the_names_of_the_weights_do_not_depend_on_the_scale(digits: Dataset) -> None:
+    """The weights of a network can be loaded into a network of another scale."""
     plain, scaled = (models.build_for(replace(SMALL, input_scale=scale), digits) for scale in (1.0, 255.0))
     assert list(plain.state_dict()) == list(scaled.state_dict())
 
 
-def test_the_lenet_is_convolution_relu_and_pooling_twice_and_two_layers() -> None:
+def test_the_lenet_has_two_convolutions_with_relu_and_pooling_and_two_linear_layers() -> None:
     network = models.lenet((1, 8, 8), 10, small=True)
     first, second = (module for module in network if isinstance(module, nn.Conv2d))
     hidden, last = (module for module in network if isinstance(module, nn.Linear))
@@ -194,26 +196,26 @@ def test_the_lenet_is_convolution_relu_and_pooling_twice_and_two_layers() -> Non
     torch.testing.assert_close(network(images), last(hidden(features.flatten(1)).relu()))
 
 
-def test_a_residual_block_is_rectified_after_the_shortcut_is_added() -> None:
+def test_the_relu_of_a_residual_block_follows_the_sum_with_the_shortcut() -> None:
     block = models.ResidualBlock(4, 4, stride=1).eval()
-    # With no residual at all, what is left is the rectified input.
+    # Without a residual, the output is the ReLU of the input.
     for parameter in block.residual[-1].parameters():
         nn.init.zeros_(parameter)
     features = torch.randn(2, 4, 6, 6)
     assert torch.equal(block(features), features.relu())
 
 
-def test_the_resnet_starts_he_normal_without_biases() -> None:
+def test_initial_weights_of_the_resnet_are_he_normal_and_biases_are_0() -> None:
     for module in models.resnet(3, 10, blocks=1).modules():
         if isinstance(module, (nn.Conv2d, nn.Linear)):
             inputs = module.weight[0].numel()
-            # The standard deviation of n draws strays by a share of 1 / sqrt(2 n); four times that is allowed.
+            # The standard deviation of n draws has a relative error of 1 / sqrt(2 n); four times that is allowed.
             stray = 4 / (2 * module.weight.numel()) ** 0.5
             assert module.weight.std().item() == pytest.approx((2 / inputs) ** 0.5, rel=stray)
             assert not module.bias.any()
 
 
-def test_batch_statistics_move_by_a_hundredth_per_step_as_in_keras() -> None:
+def test_the_momentum_of_batch_statistics_is_one_hundredth_as_in_keras() -> None:
     network = models.resnet(3, 10, blocks=1).train()
     images = torch.rand(4, 3, 8, 8)
     mean = network[0](images).mean((0, 2, 3))
@@ -228,11 +230,11 @@ def test_images_too_small_for_the_network_are_refused() -> None:
 
 
 @pytest.mark.parametrize("margin", [5.0, 30.0, 60.0])
-def test_exact_cross_entropy_keeps_its_gradient_at_any_margin(margin: float) -> None:
+def test_the_gradient_of_exact_cross_entropy_is_correct_at_any_margin(margin: float) -> None:
     logits = torch.tensor([[margin, 0.0, -1.0]], requires_grad=True)
     loss = attack_loss("ce")(logits, torch.tensor([0]))
     gradient = torch.autograd.grad(loss.sum(), logits)[0].double()
-    # In closed form: q_k for the others, and minus their sum for the true class.
+    # Closed form: q_k for the other classes, and minus their sum for the true class.
     odds = torch.tensor([-margin, -margin - 1], dtype=torch.float64).exp()
     others = odds / (1 + odds.sum())
     expected = torch.cat([-others.sum(0, keepdim=True), others])[None]
@@ -241,7 +243,7 @@ def test_exact_cross_entropy_keeps_its_gradient_at_any_margin(margin: float) -> 
 
 
 @pytest.mark.parametrize("name", ["ce", "hr"])
-def test_clipped_losses_are_the_exact_ones_until_they_saturate(name: str) -> None:
+def test_clipped_losses_equal_the_exact_ones_until_they_saturate(name: str) -> None:
     logits = torch.tensor([[4.0, 0.0, -1.0], [15.0, 0.0, -1.0], [17.0, 0.0, -1.0]], requires_grad=True)
     labels = torch.zeros(3, dtype=torch.long)
     values, gradients = [], []
@@ -256,7 +258,7 @@ def test_clipped_losses_are_the_exact_ones_until_they_saturate(name: str) -> Non
         assert (gradients[1][2] == 0).all()
 
 
-def test_torchs_cross_entropy_loses_the_true_class_at_a_margin_of_30() -> None:
+def test_the_gradient_of_torchs_cross_entropy_loses_the_true_class_at_a_margin_of_30() -> None:
     logits = torch.tensor([[30.0, 0.0, -1.0]], requires_grad=True)
     loss = attack_loss("torch-ce")(logits, torch.tensor([0]))
     gradient = torch.autograd.grad(loss.sum(), logits)[0]
@@ -265,7 +267,7 @@ def test_torchs_cross_entropy_loses_the_true_class_at_a_margin_of_30() -> None:
 
 
 @pytest.mark.parametrize("alpha", [1.2, 3.0])
-def test_training_losses_are_means_in_nats_at_their_own_alpha(alpha: float) -> None:
+def test_training_losses_are_means_in_nats_at_the_alpha_of_the_specification(alpha: float) -> None:
     logits, labels = torch.randn(6, 3, generator=torch.Generator().manual_seed(0)).double(), torch.arange(6) % 3
     q = logits.softmax(1)
     true = q[torch.arange(6), labels]
@@ -275,7 +277,7 @@ def test_training_losses_are_means_in_nats_at_their_own_alpha(alpha: float) -> N
     torch.testing.assert_close(training_loss(LossSpec("hr", alpha))(logits, labels), entropy + divergence)
 
 
-def test_clipped_losses_stop_at_a_ten_millionth() -> None:
+def test_clipped_losses_saturate_at_a_probability_of_1e_7() -> None:
     logits = torch.tensor([[0.0, 20.0]], requires_grad=True)
     loss = attack_loss("clipped-ce")(logits, torch.tensor([0]))
     torch.testing.assert_close(loss, torch.tensor([1e-7]).log().neg())
@@ -288,7 +290,7 @@ def test_scaled_logits_are_the_logits_times_the_factor(name: str) -> None:
     model = models.build(recipe, image_shape=(1, 28, 28), classes=7, seed=1).eval()
     images = torch.rand(5, 1, 28, 28, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
-        for parameter in model.parameters():  # no bias is left at 0
+        for parameter in model.parameters():  # no bias is 0
             parameter.add_(0.01)
         before = model(images)
         models.scale_logits(model, 2.5)
@@ -296,7 +298,7 @@ def test_scaled_logits_are_the_logits_times_the_factor(name: str) -> None:
 
 
 @pytest.mark.parametrize("alpha", [None, 1.6])
-def test_smoothed_labels_are_a_mixture_with_the_uniform_distribution(alpha: float | None) -> None:
+def test_label_smoothing_mixes_labels_with_the_uniform_distribution(alpha: float | None) -> None:
     logits = torch.tensor([[2.0, -1.0, 0.5], [0.3, 0.1, -2.0]], dtype=torch.float64)
     labels = torch.tensor([0, 2])
     smoothed = LossSpec("ce" if alpha is None else "hr", alpha, label_smoothing=0.3)

@@ -1,4 +1,4 @@
-"""References find a user's own things, know their source, and are refused where they are not what they say."""
+"""References to a user's code: search, source hash, pickling, and errors."""
 
 import pickle
 import re
@@ -11,12 +11,12 @@ import pytest
 from benchmarks.config import AttackSpec, ConfigError, Grid, LossSpec, Recipe, RunSpec
 from benchmarks.references import Reference, refer
 
-SOURCE = "def build(**given):\n    return sorted(given.items())\n"
+SOURCE = "def build(**arguments):\n    return sorted(arguments.items())\n"
 
 
 @pytest.fixture
 def file(tmp_path: Path) -> Path:
-    """A file of a user's."""
+    """A user's Python file."""
     path = tmp_path / "mine.py"
     path.write_text(SOURCE)
     return path
@@ -24,7 +24,7 @@ def file(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A package on the import path, whose name no other test's has."""
+    """A package on the import path with a name that no other test uses."""
     folder = tmp_path / f"package_{tmp_path.name.replace('-', '_')}"
     folder.mkdir()
     (folder / "models.py").write_text("from .layers import WIDTH\ndef build():\n    return WIDTH\n")
@@ -47,13 +47,13 @@ def copied(file: Path, folder: str, name: str = "mine.py", text: str = SOURCE) -
     return path
 
 
-def test_what_a_reference_names_is_called_with_its_parameters(file: Path) -> None:
+def test_make_calls_the_named_function_with_its_parameters_and_the_arguments(file: Path) -> None:
     reference = refer(f"{file}:build(depth=2, names=['a', 'b'], wide=True)")
     assert reference.make(list, seed=1) == [("depth", 2), ("names", ("a", "b")), ("seed", 1), ("wide", True)]
     assert reference.label == "build(depth=2, names=('a', 'b'), wide=True)"
 
 
-def test_a_key_knows_names_parameters_and_source_but_no_folder(file: Path) -> None:
+def test_a_key_depends_on_names_parameters_and_source_but_not_on_the_folder(file: Path) -> None:
     run = run_of(file, "build(a=1, b=2.0)")
     same = [run_of(copied(file, "elsewhere"), "build(a=1, b=2.0)"), run_of(file, "build(b=2.0, a=1)")]
     assert {other.key() for other in same} == {run.key()}
@@ -68,7 +68,7 @@ def test_a_key_knows_names_parameters_and_source_but_no_folder(file: Path) -> No
     assert len({other.key() for other in [run, *others]}) == len({run, *others}) == 6
 
 
-def test_what_a_file_imports_from_beside_it_is_part_of_its_source(file: Path) -> None:
+def test_imports_from_a_files_folder_are_part_of_its_source(file: Path) -> None:
     file.write_text("import helper\ndef build():\n    import lazy_helper\n    from benchmarks import config\n")
     (file.parent / "helper.py").write_text("import deeper_helper\n")
     for name in ("lazy_helper", "deeper_helper", "not_imported"):
@@ -78,10 +78,10 @@ def test_what_a_file_imports_from_beside_it_is_part_of_its_source(file: Path) ->
         (file.parent / f"{name}.py").write_text("import deeper_helper\n# changed\n")
         codes.append(refer(f"{file}:build").code)
     assert len(set(codes)) == 4
-    assert codes[3] == codes[4], "what it does not import is none of it"
+    assert codes[3] == codes[4], "a file that is not imported is not part of the source"
 
 
-def test_a_module_is_its_source_and_what_it_imports_from_its_package(package: Path) -> None:
+def test_imports_from_a_modules_package_are_part_of_its_source(package: Path) -> None:
     reference = refer(f"{package.name}.models:build")
     assert reference.make(int) == 3
     (package / "unused.py").write_text("# changed")
@@ -89,18 +89,18 @@ def test_a_module_is_its_source_and_what_it_imports_from_its_package(package: Pa
     (package / "layers.py").write_text("WIDTH = 4\n")
     changed = refer(f"{package.name}.models:build")
     assert changed != reference
-    # Python has the module as it was, and would go on with it under the new key.
+    # Python's cached module is the old one; using it would store its results under the new key.
     with pytest.raises(ConfigError, match=r"layers\.py has changed since this process"):
         changed.make(int)
 
 
-def test_a_file_that_was_changed_is_loaded_anew(file: Path) -> None:
+def test_a_changed_file_is_loaded_again(file: Path) -> None:
     assert refer(f"{file}:build").make(list) == []
     file.write_text("def build():\n    return [1]\n")
     assert refer(f"{file}:build").make(list) == [1]
 
 
-def test_a_reference_is_sent_to_other_processes_and_refuses_another_source_there(file: Path) -> None:
+def test_an_unpickled_reference_refuses_a_changed_source(file: Path) -> None:
     sent = pickle.loads(pickle.dumps(run_of(file, "build(a=1)"))).recipe.model
     assert isinstance(sent, Reference)
     assert sent.make(list) == [("a", 1)]
@@ -112,7 +112,7 @@ def test_a_reference_is_sent_to_other_processes_and_refuses_another_source_there
         sent.make(list)
 
 
-def test_a_file_is_looked_for_beside_the_file_that_names_it_and_then_where_we_are(
+def test_a_relative_file_is_searched_beside_the_referring_file_and_then_in_the_current_folder(
     file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     study = copied(
@@ -128,7 +128,7 @@ def test_a_file_is_looked_for_beside_the_file_that_names_it_and_then_where_we_ar
     assert refer("study/study.py:grid").make(Reference).path == str(beside)
 
 
-def test_nothing_is_executed_before_it_is_needed(file: Path) -> None:
+def test_a_file_is_not_executed_before_make_is_called(file: Path) -> None:
     file.write_text("raise RuntimeError('executed')")
     reference = refer(f"{file}:build")
     with pytest.raises(ConfigError, match=r"RuntimeError: executed \(.*mine\.py, line 1\)"):
@@ -139,19 +139,19 @@ UNUSABLE = ("build(", "build(1)", "build(**a)", "build(a=b)", "build(a={})", "bu
 
 
 @pytest.mark.parametrize("call", ["", "1", *UNUSABLE])
-def test_a_reference_that_is_malformed_is_refused(call: str, file: Path) -> None:
+def test_a_malformed_reference_is_refused(call: str, file: Path) -> None:
     with pytest.raises(ConfigError, match=re.escape(f"mine.py:{call}'")):
         refer(f"{file}:{call}")
 
 
 @pytest.mark.parametrize("text", [":build", "no module:build", "a..b:build", "a/b:build", "https://a.b"])
-def test_a_source_that_is_neither_file_nor_module_is_refused(text: str) -> None:
+def test_a_source_that_is_neither_a_file_nor_a_module_is_refused(text: str) -> None:
     with pytest.raises(ConfigError, match=re.escape(repr(text))):
         refer(text)
 
 
 @pytest.mark.parametrize("text", ["gone.py:build", "no_such_module:build", "no_such_package.module:build"])
-def test_a_source_that_is_not_there_is_named(text: str) -> None:
+def test_a_missing_source_is_named_in_the_error(text: str) -> None:
     with pytest.raises(ConfigError, match=text.partition(":")[0]):
         refer(text)
 
@@ -167,13 +167,13 @@ def test_a_source_that_is_not_there_is_named(text: str) -> None:
         ("def build(:", "mine.py"),
     ],
 )
-def test_what_is_not_what_it_must_be_is_refused(source: str, words: str, file: Path) -> None:
+def test_a_reference_to_unusable_code_is_refused(source: str, words: str, file: Path) -> None:
     file.write_text(source)
     with pytest.raises(ConfigError, match=words):
         refer(f"{file}:build").make(list)
 
 
-def test_an_own_attack_has_a_key_that_names_a_file_and_knows_its_source(file: Path) -> None:
+def test_the_key_of_a_users_attack_is_a_file_name_and_depends_on_its_source(file: Path) -> None:
     spec = AttackSpec(f"{file}:build(path='../a b')", eps=0.1, images=5)
     assert re.fullmatch(r"mine\.py-build-path-\.\.-a-b-[0-9a-f]{8}-0\.1-first-5", spec.key())
     assert AttackSpec(f"{copied(file, 'elsewhere')}:build(path='../a b')", eps=0.1, images=5).key() == spec.key()
@@ -181,7 +181,7 @@ def test_an_own_attack_has_a_key_that_names_a_file_and_knows_its_source(file: Pa
     assert AttackSpec(f"{file}:build(path='../a b')", eps=0.1, images=5).key() != spec.key()
 
 
-def test_own_things_go_by_their_names_in_tables(file: Path) -> None:
+def test_references_are_shown_without_their_folders(file: Path) -> None:
     loss, recipe = LossSpec(f"{file}:build(a=1)", margin=2), Recipe("lenet", epochs=1, batch_size=1, lr=0.1)
     assert str(loss) == "build(a=1), margin 2"
     grid = Grid("mine", ((f"{file}:build", recipe),), (loss,), (0,), (AttackSpec("none"),))
@@ -189,7 +189,7 @@ def test_own_things_go_by_their_names_in_tables(file: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", ["smoothing", "margin", "steps", "source", "loss", "names"])
-def test_what_an_own_thing_cannot_have_is_refused(kind: str, file: Path) -> None:
+def test_options_that_a_reference_does_not_support_are_refused(kind: str, file: Path) -> None:
     own, run = f"{file}:build", run_of(file)
     other = copied(file, "other", "other.py")
     refused = {

@@ -1,4 +1,4 @@
-"""The page for users with things of their own does what it says: its code and its command, run as it stands."""
+"""The documentation of a user's study: its code and its command are executed unchanged."""
 
 import re
 import subprocess
@@ -26,7 +26,7 @@ def write(folder: Path) -> Path:
 
 
 def python(arguments: Sequence[str], folder: Path) -> str:
-    """What Python shows, run in a folder with nothing but this project beside it."""
+    """Return the output of Python in a folder, with only this project on its path."""
     command = [sys.executable, *arguments]
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -35,13 +35,13 @@ def python(arguments: Sequence[str], folder: Path) -> str:
 
 @pytest.fixture(scope="module")
 def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with the page's files, in which its command was given."""
+    """Folder with the page's files, in which the page's command has been executed."""
     folder = write(tmp_path_factory.mktemp("user") / "study")
     python([*COMMAND.split(), "--workers", "1"], folder)
     return folder
 
 
-def test_the_page_has_a_file_of_each_kind_in_about_40_lines_of_code() -> None:
+def test_the_page_has_one_file_of_each_kind_with_about_40_lines_of_code() -> None:
     assert list(FILES) == ["my_data.py", "my_models.py", "my_losses.py", "my_attacks.py", "my_study.py"]
     lines = [line for code in (*FILES.values(), PIPELINE) for line in code.splitlines() if line]
     assert len(lines) <= 45
@@ -54,10 +54,12 @@ def test_the_report_shows_the_users_loss_and_attack_and_names_the_command(study:
     assert "Noise(tries=3)" in table
     assert "not yet" not in table
     assert f"python {COMMAND}" in table
-    assert all(re.fullmatch(r"[\w.-]+", path.name) for path in folder.iterdir()), "names that any disk can have"
+    assert all(re.fullmatch(r"[\w.-]+", path.name) for path in folder.iterdir()), (
+        "file names are valid on every file system"
+    )
 
 
-def test_two_spawned_workers_make_the_same_from_files_in_another_folder(study: Path, tmp_path: Path) -> None:
+def test_two_spawned_workers_give_the_same_results_from_files_in_another_folder(study: Path, tmp_path: Path) -> None:
     elsewhere = write(tmp_path / "elsewhere")
     command = COMMAND.replace("my_study.py", str(elsewhere / "my_study.py"))
     python([*command.split(), "--workers", "2"], tmp_path)
@@ -67,14 +69,14 @@ def test_two_spawned_workers_make_the_same_from_files_in_another_folder(study: P
         assert all((tmp_path / path).read_bytes() == (study / path).read_bytes() for path in paths)
 
 
-def test_the_trained_network_comes_back_in_one_line(study: Path) -> None:
+def test_the_trained_network_is_loaded_in_one_line(study: Path) -> None:
     assert python(["-c", PIPELINE], study) == "HRClassifier (1, 8, 8) 10\n"
 
 
 @pytest.mark.parametrize(
     ("file", "untrained"), [("my_losses.py", 2), ("my_models.py", 4), ("my_data.py", 4), ("my_study.py", 0)]
 )
-def test_a_changed_file_needs_new_runs_of_what_uses_it_and_of_nothing_else(
+def test_a_changed_file_requires_new_runs_only_where_it_is_used(
     file: str, untrained: int, study: Path, tmp_path: Path
 ) -> None:
     folder, store = write(tmp_path / "study"), Store(study / "hrloss-store")
@@ -84,7 +86,7 @@ def test_a_changed_file_needs_new_runs_of_what_uses_it_and_of_nothing_else(
     assert sum(not store.is_trained(run) for run in grid.runs()) == untrained
 
 
-def test_a_changed_attack_is_made_again_on_the_same_networks(study: Path, tmp_path: Path) -> None:
+def test_a_changed_attack_is_computed_again_on_the_same_networks(study: Path, tmp_path: Path) -> None:
     folder, store = write(tmp_path / "study"), Store(study / "hrloss-store")
     (folder / "my_attacks.py").write_text(FILES["my_attacks.py"].replace("range(", "range(1 + "))
     grid = grids.get(f"{folder}/my_study.py:my_grid")

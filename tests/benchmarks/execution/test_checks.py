@@ -1,4 +1,4 @@
-"""A user's own network, loss and attack are tried before a grid is begun, and what is amiss is told."""
+"""Trial of a user's network, loss and attack before a grid is started."""
 
 import re
 from dataclasses import replace
@@ -56,7 +56,7 @@ def prepared(tmp_path: Path, source: str, **parts: object) -> None:
     ],
     ids=["network", "loss", "attack"],
 )
-def test_what_is_right_passes_and_leaves_nothing(source: str, tmp_path: Path) -> None:
+def test_valid_user_code_passes_and_no_file_is_created(source: str, tmp_path: Path) -> None:
     prepared(tmp_path, source)
     assert not (tmp_path / "store").exists()
 
@@ -80,7 +80,7 @@ def test_what_is_right_passes_and_leaves_nothing(source: str, tmp_path: Path) ->
         ("def Attack(classifier, eps):\n    return 'no attack'", "mine.py:Attack.*no attack"),
     ],
 )
-def test_what_is_not_what_it_must_be_is_told_with_its_name(source: str, words: str, tmp_path: Path) -> None:
+def test_invalid_user_code_is_refused_with_its_name(source: str, words: str, tmp_path: Path) -> None:
     parts = [re.escape(word) for word in words.split(".*")]
     with pytest.raises(ConfigError, match=".*".join(parts)):
         prepared(tmp_path, source)

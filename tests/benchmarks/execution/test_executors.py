@@ -1,4 +1,4 @@
-"""Runs give the same files wherever they are done, in real processes and on real Dask clusters, and whoever dies."""
+"""Executors: equal files from processes and from real Dask clusters, also if workers or schedulers die."""
 
 import json
 import multiprocessing
@@ -40,12 +40,12 @@ RUNS = [
     for seed in (0, 1)
     for loss in (protocols.CE, protocols.HR)
 ]
-# Long enough to be caught at work.
+# Long enough that its process can be suspended during training.
 LONG = replace(RUNS[0], recipe=replace(RUNS[0].recipe, epochs=20, curve_every=20))
 
 
 class Deadly(RunSpec):
-    """A run that ends every process but this one."""
+    """Run whose key() exits every process except the main one."""
 
     def key(self) -> str:
         if multiprocessing.parent_process() is not None:
@@ -58,21 +58,21 @@ def jobs(runs: list[RunSpec], store: Path) -> list[Job]:
 
 
 def do(runs: list[RunSpec], store: Path, executor) -> dict[RunSpec, Outcome]:
-    """Do the runs, and return how each ended."""
-    ended: dict[RunSpec, Outcome] = {}
+    """Execute the runs, and return the outcome of each."""
+    outcomes: dict[RunSpec, Outcome] = {}
 
     def on_end(run: RunSpec, outcome: Outcome) -> None:
-        assert run not in ended, "each is told once"
-        ended[run] = outcome
+        assert run not in outcomes, "each outcome is reported once"
+        outcomes[run] = outcome
 
     failures = executors.run_all(jobs(runs, store), executor, on_end)
-    assert set(ended) == set(runs)
-    assert failures == sum(outcome.error is not None for outcome in ended.values())
-    return ended
+    assert set(outcomes) == set(runs)
+    assert failures == sum(outcome.error is not None for outcome in outcomes.values())
+    return outcomes
 
 
 def files(store: Path, runs: list[RunSpec]) -> dict[str, bytes]:
-    """What the store holds of the runs, but for logs, which tell the time, and locks."""
+    """Return the files of the runs by relative name, except logs, which contain times, and locks."""
     folders = [Store(store).folder(run) for run in runs]
     paths = (path for folder in folders for path in folder.rglob("*") if path.is_file())
     return {str(p.relative_to(store)): p.read_bytes() for p in paths if p.name not in ("log.jsonl", ".lock")}
@@ -85,29 +85,29 @@ def eventually(condition: Callable[[], object], what: str) -> None:
         time.sleep(0.01)
 
 
-def caught_at_work(store: Path, run: RunSpec) -> psutil.Process:
-    """The process that trains the run, stopped after its first epoch and before its last."""
-    folder, found = Store(store).folder(run), []
+def suspended_during_training(store: Path, run: RunSpec) -> psutil.Process:
+    """Return the process that trains the run, suspended after its first epoch and before its last."""
+    folder, processes = Store(store).folder(run), []
 
     def holders() -> list[psutil.Process]:
         for process in psutil.Process().children(recursive=True):
             try:
                 if any(file.path == str(folder / ".lock") for file in process.open_files()):
-                    found.append(process)
-            except psutil.Error:  # it has just ended
+                    processes.append(process)
+            except psutil.Error:  # the process has just ended
                 continue
-        return found
+        return processes
 
     eventually((folder / "state.pt").exists, f"an epoch of {run}")
     eventually(holders, f"a process that holds the lock of {run}")
-    found[0].suspend()
-    assert not Store(store).is_trained(run), "it was too fast to be caught"
-    return found[0]
+    processes[0].suspend()
+    assert not Store(store).is_trained(run), "training was too fast to be suspended"
+    return processes[0]
 
 
 @contextmanager
 def meanwhile(act: Callable[[], None]) -> Iterator[None]:
-    """Do something in a thread while the body runs; what it raises is raised after the body."""
+    """Call a function in a thread during the with block, and raise its exception after the block."""
     errors: list[BaseException] = []
 
     def guarded() -> None:
@@ -126,7 +126,7 @@ def meanwhile(act: Callable[[], None]) -> Iterator[None]:
 
 
 def listening(process: psutil.Process) -> set[str]:
-    """Addresses at which a process, or one of its children, can be reached."""
+    """Return the addresses on which a process or its children listen."""
     family = [process, *process.children(recursive=True)]
     return {c.laddr.ip for p in family for c in p.net_connections("inet") if c.status == psutil.CONN_LISTEN}
 
@@ -141,14 +141,14 @@ def pool() -> AbstractContextManager[Executor]:
 
 @pytest.fixture(scope="module")
 def reference(tmp_path_factory) -> Path:
-    """The runs, done one after the other in this process."""
+    """Store of the runs, executed in this process."""
     store = tmp_path_factory.mktemp("in-process")
     do([*RUNS, LONG], store, in_process)
     return store
 
 
 def in_this_process(protocol: str, security: Security | None = None, **options: object) -> LocalCluster:
-    """A cluster of one worker with two threads, all in this process; it saves the time to start one."""
+    """Start a cluster of one worker with two threads in this process, which is fast."""
     return LocalCluster(
         **{"n_workers": 1, **options},
         threads_per_worker=2,
@@ -163,7 +163,7 @@ def in_this_process(protocol: str, security: Security | None = None, **options: 
 
 @pytest.fixture(scope="module")
 def dask() -> Iterator[SpecCluster]:
-    """Two worker processes of one thread each, over TCP: "two" declares CPU=2, and "one" CPU=1."""
+    """Cluster of two worker processes with one thread each, over TCP: "two" declares CPU=2, "one" CPU=1."""
     local = {"host": "127.0.0.1", "protocol": "tcp", "dashboard_address": "127.0.0.1:0"}
     # Two threads of torch on a busy machine stall where each keeps its core while it waits for the other.
     options = {**local, "nthreads": 1, "env": {"OMP_WAIT_POLICY": "passive"}}
@@ -185,72 +185,72 @@ def test_a_dask_cluster_gives_the_same_files_as_this_process(
     do(RUNS, tmp_path, Cluster(dask.scheduler_address).executor)
     assert files(tmp_path, RUNS) == files(reference, RUNS)
     assert len(files(tmp_path, RUNS)) == len(RUNS) * (3 + len(ATTACKS))
-    assert listening(psutil.Process()) == {"127.0.0.1"}, "what is started here can be reached from here alone"
+    assert listening(psutil.Process()) == {"127.0.0.1"}, "the test's cluster listens on the local address only"
 
 
 def test_threads_of_one_worker_take_turns(reference: Path, tmp_path: Path, monkeypatch) -> None:
-    at_work, most, work = [], [], worker._work
+    active, counts, train_and_evaluate = [], [], worker._train_and_evaluate
 
-    def watched(job: Job, store: Store) -> list[str]:
-        at_work.append(job)
-        most.append(len(at_work))
-        messages = work(job, store)
-        at_work.remove(job)
+    def counting(job: Job, store: Store) -> list[str]:
+        active.append(job)
+        counts.append(len(active))
+        messages = train_and_evaluate(job, store)
+        active.remove(job)
         return messages
 
-    monkeypatch.setattr(worker, "_work", watched)
+    monkeypatch.setattr(worker, "_train_and_evaluate", counting)
     with in_this_process("tcp") as threads:
         assert threads.scheduler.total_nthreads == 2
         do(RUNS, tmp_path, Cluster(threads.scheduler_address).executor)
-    assert most == [1] * len(RUNS)
+    assert counts == [1] * len(RUNS)
     assert files(tmp_path, RUNS) == files(reference, RUNS)
 
 
 @pytest.mark.parametrize("where", ["pool", "dask"])
-def test_a_worker_that_dies_takes_no_run_with_it_but_one_that_ends_every_worker(
+def test_a_run_whose_worker_died_is_retried_and_fails_only_if_it_kills_every_worker(
     where: str, reference: Path, dask: SpecCluster, tmp_path: Path, monkeypatch
 ) -> None:
-    # Dask would begin each four times over, which takes four workers the time to start.
+    # Otherwise Dask would retry each run on four workers, whose start takes long.
     monkeypatch.setattr(dask.scheduler, "allowed_failures", 0)
     executor = pool if where == "pool" else Cluster(dask.scheduler_address).executor
     deadly, store = Deadly(DATASET, RECIPE, protocols.CE, 2), Store(tmp_path)
-    with meanwhile(lambda: caught_at_work(tmp_path, LONG).kill()):
+    with meanwhile(lambda: suspended_during_training(tmp_path, LONG).kill()):
         ended = do([LONG, deadly, *RUNS], tmp_path, executor)
 
     error = ended.pop(deadly).error
     assert isinstance(error, WorkerDiedError)
-    assert "the worker that did digits, CE, seed 2 died" in str(error)
+    assert "the worker of digits, CE, seed 2 died" in str(error)
     assert f"WorkerDiedError: {error}" in store.error(deadly)
 
     assert {outcome.error for outcome in ended.values()} == {None}
     assert files(tmp_path, [LONG, *RUNS]) == files(reference, [LONG, *RUNS])
-    begun = [entry["from_epoch"] for entry in store.log_entries(LONG) if entry["event"] == "training"]
-    assert len(begun) == 2, "the one that was killed is gone on with"
-    assert begun[0] == 1 < begun[1]
+    starts = [entry["from_epoch"] for entry in store.log_entries(LONG) if entry["event"] == "training"]
+    assert len(starts) == 2, "the run of the killed worker is resumed"
+    assert starts[0] == 1 < starts[1]
 
 
-def test_a_pool_outlives_a_death_and_ends_with_an_interrupt() -> None:
+def test_a_pool_survives_the_death_of_a_process_and_ends_with_an_interrupt() -> None:
     def use(pool: Executor) -> None:
         long = pool.submit(time.sleep, 10 * PATIENCE)
         with pytest.raises(BrokenExecutor):
             pool.submit(os._exit, 1).result(PATIENCE)
         assert signal.SIGINT in pool.submit(signal.pthread_sigmask, signal.SIG_BLOCK, ()).result(PATIENCE)
-        assert not long.done(), "it is in the other process"
-        left.extend([long, *(pool.submit(time.sleep, 10 * PATIENCE) for _ in range(2))])
+        assert not long.done(), "the other process is not affected"
+        futures.extend([long, *(pool.submit(time.sleep, 10 * PATIENCE) for _ in range(2))])
         raise KeyboardInterrupt
 
-    left: list[Future[None]] = []
+    futures: list[Future[None]] = []
     before = set(multiprocessing.active_children())
-    begun = time.monotonic()
+    start = time.monotonic()
     with pytest.raises(KeyboardInterrupt), executors.local(2) as pool:
         use(pool)
-    assert time.monotonic() - begun < PATIENCE
+    assert time.monotonic() - start < PATIENCE
     assert set(multiprocessing.active_children()) <= before
-    assert isinstance(left[0].exception(), BrokenExecutor)
-    assert left[-1].cancelled(), "nobody had begun it"
+    assert isinstance(futures[0].exception(), BrokenExecutor)
+    assert futures[-1].cancelled(), "no process had started it"
 
 
-def test_processes_end_with_a_parent_that_is_killed(tmp_path: Path) -> None:
+def test_worker_processes_exit_when_their_parent_is_killed(tmp_path: Path) -> None:
     program = (
         "import sys; from benchmarks.execution import local\n"
         "if __name__ == '__main__':\n"
@@ -266,7 +266,9 @@ def test_processes_end_with_a_parent_that_is_killed(tmp_path: Path) -> None:
     eventually(lambda: not child.is_running() or child.status() == psutil.STATUS_ZOMBIE, "the end of the child")
 
 
-def test_leaving_a_cluster_by_an_interrupt_takes_back_what_is_not_begun(dask: SpecCluster, tmp_path: Path) -> None:
+def test_an_interrupt_cancels_the_runs_that_no_worker_of_the_cluster_has_started(
+    dask: SpecCluster, tmp_path: Path
+) -> None:
     runs = [replace(LONG, seed=seed) for seed in range(8)]
 
     def interrupt(run: RunSpec, outcome: Outcome) -> None:
@@ -276,25 +278,25 @@ def test_leaving_a_cluster_by_an_interrupt_takes_back_what_is_not_begun(dask: Sp
         executors.run_all(jobs(runs, tmp_path), Cluster(dask.scheduler_address).executor, interrupt)
     eventually(lambda: not dask.scheduler.tasks, "a scheduler without tasks")
     store = Store(tmp_path)
-    eventually(lambda: not any(store.is_locked(run) for run in runs), "the end of what was in progress")
+    eventually(lambda: not any(store.is_locked(run) for run in runs), "the end of the runs in progress")
     assert 1 <= sum(store.is_trained(run) for run in runs) <= 5
 
 
-def test_a_call_made_twice_is_done_twice(dask: SpecCluster) -> None:
+def test_equal_calls_are_executed_separately(dask: SpecCluster) -> None:
     cluster = Cluster(dask.scheduler_address)
     with cluster.executor() as one, cluster.executor() as other:
         answers = {executor.submit(uuid.uuid4).result(PATIENCE) for executor in (one, one, other)}
     assert len(answers) == 3
 
 
-def test_a_worker_that_does_not_see_the_store_says_so(tmp_path: Path) -> None:
+def test_a_worker_without_access_to_the_store_fails(tmp_path: Path) -> None:
     (job,) = jobs(RUNS[:1], tmp_path / "elsewhere")
-    with pytest.raises(StoreError, match=r"expected the store .*elsewhere on .*, but it is not there"):
+    with pytest.raises(StoreError, match=r"expected the store .*elsewhere on .*, but it does not exist"):
         worker.execute(job)
     assert not list(tmp_path.iterdir())
 
 
-def test_an_error_in_a_job_comes_back_as_it_is(dask: SpecCluster) -> None:
+def test_an_exception_of_a_call_is_raised_by_its_future(dask: SpecCluster) -> None:
     with Cluster(dask.scheduler_address).executor() as executor, pytest.raises(ValueError, match="invalid literal"):
         executor.submit(int, "x").result(PATIENCE)
 
@@ -310,7 +312,7 @@ def test_an_address_without_a_scheduler_is_refused(address: str) -> None:
 
 @pytest.fixture(scope="module")
 def certificates(tmp_path_factory) -> dict[str, list[Path]]:
-    """Files of authority, certificate and key, of two authorities."""
+    """Files of authority, certificate and key, for two authorities."""
     folder = tmp_path_factory.mktemp("tls")
     files: dict[str, list[Path]] = {}
     for name in ("ours", "theirs"):
@@ -323,7 +325,7 @@ def certificates(tmp_path_factory) -> dict[str, list[Path]]:
 
 @pytest.fixture(scope="module")
 def tls(certificates: dict[str, list[Path]]) -> Iterator[str]:
-    """The address of a cluster that speaks with those who have our certificate."""
+    """Address of a cluster that accepts clients with the certificate "ours"."""
     ca, cert, key = map(str, certificates["ours"])
     parts = {
         f"tls_{part}_{what}": path
@@ -335,7 +337,7 @@ def tls(certificates: dict[str, list[Path]]) -> Iterator[str]:
         yield cluster.scheduler_address
 
 
-def test_tls_lets_in_who_has_the_certificate(
+def test_tls_accepts_a_client_with_the_certificate(
     tls: str, certificates: dict[str, list[Path]], reference: Path, tmp_path: Path
 ) -> None:
     do(RUNS[:1], tmp_path, Cluster(tls, *certificates["ours"]).executor)
@@ -343,7 +345,9 @@ def test_tls_lets_in_who_has_the_certificate(
 
 
 @pytest.mark.parametrize("given", ["none", "authority", "theirs", "theirs under our authority", "unencrypted"])
-def test_tls_keeps_out_who_has_not(given: str, tls: str, certificates: dict[str, list[Path]]) -> None:
+def test_tls_refuses_a_client_without_the_certificate(
+    given: str, tls: str, certificates: dict[str, list[Path]]
+) -> None:
     address = tls.replace("tls:", "tcp:") if given == "unencrypted" else tls
     parts = {
         "authority": certificates["ours"][:1],
@@ -357,7 +361,7 @@ def test_tls_keeps_out_who_has_not(given: str, tls: str, certificates: dict[str,
         pass
 
 
-def test_the_command_line_reaches_a_cluster_with_its_certificates(
+def test_the_command_line_connects_to_a_cluster_with_certificates(
     tls: str, certificates: dict[str, list[Path]], tmp_path: Path, capsys
 ) -> None:
     command = ["run", "--grid", studies.SMALL, "--seeds", "1", "--store", str(tmp_path), "--scheduler", tls]
@@ -365,13 +369,16 @@ def test_the_command_line_reaches_a_cluster_with_its_certificates(
     assert f"expected a Dask scheduler at '{tls}', but got: TLS expects" in capsys.readouterr().err
     ca, cert, key = map(str, certificates["ours"])
     assert main([*command, "--tls-ca", ca, "--tls-cert", cert, "--tls-key", key]) == 0
-    assert f"2 to do, on the cluster at {tls}, as it has workers." in capsys.readouterr().out
+    assert f"Starting 2 runs on the cluster at {tls}." in capsys.readouterr().out
     assert len(list(tmp_path.glob("runs/*/model.safetensors"))) == 2
 
 
-def test_a_certificate_that_is_none_is_named(tmp_path: Path) -> None:
+def test_an_invalid_certificate_is_named(tmp_path: Path) -> None:
     path = tmp_path / "ca.pem"
-    for message in (r"expected a PEM file for the cluster's TLS, but .*ca\.pem is none", "expected .* but got: .*SSL"):
+    for message in (
+        r"expected a PEM file for the cluster's TLS, but .*ca\.pem is not a file",
+        "expected .* but got: .*SSL",
+    ):
         with pytest.raises(ClusterError, match=message), Cluster("tls://127.0.0.1:1", path, timeout=1).executor():
             pass
         path.write_text("no certificate")
@@ -391,7 +398,7 @@ def test_workers_of_other_versions_are_refused(dask: SpecCluster, monkeypatch) -
         pass
 
 
-def test_workers_without_this_program_are_refused(dask: SpecCluster, monkeypatch) -> None:
+def test_workers_that_cannot_import_the_package_are_refused(dask: SpecCluster, monkeypatch) -> None:
     def fails() -> None:
         import benchmarks_of_another_folder  # noqa: F401
 
@@ -408,7 +415,7 @@ def with_threads(threads: int, runs: list[RunSpec]) -> list[RunSpec]:
 
 
 def reads(cluster: SpecCluster) -> dict[str, tuple[int, int]]:
-    """By worker, how often it has read a data set from its files, and how often it had it already."""
+    """Return, by worker, the numbers of data sets that were read from files and from the cache."""
     with Client(cluster.scheduler_address, set_as_default=False) as client:
         infos = client.run(worker._load.cache_info)
     workers = cluster.scheduler.workers
@@ -416,11 +423,11 @@ def reads(cluster: SpecCluster) -> dict[str, tuple[int, int]]:
 
 
 def since(before: dict[str, tuple[int, int]], cluster: SpecCluster) -> dict[str, tuple[int, int]]:
-    """What it has read since, as `reads` says."""
+    """Return the differences of `reads` to an earlier result."""
     return {name: (read - before[name][0], again - before[name][1]) for name, (read, again) in reads(cluster).items()}
 
 
-def test_runs_go_where_their_threads_are_and_come_back_one_by_one(
+def test_runs_are_placed_by_their_threads_and_reported_one_by_one(
     reference: Path, dask: SpecCluster, tmp_path: Path
 ) -> None:
     before = reads(dask)
@@ -430,18 +437,18 @@ def test_runs_go_where_their_threads_are_and_come_back_one_by_one(
 
     def on_end(run: RunSpec, outcome: Outcome) -> None:
         assert outcome == Outcome()
-        assert store.is_done(run, ATTACKS), "its records are there when its end is told"
+        assert store.is_done(run, ATTACKS), "its records are stored when its outcome is reported"
         done.append([run for run in runs if store.is_done(run, ATTACKS)])
 
     assert executors.run_all(jobs(runs, tmp_path), Cluster(dask.scheduler_address).executor, on_end) == 0
-    assert last not in done[0], "it was not waited for"
+    assert last not in done[0], "the outcome was reported before the last run ended"
     assert len(done) == len(runs)
     assert since(before, dask) == {"two": (1, len(runs) - 1), "one": (0, 0)}
 
     do(RUNS, tmp_path, Cluster(dask.scheduler_address).executor)
     assert files(tmp_path, RUNS) == files(reference, RUNS)
     (read, again), (read_by_one, again_by_one) = (since(before, dask)[name] for name in ("two", "one"))
-    assert read == read_by_one == 1, "once by each"
+    assert read == read_by_one == 1, "each worker reads the data once"
     assert again + again_by_one + 2 == len(runs) + len(RUNS)
 
 
@@ -450,7 +457,7 @@ def test_runs_go_where_their_threads_are_and_come_back_one_by_one(
     [(replace(RECIPE, threads=3), "CPU=3"), (replace(RECIPE, device="gpu"), "GPU=1")],
     ids=["threads", "gpu"],
 )
-def test_a_run_that_no_worker_has_room_for_is_refused_before_any_work(
+def test_a_run_without_a_suitable_worker_is_refused_before_any_run_starts(
     recipe: Recipe, asked: str, dask: SpecCluster, tmp_path: Path
 ) -> None:
     address = dask.scheduler_address
@@ -460,12 +467,12 @@ def test_a_run_that_no_worker_has_room_for_is_refused_before_any_work(
         do([too_large], tmp_path, Cluster(address).executor)
     asks = [job.resources for job in jobs([*RUNS, too_large], tmp_path)]
     with pytest.raises(ClusterError, match=message), Cluster(address).executor(asks):
-        pytest.fail("it could have begun the others")
+        pytest.fail("the other runs could have been started")
     assert not list(tmp_path.rglob("*.json"))
     assert not dask.scheduler.tasks
 
 
-def test_a_worker_that_would_begin_two_runs_at_once_is_refused(tmp_path: Path) -> None:
+def test_a_worker_that_could_start_two_runs_is_refused(tmp_path: Path) -> None:
     one, two = (jobs(with_threads(threads, RUNS[:1]), tmp_path)[0] for threads in (1, 2))
     gpu = Job(replace(RUNS[0], recipe=replace(RECIPE, device="gpu")), ATTACKS, tmp_path, tmp_path)
     with in_this_process("tcp", resources={"CPU": 2, "GPU": 1, "MEMORY": 10}) as both:
@@ -473,16 +480,18 @@ def test_a_worker_that_would_begin_two_runs_at_once_is_refused(tmp_path: Path) -
         with executor([two.resources]) as opened:
             assert opened.submit(type, two).result(PATIENCE) is Job
             assert opened.submit(type, gpu).result(PATIENCE) is Job
-            with pytest.raises(ClusterError, match=r"has 2 threads and CPU=2, GPU=1, .* for CPU=1 and one for CPU=1 "):
+            with pytest.raises(
+                ClusterError, match=r"has 2 threads and CPU=2, GPU=1, .* requests CPU=1 and a run that requests CPU=1;"
+            ):
                 opened.submit(type, one)
         with (
-            pytest.raises(ClusterError, match="for one that asks for CPU=2 and one for GPU=1 at once"),
+            pytest.raises(ClusterError, match="a run that requests CPU=2 and a run that requests GPU=1"),
             executor([two.resources, gpu.resources]),
         ):
-            pytest.fail("they could begin at once")
+            pytest.fail("both runs could have been started")
 
 
-def test_where_workers_declare_nothing_or_are_still_to_come_runs_go_anywhere(tmp_path: Path) -> None:
+def test_without_declared_resources_runs_are_placed_on_any_worker(tmp_path: Path) -> None:
     gpu = Job(replace(RUNS[0], recipe=replace(RECIPE, device="gpu")), ATTACKS, tmp_path, tmp_path)
     with in_this_process("tcp", n_workers=0, resources={"MEMORY": 10}) as empty:
         executor = Cluster(empty.scheduler_address).executor
@@ -497,7 +506,7 @@ def test_where_workers_declare_nothing_or_are_still_to_come_runs_go_anywhere(tmp
 
 @contextmanager
 def started(*arguments: str) -> Iterator[psutil.Process]:
-    """A command of Dask's, as README has it, in the project's folder."""
+    """Start a command of Dask in the project's folder."""
     environment = {**os.environ, "PYTHONWARNINGS": "default"}
     process = psutil.Popen([sys.executable, "-m", "dask", *arguments], cwd=ROOT, env=environment)
     try:
@@ -509,7 +518,7 @@ def started(*arguments: str) -> Iterator[psutil.Process]:
         process.wait(PATIENCE)
 
 
-def test_a_cluster_started_by_hand_and_its_scheduler_lost(reference: Path, tmp_path: Path) -> None:
+def test_a_lost_scheduler_raises_a_cluster_error(reference: Path, tmp_path: Path) -> None:
     found = tmp_path / "scheduler.json"
     local = ("--host", "127.0.0.1", "--dashboard-address", "127.0.0.1:0", "--scheduler-file", str(found))
     with (
@@ -524,16 +533,16 @@ def test_a_cluster_started_by_hand_and_its_scheduler_lost(reference: Path, tmp_p
         assert files(tmp_path, RUNS[:2]) == files(reference, RUNS[:2])
 
         def kill() -> None:
-            trainer = caught_at_work(tmp_path, LONG)
+            trainer = suspended_during_training(tmp_path, LONG)
             scheduler.kill()
             trainer.resume()
 
         with meanwhile(kill), pytest.raises(ClusterError, match=r"scheduler at tcp://127\.0\.0\.1:\d+ was lost"):
             do([LONG], tmp_path, cluster.executor)
-    assert Store(tmp_path).error(LONG) is None, "the run is not to blame"
+    assert Store(tmp_path).error(LONG) is None, "the run itself has not failed"
 
 
-def test_dask_is_loaded_only_for_a_scheduler() -> None:
+def test_dask_is_imported_only_for_a_scheduler() -> None:
     program = (
         "import sys; from benchmarks.execution import local\n"
         "from benchmarks.cli import _run\n"
@@ -562,9 +571,7 @@ def build(image_shape, classes, seed):
 """
 
 
-def test_a_users_own_things_travel_to_a_cluster_and_are_refused_there_once_they_changed(
-    dask: SpecCluster, tmp_path: Path
-) -> None:
+def test_a_users_code_is_used_by_a_cluster_and_refused_after_a_change(dask: SpecCluster, tmp_path: Path) -> None:
     file = tmp_path / "mine.py"
     file.write_text(OWN)
     recipe = replace(RECIPE, model=f"{file}:build", epochs=1, curve_every=0, curve_attacks=())

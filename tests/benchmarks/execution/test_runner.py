@@ -1,4 +1,4 @@
-"""The command line from end to end, in real processes, on real digits."""
+"""The commands run, status and report in real processes, on real digits."""
 
 import json
 import os
@@ -32,25 +32,25 @@ GRID = studies.small()
 
 
 def files(root: Path) -> dict[str, bytes]:
-    """Everything under a store but its tables, locks and logs, by relative name."""
+    """Return all files of a store by relative name, except reports, locks and logs."""
     paths = (p for p in sorted((root / "runs").rglob("*")) if p.is_file() and p.name not in (".lock", "log.jsonl"))
     return {str(p.relative_to(root)): p.read_bytes() for p in paths}
 
 
 @pytest.fixture(scope="module")
 def pool_store(tmp_path_factory) -> Path:
-    """A small grid, done by a pool of two processes."""
+    """Store of a small grid that a pool of two processes has executed."""
     root = tmp_path_factory.mktemp("pool")
     assert main(["run", *SMALL, "--store", str(root), "--workers", "2"]) == 0
     return root
 
 
-def test_a_grid_leaves_weights_curves_records_and_tables(pool_store: Path) -> None:
-    kept = files(pool_store)
+def test_a_grid_gives_weights_curves_records_and_tables(pool_store: Path) -> None:
+    stored = files(pool_store)
     keys = {run.key() for run in GRID.runs()}
-    assert {name.split("/")[1] for name in kept} == keys
+    assert {name.split("/")[1] for name in stored} == keys
     for key in keys:
-        names = {name.removeprefix(f"runs/{key}/") for name in kept if key in name}
+        names = {name.removeprefix(f"runs/{key}/") for name in stored if key in name}
         records = {f"records/{attack.key()}.safetensors" for attack in GRID.attacks}
         assert names == {"spec.json", "curve.json", "model.safetensors", *records}
     reports = pool_store / "reports" / "small"
@@ -63,10 +63,10 @@ def test_one_process_gives_the_same_files_as_a_pool(pool_store: Path, tmp_path: 
     assert files(tmp_path) == files(pool_store)
 
 
-def test_what_is_there_is_used_again_and_said(pool_store: Path, capsys) -> None:
+def test_existing_results_are_not_computed_again(pool_store: Path, capsys) -> None:
     before = {path: path.stat().st_mtime_ns for path in (pool_store / "runs").rglob("*")}
     assert main(["run", *SMALL, "--store", str(pool_store)]) == 0
-    assert "4 runs, 4 of them already in" in capsys.readouterr().out
+    assert "4 runs, 4 of them done in" in capsys.readouterr().out
     assert {path: path.stat().st_mtime_ns for path in (pool_store / "runs").rglob("*")} == before
 
 
@@ -79,7 +79,7 @@ def test_a_report_needs_no_training(pool_store: Path, capsys) -> None:
     assert "Table 1 on digits" in capsys.readouterr().out
 
 
-def test_a_run_that_fails_is_recorded_and_the_others_go_on(tmp_path: Path) -> None:
+def test_a_failed_run_is_recorded_and_other_runs_are_executed(tmp_path: Path) -> None:
     good, bad = GRID.runs()[:2]
     bad = replace(bad, recipe=replace(bad.recipe, lr=1e30))
     jobs = [worker.Job(run, GRID.attacks, tmp_path, tmp_path) for run in (bad, good)]
@@ -90,25 +90,25 @@ def test_a_run_that_fails_is_recorded_and_the_others_go_on(tmp_path: Path) -> No
         trained.append(store.is_trained(good))
 
     assert executors.run_all(jobs, lambda: executors.local(1), on_end) == 1
-    assert trained == [False, True], "each is told as it ends, not when all have"
+    assert trained == [False, True], "each outcome is reported when its run ends"
     assert "the loss of digits" in str(ended[bad])
     assert ended[good] is None
     assert "TrainingError: the loss of digits" in store.error(bad)
     assert store.record(good, GRID.attacks[-1]) is not None
 
 
-def test_a_command_whose_runs_fail_says_so_and_exits_with_1(tmp_path: Path, monkeypatch, capsys) -> None:
+def test_a_command_with_failed_runs_exits_with_1_and_names_the_errors(tmp_path: Path, monkeypatch, capsys) -> None:
     ((name, recipe),) = GRID.recipes
     broken = replace(GRID, name="broken", seeds=(0,), recipes=((name, replace(recipe, lr=1e30)),))
     monkeypatch.setitem(grids.GRIDS, "digits", lambda: broken)
     monkeypatch.setattr(execution, "available_cpus", lambda: 1)
     monkeypatch.chdir(tmp_path)
-    # Without arguments: the default subcommand, grid and store.
+    # Without arguments: the default command, grid and store.
     assert main([]) == 1
     shown = " ".join(capsys.readouterr().out.split())
     assert "seed 0: failed: the loss of digits" in shown
     command = "python -m benchmarks status --grid digits --store hrloss-store"
-    assert f"2 of 2 runs failed: `{command}` says why." in shown
+    assert f"2 of 2 runs failed. To see the errors, run `{command}`." in shown
     assert len(list(tmp_path.glob("hrloss-store/runs/*/error.txt"))) == 2
     assert main(["status"]) == 0
     shown = " ".join(capsys.readouterr().out.split())
@@ -120,7 +120,7 @@ def job_of(run: RunSpec, store: Path) -> worker.Job:
     return worker.Job(run, GRID.attacks, store, store)
 
 
-def test_a_job_sent_again_trains_nothing_and_makes_what_is_missing(
+def test_a_job_that_is_submitted_again_computes_only_missing_records(
     pool_store: Path, tmp_path: Path, monkeypatch
 ) -> None:
     shutil.copytree(pool_store / "runs", tmp_path / "runs")
@@ -134,7 +134,7 @@ def test_a_job_sent_again_trains_nothing_and_makes_what_is_missing(
     assert files(tmp_path) == whole
 
 
-def test_a_run_that_other_versions_began_says_so(pool_store: Path, tmp_path: Path) -> None:
+def test_a_run_that_was_started_with_other_versions_is_reported(pool_store: Path, tmp_path: Path) -> None:
     shutil.copytree(pool_store / "runs", tmp_path / "runs")
     store, run = Store(tmp_path), GRID.runs()[0]
     assert worker.execute(job_of(run, tmp_path)).messages == ()
@@ -143,14 +143,14 @@ def test_a_run_that_other_versions_began_says_so(pool_store: Path, tmp_path: Pat
     spec["made_with"]["torch"] = "0.1"
     path.write_text(json.dumps(spec))
     (message,) = worker.execute(job_of(run, tmp_path)).messages
-    assert message.startswith("begun with torch 0.1, and gone on with {")
+    assert message.startswith("started with torch 0.1, and resumed with {")
 
 
 SOURCE = 100
 TRANSFER = AttackSpec("transfer", eps=0.1, steps=2, images=20, source=SOURCE)
 
 
-def test_the_source_of_an_attack_is_trained_once_and_has_no_records(tmp_path: Path, monkeypatch) -> None:
+def test_the_source_network_of_an_attack_is_trained_once_and_not_evaluated(tmp_path: Path, monkeypatch) -> None:
     first, second, *_ = GRID.runs()
     store, source, train, trained = Store(tmp_path), first.source(SOURCE), worker.train, []
 
@@ -167,7 +167,7 @@ def test_the_source_of_an_attack_is_trained_once_and_has_no_records(tmp_path: Pa
     assert not store.is_locked(source)
 
 
-def test_a_pool_makes_the_same_transfers_as_one_process(tmp_path: Path) -> None:
+def test_a_pool_gives_the_same_transfer_attacks_as_one_process(tmp_path: Path) -> None:
     for name, workers in (("pool", 2), ("one", 1)):
         jobs = [worker.Job(run, (TRANSFER,), tmp_path / name, tmp_path) for run in GRID.runs()[:2]]
         assert executors.run_all(jobs, lambda workers=workers: executors.local(workers), lambda *_: None) == 0
@@ -176,7 +176,7 @@ def test_a_pool_makes_the_same_transfers_as_one_process(tmp_path: Path) -> None:
     assert len({name.split("/")[1] for name in kept}) == 3
 
 
-def test_a_source_with_damaged_weights_is_told_and_trained_again(tmp_path: Path) -> None:
+def test_a_source_network_with_damaged_weights_is_reported_and_trained_again(tmp_path: Path) -> None:
     run, store = GRID.runs()[1], Store(tmp_path)
     job = worker.Job(run, (TRANSFER,), tmp_path, tmp_path)
     worker.execute(job)
@@ -190,7 +190,7 @@ def test_a_source_with_damaged_weights_is_told_and_trained_again(tmp_path: Path)
     assert {name: kept for name, kept in files(tmp_path).items() if not name.endswith(".bad")} == before
 
 
-def test_a_source_that_cannot_be_trained_fails_the_runs_that_name_it(tmp_path: Path) -> None:
+def test_a_source_network_that_cannot_be_trained_fails_the_runs_that_need_it(tmp_path: Path) -> None:
     ended, run = [], GRID.runs()[1]
     run = replace(run, recipe=replace(run.recipe, lr=1e30))
     jobs = [worker.Job(run, (TRANSFER,), tmp_path, tmp_path)]
@@ -201,14 +201,14 @@ def test_a_source_that_cannot_be_trained_fails_the_runs_that_name_it(tmp_path: P
         assert "TrainingError: the loss of digits, CE, seed 100" in Store(tmp_path).error(failed)
 
 
-def test_a_job_checks_its_data_itself(tmp_path: Path) -> None:
+def test_a_job_checks_the_fingerprint_of_its_data(tmp_path: Path) -> None:
     run = GRID.runs()[0]
     Store(tmp_path).open(run, "other")
-    with pytest.raises(StoreError, match="made from data with fingerprint other"):
+    with pytest.raises(StoreError, match="has data with fingerprint other"):
         worker.execute(job_of(run, tmp_path))
 
 
-def test_a_job_runs_with_as_many_threads_as_it_says(tmp_path: Path, monkeypatch) -> None:
+def test_a_job_uses_its_number_of_threads(tmp_path: Path, monkeypatch) -> None:
     def watch(run: RunSpec, dataset: Dataset, store: Store) -> None:
         seen.append(torch.get_num_threads())
         raise KeyError("a failure")
@@ -223,13 +223,13 @@ def test_a_job_runs_with_as_many_threads_as_it_says(tmp_path: Path, monkeypatch)
     assert torch.get_num_threads() == before, "given back, even after a failure"
 
 
-def test_data_are_split_as_the_recipe_says(tmp_path: Path) -> None:
+def test_data_are_split_by_the_recipe(tmp_path: Path) -> None:
     recipe = replace(GRID.recipes[0][1], validation_size=100, split_seed=7)
     expected = data.load("digits", data_dir=tmp_path, validation_size=100, split_seed=7)
     assert worker.load_data("digits", recipe, data_dir=tmp_path).fingerprint == expected.fingerprint
 
 
-def test_a_download_is_asked_for_where_the_data_belong(tmp_path: Path, monkeypatch) -> None:
+def test_data_are_downloaded_into_the_data_folder(tmp_path: Path, monkeypatch) -> None:
     asked = {}
 
     def no_network(name: str, **options) -> None:
@@ -249,14 +249,16 @@ def test_a_download_is_asked_for_where_the_data_belong(tmp_path: Path, monkeypat
         ([], 8),
         (["--threads", "4"], 2),
         (["--device", "gpu"], 1),
-        (["--together", "4"], 3),  # groups of the ten runs
+        (["--together", "4"], 3),  # groups of 4, 4 and 2 of the ten runs
         (["--workers", "3"], 3),
-        (["--seeds", "2"], 4),  # as many as there are runs
+        (["--seeds", "2"], 4),  # not more than there are runs
         (["--seeds", "1", "--alpha", "3"], 2),
     ],
     ids=["default", "threads", "gpu", "together", "workers", "few runs", "alpha"],
 )
-def test_processors_are_shared_out(arguments: list[str], workers: int, tmp_path: Path, monkeypatch) -> None:
+def test_the_number_of_workers_follows_from_processors_and_options(
+    arguments: list[str], workers: int, tmp_path: Path, monkeypatch
+) -> None:
     pools: list[int] = []
     sent: list[worker.Job] = []
     monkeypatch.setattr(execution, "available_cpus", lambda: 8)
@@ -274,18 +276,18 @@ def test_processors_are_shared_out(arguments: list[str], workers: int, tmp_path:
 def test_more_threads_than_processors_are_refused(tmp_path: Path, capsys) -> None:
     cpus = execution.available_cpus()
     assert main(["run", "--threads", str(cpus + 1), "--store", str(tmp_path / "store")]) == 2
-    assert f"at most {cpus}, the processors that this process may use, but got {cpus + 1}" in capsys.readouterr().err
+    assert f"at most {cpus}, the number of available processors, but got {cpus + 1}" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
 
 
-def test_a_gpu_that_is_not_there_is_refused(tmp_path: Path, monkeypatch, capsys) -> None:
+def test_a_missing_gpu_is_reported(tmp_path: Path, monkeypatch, capsys) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert main(["run", "--device", "gpu", "--store", str(tmp_path)]) == 2
     assert "expected a GPU that torch can use" in " ".join(capsys.readouterr().err.split())
     assert not list(tmp_path.iterdir())
 
 
-def test_a_report_says_what_is_not_there_yet(pool_store: Path, capsys) -> None:
+def test_a_report_names_the_number_of_incomplete_runs(pool_store: Path, capsys) -> None:
     assert main(["report", *SMALL, "--seeds", "3", "--store", str(pool_store)]) == 0
     assert "2 of 6 runs are not complete" in capsys.readouterr().out
 
@@ -306,15 +308,15 @@ def test_a_report_says_what_is_not_there_yet(pool_store: Path, capsys) -> None:
         (["run", "--batch-size", "0"], "expected batch_size above 0, but got 0"),
         (["run", "--alpha", "0"], "expected alpha above 0, but got 0.0"),
         (["run", "--dataset", "nothing"], "nothing.npz"),
-        (["run", "--dataset", "../x"], "expected a grid's name in letters"),
+        (["run", "--dataset", "../x"], "expected a grid's name of letters"),
         (["run", "--grid", "paper", "--dataset", "digits"], "expected dataset to be one of ['mnist', 'cifar10', "),
-        (["run", "--workers", "2", "--scheduler", "tcp://127.0.0.1:1"], "expected --workers or --scheduler"),
+        (["run", "--workers", "2", "--scheduler", "tcp://127.0.0.1:1"], "expected either --workers or --scheduler"),
         (["run", "--tls-ca", "ca.pem"], "expected --scheduler with --tls-ca"),
         (["report", "--grid", ""], "but got ''"),
         (["status", "--grid", "mnits"], "expected grid to be one of"),
         (
             ["report"],
-            "hrloss-store holds no results of the grid digits: `python -m benchmarks run --grid digits --store",
+            "hrloss-store has no results of grid digits: to compute them, run `python -m benchmarks run --grid",
         ),
     ],
     ids=[
@@ -323,7 +325,7 @@ def test_a_report_says_what_is_not_there_yet(pool_store: Path, capsys) -> None:
         *("no grid", "status", "no results"),
     ],
 )
-def test_bad_input_is_answered_before_anything_is_made(
+def test_invalid_options_are_refused_before_any_file_is_created(
     arguments: list[str], message: str, tmp_path: Path, monkeypatch, capsys
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -332,26 +334,28 @@ def test_bad_input_is_answered_before_anything_is_made(
     assert not list(tmp_path.iterdir())
 
 
-def test_a_store_made_from_other_data_is_refused(pool_store: Path, tmp_path: Path, capsys) -> None:
+def test_a_store_with_other_data_is_refused(pool_store: Path, tmp_path: Path, capsys) -> None:
     run = GRID.runs()[0]
     spec = tmp_path / "runs" / run.key() / "spec.json"
     spec.parent.mkdir(parents=True)
     spec.write_text(json.dumps({"run": {}, "data": "other"}))
     assert main(["run", *SMALL, "--store", str(tmp_path)]) == 2
-    assert "was made from data with fingerprint other" in capsys.readouterr().err.replace("\n", " ")
+    assert "has data with fingerprint other" in capsys.readouterr().err.replace("\n", " ")
 
 
 def test_a_store_may_have_brackets_in_its_name(tmp_path: Path, capsys) -> None:
     assert main(["report", "--store", str(tmp_path / "[/x]")]) == 2
-    assert "[/x] holds no results" in capsys.readouterr().err.replace("\n", " ")
+    assert "[/x] has no results" in capsys.readouterr().err.replace("\n", " ")
 
 
 @pytest.mark.parametrize("end", [signal.SIGINT, signal.SIGTERM], ids=["ctrl-c", "terminate"])
-def test_ctrl_c_ends_it_soon_and_the_same_command_goes_on(pool_store: Path, tmp_path: Path, end: int) -> None:
+def test_an_interrupt_ends_the_command_and_the_printed_command_resumes_it(
+    pool_store: Path, tmp_path: Path, end: int
+) -> None:
     command = [sys.executable, "-m", "benchmarks", "run", *SMALL, "--store", str(tmp_path), "--workers", "2"]
-    # Behind a shell without job control the interrupt is ignored from the start, and so in whatever is started here.
+    # In a shell without job control SIGINT may be ignored from the start, and a child would inherit that.
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    # A session of its own, as a terminal gives it: the interrupt reaches parent and workers alike.
+    # A new session, as in a terminal: the interrupt reaches the parent and its workers.
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, start_new_session=True)
     signal.signal(signal.SIGINT, before)
     deadline = time.monotonic() + 60
@@ -360,10 +364,10 @@ def test_ctrl_c_ends_it_soon_and_the_same_command_goes_on(pool_store: Path, tmp_
     if end == signal.SIGINT:
         os.killpg(process.pid, end)
     else:
-        process.send_signal(end)  # a scheduler's reaches the parent alone
+        process.send_signal(end)  # a cluster scheduler sends it to the parent only
     output, _ = process.communicate(timeout=20)
     assert process.returncode == 130, output
-    assert "the same command goes on from there" in output
+    assert "Interrupted." in output
     resuming = output.strip().splitlines()[-1].split()
     assert resuming[:3] == ["python", "-m", "benchmarks"]
     assert resuming[-2:] == ["--workers", "2"]
@@ -371,14 +375,14 @@ def test_ctrl_c_ends_it_soon_and_the_same_command_goes_on(pool_store: Path, tmp_
     assert files(tmp_path) == files(pool_store)
 
 
-def test_what_is_overridden_is_part_of_every_key_and_of_the_grids_name() -> None:
+def test_overrides_are_part_of_the_keys_and_of_the_grids_name() -> None:
     plain = grids.digits()
     changes = {"epochs": 3, "batch_size": 10, "threads": 2, "device": "gpu", "alpha": 2.0, "dataset": "other"}
     for name, value in changes.items():
         grid = GridOptions(**{name: value}).resolve()
         assert grid.name == f"digits-{name.replace('_', '-')}-{value}"
         same = {run.key() for run in grid.runs()} & {run.key() for run in plain.runs()}
-        # Another alpha leaves the runs with cross-entropy as they are.
+        # Another alpha does not change the runs with cross-entropy.
         assert len(same) == (5 if name == "alpha" else 0)
     assert {run.recipe.epochs for run in GridOptions(epochs=3).resolve().runs()} == {3}
     assert {run.recipe.validation_size for run in GridOptions(validation_size=7).resolve().runs()} == {7}
@@ -398,7 +402,7 @@ def test_what_is_overridden_is_part_of_every_key_and_of_the_grids_name() -> None
     )
 
 
-def test_own_data_in_place_of_a_grids_are_named_in_the_report_and_in_full_in_the_command(tmp_path: Path) -> None:
+def test_a_users_data_set_is_named_in_the_report_and_in_the_command(tmp_path: Path) -> None:
     (tmp_path / "mine.py").write_text("def load(): ...")
     options = GridOptions(dataset=f"{tmp_path}/mine.py:load(n='a b')")
     grid = options.resolve()
@@ -407,39 +411,39 @@ def test_own_data_in_place_of_a_grids_are_named_in_the_report_and_in_full_in_the
     assert shlex.split(options.command)[-1] == options.dataset
 
 
-def test_a_grid_of_several_data_sets_can_be_had_for_one_of_them() -> None:
+def test_dataset_selects_one_of_a_grids_data_sets() -> None:
     alone = GridOptions(grid="paper", dataset="cifar10").resolve()
     assert {run.key() for run in alone.runs()} == {run.key() for run in grids.cifar10().runs()}
 
 
-def test_damaged_files_are_told_and_made_again(pool_store: Path, tmp_path: Path, capsys) -> None:
+def test_damaged_files_are_reported_and_computed_again(pool_store: Path, tmp_path: Path, capsys) -> None:
     shutil.copytree(pool_store / "runs", tmp_path / "runs")
     whole, run = files(tmp_path), GRID.runs()[1]
     folder = Store(tmp_path).folder(run)
     (folder / "model.safetensors").write_bytes(b"short")
     made_up.rewrite(folder / "records" / "none.safetensors", {"version": 0})
     assert main(["report", *SMALL, "--store", str(tmp_path)]) == 0
-    assert "Counted as missing" in capsys.readouterr().out
+    assert "Ignored: " in capsys.readouterr().out
     assert main(["run", *SMALL, "--store", str(tmp_path)]) == 0
     shown = capsys.readouterr().out
     assert "model.safetensors cannot be read" in shown
-    assert f"none.safetensors is of version 0, where this program writes version {RECORD_VERSION}" in shown
+    assert f"none.safetensors has version 0, but this program reads version {RECORD_VERSION}" in shown
     for name in ("model.safetensors.bad", "records/none.safetensors.bad"):
         (folder / name).unlink()
     assert files(tmp_path) == whole
 
 
-def test_status_tells_what_is_done_and_what_is_left(pool_store: Path, capsys) -> None:
+def test_status_shows_done_and_missing_runs_and_the_time_left(pool_store: Path, capsys) -> None:
     assert main(["status", *SMALL, "--seeds", "3", "--store", str(pool_store)]) == 0
     shown = " ".join(capsys.readouterr().out.split())
     assert "4 done, 2 missing" in shown
-    assert "Time left at this pace:" in shown
-    assert f"run --grid {studies.SMALL} --seeds 3 --store {pool_store}` goes on" in shown
+    assert "Time left:" in shown
+    assert f"run --grid {studies.SMALL} --seeds 3 --store {pool_store}`" in shown
 
 
-def test_without_a_terminal_progress_is_told_in_plain_lines(tmp_path: Path) -> None:
+def test_without_a_terminal_progress_is_printed_as_plain_lines(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "benchmarks", "run", *SMALL, "--seeds", "1", "--store", str(tmp_path)]
     shown = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120).stdout
-    assert re.search(r"^0/2 runs, 0/2 epochs, left: \d+ s$", shown, re.MULTILINE)
+    assert re.search(r"^0/2 runs, 0/2 epochs, time left: \d+ s$", shown, re.MULTILINE)
     assert "digits, CE, seed 0: accuracy 0." in shown
     assert "\x1b" not in shown

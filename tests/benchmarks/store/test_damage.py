@@ -1,4 +1,4 @@
-"""Killed, damaged, out of room, or two at once: a store ends with the bytes of an undisturbed one."""
+"""After kills, damage, a full disk or concurrent processes, a store ends with the same bytes as an undisturbed one."""
 
 import multiprocessing
 import os
@@ -26,7 +26,7 @@ from benchmarks.store import Store
 from benchmarks.store._atomic import read_json
 
 KILLS = 20
-# Far beyond what anything here takes: reached only by what hangs.
+# Seconds after which a process counts as hanging.
 DEADLINE = 120
 
 RECIPE = replace(recipes.DIGITS, epochs=2, curve_every=1, curve_attacks=(protocols.exact("ce", 0.1),))
@@ -39,25 +39,25 @@ MANY_ATTACKS = tuple(protocols.exact("ce", eps / 200) for eps in range(1, 41))
 
 
 @pytest.fixture(scope="module")
-def elsewhere() -> multiprocessing.context.BaseContext:
-    """Processes that begin within a moment, being forked from one that has imported everything and done nothing."""
+def forkserver() -> multiprocessing.context.BaseContext:
+    """Multiprocessing context whose processes start quickly, because the server has imported all modules."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([*executors.PRELOAD, "testing.processes"])
     return context
 
 
 @pytest.fixture
-def start(elsewhere) -> Iterator[Callable[..., BaseProcess]]:
-    """Begin a process there: (function, *arguments). None outlives the test."""
-    begun: list[BaseProcess] = []
+def start(forkserver) -> Iterator[Callable[..., BaseProcess]]:
+    """Return a function (function, *arguments) that starts a process; all processes are killed after the test."""
+    started: list[BaseProcess] = []
 
     def start(function: Callable, *arguments: object) -> BaseProcess:
-        begun.append(elsewhere.Process(target=function, args=arguments, daemon=True))
-        begun[-1].start()
-        return begun[-1]
+        started.append(forkserver.Process(target=function, args=arguments, daemon=True))
+        started[-1].start()
+        return started[-1]
 
     yield start
-    for process in begun:
+    for process in started:
         process.kill()
         process.join(DEADLINE)
 
@@ -68,14 +68,14 @@ def jobs_of(runs: list[RunSpec], root: Path, attacks: tuple[AttackSpec, ...] = A
 
 
 def run_all(runs: list[RunSpec], root: Path) -> tuple[int, dict[RunSpec, runner.Outcome]]:
-    """Do the runs here, one after the other; how many failed, and how each ended."""
+    """Execute the runs in this process; return the number of failures, and the outcome of each run."""
     outcomes: dict[RunSpec, runner.Outcome] = {}
     return runner.run_all(jobs_of(runs, root), lambda: executors.local(1), outcomes.__setitem__), outcomes
 
 
 @pytest.fixture(scope="module")
 def small(tmp_path_factory) -> Path:
-    """An undisturbed store of the small grid."""
+    """Store of the small grid without disturbances."""
     root = tmp_path_factory.mktemp("small")
     assert run_all(GRID.runs(), root)[0] == 0
     return root
@@ -83,7 +83,7 @@ def small(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def long(tmp_path_factory) -> Path:
-    """An undisturbed store of the long run."""
+    """Store of the long run without disturbances."""
     root = tmp_path_factory.mktemp("long")
     (job,) = jobs_of([LONG], root, MANY_ATTACKS)
     runner.execute(job)
@@ -91,9 +91,9 @@ def long(tmp_path_factory) -> Path:
 
 
 def files(root: Path) -> dict[str, bytes]:
-    """All that a store has of its runs, but the log, which tells times, and the lock; by relative name."""
-    found = (path for path in sorted((root / "runs").rglob("*")) if path.name not in ("log.jsonl", ".lock"))
-    return {str(path.relative_to(root)): path.read_bytes() for path in found if not path.is_dir()}
+    """Return all files of a store's runs, by relative name, except logs, which contain times, and locks."""
+    paths = (path for path in sorted((root / "runs").rglob("*")) if path.name not in ("log.jsonl", ".lock"))
+    return {str(path.relative_to(root)): path.read_bytes() for path in paths if not path.is_dir()}
 
 
 def copy(store: Path, to: Path) -> Store:
@@ -104,12 +104,12 @@ def copy(store: Path, to: Path) -> Store:
 def wait_until(condition: Callable[[], bool]) -> None:
     end = time.monotonic() + DEADLINE
     while not condition():
-        assert time.monotonic() < end, "nothing happens any more"
+        assert time.monotonic() < end, "the condition did not become true in time"
         time.sleep(0.001)
 
 
 def kill(process: BaseProcess) -> bool:
-    """Whether the process was killed; it may have ended by itself before."""
+    """Kill a process, and return False if it had ended by itself before."""
     process.kill()
     process.join(DEADLINE)
     assert process.exitcode in (0, -signal.SIGKILL)
@@ -121,96 +121,96 @@ def logged(store: Store, run: RunSpec, event: str) -> list[dict]:
 
 
 def pace(root: Path, event: str) -> float:
-    """Seconds that the long run took for each, undisturbed."""
+    """Return the mean seconds of an event in the undisturbed long run."""
     return sum(entry["seconds"] for entry in logged(Store(root), LONG, event)) / len(logged(Store(root), LONG, event))
 
 
-def killed_again_and_again(
+def kill_repeatedly(
     start: Callable[..., BaseProcess],
     job: runner.Job,
-    begun: Callable[[int, tuple[int, int, int]], bool],
+    ready: Callable[[int, tuple[int, int, int]], bool],
     seconds: float,
 ) -> Counter[str]:
     """
-    Kill a job so many times, each time going on in the same store; if it was done before that, from anew.
+    Kill a job KILLS times, and resume it each time; delete its results and restart it whenever it has completed.
 
-    :param begun: Whether to kill it now, but for a random moment of up to `seconds`; told how often it was killed so
-        far, and its progress before this time.
-    :return: How often it was killed where.
+    :param ready: Whether to kill it now, after a random delay of up to `seconds`. Its arguments are the number of kills
+        so far, and the progress before the job was resumed.
+    :return: The number of kills in each phase.
     """
-    store, rng, met = Store(job.store), random.Random(0), Counter[str]()
+    store, rng, kills_by_phase = Store(job.store), random.Random(0), Counter[str]()
     end = time.monotonic() + 5 * DEADLINE
-    while met.total() < KILLS:
-        assert time.monotonic() < end, f"killed only {met}"
+    while kills_by_phase.total() < KILLS:
+        assert time.monotonic() < end, f"killed only {kills_by_phase}"
         if store.is_done(job.run, job.attacks):
             shutil.rmtree(store.folder(job.run) / "records" if job.attacks else store.folder(job.run))
-        kills, before = met.total(), progress(store, job)
+        kills, before = kills_by_phase.total(), progress(store, job)
         process = start(runner.execute, job)
-        wait_until(partial(begun_or_ended, begun, kills, before, process))
+        wait_until(partial(ready_or_ended, ready, kills, before, process))
         time.sleep(rng.uniform(0, seconds) if kills else 0.0)
         if kill(process):
-            met[where(store, job)] += 1
-    return met
+            kills_by_phase[phase(store, job)] += 1
+    return kills_by_phase
 
 
-def begun_or_ended(begun: Callable, kills: int, before: tuple[int, int, int], process) -> bool:
-    return begun(kills, before) or not process.is_alive()
+def ready_or_ended(ready: Callable, kills: int, before: tuple[int, int, int], process) -> bool:
+    return ready(kills, before) or not process.is_alive()
 
 
 def progress(store: Store, job: runner.Job) -> tuple[int, int, int]:
-    """Trainings begun, epochs and records."""
+    """Return the numbers of started trainings, finished epochs and records."""
     folder = store.folder(job.run) / "records"
     records = len(list(folder.glob("*.safetensors"))) if folder.exists() else 0
     return len(logged(store, job.run, "training")), store.epochs_done(job.run), records
 
 
-def where(store: Store, job: runner.Job) -> str:
+def phase(store: Store, job: runner.Job) -> str:
     _, epochs, records = progress(store, job)
     if store.is_trained(job.run):
-        return "amid records" if records else "before the first record"
-    return "amid epochs" if epochs else "before the first epoch"
+        return "during records" if records else "before the first record"
+    return "during epochs" if epochs else "before the first epoch"
 
 
-def test_a_trainer_killed_twenty_times_ends_in_the_same_bytes(start, long: Path, tmp_path: Path) -> None:
+def test_a_training_that_is_killed_twenty_times_ends_with_the_same_bytes(start, long: Path, tmp_path: Path) -> None:
     (job,) = jobs_of([LONG], tmp_path, ())
     store = Store(tmp_path)
 
-    def begun(kills: int, before: tuple[int, int, int]) -> bool:
+    def ready(kills: int, before: tuple[int, int, int]) -> bool:
         trainings, epochs, _ = progress(store, job)
-        # By turns: as soon as it trains, and after one more epoch.
+        # Alternately: when training starts, and after one more epoch.
         return trainings > before[0] if kills < 4 or kills % 2 else epochs > before[1]
 
-    met = killed_again_and_again(start, job, begun, pace(long, "epoch"))
-    assert min(met["before the first epoch"], met["amid epochs"]) > 0, met
+    kills_by_phase = kill_repeatedly(start, job, ready, pace(long, "epoch"))
+    assert min(kills_by_phase["before the first epoch"], kills_by_phase["during epochs"]) > 0, kills_by_phase
     runner.execute(job)
     assert files(tmp_path) == {name: data for name, data in files(long).items() if "/records/" not in name}
 
 
-def test_an_evaluator_killed_twenty_times_ends_in_the_same_bytes(start, long: Path, tmp_path: Path) -> None:
+def test_an_evaluation_that_is_killed_twenty_times_ends_with_the_same_bytes(start, long: Path, tmp_path: Path) -> None:
     (job,) = jobs_of([LONG], tmp_path, MANY_ATTACKS)
     store = copy(long, tmp_path)
     shutil.rmtree(store.folder(LONG) / "records")
 
-    def begun(kills: int, before: tuple[int, int, int]) -> bool:
-        # At first as soon as it is there, and then by turns after one, two or three more records.
+    def ready(kills: int, before: tuple[int, int, int]) -> bool:
+        # The first kills when the run is locked, the next ones after one, two or three more records.
         return store.is_locked(LONG) if kills < 2 else progress(store, job)[2] > before[2] + kills % 3
 
-    met = killed_again_and_again(start, job, begun, 2 * pace(long, "record"))
-    assert set(met) <= {"before the first record", "amid records"}, met
-    assert min(met["before the first record"], met["amid records"]) > 0, met
+    kills_by_phase = kill_repeatedly(start, job, ready, 2 * pace(long, "record"))
+    assert set(kills_by_phase) <= {"before the first record", "during records"}, kills_by_phase
+    assert min(kills_by_phase["before the first record"], kills_by_phase["during records"]) > 0, kills_by_phase
     runner.execute(job)
     assert files(tmp_path) == files(long)
 
 
-def test_a_writer_killed_twenty_times_leaves_a_whole_file_of_one_version(start, tmp_path: Path) -> None:
+def test_a_writer_that_is_killed_twenty_times_leaves_a_complete_file_of_one_version(start, tmp_path: Path) -> None:
     store, rng, last = Store(tmp_path), random.Random(0), 0
     path = store.folder(FIRST) / "curve.json"
 
     def read() -> int:
-        """Which version is there, in whole."""
-        kept = read_json(path, list) or []
-        assert kept == processes.version(kept[0] if kept else 0)
-        return kept[0] if kept else 0
+        """Return the version in the file, which must be complete."""
+        content = read_json(path, list) or []
+        assert content == processes.version(content[0] if content else 0)
+        return content[0] if content else 0
 
     for _ in range(KILLS):
         process = start(processes.write_versions, path)
@@ -223,13 +223,15 @@ def test_a_writer_killed_twenty_times_leaves_a_whole_file_of_one_version(start, 
     process.join(DEADLINE)
     assert process.exitcode == -signal.SIGKILL
     assert read() == last
-    assert list(path.parent.glob(".curve.json.*.part")), "one kill at least came amid a write"
+    assert list(path.parent.glob(".curve.json.*.part")), "one kill at least came during a write"
     path.unlink()
     store.open(FIRST, "data")
-    assert [left.name for left in path.parent.iterdir()] == ["spec.json"], "which the next process clears"
+    assert [left.name for left in path.parent.iterdir()] == ["spec.json"], "the next process deletes partial files"
 
 
-def test_a_run_killed_before_any_step_on_its_files_ends_in_the_same_bytes(start, small: Path, tmp_path: Path) -> None:
+def test_a_run_that_is_killed_before_any_file_operation_ends_with_the_same_bytes(
+    start, small: Path, tmp_path: Path
+) -> None:
     run = replace(FIRST, recipe=replace(RECIPE, epochs=1))
     (whole,) = jobs_of([run], tmp_path / "whole", ATTACKS[:1])
     runner.execute(whole)
@@ -238,19 +240,21 @@ def test_a_run_killed_before_any_step_on_its_files_ends_in_the_same_bytes(start,
         (job,) = jobs_of([run], tmp_path / str(len(left)), ATTACKS[:1])
         process = start(processes.execute_and_die, job, len(left) + 1)
         process.join(DEADLINE)
-        if process.exitcode == 0:  # it has fewer steps than that
+        if process.exitcode == 0:  # it has fewer file operations than that
             break
         assert process.exitcode == -signal.SIGKILL
         left.append({path.name for path in Store(job.store).folder(run).iterdir()})
         runner.execute(job)
-        assert files(job.store) == files(whole.store), f"killed before step {len(left)}"
+        assert files(job.store) == files(whole.store), f"killed before file operation {len(left)}"
         assert len(left) < 100
     assert len(left) > 10
-    assert any({"model.safetensors", "state.pt"} <= names for names in left), "the weights saved, the state not removed"
+    assert any({"model.safetensors", "state.pt"} <= names for names in left), (
+        "one kill was after the weights were saved and before the state was deleted"
+    )
 
 
-def test_two_processes_on_one_store_share_its_runs(start, elsewhere, small: Path, tmp_path: Path) -> None:
-    together = elsewhere.Barrier(2)
+def test_two_processes_on_one_store_divide_its_runs(start, forkserver, small: Path, tmp_path: Path) -> None:
+    together = forkserver.Barrier(2)
     both = [start(processes.run_jobs, jobs_of(GRID.runs(), tmp_path), together) for _ in "ab"]
     for process in both:
         process.join(DEADLINE)
@@ -263,19 +267,19 @@ def test_two_processes_on_one_store_share_its_runs(start, elsewhere, small: Path
         assert sorted(entry["attack"] for entry in logged(store, run, "record")) == sorted(a.key() for a in ATTACKS)
 
 
-def test_the_run_of_a_killed_process_is_taken_over(start, long: Path, tmp_path: Path) -> None:
+def test_another_process_resumes_the_run_of_a_killed_process(start, long: Path, tmp_path: Path) -> None:
     (job,) = jobs_of([LONG], tmp_path, MANY_ATTACKS[:1])
     store = Store(tmp_path)
     first = start(runner.execute, job)
     wait_until(lambda: store.epochs_done(LONG) >= 2)
-    os.kill(first.pid, signal.SIGSTOP)  # it lives, and holds its lock, for as long as the rest takes
-    assert runner.execute(job).busy, "left alone while the other lives"
+    os.kill(first.pid, signal.SIGSTOP)  # it stays alive and holds its lock
+    assert runner.execute(job).busy, "a run that another process has locked is left to it"
     second = start(runner.execute, replace(job, wait=True))
     assert kill(first)
     second.join(DEADLINE)
     assert second.exitcode == 0
     epochs = [entry["epoch"] for entry in logged(store, LONG, "epoch")]
-    assert sorted(set(epochs)) == epochs, "none is done twice"
+    assert sorted(set(epochs)) == epochs, "no epoch is repeated"
     # The first may have been stopped between an epoch's curve and its state.
     assert logged(store, LONG, "training")[1]["from_epoch"] >= 2
     kept = files(tmp_path)
@@ -284,7 +288,7 @@ def test_the_run_of_a_killed_process_is_taken_over(start, long: Path, tmp_path: 
 
 
 class Hostile:
-    """Unpickled, it makes a folder."""
+    """Object whose unpickling creates a folder."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -301,13 +305,13 @@ def becomes(text: str) -> Callable[[Path], object]:
     return lambda path: path.write_text(text)
 
 
-def flip(place: int) -> Callable[[Path], object]:
-    def flip_there(path: Path) -> None:
+def flip(position: int) -> Callable[[Path], object]:
+    def flip_bit(path: Path) -> None:
         data = bytearray(path.read_bytes())
-        data[place] ^= 4
+        data[position] ^= 4
         path.write_bytes(data)
 
-    return flip_there
+    return flip_bit
 
 
 def directory(path: Path) -> None:
@@ -326,7 +330,7 @@ def state_without_order(path: Path) -> None:
     torch.save(state, path)
 
 
-def another_version(path: Path) -> None:
+def other_record_version(path: Path) -> None:
     made_up.rewrite(path, {"version": 99})
 
 
@@ -334,8 +338,8 @@ RECORD = "records/none.safetensors"
 DAMAGES: dict[str, tuple[str, Callable[[Path], object], str]] = {
     "spec, garbage": ("spec.json", becomes("%!"), "is not valid JSON"),
     "spec, cut": ("spec.json", cut(0.5), "is not valid JSON"),
-    "spec, list": ("spec.json", becomes("[]"), "should hold a dict, but holds a list"),
-    "spec, empty dict": ("spec.json", becomes("{}"), "should hold run and data"),
+    "spec, list": ("spec.json", becomes("[]"), "should contain a dict, but contains a list"),
+    "spec, empty dict": ("spec.json", becomes("{}"), "should contain run and data"),
     "curve, cut": ("curve.json", cut(0.7), "is not valid JSON"),
     "curve, short": ("curve.json", becomes("[]"), "has 0 of 2 rows, though the run is trained"),
     "curve, numbers": ("curve.json", becomes("[1, 2]"), "should have the row of epoch 1"),
@@ -346,13 +350,13 @@ DAMAGES: dict[str, tuple[str, Callable[[Path], object], str]] = {
     "weights, header changed": ("model.safetensors", flip(12), "cannot be read"),
     "record, cut": (RECORD, cut(0.9), "cannot be read"),
     "record, null": (RECORD, becomes("null"), "cannot be read"),
-    "record, of another version": (RECORD, another_version, "is of version 99, where this program writes"),
+    "record, other version": (RECORD, other_record_version, "has version 99, but this program reads"),
     "record, directory": (RECORD, directory, "should be a file, but is a directory"),
 }
 
 
 @pytest.mark.parametrize(("name", "damage", "message"), DAMAGES.values(), ids=DAMAGES)
-def test_damage_to_a_run_that_was_done_is_told_set_aside_and_made_good(
+def test_a_damaged_file_of_a_finished_run_is_reported_set_aside_and_computed_again(
     small: Path, tmp_path: Path, name: str, damage: Callable[[Path], object], message: str
 ) -> None:
     store = copy(small, tmp_path)
@@ -360,65 +364,65 @@ def test_damage_to_a_run_that_was_done_is_told_set_aside_and_made_good(
     damage(path)
     (store.folder(SECOND) / RECORD).unlink()
     assert runner.missing_runs(GRID, store) == [FIRST, SECOND]
-    made_good(small, store, path, message)
+    check_repair(small, store, path, message)
 
 
-def test_weights_changed_by_a_bit_are_not_attacked(small: Path, tmp_path: Path) -> None:
+def test_weights_with_a_flipped_bit_are_not_attacked(small: Path, tmp_path: Path) -> None:
     store = copy(small, tmp_path)
     path = store.folder(FIRST) / "model.safetensors"
     flip(-1000)(path)
-    (store.folder(FIRST) / RECORD).unlink()  # or the weights were of no more use
-    made_good(small, store, path, "was changed after it was written (its checksum is another)")
+    (store.folder(FIRST) / RECORD).unlink()  # otherwise the weights would not be read
+    check_repair(small, store, path, "was modified after it was written (wrong checksum)")
 
 
 STATES: dict[str, tuple[Callable[[Path], object], str]] = {
     "cut": (cut(0.5), "cannot be read"),
     "garbage": (becomes("state"), "cannot be read"),
-    "a bit of its weights": (flip(60_000), "was changed after it was written"),
+    "a bit of its weights": (flip(60_000), "was modified after it was written"),
     "hostile": (lambda path: path.write_bytes(pickle.dumps(Hostile(path.parent / "run"), 2)), "cannot be read"),
-    "of another version": (other_state, "is of version 99, where this program writes version 1"),
-    "without the order": (state_without_order, "should hold order, a Tensor"),
+    "of another version": (other_state, "has version 99, but this program reads version 1"),
+    "without the order": (state_without_order, "should contain order, a Tensor"),
     "directory": (directory, "should be a file, but is a directory"),
 }
 
 
 @pytest.fixture(scope="module")
-def stopped(elsewhere, tmp_path_factory) -> Path:
-    """A store whose first run was killed right after its first epoch, before the second was kept."""
+def stopped(forkserver, tmp_path_factory) -> Path:
+    """Store whose first run was killed after the first epoch was stored, and before the second."""
     root = tmp_path_factory.mktemp("stopped")
     (job,) = jobs_of([FIRST], root)
-    for place in range(1, 100):
-        process = elsewhere.Process(target=processes.execute_and_die, args=(job, place), daemon=True)
+    for step in range(1, 100):
+        process = forkserver.Process(target=processes.execute_and_die, args=(job, step), daemon=True)
         process.start()
         process.join(DEADLINE)
         if (Store(root).folder(FIRST) / "state.pt").exists():
             return root
         shutil.rmtree(root / "runs")
-    raise AssertionError("no state was kept")
+    raise AssertionError("no state was stored")
 
 
 @pytest.mark.parametrize(("damage", "message"), STATES.values(), ids=STATES)
-def test_a_damaged_state_is_told_set_aside_and_training_begun_again(
+def test_a_damaged_state_is_reported_and_set_aside_and_training_restarts(
     small: Path, stopped: Path, tmp_path: Path, damage: Callable[[Path], object], message: str
 ) -> None:
     store = copy(stopped, tmp_path)
     assert store.load_state(FIRST)["curve"] == store.curve(FIRST) != []
     path = store.folder(FIRST) / "state.pt"
     damage(path)
-    made_good(small, store, path, message)
-    assert not list(tmp_path.rglob("run")), "no code was run"
+    check_repair(small, store, path, message)
+    assert not list(tmp_path.rglob("run")), "no code was executed"
     assert [entry["from_epoch"] for entry in logged(store, FIRST, "training")][-1] == 1
 
 
-def made_good(small: Path, store: Store, path: Path, message: str) -> None:
-    """Do the first two runs, of which the first is damaged, and look at what is told and what is left."""
+def check_repair(small: Path, store: Store, path: Path, message: str) -> None:
+    """Execute two runs, the first of which is damaged, and check the message, the log and the files."""
     failures, outcomes = run_all([FIRST, SECOND], store.root)
     assert failures == 0
-    (told,) = outcomes[FIRST].messages
-    assert told.startswith(f"{path} {message}")
-    assert told.endswith(f": set aside as {path.name}.bad, and made again")
-    assert outcomes[SECOND] == runner.Outcome(), "and the rest went on"
-    assert [entry["message"] for entry in logged(store, FIRST, "set aside")] == [told.split(": set aside")[0]]
+    (message_of_run,) = outcomes[FIRST].messages
+    assert message_of_run.startswith(f"{path} {message}")
+    assert message_of_run.endswith(f": renamed to {path.name}.bad, and computed again")
+    assert outcomes[SECOND] == runner.Outcome(), "the other run is not affected"
+    assert [entry["message"] for entry in logged(store, FIRST, "set aside")] == [message_of_run.split(": renamed")[0]]
     aside = path.with_name(f"{path.name}.bad")
     shutil.rmtree(aside) if aside.is_dir() else aside.unlink()
     expected = {name: data for name, data in files(small).items() if FIRST.key() in name or SECOND.key() in name}
@@ -426,7 +430,7 @@ def made_good(small: Path, store: Store, path: Path, message: str) -> None:
     assert set(files(store.root)) <= set(files(small))
 
 
-def test_a_damaged_log_is_no_reason_to_do_anything(small: Path, tmp_path: Path) -> None:
+def test_a_damaged_log_does_not_cause_runs_to_be_repeated(small: Path, tmp_path: Path) -> None:
     store = copy(small, tmp_path)
     with (store.folder(FIRST) / "log.jsonl").open("ab") as log:
         log.write(b'\x00\xff\n{"event": "epoch"}\n{"event": "rec')
@@ -435,11 +439,11 @@ def test_a_damaged_log_is_no_reason_to_do_anything(small: Path, tmp_path: Path) 
     assert files(tmp_path) == files(small)
 
 
-def test_a_full_disk_fails_what_does_not_fit_and_the_rest_goes_on(small: Path, tmp_path: Path) -> None:
+def test_a_full_disk_fails_only_the_runs_that_do_not_fit(small: Path, tmp_path: Path) -> None:
     store = copy(small, tmp_path)
     shutil.rmtree(store.folder(FIRST))
     (store.folder(SECOND) / RECORD).unlink()
-    with processes.files_no_longer_than(50_000):  # enough for a record, too little for training's state
+    with processes.files_no_longer_than(50_000):  # enough for a record, too little for a training state
         failures, outcomes = run_all(GRID.runs(), tmp_path)
     assert failures == 1
     expected = f"{store.folder(FIRST) / 'state.pt'} cannot be written (File too large): raise the limit on the size"
@@ -452,7 +456,7 @@ def test_a_full_disk_fails_what_does_not_fit_and_the_rest_goes_on(small: Path, t
     assert files(tmp_path) == files(small)
 
 
-def test_a_disk_without_room_for_a_record_keeps_the_trained_weights(small: Path, tmp_path: Path) -> None:
+def test_trained_weights_are_kept_if_a_record_does_not_fit_on_the_disk(small: Path, tmp_path: Path) -> None:
     store = copy(small, tmp_path)
     shutil.rmtree(store.folder(FIRST) / "records")
     with processes.files_no_longer_than(1_000):
@@ -462,4 +466,4 @@ def test_a_disk_without_room_for_a_record_keeps_the_trained_weights(small: Path,
     assert store.is_trained(FIRST)
     assert run_all(runner.missing_runs(GRID, store), tmp_path)[0] == 0
     assert files(tmp_path) == files(small)
-    assert len(logged(store, FIRST, "training")) == 1, "nothing was trained again"
+    assert len(logged(store, FIRST, "training")) == 1, "the network is not trained again"

@@ -1,4 +1,4 @@
-"""Files are whole or absent, damage is named, and nothing in them is run."""
+"""Store: atomic files, errors that name any damage, and no execution of code in files."""
 
 import json
 import os
@@ -39,7 +39,7 @@ def store(tmp_path: Path) -> Store:
     return Store(tmp_path / "store")
 
 
-def test_looking_at_a_new_store_finds_nothing_and_makes_nothing(store: Store) -> None:
+def test_reading_an_empty_store_creates_no_files(store: Store) -> None:
     assert store.load_state(RUN) is None
     assert store.record(RUN, ATTACK) is None
     assert store.error(RUN) is None
@@ -52,14 +52,14 @@ def test_looking_at_a_new_store_finds_nothing_and_makes_nothing(store: Store) ->
     assert not store.root.exists()
 
 
-def test_what_is_kept_comes_back(store: Store) -> None:
+def test_state_weights_and_records_are_stored_and_read(store: Store) -> None:
     store.open(RUN, "data")
     store.save_state(RUN, state_of(3))
     assert store.load_state(RUN)["model"]["w"].tolist() == [1] * 500
     assert store.epochs_done(RUN) == 3
     store.save_checkpoint(RUN, {"w": torch.arange(6.0).reshape(2, 3).T})
     assert store.load_checkpoint(RUN)["w"].tolist() == [[0, 3], [1, 4], [2, 5]]
-    assert store.load_state(RUN) is None, "the state goes once the weights are there"
+    assert store.load_state(RUN) is None, "the state is deleted once the weights are stored"
     assert store.epochs_done(RUN) == 3
     assert not store.is_done(RUN, (ATTACK,))
     store.save_record(RUN, ATTACK, RECORD)
@@ -68,14 +68,14 @@ def test_what_is_kept_comes_back(store: Store) -> None:
     assert list(store.damaged(RUN, (ATTACK,))) == []
 
 
-def test_a_store_knows_its_data_again(store: Store) -> None:
+def test_a_run_with_other_data_of_the_same_name_is_refused(store: Store) -> None:
     store.open(RUN, "one")
     store.open(RUN, "one")
-    with pytest.raises(StoreError, match=r"spec\.json was made from data with fingerprint one, .* now has two"):
+    with pytest.raises(StoreError, match=r"spec\.json has data with fingerprint one, .* now has two"):
         store.open(RUN, "two")
 
 
-def test_a_run_says_what_it_is(store: Store) -> None:
+def test_the_specification_of_a_run_is_stored(store: Store) -> None:
     store.open(RUN, "data")
     kept = json.loads((store.folder(RUN) / "spec.json").read_text())
     assert kept["data"] == "data"
@@ -84,30 +84,30 @@ def test_a_run_says_what_it_is(store: Store) -> None:
     assert set(kept["made_with"]) == {"python", "art_hrloss", "torch", "adversarial-robustness-toolbox", "numpy"}
 
 
-def test_an_old_error_goes_when_the_run_starts_again(store: Store) -> None:
+def test_an_old_error_is_deleted_when_the_run_starts_again(store: Store) -> None:
     store.save_error(RUN, "it broke")
     assert store.error(RUN) == "it broke"
     store.open(RUN, "data")
     assert store.error(RUN) is None
 
 
-# What a kill, or a file set aside, can leave of a training, and what must be left of it once the run is opened again.
-LEFT = {
+# Files that a killed process or a removed damaged file can leave, and the files after the run is opened again.
+PARTIAL_RUNS = {
     "first curve, no state": (1, None, False, (0, False, False)),
     "curve ahead of its state": (2, 1, False, (1, True, False)),
-    "curve lost, state whole": (None, 2, False, (2, True, False)),
+    "curve lost, state complete": (None, 2, False, (2, True, False)),
     "state lost": (2, None, False, (0, False, False)),
     "weights saved, state not yet removed": (3, 3, True, (3, True, True)),
     "weights saved, state not yet removed, curve lost": (None, 3, True, (3, True, True)),
-    "weights of a training that goes on": (2, 2, True, (2, True, False)),
-    "curve lost, weights whole": (None, None, True, (0, False, False)),
-    "curve too short, weights whole": (2, None, True, (0, False, False)),
-    "all whole": (3, None, True, (3, False, True)),
+    "weights of an unfinished training": (2, 2, True, (2, True, False)),
+    "curve lost, weights complete": (None, None, True, (0, False, False)),
+    "curve too short, weights complete": (2, None, True, (0, False, False)),
+    "all complete": (3, None, True, (3, False, True)),
 }
 
 
-@pytest.mark.parametrize(("curve", "state", "weights", "expected"), LEFT.values(), ids=LEFT)
-def test_curve_state_and_weights_agree_once_a_run_is_opened(
+@pytest.mark.parametrize(("curve", "state", "weights", "expected"), PARTIAL_RUNS.values(), ids=PARTIAL_RUNS)
+def test_curve_state_and_weights_are_consistent_after_a_run_is_opened(
     store: Store, curve: int | None, state: int | None, weights: bool, expected: tuple
 ) -> None:
     folder = store.folder(RUN)
@@ -119,13 +119,13 @@ def test_curve_state_and_weights_agree_once_a_run_is_opened(
     if curve is not None:
         write_json(folder / "curve.json", state_of(curve)["curve"])
     store.open(RUN, "data")
-    left = store.epochs_done(RUN), (folder / "state.pt").exists(), (folder / "model.safetensors").exists()
-    assert left == expected
-    assert store.is_trained(RUN) == (left == (3, False, True))
+    files = store.epochs_done(RUN), (folder / "state.pt").exists(), (folder / "model.safetensors").exists()
+    assert files == expected
+    assert store.is_trained(RUN) == (files == (3, False, True))
 
 
 @pytest.mark.parametrize("device", ["cpu", "gpu"])
-def test_records_outlive_lost_weights_only_where_those_come_back_to_the_bit(store: Store, device: str) -> None:
+def test_records_of_lost_weights_stay_valid_on_the_cpu_only(store: Store, device: str) -> None:
     run = replace(RUN, recipe=replace(RUN.recipe, device=device))
     store.save_record(run, ATTACK, RECORD)
     store.open(run, "data")
@@ -133,14 +133,14 @@ def test_records_outlive_lost_weights_only_where_those_come_back_to_the_bit(stor
     assert (store.folder(run) / "records.bad").exists() == (device == "gpu")
 
 
-def test_opening_a_run_clears_what_a_killed_writer_left(store: Store) -> None:
+def test_opening_a_run_deletes_partial_files_of_a_killed_writer(store: Store) -> None:
     for name in (".state.pt.0.part", "records/.none.json.1.part"):
         write_bytes(store.folder(RUN) / name, b"half")
     store.open(RUN, "data")
     assert not list(store.root.rglob("*.part"))
 
 
-def test_state_cut_anywhere_is_named(store: Store) -> None:
+def test_a_truncated_state_is_named(store: Store) -> None:
     store.save_state(RUN, state_of(1))
     path = store.folder(RUN) / "state.pt"
     whole = path.read_bytes()
@@ -150,7 +150,7 @@ def test_state_cut_anywhere_is_named(store: Store) -> None:
             store.load_state(RUN)
 
 
-def test_bits_flipped_in_a_state_are_seen_or_change_nothing(store: Store) -> None:
+def test_flipped_bits_in_a_state_are_detected_or_have_no_effect(store: Store) -> None:
     store.save_state(RUN, state_of(1))
     path, rng, seen = store.folder(RUN) / "state.pt", random.Random(0), 0
     whole = path.read_bytes()
@@ -163,13 +163,15 @@ def test_bits_flipped_in_a_state_are_seen_or_change_nothing(store: Store) -> Non
         except DamagedError:
             seen += 1
         else:
-            assert torch.equal(state["model"]["w"], torch.ones(500)), "it was in what no reader looks at"
+            assert torch.equal(state["model"]["w"], torch.ones(500)), (
+                "the flipped bit is in a part of the file that is not read"
+            )
             assert state["curve"] == state_of(1)["curve"]
     assert seen > 50
 
 
 @pytest.mark.parametrize("archive", [False, True], ids=["pickle", "torch's archive"])
-def test_a_state_that_would_run_code_is_named_and_not_run(store: Store, tmp_path: Path, archive: bool) -> None:
+def test_code_in_a_state_is_not_executed(store: Store, tmp_path: Path, archive: bool) -> None:
     class Hostile:
         def __reduce__(self):
             return os.mkdir, (str(tmp_path / "run"),)
@@ -186,22 +188,25 @@ def test_a_state_that_would_run_code_is_named_and_not_run(store: Store, tmp_path
 @pytest.mark.parametrize(
     ("state", "message"),
     [
-        ([1], "should hold a dict, but holds a list"),
-        ({}, "is of version None, where this program writes version 1"),
-        (state_of(1) | {"version": 2}, "is of version 2, where this program writes version 1"),
-        ({"version": 1, "model": {}, "optimizer": {}, "curve": []}, "should hold order, a Tensor, but holds .'curve',"),
-        (state_of(1) | {"version": 1, "curve": [3]}, "should have the row of epoch 1 in place 1, but has 3"),
+        ([1], "should contain a dict, but contains a list"),
+        ({}, "has version None, but this program reads version 1"),
+        (state_of(1) | {"version": 2}, "has version 2, but this program reads version 1"),
+        (
+            {"version": 1, "model": {}, "optimizer": {}, "curve": []},
+            "should contain order, a Tensor, but contains .'curve',",
+        ),
+        (state_of(1) | {"version": 1, "curve": [3]}, "should have the row of epoch 1 at position 1, but has 3"),
     ],
     ids=["list", "empty", "version", "missing key", "curve"],
 )
-def test_a_state_that_is_another_is_named(store: Store, state: object, message: str) -> None:
+def test_an_invalid_state_is_named(store: Store, state: object, message: str) -> None:
     store.folder(RUN).mkdir(parents=True)
     torch.save(state, store.folder(RUN) / "state.pt")
     with pytest.raises(DamagedError, match=rf"state\.pt {message}"):
         store.load_state(RUN)
 
 
-def test_weights_cut_anywhere_are_named(store: Store) -> None:
+def test_truncated_weights_are_named(store: Store) -> None:
     write_json(store.folder(RUN) / "curve.json", state_of(3)["curve"])
     store.save_checkpoint(RUN, WEIGHTS)
     path = store.folder(RUN) / "model.safetensors"
@@ -211,26 +216,28 @@ def test_weights_cut_anywhere_are_named(store: Store) -> None:
         path.write_bytes(whole[:length])
         with pytest.raises(DamagedError, match=r"model\.safetensors cannot be read \(."):
             store.load_checkpoint(RUN)
-        assert [error.path for error in store.damaged(RUN, (), at_a_glance=True)] == [path]
+        assert [error.path for error in store.damaged(RUN, (), quick=True)] == [path]
         assert not store.is_done(RUN, ())
 
 
-def test_every_flipped_bit_of_the_weights_is_seen(store: Store) -> None:
+def test_every_flipped_bit_of_the_weights_is_detected(store: Store) -> None:
     store.save_checkpoint(RUN, WEIGHTS)
     path, rng = store.folder(RUN) / "model.safetensors", random.Random(0)
     whole = path.read_bytes()
     header = 8 + struct.unpack("<Q", whole[:8])[0]
-    # In the header's length, all of the header, and some of the weights.
-    for place in (*range(header), *rng.sample(range(header, len(whole)), 100)):
+    # Every byte of the header's length and of the header, and a sample of the weights.
+    for position in (*range(header), *rng.sample(range(header, len(whole)), 100)):
         flipped = bytearray(whole)
-        flipped[place] ^= 1 << rng.randrange(8)
+        flipped[position] ^= 1 << rng.randrange(8)
         path.write_bytes(flipped)
-        with pytest.raises(DamagedError, match=r"model\.safetensors (cannot be read|was changed after it was written)"):
+        with pytest.raises(
+            DamagedError, match=r"model\.safetensors (cannot be read|was modified after it was written)"
+        ):
             store.load_checkpoint(RUN)
 
 
-def test_weights_that_are_not_there_are_named(store: Store) -> None:
-    with pytest.raises(DamagedError, match=r"model\.safetensors is not there"):
+def test_missing_weights_are_named(store: Store) -> None:
+    with pytest.raises(DamagedError, match=r"model\.safetensors does not exist"):
         store.load_checkpoint(RUN)
 
 
@@ -244,18 +251,18 @@ REPORT = AttackSpec("diagnostics", "ce", 0.1, steps=5)
         (lambda path: path.write_bytes(b""), "cannot be read"),
         (lambda path: path.write_bytes(b"\xff" * 100), "cannot be read"),
         (lambda path: path.write_bytes(path.read_bytes()[:-3]), "cannot be read"),
-        (lambda path: path.write_bytes(path.read_bytes()[:-1] + b"\x07"), "was changed after it was written"),
-        (lambda path: made_up.rewrite(path, {}), "is of version None"),
-        (lambda path: made_up.rewrite(path, HEADER | {"version": 99}), "is of version 99"),
+        (lambda path: path.write_bytes(path.read_bytes()[:-1] + b"\x07"), "was modified after it was written"),
+        (lambda path: made_up.rewrite(path, {}), "has version None"),
+        (lambda path: made_up.rewrite(path, HEADER | {"version": 99}), "has version 99"),
         (lambda path: made_up.rewrite(path, HEADER | {"names": 3}), "should have names and flags"),
         (lambda path: made_up.rewrite(path, HEADER | {"flags": ["zero gradients"]}), "should have names and flags"),
         (lambda path: made_up.rewrite(path, HEADER, drop="logits"), "lacks logits"),
         (lambda path: made_up.rewrite(path, HEADER, drop="zero_gradient"), "lacks zero_gradient"),
-        (lambda path: made_up.rewrite(path, HEADER, labels=np.arange(2)), "for each of its 2 images"),
-        (lambda path: made_up.rewrite(path, HEADER, labels=np.zeros(3)), "should hold labels as int64"),
-        (lambda path: made_up.rewrite(path, HEADER, labels=np.array([0, 1, 2])), "should hold labels from 0 to 1"),
-        (lambda path: made_up.rewrite(path, HEADER, sampled=np.array([0, 3])), "should hold sampled from 0 to 2"),
-        (lambda path: made_up.rewrite(path, HEADER, found_by=np.array([-1, 0, 0])), "should hold found_by from -1"),
+        (lambda path: made_up.rewrite(path, HEADER, labels=np.arange(2)), "for its 2 images"),
+        (lambda path: made_up.rewrite(path, HEADER, labels=np.zeros(3)), "should contain labels as int64"),
+        (lambda path: made_up.rewrite(path, HEADER, labels=np.array([0, 1, 2])), "should contain labels from 0 to 1"),
+        (lambda path: made_up.rewrite(path, HEADER, sampled=np.array([0, 3])), "should contain sampled from 0 to 2"),
+        (lambda path: made_up.rewrite(path, HEADER, found_by=np.array([-1, 0, 0])), "should contain found_by from -1"),
     ],
 )
 def test_a_damaged_record_is_named(store: Store, damage: Callable[[Path], object], message: str) -> None:
@@ -269,7 +276,7 @@ def test_a_damaged_record_is_named(store: Store, damage: Callable[[Path], object
 
 
 @pytest.mark.parametrize("header", [{}, HEADER | {"version": 2}])
-def test_a_record_of_no_use_is_seen_at_a_glance(store: Store, header: object) -> None:
+def test_a_record_with_an_invalid_header_is_detected_by_the_quick_check(store: Store, header: object) -> None:
     store.save_checkpoint(RUN, WEIGHTS)
     write_json(store.folder(RUN) / "curve.json", state_of(3)["curve"])
     store.save_record(RUN, ATTACK, RECORD)
@@ -278,18 +285,18 @@ def test_a_record_of_no_use_is_seen_at_a_glance(store: Store, header: object) ->
     assert not store.is_done(RUN, (ATTACK,))
 
 
-def test_a_report_comes_back_and_one_without_its_verdicts_is_named(store: Store) -> None:
+def test_a_report_is_stored_and_read_and_one_without_its_verdicts_is_refused(store: Store) -> None:
     report = Record(np.array([1, 0]), robust=np.array([True, False]), flags={"zero gradients": "half"})
     store.save_record(RUN, REPORT, report)
-    found = store.record(RUN, REPORT)
-    assert made_up.same(found, report)
-    assert (found.n, found.accuracy) == (2, 0.5)
+    loaded = store.record(RUN, REPORT)
+    assert made_up.same(loaded, report)
+    assert (loaded.n, loaded.accuracy) == (2, 0.5)
     made_up.rewrite(store.folder(RUN) / f"records/{REPORT.key()}.safetensors", HEADER, drop="robust")
     with pytest.raises(DamagedError, match="lacks robust"):
         store.record(RUN, REPORT)
 
 
-def test_records_of_an_older_version_lie_beside_new_ones_unread(store: Store) -> None:
+def test_record_files_of_an_older_format_are_ignored(store: Store) -> None:
     write_json(store.folder(RUN) / "records/fgm-hr-0.1.json", {"version": 2, "n": 3, "correct": 2})
     assert store.record(RUN, ATTACK) is None
     assert list(store.damaged(RUN, (ATTACK,))) == []
@@ -299,11 +306,11 @@ def test_records_of_an_older_version_lie_beside_new_ones_unread(store: Store) ->
     ("text", "message"),
     [
         ('[{"epoch": 1,', "is not valid JSON"),
-        ("{}", "should hold a list, but holds a dict"),
-        ("[1, 2, 3]", "should have the row of epoch 1 in place 1, but has 1"),
+        ("{}", "should contain a list, but contains a dict"),
+        ("[1, 2, 3]", "should have the row of epoch 1 at position 1, but has 1"),
         (
             '[{"epoch": 2, "validation_accuracy": 0.5}]',
-            "should have the row of epoch 1 in place 1, but has {'epoch': 2",
+            "should have the row of epoch 1 at position 1, but has {'epoch': 2",
         ),
         ('[{"epoch": 1}]', "should have a validation_accuracy for epoch 1, but has none"),
     ],
@@ -315,7 +322,7 @@ def test_a_damaged_curve_is_named(store: Store, text: str, message: str) -> None
         store.curve(RUN)
 
 
-def test_what_the_log_cannot_tell_is_left_out(store: Store) -> None:
+def test_invalid_log_entries_are_skipped(store: Store) -> None:
     store.open(RUN, "data")
     store.log(RUN, "epoch", epoch=1, training=0.5, seconds=0.75)
     path = store.folder(RUN) / "log.jsonl"
@@ -324,23 +331,23 @@ def test_what_the_log_cannot_tell_is_left_out(store: Store) -> None:
     path.write_bytes(b"\n".join([*useless, path.read_bytes().rstrip(), b'{"event": "rec']))
     store.log(RUN, "record", attack="none", seconds=0.25)
     entries = store.log_entries(RUN)
-    assert [entry["event"] for entry in entries] == ["epoch", "record"], "the line after a half one is whole"
+    assert [entry["event"] for entry in entries] == ["epoch", "record"], "the entry after a partial line is read"
     assert entries[0]["training"] == 0.5
-    assert path.read_bytes().startswith(b"\n".join(useless[:5])), "nothing is rewritten"
+    assert path.read_bytes().startswith(b"\n".join(useless[:5])), "existing lines are not changed"
 
 
 @pytest.mark.parametrize("name", ["state.pt", "curve.json", "model.safetensors", "records/fgm-hr-0.1.safetensors"])
-def test_a_directory_in_place_of_a_file_is_set_aside(store: Store, name: str) -> None:
+def test_a_directory_instead_of_a_file_is_set_aside(store: Store, name: str) -> None:
     path = store.folder(RUN) / name
-    for _ in range(2):  # the second in place of the first
+    for _ in range(2):  # the second replaces the first
         (path / "inside").mkdir(parents=True)
         (message,) = store.set_damaged_aside(RUN, (ATTACK,))
-        assert f"{path} should be a file, but is a directory: set aside as {path.name}.bad, and made again" in message
+        assert f"{path} should be a file, but is a directory: renamed to {path.name}.bad, and computed again" in message
         assert not path.exists()
         assert (path.with_name(f"{path.name}.bad") / "inside").is_dir()
 
 
-def test_files_and_directories_in_each_others_place_are_set_aside_and_noted(store: Store) -> None:
+def test_files_instead_of_directories_and_directories_instead_of_files_are_set_aside_and_logged(store: Store) -> None:
     folder = store.folder(RUN)
     (folder / "log.jsonl").mkdir(parents=True)
     (folder / "error.txt").mkdir()
@@ -354,7 +361,7 @@ def test_files_and_directories_in_each_others_place_are_set_aside_and_noted(stor
     store.save_record(RUN, ATTACK, RECORD)
 
 
-def test_the_newest_damage_is_the_one_that_is_kept(tmp_path: Path) -> None:
+def test_a_file_that_is_set_aside_replaces_an_older_one(tmp_path: Path) -> None:
     for text in ("first", "second"):
         (tmp_path / "x").write_text(text)
         assert set_aside(tmp_path / "x") == tmp_path / "x.bad"
@@ -362,14 +369,14 @@ def test_the_newest_damage_is_the_one_that_is_kept(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["x.bad"]
 
 
-def test_a_value_that_json_has_no_word_for_is_not_written(tmp_path: Path) -> None:
+def test_a_nan_is_not_written_as_json(tmp_path: Path) -> None:
     write_json(tmp_path / "x.json", 1)
-    with pytest.raises(StoreError, match=r"x\.json is not written: expected finite numbers, but got a NaN"):
+    with pytest.raises(StoreError, match=r"x\.json cannot be written: expected finite numbers, but got a NaN"):
         write_json(tmp_path / "x.json", {"accuracy": float("nan")})
     assert (tmp_path / "x.json").read_text() == "1\n"
 
 
-def test_a_write_beyond_the_limit_leaves_the_old_files_and_no_other(store: Store) -> None:
+def test_a_write_beyond_the_file_size_limit_changes_no_file(store: Store) -> None:
     store.open(RUN, "data")
     store.save_state(RUN, state_of(1))
     before = {path: path.read_bytes() for path in store.root.rglob("*") if path.is_file()}
@@ -381,15 +388,15 @@ def test_a_write_beyond_the_limit_leaves_the_old_files_and_no_other(store: Store
         with pytest.raises(StoreError, match=r"log\.jsonl cannot be written \(File too large\)"):
             store.log(RUN, "long", message="x" * 5000)
     assert str(caught.value) == (
-        f"{path} cannot be written (File too large): raise the limit on the size of files (ulimit -f), and give the "
-        "same command again; what was there before is as it was"
+        f"{path} cannot be written (File too large): raise the limit on the size of files (ulimit -f), and run the "
+        "same command again; existing files are unchanged"
     )
     (store.folder(RUN) / "log.jsonl").unlink()
     assert {path: path.read_bytes() for path in store.root.rglob("*") if path.is_file()} == before
-    assert store.epochs_done(RUN) == 1, "the state stays until the weights are there"
+    assert store.epochs_done(RUN) == 1, "the state is kept until the weights are stored"
 
 
-def test_a_line_goes_below_what_a_full_disk_left_of_the_one_before(tmp_path: Path) -> None:
+def test_a_line_is_appended_below_a_partial_line(tmp_path: Path) -> None:
     append_line(tmp_path / "log", "one")
     with files_no_longer_than(10), pytest.raises(StoreError):
         append_line(tmp_path / "log", "much too long")
@@ -398,13 +405,13 @@ def test_a_line_goes_below_what_a_full_disk_left_of_the_one_before(tmp_path: Pat
     assert (tmp_path / "log").read_text() == "one\nmuch t\ntwo\n"
 
 
-def test_a_store_that_is_no_folder_is_named_before_any_work(tmp_path: Path) -> None:
+def test_a_store_that_is_not_a_folder_is_refused(tmp_path: Path) -> None:
     (tmp_path / "store").write_text("a file, not a folder")
     with pytest.raises(StoreError, match=str(tmp_path / "store")):
         Store(tmp_path / "store")
 
 
-def test_a_place_that_cannot_be_made_is_named(tmp_path: Path) -> None:
+def test_a_folder_that_cannot_be_created_is_named(tmp_path: Path) -> None:
     store = Store(tmp_path)
     (tmp_path / "runs").write_text("a file, not a folder")
     for use in (lambda: store.lock(RUN), lambda: store.save_error(RUN, "it broke")):
@@ -415,12 +422,12 @@ def test_a_place_that_cannot_be_made_is_named(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("error", [DamagedError(Path("a/b"), "is no good"), UnreadableError(Path("a"), "is closed")])
-def test_errors_come_back_from_workers_as_they_were(error: DamagedError) -> None:
+def test_errors_can_be_pickled(error: DamagedError) -> None:
     back = pickle.loads(pickle.dumps(error))
     assert (type(back), str(back), back.path) == (type(error), str(error), error.path)
 
 
-def test_a_lock_is_seen_from_elsewhere_while_it_is_held(store: Store) -> None:
+def test_a_held_lock_is_visible_to_other_stores(store: Store) -> None:
     other = Store(store.root)
     with store.lock(RUN):
         assert other.is_locked(RUN)
@@ -429,14 +436,14 @@ def test_a_lock_is_seen_from_elsewhere_while_it_is_held(store: Store) -> None:
     assert [path.name for path in store.folder(RUN).parent.iterdir()] == [RUN.key()]
 
 
-def test_versions_are_known_without_installed_metadata(tmp_path: Path) -> None:
-    """As where the project is a clone on Python's path, beside packages that bring no metadata."""
+def test_versions_are_found_without_package_metadata(tmp_path: Path) -> None:
+    """A clone on Python's path, and packages without metadata, still have versions."""
     for path in Path(torch.__file__).parents[1].iterdir():
         if not path.name.endswith((".dist-info", ".pth")):
             (tmp_path / path.name).symlink_to(path)
     code = "import json; from benchmarks.store._schema import versions; print(json.dumps(versions()))"
     environment = {**os.environ, "PYTHONPATH": f"{Path(__file__).parents[3]}{os.pathsep}{tmp_path}"}
-    # -S: without the folder of packages that Python knows itself.
+    # -S: without Python's own site-packages.
     command = [sys.executable, "-S", "-c", code]
     ended = subprocess.run(command, env=environment, check=True, capture_output=True)
     assert json.loads(ended.stdout) == versions()

@@ -1,4 +1,4 @@
-"""The digits, whole and few, for every way of training."""
+"""Data sets for tests of training: the digits, and a small part of them."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -16,6 +16,6 @@ def digits() -> Dataset:
 
 @pytest.fixture(scope="package")
 def few(digits: Dataset) -> Dataset:
-    """Few digits, for what does not depend on how many there are."""
+    """The first 120 images of each part, for tests that need few images."""
     parts = {name: getattr(digits, name) for name in ("train", "validation", "test")}
     return replace(digits, **{name: Split(part.images[:120], part.labels[:120]) for name, part in parts.items()})

@@ -1,4 +1,4 @@
-"""Training does what the recipe says, pairs the losses of a seed, and resumes to the same bits."""
+"""Training of one run: recipe, pairs of losses with one seed, learning curve, and bit-exact resumption."""
 
 import math
 import random
@@ -54,7 +54,9 @@ def files(store: Store, run: RunSpec) -> list[bytes]:
 
 
 @pytest.mark.parametrize("changes", RESUMED)
-def test_a_run_can_be_killed_after_any_epoch_and_after_all(few: Dataset, tmp_path: Path, changes: dict) -> None:
+def test_a_run_that_is_killed_after_any_epoch_resumes_to_the_same_bytes(
+    few: Dataset, tmp_path: Path, changes: dict
+) -> None:
     run = run_of(**changes, **CURVE)
     whole, often = Store(tmp_path / "whole"), tmp_path / "often"
     train(run, few, whole)
@@ -70,7 +72,9 @@ def test_a_run_can_be_killed_after_any_epoch_and_after_all(few: Dataset, tmp_pat
     assert files(Store(often), run) == files(whole, run)
 
 
-def test_the_losses_of_a_seed_share_weights_and_order(digits: Dataset, store: Store, monkeypatch) -> None:
+def test_the_losses_of_a_seed_have_the_same_initial_weights_and_order(
+    digits: Dataset, store: Store, monkeypatch
+) -> None:
     seen: dict[str, list] = {"ce": [], "hr": []}
 
     def spy(model, loss, optimizer, batches):
@@ -85,11 +89,11 @@ def test_the_losses_of_a_seed_share_weights_and_order(digits: Dataset, store: St
     for ce, hr in zip(*seen.values(), strict=True):
         assert torch.equal(ce[0], hr[0])
         assert torch.equal(ce[1], hr[1])
-    assert not torch.equal(seen["ce"][0][1], seen["ce"][1][1]), "every epoch has an order of its own"
+    assert not torch.equal(seen["ce"][0][1], seen["ce"][1][1]), "each epoch has another order"
 
 
 @pytest.mark.parametrize("loss", ["ce", "hr"])
-def test_it_learns_real_digits(digits: Dataset, store: Store, loss: str) -> None:
+def test_training_learns_real_digits(digits: Dataset, store: Store, loss: str) -> None:
     run = run_of(loss, epochs=8, optimizer="adam", lr=3e-3, lr_drops=())
     train(run, digits, store)
     curve = store.curve(run)
@@ -101,7 +105,7 @@ def test_it_learns_real_digits(digits: Dataset, store: Store, loss: str) -> None
     assert training.accuracy(model, *digits.test.tensors(CPU)) > 0.9
 
 
-def test_a_loss_that_is_no_longer_finite_stops_the_run(digits: Dataset, store: Store) -> None:
+def test_a_loss_that_is_not_finite_stops_the_run(digits: Dataset, store: Store) -> None:
     with pytest.raises(training.TrainingError, match=r"the loss of digits, HR\(1.6\), seed 0 became nan in epoch"):
         train(run_of(lr=1e30), digits, store)
     assert not store.is_trained(run_of(lr=1e30))
@@ -119,8 +123,8 @@ def test_the_penalty_is_the_gradient_of_l2_times_the_kernels_squares(digits: Dat
         torch.testing.assert_close(p.detach(), before[name] * (1 - 2e-2 if convolution else 1.0))
 
 
-def watched(monkeypatch, run: RunSpec, data: Dataset, store: Store) -> list[dict]:
-    """Train, and tell of each epoch the weights it began with, its images and labels, and its learning rates."""
+def record_epochs(monkeypatch, run: RunSpec, data: Dataset, store: Store) -> list[dict]:
+    """Train, and return each epoch's initial weights, images, labels and learning rates."""
     epochs: list[dict] = []
 
     def watch(model, loss, optimizer, batches):
@@ -141,10 +145,8 @@ def watched(monkeypatch, run: RunSpec, data: Dataset, store: Store) -> list[dict
     return epochs
 
 
-def test_an_epoch_is_every_training_image_once_with_its_label_and_no_other(
-    digits: Dataset, store: Store, monkeypatch
-) -> None:
-    (epoch,) = watched(monkeypatch, run_of(epochs=1), digits, store)
+def test_an_epoch_has_every_training_image_once_with_its_label(digits: Dataset, store: Store, monkeypatch) -> None:
+    (epoch,) = record_epochs(monkeypatch, run_of(epochs=1), digits, store)
     assert epoch["sizes"] == [50] * 25 + [7]
     images, labels = digits.train.tensors(CPU)
 
@@ -152,16 +154,18 @@ def test_an_epoch_is_every_training_image_once_with_its_label_and_no_other(
         return sorted(torch.cat([labels[:, None].float(), images.flatten(1)], dim=1).tolist())
 
     assert sorted_pairs(epoch["images"], epoch["labels"]) == sorted_pairs(images, labels)
-    assert not torch.equal(epoch["labels"], labels), "the order is drawn"
+    assert not torch.equal(epoch["labels"], labels), "the order is random"
 
 
-def test_seeds_share_neither_weights_nor_order(digits: Dataset, tmp_path: Path, monkeypatch) -> None:
-    ((one,), (other,)) = (watched(monkeypatch, run_of(epochs=1, seed=seed), digits, Store(tmp_path)) for seed in (0, 1))
+def test_seeds_have_different_weights_and_orders(digits: Dataset, tmp_path: Path, monkeypatch) -> None:
+    ((one,), (other,)) = (
+        record_epochs(monkeypatch, run_of(epochs=1, seed=seed), digits, Store(tmp_path)) for seed in (0, 1)
+    )
     assert not torch.equal(one["weights"], other["weights"])
     assert not torch.equal(one["labels"], other["labels"])
 
 
-def test_no_seed_of_torchs_is_used_twice(digits: Dataset, store: Store, monkeypatch) -> None:
+def test_weights_and_orders_use_different_seeds_of_torch(digits: Dataset, store: Store, monkeypatch) -> None:
     drawn: list[int] = []
     build = models.build
 
@@ -170,27 +174,27 @@ def test_no_seed_of_torchs_is_used_twice(digits: Dataset, store: Store, monkeypa
         return build(*args, seed=seed, **options)
 
     monkeypatch.setattr(models, "build", watch)
-    orders = [watched(monkeypatch, run_of(epochs=1, seed=seed), digits, store)[0]["labels"] for seed in (0, 1)]
+    orders = [record_epochs(monkeypatch, run_of(epochs=1, seed=seed), digits, store)[0]["labels"] for seed in (0, 1)]
     labels = torch.from_numpy(digits.train.labels)
-    # The seed of a run's weights draws no order: not its own, nor that of the run before it.
+    # The seed of a run's weights is not the seed of an order, neither of its own nor of another run.
     for seed in drawn:
         permutation = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))
         assert not any(torch.equal(order, labels[permutation]) for order in orders)
 
 
-def test_each_epoch_is_trained_at_its_learning_rate(digits: Dataset, store: Store, monkeypatch) -> None:
-    epochs = watched(monkeypatch, run_of(), digits, store)
+def test_each_epoch_uses_its_learning_rate(digits: Dataset, store: Store, monkeypatch) -> None:
+    epochs = record_epochs(monkeypatch, run_of(), digits, store)
     expected = [0.1, 0.1, 0.01, 0.01]
     for epoch, rate in zip(epochs, expected, strict=True):
-        assert epoch["rates"] == pytest.approx([rate, rate]), "for kernels and the rest alike"
+        assert epoch["rates"] == pytest.approx([rate, rate]), "both groups of parameters have the learning rate"
     assert [row["lr"] for row in store.curve(run_of())] == pytest.approx(expected, rel=1e-12)
 
 
-def test_an_epoch_is_steps_of_sgd_with_momentum_and_its_figures_are_means(digits: Dataset) -> None:
+def test_an_epoch_consists_of_sgd_steps_with_momentum_and_its_metrics_are_means(digits: Dataset) -> None:
     run = run_of("ce")
     model, plain = (models.build_for(run.recipe, digits, seed=3) for _ in range(2))
     images, labels = digits.train.tensors(CPU)
-    # Of unequal sizes: the loss is a mean over batches, the accuracy one over images.
+    # With batches of unequal sizes, the loss is a mean over batches, and the accuracy a mean over images.
     batches = [(images[:50], labels[:50]), (images[50:60], labels[50:60])]
     row = training.train_epoch(
         model, training.training_loss(run.loss), training.build_optimizer(run.recipe, model), iter(batches)
@@ -212,7 +216,7 @@ def test_an_epoch_is_steps_of_sgd_with_momentum_and_its_figures_are_means(digits
     assert row == pytest.approx({"train_loss": np.mean(losses), "train_accuracy": hits / 60})
 
 
-def test_batch_statistics_are_learnt_in_training_and_used_as_they_are_in_evaluation(digits: Dataset) -> None:
+def test_batch_statistics_are_updated_in_training_and_fixed_in_evaluation(digits: Dataset) -> None:
     run = run_of(model="resnet", batch_size=25)
     model = models.build_for(run.recipe, digits)
     mean = model[1][1].running_mean
@@ -226,7 +230,7 @@ def test_batch_statistics_are_learnt_in_training_and_used_as_they_are_in_evaluat
     assert torch.equal(mean, learnt)
 
 
-def test_a_run_killed_before_its_last_row_is_written_ends_with_a_whole_curve(
+def test_a_run_that_is_killed_before_its_last_row_is_written_ends_with_a_complete_curve(
     digits: Dataset, store: Store, monkeypatch
 ) -> None:
     run, write = run_of(epochs=2), store_module.write_json
@@ -245,7 +249,9 @@ def test_a_run_killed_before_its_last_row_is_written_ends_with_a_whole_curve(
 
 
 @pytest.mark.parametrize("every", [1, 2, 3, 4, 5])
-def test_the_curve_is_attacked_every_so_many_epochs(few: Dataset, store: Store, every: int) -> None:
+def test_the_attacks_of_the_curve_are_computed_at_the_interval_of_the_recipe(
+    few: Dataset, store: Store, every: int
+) -> None:
     run = run_of(curve_every=every, curve_attacks=CURVE_ATTACKS)
     train(run, few, store)
     curve = store.curve(run)
@@ -258,7 +264,7 @@ def test_the_curve_is_attacked_every_so_many_epochs(few: Dataset, store: Store, 
 
 
 @pytest.mark.parametrize("input_scale", [1.0, 255.0])
-def test_the_curves_last_point_is_that_of_the_records(digits: Dataset, store: Store, input_scale: float) -> None:
+def test_the_last_point_of_the_curve_equals_the_records(digits: Dataset, store: Store, input_scale: float) -> None:
     run = run_of(optimizer="adam", lr=1e-3, input_scale=input_scale, **CURVE)
     train(run, digits, store)
     evaluation.evaluate(run, CURVE_ATTACKS, digits, store)
@@ -266,7 +272,7 @@ def test_the_curves_last_point_is_that_of_the_records(digits: Dataset, store: St
     *_, last = store.curve(run)
     assert last["attacks"] == {key: record.accuracy for key, record in records.items()}
     shown = {spec.key() for spec in CURVE_ATTACKS if protocol(spec) in BOUNDED}
-    assert last["bounds"].keys() == shown, "where Fig. 1 shows them"
+    assert last["bounds"].keys() == shown, "bounds exist for the attacks for which reports show them"
     for key, bounds in last["bounds"].items():
         expected = records[key].bounds()
         assert bounds == {name: value if math.isfinite(value) else None for name, value in expected.items()}
@@ -276,10 +282,10 @@ def test_the_curves_last_point_is_that_of_the_records(digits: Dataset, store: St
         assert last["attacks"]["fgm-clipped-ce-0.1-data"] > last["attacks"]["fgm-ce-0.1"]
 
 
-def test_a_point_of_the_curve_is_of_the_network_as_it_then_was(digits: Dataset, store: Store) -> None:
+def test_a_point_of_the_curve_is_measured_on_the_network_at_its_epoch(digits: Dataset, store: Store) -> None:
     run = run_of(curve_every=1, curve_attacks=CURVE_ATTACKS)
     for epoch in (1, 2, 3):
-        # Resumed at every epoch but the first, it still attacks the network that it trains.
+        # Also a resumed run attacks the network that it trains.
         with pytest.raises(KilledError):
             train(run, digits, StoreKilledAfter(store.root, epoch))
         state = store.load_state(run)
@@ -290,11 +296,11 @@ def test_a_point_of_the_curve_is_of_the_network_as_it_then_was(digits: Dataset, 
         assert state["curve"][-1]["attacks"] == expected
     train(run, digits, store)
     points = [tuple(row["attacks"].values()) for row in store.curve(run)]
-    assert len(set(points)) == 4, "every epoch has a point of its own"
+    assert len(set(points)) == 4, "each epoch has another point"
 
 
 @pytest.mark.parametrize("model", ["small-cnn", "resnet"])
-def test_attacks_along_the_way_change_no_weight(few: Dataset, store: Store, model: str) -> None:
+def test_attacks_during_training_change_no_weight(few: Dataset, store: Store, model: str) -> None:
     plain = run_of(model=model, optimizer="adam", lr=1e-3)
     attacked = replace(plain, recipe=replace(plain.recipe, curve_every=1, curve_attacks=CURVE_ATTACKS))
     for run in (plain, attacked):
@@ -307,7 +313,7 @@ def test_attacks_along_the_way_change_no_weight(few: Dataset, store: Store, mode
     assert bare == store.curve(plain)
 
 
-def test_the_log_has_the_seconds_of_each_epoch_and_of_its_training_alone(
+def test_the_log_has_the_seconds_of_each_epoch_with_and_without_its_attacks(
     few: Dataset, store: Store, monkeypatch
 ) -> None:
     pause = 0.05
@@ -330,22 +336,22 @@ def test_the_log_has_the_seconds_of_each_epoch_and_of_its_training_alone(
     for entry in entries:
         assert pause <= entry["training"] <= entry["seconds"]
         if entry["epoch"] % 2 == 0:
-            # Both are rounded to milliseconds.
+            # Both values are rounded to milliseconds.
             assert entry["seconds"] - entry["training"] >= pause - 0.001
 
 
 def generators() -> tuple:
-    """The state of the process's own generators: torch's, NumPy's and Python's."""
+    """Return the states of the global random generators of torch, NumPy and Python."""
     return torch.get_rng_state().tolist(), np.random.get_state()[1].tolist(), random.getstate()  # noqa: NPY002
 
 
-def test_training_leaves_the_generators_of_the_process_alone(few: Dataset, store: Store) -> None:
+def test_training_restores_the_global_random_generators(few: Dataset, store: Store) -> None:
     before = generators()
     train(run_of(model="resnet"), few, store)
     assert generators() == before
 
 
-def test_training_and_its_attacks_use_no_generator_of_the_process(few: Dataset, tmp_path: Path) -> None:
+def test_training_and_its_attacks_do_not_use_the_global_random_generators(few: Dataset, tmp_path: Path) -> None:
     run = run_of(model="resnet", **CURVE)
     ends = []
     for seed in (1, 2):
@@ -353,14 +359,14 @@ def test_training_and_its_attacks_use_no_generator_of_the_process(few: Dataset, 
             torch.manual_seed(seed)
             before = generators()
             train(run, few, Store(tmp_path / str(seed)))
-            # Torch's is not compared: its data loader, through which ART predicts, draws from it without need.
+            # Torch's generator is not compared: torch's data loader, which ART uses, draws from it.
             assert generators()[1:] == before[1:]
         ends.append(files(Store(tmp_path / str(seed)), run))
     assert ends[0] == ends[1]
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU to train on")
-def test_a_gpu_that_is_not_there_is_not_replaced_by_the_cpu(few: Dataset, store: Store) -> None:
+def test_a_missing_gpu_is_not_replaced_by_the_cpu(few: Dataset, store: Store) -> None:
     run = run_of(device="gpu")
     with pytest.raises((AssertionError, RuntimeError), match=r"CUDA|NVIDIA"):
         train(run, few, store)
@@ -368,7 +374,7 @@ def test_a_gpu_that_is_not_there_is_not_replaced_by_the_cpu(few: Dataset, store:
 
 
 @pytest.mark.parametrize("batch_size", [1, 7, 120, 500])
-def test_accuracy_is_a_share_of_all_images_in_batches_of_any_size(few: Dataset, batch_size: int) -> None:
+def test_accuracy_does_not_depend_on_the_batch_size(few: Dataset, batch_size: int) -> None:
     model = models.build_for(RECIPE, few, seed=2).train()
     images, labels = few.test.tensors(CPU)
     expected = (model(images).argmax(1) == labels).float().mean().item()
@@ -377,8 +383,8 @@ def test_accuracy_is_a_share_of_all_images_in_batches_of_any_size(few: Dataset, 
     assert not model.training
 
 
-def test_a_network_with_random_layers_resumes_to_the_same_bits_too(few: Dataset, tmp_path, monkeypatch) -> None:
-    """What dropout draws depends on the run's seed and the epoch, not on what the process drew before."""
+def test_a_network_with_dropout_resumes_to_the_same_bits(few: Dataset, tmp_path, monkeypatch) -> None:
+    """Dropout depends on the run's seed and the epoch, and not on earlier random numbers of the process."""
     build, run = models.build_for, run_of(epochs=2)
 
     def with_dropout(*args, **kwargs) -> torch.nn.Module:

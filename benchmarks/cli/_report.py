@@ -1,4 +1,4 @@
-"""What is read from a store: how far a grid is, and its report."""
+"""Implementation of `status` and `report`, which read a store."""
 
 import os
 from pathlib import Path
@@ -22,19 +22,19 @@ if TYPE_CHECKING:
 
 def store_of(options: GridOptions) -> Store:
     """
-    The store that the options name.
+    Return the store of the options.
 
-    :raises ConfigError: If it is in a home that is not there.
-    :raises StoreError: If it is no folder.
+    :raises ConfigError: If its path is in a home directory that does not exist.
+    :raises StoreError: If its path is not a folder.
     """
     folder = os.path.expanduser(options.store)
     if folder.startswith("~"):
-        raise ConfigError(f"expected a home directory for the store {folder}, but there is none: give --store")
+        raise ConfigError(f"expected a home directory for the store {folder}, but there is none: set --store")
     return Store(Path(folder))
 
 
 def show_status(options: "Status", console: Console) -> int:
-    """Show how far a grid is; returns the exit status."""
+    """Print the progress of a grid and return the exit status."""
     grid, store = options.resolve(), store_of(options)
     states = execution.status(grid, store)
     console.print(execution.table(grid, states))
@@ -42,29 +42,31 @@ def show_status(options: "Status", console: Console) -> int:
     console.print(", ".join(f"{count} {name}" for name, count in counts.items() if count))
     if counts["done"] < len(states):
         left = execution.duration(execution.seconds_left(states))
-        console.print(f"Time left at this pace: {left}. `{options.resuming}` goes on.", soft_wrap=True)
+        console.print(f"Time left: {left}. To resume, run `{options.resuming}`.", soft_wrap=True)
     return 0
 
 
 def report(options: "Report", console: Console) -> int:
-    """Make a grid's report from what is there; returns the exit status."""
+    """Write a grid's report from the stored results and return the exit status."""
     grid, store = options.resolve(), store_of(options)
     results = load(grid, store)
     if not results.records:
-        raise StoreError(f"{store.root} holds no results of the grid {grid.name}: `{options.resuming}` makes them")
+        raise StoreError(
+            f"{store.root} has no results of the grid {grid.name}: to compute them, run `{options.resuming}`"
+        )
     if missing := execution.missing_runs(grid, store):
         console.print(
-            f"{len(missing)} of {len(grid.runs())} runs are not complete: `{options.resuming}` goes on with them.",
+            f"{len(missing)} of {len(grid.runs())} runs are not complete. To resume, run `{options.resuming}`.",
             soft_wrap=True,
         )
-    make_report(results, store, console, options.command)
+    write_report(results, store, console, options.command)
     return 0
 
 
-def make_report(results: Results, store: Store, console: Console, command: str) -> None:
-    """Write the grid's tables and figures, show the first table, and say where they are."""
+def write_report(results: Results, store: Store, console: Console, command: str) -> None:
+    """Write the grid's tables and figures, and print the first table and the paths."""
     for problem in results.problems:
-        console.print(f"Counted as missing: {problem}", soft_wrap=True)
+        console.print(f"Ignored: {problem}", soft_wrap=True)
     folder = store.report_folder(results.grid.name)
     page = export.write(results, folder, command=command, facts=provenance(results.grid, store))
     overview = export.write_index(folder.parent)
@@ -73,4 +75,4 @@ def make_report(results: Results, store: Store, console: Console, command: str) 
         for table in (table_1(selection), alpha_table(selection, "exact")):
             if table is not None:
                 console.print(table.rich())
-    console.print(f"Tables and figures: {folder}, and all of them in {page}; all grids: {overview}", soft_wrap=True)
+    console.print(f"Tables and figures: {folder}\nReport: {page}\nReports of all grids: {overview}", soft_wrap=True)

@@ -1,4 +1,4 @@
-"""Runs that are trained at once leave what they leave when they are trained one by one."""
+"""Runs that are trained together give the same results as runs that are trained alone."""
 
 import time
 from contextlib import nullcontext
@@ -22,11 +22,11 @@ from benchmarks.report.results import load
 from benchmarks.store import Store, StoreError
 from benchmarks.training import Recorded, train, train_together
 from benchmarks.training import _loop as training
-from benchmarks.training import _together as module
-from benchmarks.training._ways import Branches, Products
+from benchmarks.training import _train as module
+from benchmarks.training._vectorized import Branches, Products
 
 CE, HR = LossSpec("ce"), LossSpec("hr", 1.6)
-# Batches of 50 leave one of 20 images. The rates are numbers of float32 too, in which a GPU is given them.
+# The last batch has 20 images. The learning rates are exact in float32, the type in which a GPU receives them.
 RECIPE = Recipe(model="small-cnn", epochs=1, batch_size=50, lr=0.125, validation_size=180)
 ADAM = {"lr": 2**-10, "optimizer": "adam"}
 KINDS = [
@@ -44,7 +44,7 @@ def runs_of(*losses: LossSpec, seeds: int = 2, **changes) -> list[RunSpec]:
 
 
 def opened(store: Store, runs: list[RunSpec]) -> Store:
-    """The store, with the runs' folders, in which whoever locks a run finds its log."""
+    """Return the store with the runs' folders, which exist before a run is trained."""
     for run in runs:
         store.lock(run)
     return store
@@ -56,20 +56,20 @@ def alone(runs: list[RunSpec], few: Dataset, root: Path) -> Store:
     return Store(root)
 
 
-def at_once(runs: list[RunSpec], few: Dataset, root: Path) -> Store:
+def together(runs: list[RunSpec], few: Dataset, root: Path) -> Store:
     assert train_together(runs, few, opened(Store(root), runs)) == {}
     return Store(root)
 
 
-def expect_alike(runs: list[RunSpec], one: Store, other: Store, *, within: float) -> None:
-    """Equal curves and weights, to so much of each array's largest value."""
+def expect_equal_results(runs: list[RunSpec], one: Store, other: Store, *, within: float) -> None:
+    """Check that curves and weights are equal, within a share of each array's largest value."""
     for run in runs:
         for row, expected in zip(one.curve(run), other.curve(run), strict=True):
             assert row.keys() == expected.keys()
             assert (row["epoch"], row["lr"]) == (expected["epoch"], expected["lr"])
             assert row["train_loss"] == pytest.approx(expected["train_loss"], rel=within, abs=within)
             for name in ("train_accuracy", "validation_accuracy"):
-                assert row[name] == pytest.approx(expected[name], abs=0.009)  # an image between two classes
+                assert row[name] == pytest.approx(expected[name], abs=0.009)  # one image may change its class
         weights, expected = one.load_checkpoint(run), other.load_checkpoint(run)
         assert weights.keys() == expected.keys()
         for name, tensor in weights.items():
@@ -80,25 +80,25 @@ def expect_alike(runs: list[RunSpec], one: Store, other: Store, *, within: float
 
 @pytest.fixture
 def recorded(monkeypatch) -> StandIn:
-    """Have runs trained as on a GPU: in recorded steps, with states written beside them."""
-    gpu, keeping = StandIn(), module._keeping
-    monkeypatch.setattr(module, "stepping", lambda trainings, _: Recorded(trainings, gpu=gpu).epoch)
-    monkeypatch.setattr(module, "_keeping", lambda store, beside: keeping(store, beside=True))
+    """Train runs as on a GPU: in recorded steps, with asynchronous writes of states."""
+    gpu, state_writer = StandIn(), module._state_writer
+    monkeypatch.setattr(module, "epoch_function", lambda trainings, _: Recorded(trainings, gpu=gpu).epoch)
+    monkeypatch.setattr(module, "_state_writer", lambda store, asynchronous: state_writer(store, asynchronous=True))
     return gpu
 
 
-def test_in_turns_runs_leave_what_they_leave_alone_to_the_bit(few: Dataset, tmp_path: Path) -> None:
+def test_on_the_cpu_runs_have_the_same_bits_together_and_alone(few: Dataset, tmp_path: Path) -> None:
     curve = {"curve_every": 2, "curve_attacks": (AttackSpec("fgm", "ce", 0.1),)}
     runs = runs_of(CE, HR, LossSpec("hr", 1.6, hardening=Hardening("noise", 0.1)), epochs=3, momentum=0.5, **curve)
     expected = alone(runs, few, tmp_path / "alone")
-    with pytest.raises(KilledError):  # the first ends its second epoch, and the others are left at their first
+    with pytest.raises(KilledError):  # the first run has two epochs, the others have one
         train_together(runs, few, StoreKilledAfter(tmp_path / "together", 2))
-    expect_alike(runs, at_once(runs, few, tmp_path / "together"), expected, within=0.0)
+    expect_equal_results(runs, together(runs, few, tmp_path / "together"), expected, within=0.0)
 
 
 @pytest.mark.parametrize("way", [Branches, Products])
 @pytest.mark.parametrize("changes", KINDS)
-def test_in_float64_a_recorded_epoch_is_that_of_networks_alone(few: Dataset, changes: dict, way: type) -> None:
+def test_in_float64_a_recorded_epoch_equals_an_epoch_of_networks_alone(few: Dataset, changes: dict, way: type) -> None:
     runs = runs_of(CE, HR, LossSpec("hr", 2.0, label_smoothing=0.1), **changes, lr_drops=((1, 0.125),))
     recipe = runs[0].recipe
     alone, recorded = ([in_float64(run, few) for run in runs] for _ in range(2))
@@ -106,19 +106,19 @@ def test_in_float64_a_recorded_epoch_is_that_of_networks_alone(few: Dataset, cha
         pytest.skip("a way for LeNets and plain SGD alone")
     gpu = StandIn()
     steps = Recorded(recorded, ways=(way,), gpu=gpu)
-    # Adam divides a gradient by its own size. Rounding of 1e-14, over the 1e-8 that it adds, is 1e-6 of a step.
+    # Adam divides a gradient by its size plus 1e-8. A rounding error of 1e-14 may become 1e-6 of a step.
     within = 1e-6 * recipe.lr if recipe.optimizer == "adam" else 1e-12
-    for epoch in (0, 1):  # the second at another rate
+    for epoch in (0, 1):  # the second epoch has another learning rate
         rows = steps.epoch(epoch)
         for one, other, row in zip(alone, recorded, rows, strict=True):
             assert row == pytest.approx(one.epoch(epoch), rel=1e-11)
             for name, tensor in one.model.state_dict().items():
                 torch.testing.assert_close(other.model.state_dict()[name], tensor, rtol=1e-11, atol=within)
-    assert gpu.recordings == 2, "the last batch is smaller, and nothing is recorded anew"
+    assert gpu.recordings == 2, "one recording for each size of batch, and no new ones in the second epoch"
 
 
 def in_float64(run: RunSpec, data: Dataset) -> training.Training:
-    """A run in training whose arithmetic hardly rounds."""
+    """Return a run in training with float64 arithmetic."""
     one = training.Training(run, data)
     one.model.double()
     one.optimizer = training.build_optimizer(run.recipe, one.model)
@@ -128,8 +128,8 @@ def in_float64(run: RunSpec, data: Dataset) -> training.Training:
 
 
 @pytest.mark.parametrize("changes", KINDS)
-def test_recorded_float32_steps_stray_no_further_than_rounding(few: Dataset, changes: dict) -> None:
-    """The distance from float64 is that of a run alone, but for a factor: the order of sums is another."""
+def test_recorded_float32_steps_differ_by_rounding_only(few: Dataset, changes: dict) -> None:
+    """The distance to float64 is that of a run alone up to a factor, because sums have another order."""
     runs = runs_of(CE, HR, **changes)
     exact, alone, recorded = (
         [in_float64(run, few) for run in runs],
@@ -148,7 +148,7 @@ def test_recorded_float32_steps_stray_no_further_than_rounding(few: Dataset, cha
         assert strays[1] <= 3 * strays[0]
 
 
-def test_the_way_is_chosen_by_trial_and_nothing_is_left_of_the_trials(few: Dataset) -> None:
+def test_the_kind_of_step_is_chosen_by_timing_and_the_trials_change_no_state(few: Dataset) -> None:
     runs = runs_of(CE, HR)
     tried, fresh = ([training.Training(run, few) for run in runs] for _ in range(2))
     steps = Recorded(tried, gpu=StandIn())
@@ -161,22 +161,24 @@ def test_the_way_is_chosen_by_trial_and_nothing_is_left_of_the_trials(few: Datas
 
 
 @pytest.mark.parametrize("changes", [KINDS[1], KINDS[5]])
-def test_a_recorded_run_resumes_to_the_bits_of_one_that_was_not_interrupted(
+def test_a_resumed_recorded_run_has_the_bits_of_an_uninterrupted_run(
     few: Dataset, tmp_path: Path, recorded: StandIn, changes: dict
 ) -> None:
     runs = runs_of(CE, HR, **changes, epochs=3)
-    whole = at_once(runs, few, tmp_path / "whole")
+    whole = together(runs, few, tmp_path / "whole")
     with pytest.raises(KilledError):
         train_together(runs, few, opened(StoreKilledAfter(tmp_path / "parts", 1), runs))
     assert Store(tmp_path / "parts").epochs_done(runs[0]) == 1
-    # Each alone from there: another number of branches.
+    # Each run is resumed alone, with another number of branches.
     for run in runs:
         train(run, few, Store(tmp_path / "parts"))
-    expect_alike(runs, Store(tmp_path / "parts"), whole, within=0.0)
+    expect_equal_results(runs, Store(tmp_path / "parts"), whole, within=0.0)
 
 
-def test_states_beside_an_epoch_are_those_of_its_end(few: Dataset, tmp_path: Path, recorded: StandIn) -> None:
-    """A writer that is slow has the state as it was, while the networks and the curve go on."""
+def test_asynchronously_written_states_are_those_at_the_end_of_an_epoch(
+    few: Dataset, tmp_path: Path, recorded: StandIn
+) -> None:
+    """A slow write has a copy of the state, which later epochs do not change."""
 
     class Slow(Store):
         def save_state(self, run: RunSpec, state: dict) -> None:
@@ -187,16 +189,16 @@ def test_states_beside_an_epoch_are_those_of_its_end(few: Dataset, tmp_path: Pat
     seen: dict[int, dict[str, torch.Tensor]] = {}
     (run,) = runs_of(CE, seeds=1, epochs=12, momentum=0.5)
     train(run, few, opened(Slow(tmp_path), [run]))
-    assert len(seen) < 12, "writing takes more than its share"
+    assert len(seen) < 12, "slow writes are skipped to limit their share of the time"
     for epochs in seen:
-        # What an epoch leaves does not depend on how many come after it.
+        # The state after an epoch does not depend on the number of later epochs.
         (shorter,) = runs_of(CE, seeds=1, epochs=epochs, momentum=0.5)
         train(shorter, few, opened(Store(tmp_path), [shorter]))
         weights = Store(tmp_path).load_checkpoint(shorter)
         assert all(torch.equal(tensor, weights[name]) for name, tensor in seen[epochs].items())
 
 
-def test_a_state_that_cannot_be_written_ends_the_training(few: Dataset, tmp_path: Path, recorded: StandIn) -> None:
+def test_an_error_of_an_asynchronous_write_ends_the_training(few: Dataset, tmp_path: Path, recorded: StandIn) -> None:
     class Full(Store):
         def save_state(self, run: RunSpec, state: dict) -> None:
             raise StoreError("the disk is full")
@@ -207,7 +209,7 @@ def test_a_state_that_cannot_be_written_ends_the_training(few: Dataset, tmp_path
     assert not Store(tmp_path).is_trained(run)
 
 
-def test_a_state_holds_one_run_alone(few: Dataset, tmp_path: Path) -> None:
+def test_a_stored_state_has_the_tensors_of_one_run_only(few: Dataset, tmp_path: Path) -> None:
     runs = runs_of(CE, HR, seeds=4, epochs=2, momentum=0.5)
     sizes = []
     for some in (runs, runs[:1]):
@@ -218,24 +220,24 @@ def test_a_state_holds_one_run_alone(few: Dataset, tmp_path: Path) -> None:
     assert sizes[0] < 1.1 * sizes[1]
 
 
-def test_training_in_tf32_rounds_no_evaluation(few: Dataset, tmp_path: Path, monkeypatch) -> None:
-    """Of a recipe in TF32, epochs are allowed it, and what is measured after them is not."""
+def test_tf32_is_used_in_training_and_not_in_evaluation(few: Dataset, tmp_path: Path, monkeypatch) -> None:
+    """A recipe in TF32 allows it in epochs, and not in the evaluations after them."""
     run = runs_of(CE, seeds=1, epochs=2, curve_every=1, curve_attacks=(AttackSpec("none"),))[0]
-    object.__setattr__(run.recipe, "precision", "tf32")  # which is refused on a CPU, where it means nothing
+    object.__setattr__(run.recipe, "precision", "tf32")  # Recipe refuses TF32 on the CPU
     seen: dict[str, set[tuple[bool, bool]]] = {}
 
-    def watch(name: str) -> None:
+    def wrap(name: str) -> None:
         of_module = getattr(training, name)
 
-        def watched(*args, **options):
+        def wrapped(*args, **options):
             allowed = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
             seen.setdefault(name, set()).add(allowed)
             return of_module(*args, **options)
 
-        monkeypatch.setattr(training, name, watched)
+        monkeypatch.setattr(training, name, wrapped)
 
     for name in ("train_epoch", "accuracy"):
-        watch(name)
+        wrap(name)
     before = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
     job = Job(run, (AttackSpec("none"),), tmp_path, tmp_path)
     assert runner.execute(job) == Outcome()
@@ -243,9 +245,9 @@ def test_training_in_tf32_rounds_no_evaluation(few: Dataset, tmp_path: Path, mon
     assert (torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32) == before
 
 
-def test_a_run_whose_loss_is_lost_ends_and_the_others_go_on(few: Dataset, tmp_path: Path) -> None:
+def test_a_run_with_a_nan_loss_fails_and_the_others_are_trained(few: Dataset, tmp_path: Path) -> None:
     runs = runs_of(CE, HR, epochs=2)
-    healthy, store = at_once(runs, few, tmp_path / "healthy"), Store(tmp_path / "ill")
+    healthy, store = together(runs, few, tmp_path / "healthy"), Store(tmp_path / "ill")
     for run in runs:
         with pytest.raises(KilledError):
             train(run, few, StoreKilledAfter(store.root, 1))
@@ -258,17 +260,17 @@ def test_a_run_whose_loss_is_lost_ends_and_the_others_go_on(few: Dataset, tmp_pa
     assert "became nan in epoch 2" in str(failures[runs[1]])
     assert not store.is_trained(runs[1])
     others = [runs[0], *runs[2:]]
-    expect_alike(others, store, healthy, within=1e-4)
+    expect_equal_results(others, store, healthy, within=1e-4)
 
 
-def test_margins_are_scaled_as_alone(digits: Dataset, tmp_path: Path) -> None:
+def test_margins_of_runs_trained_together_are_scaled(digits: Dataset, tmp_path: Path) -> None:
     runs = runs_of(LossSpec("ce", margin=5.0), LossSpec("hr", 1.6, margin=3.0), epochs=2, optimizer="adam", lr=0.003)
-    store = at_once(runs, digits, tmp_path)
+    store = together(runs, digits, tmp_path)
     for run in runs:
         classifier = trained_classifier(run, digits, store)
         images, labels = digits.validation.tensors(torch.device("cpu"))
-        found = margins(classifier.predict(images.numpy()).astype(np.float64), labels.numpy())
-        assert np.median(found) == pytest.approx(run.loss.margin, rel=1e-5)
+        values = margins(classifier.predict(images.numpy()).astype(np.float64), labels.numpy())
+        assert np.median(values) == pytest.approx(run.loss.margin, rel=1e-5)
 
 
 def test_runs_of_several_recipes_are_refused(few: Dataset, tmp_path: Path) -> None:
@@ -276,7 +278,7 @@ def test_runs_of_several_recipes_are_refused(few: Dataset, tmp_path: Path) -> No
         train_together([*runs_of(CE), *runs_of(CE, lr=0.2)], few, Store(tmp_path))
 
 
-def test_groups_are_of_one_recipe_in_order(tmp_path: Path) -> None:
+def test_groups_have_one_recipe_and_keep_the_order(tmp_path: Path) -> None:
     hardened = LossSpec("ce", hardening=Hardening("noise", 0.1))
     runs = [*runs_of(CE, HR, hardened, seeds=3), *runs_of(CE, lr=0.2)]
     jobs = [Job(run, (), tmp_path, tmp_path) for run in runs]
@@ -290,19 +292,19 @@ def test_groups_are_of_one_recipe_in_order(tmp_path: Path) -> None:
             assert len(group.jobs) == 1 or not any(job.run.loss.hardening for job in group.jobs)
 
 
-def test_a_grid_done_together_has_the_same_files_and_nearly_the_same_records(tmp_path: Path) -> None:
+def test_a_grid_that_is_trained_together_has_the_same_files_and_nearly_the_same_records(tmp_path: Path) -> None:
     grid = replace(grids.digits(), seeds=(0, 1), attacks=protocols.TABLE_1_ATTACKS)
     recipe = replace(grid.recipes[0][1], epochs=2, curve_every=2)
     small = replace(grid, recipes=(("digits", recipe),))
     runs = small.runs()
     ended: dict[int, list[Outcome]] = {1: [], 3: []}
-    for at_once, outcomes in ended.items():
-        jobs = [Job(run, grid.attacks, tmp_path / str(at_once), tmp_path) for run in runs]
+    for together, outcomes in ended.items():
+        jobs = [Job(run, grid.attacks, tmp_path / str(together), tmp_path) for run in runs]
         failures = run_all(
             jobs,
             lambda: nullcontext(InProcess()),
             lambda run, outcome, outcomes=outcomes: outcomes.append(outcome),
-            together=at_once,
+            together=together,
         )
         assert failures == 0
         assert outcomes == [Outcome()] * 4
@@ -311,10 +313,10 @@ def test_a_grid_done_together_has_the_same_files_and_nearly_the_same_records(tmp
         return sorted(str(path.relative_to(root)) for path in root.rglob("*"))
 
     assert names(tmp_path / "1") == names(tmp_path / "3")
-    stores = [Store(tmp_path / str(at_once)) for at_once in ended]
+    stores = [Store(tmp_path / str(together)) for together in ended]
     logged = [entry.get("together") for entry in stores[1].log_entries(runs[0]) if entry["event"] == "epoch"]
     assert logged == [3, 3]
-    assert load(small, stores[1]).epoch_seconds.keys() == {runs[3]}  # the only one that was trained alone
+    assert load(small, stores[1]).epoch_seconds.keys() == {runs[3]}  # the only run that was trained alone
     for run in runs:
         for attack in grid.attacks:
             one, other = (store.record(run, attack) for store in stores)
@@ -324,12 +326,14 @@ def test_a_grid_done_together_has_the_same_files_and_nearly_the_same_records(tmp
             assert abs(int(one.right.sum()) - int(other.right.sum())) <= 4  # of 360 images, after 44 steps
 
 
-def test_of_a_group_what_fails_fails_alone(tmp_path: Path) -> None:
+def test_a_failure_in_a_group_does_not_affect_the_other_runs(tmp_path: Path) -> None:
     runs = runs_of(CE, HR, seeds=1)
-    lost = RunSpec("digits", runs[0].recipe, LossSpec("ce", margin=5.0), 1)  # no median margin above 0 so soon
+    lost = RunSpec(
+        "digits", runs[0].recipe, LossSpec("ce", margin=5.0), 1
+    )  # its median margin is not above 0 after so few steps
     jobs = [Job(run, (AttackSpec("none"),), tmp_path, tmp_path) for run in (*runs, lost)]
     store = Store(tmp_path)
-    with store.lock(runs[1]):  # as another process would
+    with store.lock(runs[1]):  # as if another process executed it
         outcomes = runner.execute_together(runner.Group(tuple(jobs)))
     assert outcomes[0] == Outcome()
     assert outcomes[1] == Outcome(busy=True)
@@ -342,7 +346,7 @@ def test_of_a_group_what_fails_fails_alone(tmp_path: Path) -> None:
 @pytest.mark.gpu
 @pytest.mark.parametrize("changes", KINDS)
 @pytest.mark.parametrize("way", [Branches, Products])
-def test_on_a_gpu_a_recorded_epoch_is_that_of_networks_alone(few: Dataset, changes: dict, way: type) -> None:
+def test_on_a_gpu_a_recorded_epoch_equals_an_epoch_of_networks_alone(few: Dataset, changes: dict, way: type) -> None:
     runs = runs_of(CE, HR, **changes, device="gpu", lr_drops=((1, 0.125),))
     alone, recorded = ([in_float64(run, few) for run in runs] for _ in range(2))
     if not way.fits(alone[0]):
@@ -371,9 +375,11 @@ def test_on_a_gpu_a_grid_is_trained_killed_resumed_and_evaluated(tmp_path: Path,
     assert run_all(jobs, lambda: nullcontext(InProcess()), lambda _, o: ended.append(o), together=4) == 0
     assert ended == [Outcome()] * 4
     for run in runs:
-        told = [entry for entry in Store(tmp_path).log_entries(run) if entry["event"] == "recorded"]
-        assert [entry["way"] for entry in told] == [min(e["milliseconds"], key=e["milliseconds"].get) for e in told]
-        assert len(told) == 2, "at first, and when it was resumed"
+        entries = [entry for entry in Store(tmp_path).log_entries(run) if entry["event"] == "recorded"]
+        assert [entry["way"] for entry in entries] == [
+            min(e["milliseconds"], key=e["milliseconds"].get) for e in entries
+        ]
+        assert len(entries) == 2, "one at the start, and one when the run was resumed"
         row = Store(tmp_path).curve(run)[-1]
         assert row["train_accuracy"] > 0.5
         records = {attack.key(): Store(tmp_path).record(run, attack) for attack in attacks}
