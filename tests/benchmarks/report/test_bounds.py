@@ -65,7 +65,7 @@ def test_entries_are_means_over_the_seeds_of_what_the_records_say() -> None:
                     assert entry == mean(values)
                 else:
                     assert entry == f"{values[0]:.3g}"
-        assert "Mean and 95% t interval over 3 seeds." in table.notes[0]
+        assert "3 seeds" in table.notes[0]
         assert f"Data: digits, {made_up.N} test images" in table.notes[0]
 
 

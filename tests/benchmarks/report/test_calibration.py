@@ -192,19 +192,22 @@ UNDER = [-0.03, -0.02, -0.04]
 @pytest.mark.parametrize(
     ("before", "after", "differs", "left"),
     [
-        (MORE, MORE, "more over-confident", "the temperatures do not take it away"),
-        (LESS, LESS, "less over-confident", "the temperatures do not take it away"),
-        (MORE, SAME, "more over-confident", "undecided whether the temperatures leave any of it"),
-        (MORE, LESS, "more over-confident", "the temperatures reverse it"),
-        (SAME, SAME, "undecided", "undecided, as without the temperatures"),
-        (SAME, MORE, "undecided", "more over-confident only with them"),
+        (MORE, MORE, "more over-confident", "does not remove"),
+        (LESS, LESS, "less over-confident", "does not remove"),
+        (MORE, SAME, "more over-confident", "undecided"),
+        (MORE, LESS, "more over-confident", "reverses"),
+        (SAME, SAME, "undecided", "undecided"),
+        (SAME, MORE, "undecided", "more over-confident"),
     ],
 )
 def test_only_whole_intervals_decide(before: list[float], after: list[float], differs: str, left: str) -> None:
     text = judged(before, after)
     gain = interval([value - 0.1 for value in before], "+")
-    assert f"{gain} ({differs})" in text
-    assert text.endswith(f"{interval([value - 0.1 for value in after], '+')} ({left}).")
+    before_scaling, after_scaling = text.split("With temperature scaling")
+    assert gain in before_scaling
+    assert before_scaling.rstrip(" .)").endswith(differs)
+    assert interval([value - 0.1 for value in after], "+") in after_scaling
+    assert left in after_scaling.rpartition("(")[2]
 
 
 def test_each_network_is_judged_by_what_its_confidence_is_above_its_accuracy() -> None:
@@ -212,8 +215,10 @@ def test_each_network_is_judged_by_what_its_confidence_is_above_its_accuracy() -
     assert f"{interval(UNDER, '+')} for HR(1.6) (under-confident)" in text
     assert "+0.100 ± 0.000 for CE (over-confident)" in text
     assert "for HR(1.6) (undecided)" in judged([-0.1, 0.1, 0.05], [])
-    assert "HR(1.6) is less uncertain than CE, +0.020 ± 0.000" in judged(MORE, [])
-    assert "HR(1.6) is more uncertain than CE, -0.020 ± 0.000" in judged(MORE, [], sure=-0.02)
+    for sure, verdict in ((0.02, "less uncertain"), (-0.02, "more uncertain")):
+        text = judged(MORE, [], sure=sure)
+        assert verdict in text
+        assert f"{sure:+.3f} ± 0.000" in text
     assert "temperature" not in judged(MORE, [])
 
 

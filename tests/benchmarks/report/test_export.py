@@ -188,7 +188,7 @@ def test_a_users_own_attacks_have_a_table(tmp_path: Path) -> None:
     name = f"{tmp_path}/mine.py:noise"
     grid = replace(DIGITS, attacks=(*DIGITS.attacks, AttackSpec(name, eps=0.2), AttackSpec(name, "ce", units="data")))
     (table,) = made_up.tables(made_up.results(grid), "own_attacks")
-    names = [("0", "no attack"), ("", "noise by ce"), ("0.2", "noise")]
+    names = [("0", "no attack"), ("", "noise with ce"), ("0.2", "noise")]
     assert [row[:3] for row in table.rows] == [(*pair, str(made_up.N)) for pair in names]
     shares = [made_up.distinct(grid, run, grid.attacks[-2]) / made_up.N for run in grid.runs() if run.loss.name == "hr"]
     assert table.rows[-1][4].startswith(f"{np.mean(shares):.3f} ±")

@@ -90,7 +90,7 @@ def test_sections_are_listed_beside_the_page_or_folded_above_it(
     with opened(browser, strong_report.file, java_script_enabled=scripts) as shown:
         link = shown.locator("nav a", has_text="Gradient masking")
         assert link.bounding_box()["width"] > 0
-        table = table_of(shown, "Masked gradients")
+        table = table_of(shown, "Gradient masking")
         assert not table.evaluate(SHOWN)
         link.click()
         assert table.evaluate(SHOWN)

@@ -105,7 +105,7 @@ def test_what_each_attack_found_is_counted_over_the_seeds_in_its_order() -> None
         for key, record in made.records.items()
     }
     (table,) = tables(replace(made, records=records), "broken_by")
-    assert table.header == ("eps", "trained", "images", "no attack", "AutoPGD on CE", "Square", "left")
+    assert table.header == ("eps", "trained", "images", "no attack", "AutoPGD on CE", "Square", "robust")
     assert [row[0] for row in table.rows[::2]] == [
         "0.1/255",
         "0.25/255",

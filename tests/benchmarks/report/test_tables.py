@@ -101,7 +101,7 @@ def test_table_1_has_the_papers_layout_and_numbers() -> None:
         text for row in table.rows if row[1] in ("exact", "torch's CE", "paper") for text in row[2:] if text
     ]
     assert len(set(under_attack)) == len(under_attack) == 20, "no entry is another's"
-    assert table.notes[0].startswith("Data: mnist, 100000 test images. Mean and 95% t interval over 5 seeds.")
+    assert all(text in table.notes[0] for text in ("mnist", "100000 test images", "95%", "5 seeds"))
 
 
 def test_data_that_the_paper_does_not_have_get_no_number_of_its() -> None:
@@ -153,7 +153,7 @@ def test_one_seed_claims_no_interval() -> None:
     results = made_up.results(grid)
     for made in (only(results, "table_1"), only(results, "confusion")):
         assert not any("±" in text or "n =" in text for row in made.rows for text in row)
-        assert "One seed, so without an interval." in made.notes[0]
+        assert "One seed" in made.notes[0]
     assert only(results, "table_1").rows[0][2] == "0.200"
 
 
@@ -201,9 +201,7 @@ def test_table_1_has_the_worst_case_beside_the_protocol_of_its_units(
         seen += [(eps, row[1])] if units else []
     assert seen == [(eps, label) for eps in ("0.1", "0.25") for label in protocols_with]
     (note,) = (note for note in table.notes if note.startswith("Worst case"))
-    assert note.endswith(
-        f"On {', '.join(f'the first {n}' for n in sorted(first.values()))} of the test images, eps as in its row."
-    )
+    assert ", ".join(f"the first {n}" for n in sorted(first.values())) in note
 
 
 def test_a_worst_case_that_is_not_there_yet_is_said_to_be_missing() -> None:
