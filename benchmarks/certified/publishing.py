@@ -200,9 +200,9 @@ def picture(bounds: Bounds, plan: Plan) -> Picture:
     caption = (
         f"Data: {plan.dataset}. Above: certified accuracy and accuracy under attacks of each network (L-infinity "
         f"norm), on the first {plan.images} test images; the robust accuracy is in the grey area. Below: certified "
-        f"accuracy of the network's smoothed classifiers (norm 2), on the first {plan.smoothed_images} test images. For "
-        "comparison: the accuracy under attacks of the network itself. These are different classifiers, so the lines "
-        "below are not two bounds on one robust accuracy. "
+        "accuracy of the network's smoothed classifiers (norm 2), and for comparison the accuracy under attacks of the "
+        f"network itself, on the first {plan.smoothed_images} test images. These are different classifiers, so the "
+        "lines below are not two bounds on one robust accuracy. "
         + seeds_note([plan.seeds], intervals="shaded" if plan.seeds > 1 else "")
     )
     return Picture(
