@@ -214,7 +214,7 @@ def seeds_note(seeds: Sequence[int], what: str = "Mean", *, intervals: str = "")
     fewest, most = min(seeds), max(seeds)
     if most == 1:
         return "One seed, so there is no interval." if intervals else "One seed."
-    number = f"{most} seeds" if fewest == most else f"the seeds that are finished, {fewest} to {most}"
+    number = f"{most} seeds" if fewest == most else f"{fewest} to {most} seeds (the others are not finished)"
     return f"{what} over {number}" + (f"; {intervals}: 95% Student t interval over the seeds." if intervals else ".")
 
 

@@ -83,7 +83,7 @@ def test_a_meter_counts_the_images_of_forward_and_backward_passes(network):
 
 @pytest.mark.slow  # version `standard` has no smaller setting: its Square attack makes 5000 sequential queries
 def test_passes_of_autoattack_are_those_of_its_algorithms(linear):
-    """With an eps so small that no attack succeeds, the number of passes is known."""
+    """The eps is so small that no attack succeeds, so the number of passes is known."""
     needs_autoattack()
     measured = measure(Evaluation(AUTOATTACK), *linear, eps=1e-5)
     assert measured.robust.all()

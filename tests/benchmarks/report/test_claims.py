@@ -1,4 +1,4 @@
-"""Effects are what a hand would make of the records, and verdicts follow from where their intervals lie."""
+"""Claims: effects agree with values computed by hand, and verdicts follow from the intervals."""
 
 import math
 from collections.abc import Callable
@@ -18,7 +18,7 @@ from benchmarks.report.claims import CLAIMS, claims, claims_table, overall
 GRID = grids.mnist_short()
 CE, HR = GRID.losses
 ALPHA = grids.alpha_digits()
-# Which side of 0 an effect is on, and the verdict on a claim that it is above.
+# The side of 0 on which an effect is, and the verdict on the claim that it is above 0.
 SIDES = pytest.mark.parametrize(("side", "verdict"), [(1, "supported"), (-1, "contradicted")])
 
 
@@ -27,12 +27,12 @@ def named(found: pd.DataFrame, *names: str) -> list[Any]:
 
 
 def on(dataset: str) -> Grid:
-    """The grid of MNIST on data of another name."""
+    """Return the grid of MNIST for a data set with another name."""
     return replace(GRID, recipes=((dataset, GRID.recipes[0][1]),))
 
 
 def accuracies(share: Callable[[RunSpec, AttackSpec], float]) -> Callable[[RunSpec, AttackSpec], int]:
-    """As shares, with what every seed brings to all of its entries."""
+    """Return accuracies as numbers of images, with an effect of the seed that is common to all entries."""
     return lambda run, attack: round(made_up.N * (share(run, attack) + 0.05 * run.seed))
 
 
@@ -60,7 +60,7 @@ def test_c1_and_c2_by_hand() -> None:
     squares = 0.001 * np.arange(5) ** 2
     half_width = scipy.stats.t.ppf(0.975, 4) * scipy.stats.sem(squares)
     for claim, effect in zip(rows, expected, strict=True):
-        # Mean of the squares: 6. What a seed brings to both, 0.05 of its number, is in neither mean nor width.
+        # The mean of the squares is 6. The common effect of a seed, 0.05 times its number, cancels in mean and width.
         assert (claim.effect, claim.half_width_95) == pytest.approx((effect + 0.006, half_width))
         assert (claim.pairs, claim.seeds, claim.dataset, claim.verdict) == (5, "0 1 2 3 4", "mnist", "supported")
 

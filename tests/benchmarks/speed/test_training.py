@@ -78,7 +78,7 @@ def test_every_contender_has_the_same_number_and_sizes_of_batches(
 
 
 def test_all_contenders_give_the_same_weights_if_the_order_of_images_has_no_effect(subject: TrainingSubject) -> None:
-    """With all images in one batch, the orders of DataLoader and ART change only the rounding of sums."""
+    """There is a single batch, so the orders of DataLoader and ART change only the rounding of sums."""
     start = Start(replace(subject, recipe=replace(subject.recipe, batch_size=314)), CE)
     bare = bare_loop(start).state_dict()
     for train in (loader_loop, art_fit):
@@ -88,7 +88,7 @@ def test_all_contenders_give_the_same_weights_if_the_order_of_images_has_no_effe
 def test_large_data_sets_are_cut_to_a_share_on_a_cpu_and_missing_ones_are_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """On a CPU each split has a tenth of its images, on a GPU all of them."""
+    """Each split has a tenth of its images on a CPU, and all of them on a GPU."""
     generator = np.random.default_rng(0)
     sizes = {"train": 300, "test": 70}
     arrays = {f"x_{part}": generator.integers(0, 256, (n, 28, 28), np.uint8) for part, n in sizes.items()}
