@@ -8,7 +8,7 @@ from typing import Literal
 from benchmarks.config import AttackSpec, LossSpec
 from benchmarks.protocols import eps_text, protocol
 from benchmarks.report.markup import Table
-from benchmarks.report.notes import over_seeds
+from benchmarks.report.notes import LOSSES, over_seeds
 from benchmarks.report.results import attacks
 from benchmarks.report.selection import MAIN, STRONG, Cell, Selection, hardening_attacks
 from benchmarks.report.statistics import Interval, judge
@@ -16,8 +16,8 @@ from benchmarks.report.statistics import Interval, judge
 CLEAN, ZEROS, (PAPER, EXACT, WORST) = "no attack", "zero gradients", MAIN
 NOTES = {
     PAPER: f"{PAPER}: FGSM with the gradient of a loss that is computed from clipped float32 probabilities.",
-    ZEROS: f"Zero gradients: the share of images whose gradient under {PAPER} is exactly 0, so that FGSM does not "
-    "change them.",
+    ZEROS: f'Zero gradients: the share of images on which the gradient of "{PAPER}" is exactly 0, so that FGSM does '
+    "not change them.",
     EXACT: f"{EXACT}: FGSM with the exact gradient of cross-entropy.",
     WORST: "Worst case: an image counts as correct only if it is classified correctly under every attack of an "
     "ensemble of strong attacks.",
@@ -189,8 +189,8 @@ def headline_table(summary: Headline | None) -> Table | None:
     shown = [NOTES[name] for name in NOTES if any(name == row[1] for row in rows)]
     notes = [
         f"Data: {selection.dataset}, {counts}; L-infinity norm. Accuracy: the share of images that are classified "
-        f"correctly. {over_seeds(selection.grid)} {summary.hr} - {summary.ce}: the difference of the accuracies, "
-        f"paired over the seeds. {' '.join(shown)}"
+        f"correctly. {over_seeds(selection.grid)} Columns: the loss that the networks are trained with; {LOSSES} "
+        f"{summary.hr} - {summary.ce}: the difference of the accuracies, paired over the seeds. {' '.join(shown)}"
     ]
     if len(summary.rows) > len(quoted):
         names = {"ce": summary.ce, "hr": summary.hr, "where": WHERE[WORST if summary.measured(WORST) else EXACT]}

@@ -15,6 +15,7 @@ ZERO_GRADIENTS = (
     f"† On more than {ZERO_GRADIENT_LIMIT:.1%} of the images the gradient is exactly 0, and FGSM does not change them. "
     "This accuracy overstates robustness: compare it with that under FGSM with the exact gradient."
 )
+LOSSES = "CE is cross-entropy; HR(a) is the HR loss with alpha = a."
 PROTOCOLS = (
     "exact: FGSM with the exact gradient of the loss, eps as a share of the pixel range. paper: FGSM with the gradient "
     "of a loss that is computed from clipped float32 probabilities, eps in units of the network's input."
@@ -51,8 +52,8 @@ def table_1(selection: Selection, cells: pd.DataFrame, labels: set[str], worst: 
     return (
         f"Data: {selection.dataset}, {cells.n.max()} test images. Entries: accuracy, the share of images that are "
         f"classified correctly. {over_seeds(selection.grid)} Columns: the loss that the networks are trained with, and "
-        "the loss whose gradient the attack uses. FGSM, L-infinity norm. In brackets: the share of images whose input "
-        "gradient is exactly 0.",
+        f"the loss whose gradient the attack uses; {LOSSES} FGSM, L-infinity norm. In brackets: the share of images "
+        "whose input gradient is exactly 0.",
         *(note for label, note in by_label.items() if label in labels),
         "FGSM is a weak attack: these accuracies are upper bounds on robust accuracy, and no evidence of robustness.",
         *([f"{worst_case(worst.source)} On {images} of the test images, at the eps of its row."] if len(worst) else []),
@@ -71,8 +72,8 @@ def confusion(selection: Selection, eps: float, *, printed: bool) -> tuple[str, 
         f"Data: {selection.dataset}. Entries: the Frobenius norm of I - C, where C[i, j] is the mean probability of "
         "class i over the test images of class j. It is 0 for a classifier that is always right and certain: smaller "
         f"is better. {over_seeds(selection.grid)}",
-        "Rows: the loss that the networks are trained with. A row with a minus sign is the difference of two losses, "
-        f"paired over the seeds. Columns: no attack, and FGSM with the CE loss in two protocols. {PROTOCOLS}",
+        f"Rows: the loss that the networks are trained with; {LOSSES} A row with a minus sign is the difference of two "
+        f"losses, paired over the seeds. Columns: no attack, and FGSM with the CE loss in two protocols. {PROTOCOLS}",
         *([f"printed: the number that the paper prints, under the CE attack at eps {eps:g}."] if printed else []),
     )
 
@@ -83,7 +84,7 @@ def calibration(selection: Selection, images: int, *, scaled: bool) -> tuple[str
     units = "" if scale == 1 else f" The pixels of the network's input are in [0, {scale:g}]."
     notes = {
         f"Data: {selection.dataset}, {images} test images. {over_seeds(selection.grid)} Rows: the loss that the "
-        "networks are trained with; a row with a minus sign is the difference of two losses, paired over the "
+        f"networks are trained with; {LOSSES} A row with a minus sign is the difference of two losses, paired over the "
         "seeds.": True,
         f"Attacks: FGSM with the CE loss, L-infinity norm. {PROTOCOLS}{units}": True,
         "confidence: the mean probability of the predicted class. confidence - accuracy: above 0 for an over-confident "
@@ -144,8 +145,8 @@ def strong(selection: Selection, cells: pd.DataFrame) -> tuple[str, ...]:
     parts = "; ".join(text.format(steps[name]) for name, text in settings.items() if name in steps)
     worst = worst_case(where(cells, protocol="worst case").source)
     return (
-        f"{_data(selection, cells)} Rows: the loss that the networks are trained with. A row with a minus sign is the "
-        "difference of two losses, paired over the seeds.",
+        f"{_data(selection, cells)} Rows: the loss that the networks are trained with; {LOSSES} A row with a minus "
+        "sign is the difference of two losses, paired over the seeds.",
         f"{parts}. {worst}" if parts else worst,
         STRONG_PROTOCOLS,
         *zero_gradients(cells),
@@ -166,10 +167,10 @@ def defences(selection: Selection, cells: pd.DataFrame) -> tuple[str, ...]:
     steps = " or ".join(str(steps) for steps in sorted({defence.steps for defence in applied if defence.steps}))
     margins = " or ".join(f"{margin:g}" for margin in sorted({loss.margin for loss in losses if loss.margin}))
     notes = {
-        f"{_data(selection, cells)} Rows: the defence and the loss that the networks are trained with. minus CE: the "
-        "difference from networks that are trained with cross-entropy and the same defence, paired over the seeds. The "
-        "intervals are not corrected for their number: without any difference, about one in twenty excludes 0 by "
-        "chance.": True,
+        f"{_data(selection, cells)} Rows: the defence and the loss that the networks are trained with; {LOSSES} minus "
+        "CE: the difference from networks that are trained with cross-entropy and the same defence, paired over the "
+        "seeds. The intervals are not corrected for their number: without any difference, about one in twenty excludes "
+        "0 by chance.": True,
         **{note: any(defence.name == name for defence in applied) for name, note in names.items()},
         f"Adversarial images in training have the eps beside the name and {steps} steps. They maximise the training "
         "loss of each image, so they differ between HR and CE; the authors of TRADES maximise the divergence "
@@ -207,11 +208,12 @@ def worst_case(sources: pd.Series) -> str:
 def ensemble(selection: Selection) -> tuple[str, ...]:
     """Return the notes on the attacks of an ensemble."""
     return (
-        f"Data: {selection.dataset}. Entries: numbers of test images, summed over the seeds. no attack: images that "
-        "are misclassified without an attack. The attacks run in the order of their columns, each only on the images "
-        "that are not yet misclassified; its column counts the images for which it finds an adversarial example within "
-        "eps (L-infinity norm, eps as a share of the pixel range). 0 means that an attack adds nothing to those before "
-        "it, not that it would find nothing alone. robust: images that no attack misclassifies.",
+        f"Data: {selection.dataset}. Entries: numbers of test images, summed over the seeds. trained: the loss "
+        f"that the networks are trained with; {LOSSES} no attack: images that are misclassified without an attack. The "
+        "attacks run in the order of their columns, each only on the images that are not yet misclassified; its column "
+        "counts the images for which it finds an adversarial example within eps (L-infinity norm, eps as a share of "
+        "the pixel range). 0 means that an attack adds nothing to those before it, not that it would find nothing "
+        "alone. robust: images that no attack misclassifies.",
     )
 
 
@@ -241,9 +243,9 @@ def diagnostics(dataset: str, images: int, reports: Sequence[AttackSpec]) -> tup
     steps = " or ".join(str(steps) for steps in sorted({report.steps for report in reports}))
     return (
         f"Data: {dataset}, the first {images} test images; L-infinity norm, eps as a share of the pixel range. "
-        "trained: the loss of the network. attacker: the gradient that the tested attack uses; exact is the exact "
-        "gradient of cross-entropy, paper is the gradient of a loss that is computed from clipped float32 "
-        "probabilities. In brackets: the number of seeds that raise the flag.",
+        f"trained: the loss that the networks are trained with; {LOSSES} attacker: the gradient that the tested attack "
+        "uses; exact is the exact gradient of cross-entropy, paper is the gradient of a loss that is computed from "
+        "clipped float32 probabilities. In brackets: the number of seeds that raise the flag.",
         f"Each verdict is that of gradient_masking_report of art_hrloss, with {steps} steps of PGD. It tests whether "
         "input gradients are zero, whether other losses or black-box attacks find more adversarial examples than the "
         "attacker's own gradient, whether the accuracy falls with more steps and larger eps as it should, and other "
