@@ -290,7 +290,7 @@ def measure_all(plan: Plan, workers: int, console: Console) -> None:
     console.print(f"Measurements: {len(chains)}; still to run: {len(missing)}.")
     with execution.local(workers) as executor:
         futures = (executor.submit(measure, plan, *chain) for chain in missing)
-        # With a single worker each call runs in this process when it is submitted, so the generator is not made a list.
+        # With a single worker a call runs in this process at its submission: a list would delay all reports to the end.
         for i, future in enumerate(futures if workers == 1 else as_completed(list(futures)), start=1):
             future.result()
             console.print(f"{i}/{len(missing)} done")

@@ -128,9 +128,9 @@ def _with_loss() -> Iterator[AttackCase]:
         yield case(name, AUTO, variant="loss_type=None, norm=inf", note=NO_SIGN)
         yield case(name, AUTO_L2, variant="loss_type=None, norm=2")
     for name in ("AutoProjectedGradientDescent", *CONJUGATE):
-        for loss_type, own in OBJECTIVES.items():
+        for loss_type, objective in OBJECTIVES.items():
             of_name = AUTO_L2 if name in CONJUGATE else AUTO
-            yield case(name, of_name | {"loss_type": loss_type}, variant=loss_type, own=own)
+            yield case(name, of_name | {"loss_type": loss_type}, variant=loss_type, objective=objective)
     yield case(
         "AutoProjectedGradientDescent",
         AUTO | {"loss_type": "difference_logits_ratio"},
@@ -145,7 +145,7 @@ def _with_loss() -> Iterator[AttackCase]:
         variant="its default list",
         count=2,
         packages=needs,
-        own="cross-entropy; then DLR, DeepFool and Square for the images that are still correct",
+        objective="cross-entropy; then DLR, DeepFool and Square for the images that are still correct",
         note=MULTIPROCESS,
     )
     variant = "attacks=[AutoPGD(loss_type=None)]"
@@ -177,23 +177,25 @@ def _with_loss() -> Iterator[AttackCase]:
     yield case("BrendelBethgeAttack", {"norm": 2, "steps": 5}, packages=("numba",), note=MARGIN)
     yield case("AdversarialPatchNumpy", PATCH, generate=_patched, note="does not support NumPy 2")
     for name in ("AdversarialPatchPyTorch", "AdversarialPatch"):
-        yield case(name, PATCH | {"patch_shape": (1, 8, 8)}, generate=_patched, own="cross-entropy")
+        yield case(name, PATCH | {"patch_shape": (1, 8, 8)}, generate=_patched, objective="cross-entropy")
     yield case(
         "CompositeAdversarialAttackPyTorch",
         {"max_iter": 2, "max_inner_iter": 2, "batch_size": 12},
         form=cases.COLOUR,
         count=4,
         packages=("kornia",),
-        own="cross-entropy",
+        objective="cross-entropy",
     )
     needs = ("kornia", "cv2")
-    yield case("GRAPHITEWhiteboxPyTorch", GRAPHITE, count=2, generate=_to_next, packages=needs, own="cross-entropy")
+    yield case(
+        "GRAPHITEWhiteboxPyTorch", GRAPHITE, count=2, generate=_to_next, packages=needs, objective="cross-entropy"
+    )
     yield case(
         "OverTheAirFlickeringPyTorch",
         {"max_iter": 12, "eps_step": 0.1, "beta_0": 0.1},
         form=cases.VIDEO,
         count=4,
-        own="margin of probabilities",
+        objective="margin of probabilities",
         note="for video: each digit is four frames",
     )
 

@@ -117,7 +117,7 @@ def make_subject() -> Subject:
     return Subject(x.numpy(), y.numpy(), x_test.numpy(), y_test.numpy(), trained.eval(), untrained)
 
 
-class Watched:
+class Observed:
     """
     Mixin for a PyTorchClassifier that records which of its methods are called.
 
@@ -154,11 +154,11 @@ class Watched:
             self.calls.add(NETWORK_GRADIENTS if inputs[0].requires_grad else NETWORK)
 
 
-class WatchedHRClassifier(Watched, HRClassifier):
+class ObservedHRClassifier(Observed, HRClassifier):
     """HRClassifier that records which of its methods are called."""
 
 
-class WatchedClassifier(Watched, PyTorchClassifier):
+class ObservedClassifier(Observed, PyTorchClassifier):
     """ART's PyTorchClassifier that records which of its methods are called."""
 
 
@@ -180,7 +180,7 @@ class Victim:
         """Return a classifier with this network that records its calls."""
         options: dict[str, Any] = {"clip_values": (0.0, 1.0), "device_type": "cpu", "optimizer": optimizer}
         options |= {"channels_first": form.channels_first} | ({} if self.stock else {"attack_loss": self.attack_loss})
-        kind: Any = WatchedClassifier if self.stock else WatchedHRClassifier
+        kind: Any = ObservedClassifier if self.stock else ObservedHRClassifier
         return kind(network, self.loss, form.shape, form.classes, **options)
 
 
@@ -210,7 +210,7 @@ class Case(ABC):
     :param variant: The way in which it is used, if the table has several.
     :param packages: Packages that ART imports for it but does not install.
     :param numpy: The oldest NumPy with this result, if older ones give another.
-    :param own: Its own objective, if it does not use the classifier's loss.
+    :param objective: Its own objective, if it does not use the classifier's loss.
     :param stock: True if it also supports ART's PyTorchClassifier.
     :param note: A remark for users.
     """
@@ -220,7 +220,7 @@ class Case(ABC):
     variant: str = ""
     packages: tuple[str, ...] = ()
     numpy: str | None = None
-    own: str = ""
+    objective: str = ""
     stock: bool = True
     note: str = ""
 

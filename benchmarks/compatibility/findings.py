@@ -160,10 +160,10 @@ def _judged(case: Case, subject: Subject, ours: Outcome, *, repeats: bool) -> tu
 
 def _drive(case: Case, ours: Outcome) -> str:
     """Return what drives an attack that does not follow the loss, from its calls of the classifier."""
-    if case.own:
+    if case.objective:
         if NETWORK_GRADIENTS not in ours.calls:
             raise ValueError(f"expected {case.name} to differentiate the network itself, but got {sorted(ours.calls)}")
-        return f"its own objective: {case.own}"
+        return f"its own objective: {case.objective}"
     for call, text in (("class_gradient", "class gradients"), ("get_activations", "features of a layer")):
         if call in ours.calls:
             return text

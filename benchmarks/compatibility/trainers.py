@@ -48,11 +48,11 @@ def certifiable_network() -> nn.Sequential:
         return nn.Sequential(nn.Conv2d(1, 4, 3, stride=2), FlatReLU(), nn.Linear(4 * 3 * 3, cases.CLASSES))
 
 
-class WatchedDeepZ(cases.Watched, PytorchDeepZ):
+class ObservedDeepZ(cases.Observed, PytorchDeepZ):
     """ART's zonotope certifier that records which of its methods are called."""
 
 
-class WatchedIBP(cases.Watched, PyTorchIBPClassifier):
+class ObservedIBP(cases.Observed, PyTorchIBPClassifier):
     """ART's interval certifier that records which of its methods are called."""
 
 
@@ -185,13 +185,13 @@ def _cases() -> Iterator[TrainerCase]:
     zonotopes: dict[str, Any] = {"fit": {"batch_size": 2, "verbose": False}, "stock": False}
     note = "ART's default zonotopes need an older NumPy"
     name = "AdversarialTrainerCertifiedPytorch"
-    yield case(name, _certified, **zonotopes, certifier=(WatchedDeepZ, {}), numpy="2.4", note=note)
+    yield case(name, _certified, **zonotopes, certifier=(ObservedDeepZ, {}), numpy="2.4", note=note)
     certifier = "needs ART's {} instead of HRClassifier, with HRLoss; ART adds its own certified bound to the loss"
     yield case(
         name,
         _certified,
         **zonotopes,
-        certifier=(WatchedDeepZ, {"concrete_to_zonotope": _zonotope}),
+        certifier=(ObservedDeepZ, {"concrete_to_zonotope": _zonotope}),
         variant="concrete_to_zonotope given",
         note=certifier.format("PytorchDeepZ"),
     )
@@ -200,7 +200,7 @@ def _cases() -> Iterator[TrainerCase]:
         lambda new, folder: trainers.AdversarialTrainerCertifiedIBPPyTorch(new(), bound=0.05),
         {"limits": [0.0, 1.0], "verbose": False},
         stock=False,
-        certifier=(WatchedIBP, {}),
+        certifier=(ObservedIBP, {}),
         note=certifier.format("PyTorchIBPClassifier"),
     )
 

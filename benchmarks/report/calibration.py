@@ -111,9 +111,9 @@ def calibration_table(selection: Selection) -> Table | None:
     ]
     frame = pd.DataFrame(rows, columns=["eps", "attack", "trained", "column", "entry"])
     images = max(record.n for loss in selection.losses for a in known for record in selection.records(loss, a).values())
-    first, *others = notes.calibration(selection, images, scaled="T" in columns)
+    first, *rest = notes.calibration(selection, images, scaled="T" in columns)
     wide = pivot(frame, ["eps", "attack", "trained"], columns)
-    return table(f"Calibration on {selection.dataset}", wide, [first, *sentences(selection), *others])
+    return table(f"Calibration on {selection.dataset}", wide, [first, *sentences(selection), *rest])
 
 
 def calibration_frame(results: Results) -> pd.DataFrame:

@@ -132,7 +132,7 @@ def line_figure(panels: Sequence[Panel]) -> Figure:
     share = len({(panel.y_label, panel.log) for panel in panels}) == 1
     axes_row = figure.subplots(1, len(panels), squeeze=False, sharey=share)[0]
     for axes, panel in zip(axes_row, panels, strict=True):
-        _draw_panel(axes, panel, beside=panels if share else [panel])
+        _draw_panel(axes, panel, sharing=panels if share else [panel])
         if share:
             axes.label_outer()
     draw_legend(figure, list(axes_row))
@@ -146,8 +146,8 @@ def draw_legend(figure: Figure, all_axes: Sequence[Axes]) -> None:
     figure.legend(handles=by_label.values(), loc="outside lower center", ncols=columns, handlelength=3.5)
 
 
-def _draw_panel(axes: Axes, panel: Panel, *, beside: Sequence[Panel]) -> None:
-    """Draw one panel; a logarithmic y axis has the range of all the panels beside it that share this axis."""
+def _draw_panel(axes: Axes, panel: Panel, *, sharing: Sequence[Panel]) -> None:
+    """Draw one panel; a logarithmic y axis has the range of all panels that share it."""
     axes.set(title=panel.title, xlabel=panel.x_label, ylabel=panel.y_label)
     axes.grid(color=GREY, alpha=0.25, linewidth=0.6)
     if panel.ticks:
@@ -164,7 +164,7 @@ def _draw_panel(axes: Axes, panel: Panel, *, beside: Sequence[Panel]) -> None:
         return
     axes.set_yscale("log", nonpositive="clip")
     # An interval may reach below 0, which a logarithmic axis cannot show: the range follows the means.
-    lines = [line for each in beside for line in each.lines]
+    lines = [line for each in sharing for line in each.lines]
     means = [point.mean for _, points in lines for point in points.values() if point.mean > 0]
     if means:
         axes.set_ylim(min(means) / 2, max(means) * 2)

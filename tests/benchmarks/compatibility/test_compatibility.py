@@ -22,7 +22,7 @@ from art.defences import trainer as trainers
 from benchmarks.compatibility import findings
 from benchmarks.compatibility import trainers as trainer_cases
 from benchmarks.compatibility.attacks import ATTACKS, AttackCase
-from benchmarks.compatibility.cases import Case, Outcome, Subject, Victim, WatchedHRClassifier, make_subject
+from benchmarks.compatibility.cases import Case, ObservedHRClassifier, Outcome, Subject, Victim, make_subject
 from benchmarks.compatibility.findings import (
     FAILS_IN_ART,
     FAILS_WITH_HR,
@@ -194,7 +194,7 @@ def test_a_random_attack_that_calls_for_gradients_is_an_error(subject: Subject) 
 
 
 def test_an_attack_with_its_own_objective_must_differentiate_the_network(subject: Subject) -> None:
-    case = AttackCase("SquareAttack", {"eps": 0.3, "max_iter": 2, "verbose": False}, own="cross-entropy")
+    case = AttackCase("SquareAttack", {"eps": 0.3, "max_iter": 2, "verbose": False}, objective="cross-entropy")
     with pytest.raises(ValueError, match="expected SquareAttack "):
         find(case, subject)
 
@@ -203,7 +203,7 @@ def test_only_calls_from_outside_the_classifier_are_recorded(
     subject: Subject, hr_classifier: Any, network: torch.nn.Module
 ) -> None:
     x, y = subject.x_test[:4], subject.y_test[:4]
-    classifier = WatchedHRClassifier(
+    classifier = ObservedHRClassifier(
         network, HR.loss, (1, 8, 8), 10, optimizer=torch.optim.Adam(network.parameters()), clip_values=(0.0, 1.0)
     )
     classifier.fit(x, y, nb_epochs=1)
