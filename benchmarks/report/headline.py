@@ -195,7 +195,7 @@ def headline_table(summary: Headline | None) -> Table | None:
     if len(summary.rows) > len(quoted):
         names = {"ce": summary.ce, "hr": summary.hr, "where": WHERE[WORST if summary.measured(WORST) else EXACT]}
         choice = " and where ".join(text.format(**names) for text, row in reasons.items() if row)
-        notes.append(f"This table has {len(quoted)} of {len(summary.rows)} eps: where {choice}.")
+        notes.append(f"This table shows {len(quoted)} of {len(summary.rows)} eps: where {choice}.")
     header = ("eps", "attack", str(summary.ce), str(summary.hr), f"{summary.hr} - {summary.ce}, paired")
     title = f"Test accuracy on {selection.dataset}, from no attack to the worst case"
     return Table(title, header, tuple(rows), tuple(notes))
