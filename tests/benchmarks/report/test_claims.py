@@ -41,7 +41,7 @@ def noise(run: RunSpec) -> float:
     return 0.018 + 0.001 * run.seed
 
 
-def test_c1_and_c2_by_hand() -> None:
+def test_effects_of_c1_and_c2_agree_with_values_computed_by_hand() -> None:
     def share(run: RunSpec, attack: AttackSpec) -> float:
         losses = [None, "ce", "hr", "clipped-ce", "clipped-hr", "torch-ce"]
         more = 0.01 * (1 + losses.index(attack.loss)) + attack.eps / 10 + 0.001 * run.seed**2
@@ -116,7 +116,7 @@ def test_c4_counts_epochs_to_the_accuracy_that_both_reach() -> None:
 
 
 @pytest.mark.parametrize(("more", "verdict"), [(3, "contradicted"), (0, "undecided")])
-def test_c4_is_contradicted_where_hr_is_slower_and_open_where_it_is_as_fast(more: int, verdict: str) -> None:
+def test_c4_is_contradicted_if_hr_is_slower_and_undecided_if_it_is_as_fast(more: int, verdict: str) -> None:
     def validation(run: RunSpec) -> list[float]:
         return curve(8 + run.seed + (more if run.loss == HR else 0), 0.9)
 
@@ -124,7 +124,7 @@ def test_c4_is_contradicted_where_hr_is_slower_and_open_where_it_is_as_fast(more
     assert (claim.effect, claim.half_width_95, claim.verdict) == (-more, 0, verdict)
 
 
-def test_c4_leaves_out_pairs_that_are_not_trained_to_their_end() -> None:
+def test_c4_skips_pairs_with_an_unfinished_run() -> None:
     def validation(run: RunSpec) -> list[float]:
         full = curve(9 if run.loss == CE else 4, 0.9)
         return full[:19] if (run.loss, run.seed) == (HR, 1) else [] if (run.loss, run.seed) == (CE, 2) else full
@@ -134,7 +134,7 @@ def test_c4_leaves_out_pairs_that_are_not_trained_to_their_end() -> None:
 
 
 @SIDES
-def test_c5_by_hand(side: int, verdict: str) -> None:
+def test_effects_of_c5_agree_with_values_computed_by_hand(side: int, verdict: str) -> None:
     def uncertainty(run: RunSpec, attack: AttackSpec) -> float:
         # CE less HR is this at eps 0.1, in norms twice as much; and the other way about elsewhere.
         less = {"ce": 1.0, "clipped-ce": 2.0}.get(attack.loss, -1.0) * (1 if attack.eps == 0.1 else -1)
@@ -203,7 +203,7 @@ def test_c7_needs_the_seconds_of_both() -> None:
     assert (claim.seeds, claim.effect, claim.half_width_95) == ("1 2 4", 1, 0)
 
 
-def test_of_several_alphas_the_papers_is_judged_and_of_plain_losses_alone() -> None:
+def test_claims_use_the_alpha_of_the_paper_and_losses_without_defences() -> None:
     def share(run: RunSpec, attack: AttackSpec) -> float:
         return {None: 0.3, 1.6: 0.4, 3.0: 0.1}[run.loss.alpha]
 
@@ -221,7 +221,7 @@ def test_of_several_alphas_the_papers_is_judged_and_of_plain_losses_alone() -> N
 
 
 @pytest.mark.parametrize("losses", [(CE,), (HR,), (CE, LossSpec("hr", 1.6, label_smoothing=0.1))])
-def test_a_grid_without_a_pair_of_plain_losses_has_no_claims(losses: tuple[LossSpec, ...]) -> None:
+def test_a_grid_without_ce_or_hr_without_defence_has_no_claims(losses: tuple[LossSpec, ...]) -> None:
     assert claims(made_up.results(replace(GRID, losses=losses))).empty
 
 
@@ -237,7 +237,7 @@ def test_only_pairs_of_seeds_count() -> None:
 
 @pytest.mark.parametrize("seeds", [0, 1])
 @pytest.mark.parametrize("name", ["paper", "alpha-digits", "strong-svhn-grey", "hardening-digits"])
-def test_fewer_than_two_seeds_decide_nothing(name: str, seeds: int) -> None:
+def test_fewer_than_two_seeds_are_undecided(name: str, seeds: int) -> None:
     grid = grids.get(name)
     results = made_up.results(
         grid,
@@ -253,7 +253,7 @@ def test_fewer_than_two_seeds_decide_nothing(name: str, seeds: int) -> None:
     assert ("not yet" in claims_table(found).markdown()) == (not seeds)
 
 
-def test_c2_is_judged_in_the_worst_case_by_hand() -> None:
+def test_c2_in_the_worst_case_agrees_with_values_computed_by_hand() -> None:
     grid = grids.strong_svhn_grey()
     places = {attack.key(): place for place, attack in enumerate(a for a in grid.attacks if a.name == "worst-case")}
 
@@ -308,7 +308,7 @@ def test_a_claim_is_supported_only_by_all_of_its_judged_rows(verdicts: list[str]
         )
 
 
-def test_the_table_holds_every_claim_and_names_its_seeds_and_its_margins() -> None:
+def test_the_table_has_every_claim_and_names_the_seeds_and_the_margins() -> None:
     both = tuple(dict.fromkeys([*ALPHA.attacks, *GRID.attacks]))
     grid = replace(ALPHA, attacks=both, seeds=(0, 1, 7))
     found = claims(made_up.results(grid, validation=lambda run: curve(3, 0.9, run.recipe.epochs)))

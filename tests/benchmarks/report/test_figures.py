@@ -312,7 +312,9 @@ def test_confusion_leaves_out_a_class_without_images() -> None:
         np.testing.assert_array_equal(values, [[column[0], np.nan], [column[1], np.nan]])
 
 
-def test_margins_are_the_seeds_counts_as_shares(results: Results, pictures: dict[str, Picture]) -> None:
+def test_margin_histograms_are_the_counts_of_all_seeds_as_shares(
+    results: Results, pictures: dict[str, Picture]
+) -> None:
     attacks = (AttackSpec("none"), protocols.exact("ce", 0.1), protocols.exact("ce", 0.25))
     for panel, attack in zip(pictures["margins"].figure.axes, attacks, strict=True):
         steps = {str(patch.get_label()): patch.get_data() for patch in panel.patches}
@@ -330,7 +332,9 @@ def test_margins_are_the_seeds_counts_as_shares(results: Results, pictures: dict
         assert marks == [0, pytest.approx(16.118, abs=1e-3)]
 
 
-def test_strip_shows_the_records_pixels_and_marks_what_is_wrong(results: Results, pictures: dict[str, Picture]) -> None:
+def test_strip_shows_the_pixels_of_the_records_and_marks_misclassified_images(
+    results: Results, pictures: dict[str, Picture]
+) -> None:
     attacks = (AttackSpec("none"), protocols.exact("ce", 0.1), protocols.exact("ce", 0.25))
     samples = [
         sample
@@ -360,7 +364,7 @@ def test_samples_are_drawn_channels_last(channels: int) -> None:
     np.testing.assert_array_equal(pixels(Sample(image.transpose(2, 0, 1), 0, 0, 1.0)), image.squeeze())
 
 
-def test_lines_are_told_apart_with_and_without_colour(pictures: dict[str, Picture]) -> None:
+def test_lines_differ_in_colour_and_in_style(pictures: dict[str, Picture]) -> None:
     for name in ("figure_1", "learning_curves", "accuracy_vs_eps"):
         for axes in pictures[name].figure.axes:
             looks = [

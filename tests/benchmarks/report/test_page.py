@@ -72,7 +72,7 @@ def test_the_list_of_grids_has_each_with_its_verdict(browser: Browser, digits_re
         assert shown.title() == "HR loss: grid digits"
 
 
-def test_hostile_text_stays_text(browser: Browser, tmp_path: Path) -> None:
+def test_markup_in_texts_is_escaped(browser: Browser, tmp_path: Path) -> None:
     figure = Figure(figsize=(2, 2))
     figure.subplots().set_title(HOSTILE[:20])
     table = Table(HOSTILE, (HOSTILE,), ((HOSTILE,),), (HOSTILE,))

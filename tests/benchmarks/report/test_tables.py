@@ -317,7 +317,7 @@ def chosen(results: Results, *eps: float) -> list[float | None]:
     return [loss and loss.alpha for loss in losses]
 
 
-def test_of_equal_alphas_the_smaller_is_chosen_and_only_common_seeds_count() -> None:
+def test_the_smaller_of_equally_accurate_alphas_is_chosen_and_only_common_seeds_count() -> None:
     backwards = replace(ALPHA, losses=tuple(reversed(ALPHA.losses)))
     assert chosen(chosen_by({}, backwards), 0.1) == [1.0]
     full = chosen_by({(2.0, 0.0): 0.6})
@@ -333,7 +333,7 @@ def test_of_equal_alphas_the_smaller_is_chosen_and_only_common_seeds_count() -> 
     assert not any("‡" in text for row in made_up.tables(none, "alpha")[0].rows for text in row)
 
 
-def test_only_plain_losses_have_an_alpha_to_be_chosen() -> None:
+def test_alpha_is_chosen_among_losses_without_other_options() -> None:
     noisy = LossSpec("hr", 2.0, hardening=Hardening("noise", 0.1))
     more = replace(ALPHA, losses=(CE, LossSpec("hr", 1.2), noisy, HR))
 
@@ -345,7 +345,7 @@ def test_only_plain_losses_have_an_alpha_to_be_chosen() -> None:
     assert chosen(made_up.results(more, correct, made=lambda run, attack: run.loss != noisy), 0.1) == [1.6]
 
 
-def test_reports_on_masked_gradients_are_no_attack_of_table_1() -> None:
+def test_reports_on_gradient_masking_are_not_shown_in_table_1() -> None:
     alone = replace(
         DIGITS, attacks=(under("exact", "hr", 0.1), *protocols.diagnostics(0.1), *protocols.diagnostics(0.3))
     )
