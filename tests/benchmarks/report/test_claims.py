@@ -136,7 +136,7 @@ def test_c4_skips_pairs_with_an_unfinished_run() -> None:
 @SIDES
 def test_effects_of_c5_agree_with_values_computed_by_hand(side: int, verdict: str) -> None:
     def uncertainty(run: RunSpec, attack: AttackSpec) -> float:
-        # CE less HR is this at eps 0.1, in norms twice as much; and the other way about elsewhere.
+        # At eps 0.1 the difference CE - HR has this sign, and twice this size in the norm; at other eps it has the other sign.
         less = {"ce": 1.0, "clipped-ce": 2.0}.get(attack.loss, -1.0) * (1 if attack.eps == 0.1 else -1)
         return 0.2 + 0.01 * run.seed + (side * less * noise(run) if run.loss == CE else 0)
 
@@ -147,8 +147,8 @@ def test_effects_of_c5_agree_with_values_computed_by_hand(side: int, verdict: st
 
 
 def test_c6_compares_on_test_images_with_the_alpha_chosen_on_validation_in_the_same_protocol() -> None:
-    # By units, which here tell the protocols apart, and eps: the alpha that is best on validation, and what alpha 1.6
-    # loses to it on test.
+    # By units (which differ between the protocols) and eps: the alpha that is best on validation, and the loss of test
+    # accuracy of alpha 1.6 compared with it.
     best = {("range", 0.0): (2.0, 0.005), ("range", 0.1): (3.0, 0.02), ("range", 0.25): (1.6, 0.0)}
     best |= {("data", 0.1): (1.8, 0.03), ("data", 0.25): (2.5, 0.001)}
 
@@ -156,7 +156,7 @@ def test_c6_compares_on_test_images_with_the_alpha_chosen_on_validation_in_the_s
         chosen, loses = best[attack.units, attack.eps]
         if attack.split == "validation":
             return 0.5 if run.loss.alpha == chosen else 0.4
-        # Another alpha is better on test: that must play no part.
+        # Another alpha is better on test images, which must have no influence.
         return 0.6 + (0.1 if run.loss.alpha == 4 else loses if run.loss.alpha == chosen else 0) + 1e-4 * run.seed
 
     found = named(claims(made_up.results(ALPHA, accuracies(share))), "C6")
@@ -185,7 +185,7 @@ def test_c6_needs_alphas_to_choose_from_and_1_6_among_them() -> None:
 )
 def test_c7_is_a_ratio_within_a_margin(more: float, verdict: str) -> None:
     def seconds(run: RunSpec) -> float:
-        # Of runs that take 1, 2, ... seconds with CE; a spread of the ratio by 0.001 a seed.
+        # Runs take 1, 2, ... seconds with CE; the ratio increases by 0.001 per seed.
         ratio = 1 if run.loss == CE else 1 + more + 0.001 * (run.seed - 2)
         return (1 + run.seed) * ratio
 
@@ -231,7 +231,7 @@ def test_only_pairs_of_seeds_count() -> None:
 
     found = claims(made_up.results(GRID, made=made))
     assert {(claim.seeds, claim.pairs) for claim in named(found, "C1", "C2", "C5")} == {("1 3", 2)}
-    # C3 is about one network: all of its seeds are pairs.
+    # C3 compares two attacks on one network, so every seed is a pair.
     assert {claim.seeds for claim in named(found, "C3")} == {"0 1 3", "1 3 4"}
 
 

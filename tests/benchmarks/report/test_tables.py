@@ -321,7 +321,7 @@ def test_the_smaller_of_equally_accurate_alphas_is_chosen_and_only_common_seeds_
     backwards = replace(ALPHA, losses=tuple(reversed(ALPHA.losses)))
     assert chosen(chosen_by({}, backwards), 0.1) == [1.0]
     full = chosen_by({(2.0, 0.0): 0.6})
-    # Alpha 4 would be far better, on a seed that the others lack.
+    # Alpha 4 would be far better, but only on a seed that is missing for the others.
     records = {
         key: made_up.made_record(made_up.N, made_up.N) if key[0].loss.alpha == 4 and key[0].seed == 4 else record
         for key, record in full.records.items()
@@ -341,7 +341,7 @@ def test_alpha_is_chosen_among_losses_without_other_options() -> None:
         return {noisy: 90_000, HR: 80_000}.get(run.loss, 10_000)
 
     assert chosen(made_up.results(more, correct), 0.1) == [1.6]
-    # Not made yet, the hardened loss keeps no alpha from being chosen.
+    # A loss with a defence and without records does not prevent the choice of alpha.
     assert chosen(made_up.results(more, correct, made=lambda run, attack: run.loss != noisy), 0.1) == [1.6]
 
 
