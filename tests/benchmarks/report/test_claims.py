@@ -136,7 +136,7 @@ def test_c4_skips_pairs_with_an_unfinished_run() -> None:
 @SIDES
 def test_effects_of_c5_agree_with_values_computed_by_hand(side: int, verdict: str) -> None:
     def uncertainty(run: RunSpec, attack: AttackSpec) -> float:
-        # At eps 0.1 the difference CE - HR has this sign, and twice this size in the norm; at other eps it has the other sign.
+        # At eps 0.1 the difference CE - HR has this sign and, in the norm, twice this size; otherwise the other sign.
         less = {"ce": 1.0, "clipped-ce": 2.0}.get(attack.loss, -1.0) * (1 if attack.eps == 0.1 else -1)
         return 0.2 + 0.01 * run.seed + (side * less * noise(run) if run.loss == CE else 0)
 
