@@ -1,1 +1,1 @@
-"""The worst case of art_hrloss beside AutoAttack's own code, on trained and on masked networks."""
+"""Comparison of the worst case of art_hrloss with AutoAttack's own code, with and without masked gradients."""

@@ -1,4 +1,4 @@
-"""One network under one evaluation, AutoAttack's or the worst case: what is robust, and what that cost."""
+"""Evaluation of one network by AutoAttack or by the worst case: robust images, and the cost in passes and seconds."""
 
 import hashlib
 import importlib
@@ -24,9 +24,9 @@ from benchmarks.execution import threads
 AUTOATTACK: Final = "AutoAttack"
 WORST_CASE: Final = "worst case"
 PACKAGE = "pyautoattack"
-# Images that are attacked at once, as AutoAttack has it.
+# The default batch size of AutoAttack.
 BATCH_SIZE = 250
-# By a part of what AutoAttack warns of, a word for it.
+# Short names of AutoAttack's warnings, by a part of their text.
 FLAGS = {
     "randomized": "randomized",
     "dynamic": "dynamic",
@@ -38,23 +38,26 @@ FLAGS = {
 
 @dataclass(frozen=True)
 class Evaluation:
-    """One of the two, with its settings."""
+    """Method of evaluation with its settings."""
 
     method: Literal["AutoAttack", "worst case"]
     max_iter: int = 100
-    """Of the worst case's ensemble; AutoAttack's `standard` has no settings."""
+    """Steps of the attacks of the worst case; AutoAttack's version `standard` has no settings."""
     square_iter: int = 5000
+    """Queries per image of Square in the worst case."""
     seed: int = 0
-    """Of the random starts. Whether an image near the edge is found depends on them."""
+    """Seed of the random starts, which decide whether some images near the decision boundary are misclassified."""
 
     def __str__(self) -> str:
-        ours = f"{self.max_iter} steps, Square {self.square_iter}"
-        return ("standard" if self.method == AUTOATTACK else ours) + (f", seed {self.seed}" if self.seed else "")
+        settings = "standard"
+        if self.method == WORST_CASE:
+            settings = f"{self.max_iter} steps, Square {self.square_iter}"
+        return settings + (f", seed {self.seed}" if self.seed else "")
 
 
 @dataclass(frozen=True)
 class Cost:
-    """Images that passed through the network, and seconds of the process on one thread."""
+    """Cost of an attack: images that pass through the network, and seconds of the process on one thread."""
 
     forward: int = 0
     backward: int = 0
@@ -62,7 +65,7 @@ class Cost:
 
     @property
     def passes(self) -> int:
-        """Both directions, each counted as one."""
+        """Forward and backward passes, each counted as one."""
         return self.forward + self.backward
 
     def __add__(self, other: "Cost") -> "Cost":
@@ -74,33 +77,34 @@ class Cost:
 
 @dataclass(frozen=True)
 class Stage:
-    """One attack of an evaluation."""
+    """Attack of an evaluation, with its number of adversarial examples and its cost."""
 
     name: str
     attacked: int
-    """Images: those that no attack before it has misclassified."""
+    """Number of attacked images: those that no attack before it has misclassified."""
     found: int
+    """Number of images for which it finds an adversarial example."""
     cost: Cost
 
 
 @dataclass(frozen=True)
 class Measured:
-    """The result of one evaluation of one network."""
+    """Result of one evaluation of one network."""
 
     correct: npt.NDArray[np.bool_]
-    """Images that the network has right before any attack, shape ``(n,)``."""
+    """True for images that are classified correctly without attack, shape ``(n,)``."""
     robust: npt.NDArray[np.bool_]
-    """Of these, those without an adversarial image that is within eps and [0, 1] and is misclassified, as verified."""
+    """True for correct images without a verified adversarial example, that is one within eps and [0, 1]."""
     rejected: int
-    """Images that the evaluation counts as misclassified, and verification does not."""
+    """Number of images that the evaluation counts as misclassified but the verification does not."""
     cost: Cost
     stages: tuple[Stage, ...]
     flags: tuple[str, ...] = ()
-    """What AutoAttack warned of."""
+    """Short names of AutoAttack's warnings."""
 
 
 class Passes:
-    """The sizes of the batches that pass forward through a network, and backward."""
+    """Counter of the images that pass forward and backward through a network."""
 
     def __init__(self, network: nn.Module) -> None:
         self.network = network
@@ -114,12 +118,12 @@ class Passes:
             output.register_hook(lambda gradient: self.backward.append(len(gradient)))
 
     def clear(self) -> None:
-        """Count from 0 again."""
+        """Set both counts to 0."""
         del self.forward[:], self.backward[:]
 
 
 class Meter:
-    """The cost of functions that pass images through a network, by name."""
+    """Meter of the cost of attacks on a network, by name."""
 
     def __init__(self, passes: Passes) -> None:
         self.passes = passes
@@ -127,19 +131,19 @@ class Meter:
         self.costs: dict[str, Cost] = {}
 
     def metered(self, name: str, attack: Callable[..., Any]) -> Callable[..., Any]:
-        """Return an attack whose first argument are images; what it costs is added to what the name has."""
+        """Return an attack that adds its cost to that of a name; the first argument of an attack is the images."""
 
         def call(x: Any, *arguments: Any, **keywords: Any) -> Any:
-            before = self._now()
+            before = self._total()
             adversarial = attack(x, *arguments, **keywords)
             self.attacked[name] = self.attacked.get(name, 0) + len(x)
-            self.costs[name] = self.costs.get(name, Cost()) + (self._now() - before)
+            self.costs[name] = self.costs.get(name, Cost()) + (self._total() - before)
             return adversarial
 
         return call
 
-    def _now(self) -> Cost:
-        # Of the process, not of the clock on the wall, which runs on while others have the processor.
+    def _total(self) -> Cost:
+        # CPU time of the process: wall-clock time would include that of other processes.
         return Cost(sum(self.passes.forward), sum(self.passes.backward), time.process_time())
 
 
@@ -159,10 +163,10 @@ def library() -> Any:
 
 def measure(evaluation: Evaluation, classifier: HRClassifier, images: Tensor, labels: Tensor, eps: float) -> Measured:
     """
-    Attack images, on one thread and from the same seeds, and verify what is found.
+    Attack images, on one thread and with fixed seeds, and verify the adversarial examples.
 
-    :param classifier: Its network is a module of its own, in evaluation mode.
-    :param images: Shape ``(n, C, H, W)``, in [0, 1].
+    :param classifier: A classifier whose network is a single module, in evaluation mode.
+    :param images: Images in [0, 1], shape ``(n, C, H, W)``.
     :param labels: The true classes, shape ``(n,)``.
     :param eps: The largest change of a pixel.
     """
@@ -220,11 +224,12 @@ def _autoattack(
             attack.perturb = meter.metered(name, attack.perturb)
         adversarial, classes = adversary.run_standard_evaluation(images, labels, batch_size=BATCH_SIZE)
     claimed = as_array(classes != labels)
-    # What an attack found, the one after it does not attack: AutoAttack itself does not say which found what.
-    left = [*(meter.attacked.get(name, 0) for name in attacks), int((~claimed).sum())]
+    # AutoAttack does not report the counts by attack. Each attack gets the images that the ones before it did not
+    # misclassify, so the counts follow from the numbers of attacked images.
+    remaining = [*(meter.attacked.get(name, 0) for name in attacks), int((~claimed).sum())]
     costs = [meter.costs.get(name, Cost()) for name in attacks]
     stages = [
-        Stage(name, left[i], max(0, left[i] - left[i + 1]), cost)
+        Stage(name, remaining[i], max(0, remaining[i] - remaining[i + 1]), cost)
         for i, (name, cost) in enumerate(zip(attacks, costs, strict=True))
     ]
     return as_array(adversarial), claimed, stages, flags
@@ -232,7 +237,7 @@ def _autoattack(
 
 @contextmanager
 def _warnings() -> Iterator[list[str]]:
-    """Yield what AutoAttack warns of, each once, in a word where there is one; it is not shown."""
+    """Yield a list that collects AutoAttack's warnings, each once, by short name if it has one, and hide them."""
     flags: list[str] = []
 
     class Collecting(logging.Handler):
@@ -256,9 +261,9 @@ def fingerprint(
     evaluation: Evaluation, classifier: HRClassifier, images: Tensor, labels: Tensor, eps: float, made_with: str
 ) -> str:
     """
-    Return a hash of what decides a result: images, weights, logits, the attacks' parameters and versions.
+    Return a hash of everything that determines a result: images, weights, logits, attack parameters and versions.
 
-    :param made_with: The versions.
+    :param made_with: The versions, as text.
     """
     sha256 = hashlib.sha256(f"{evaluation}, {eps!r}, {made_with}".encode())
     if evaluation.method == WORST_CASE:

@@ -1,4 +1,4 @@
-"""Which networks are attacked: trained runs of the grids, adversarially trained ones, and controls on the digits."""
+"""Attacked networks: runs of the grids, adversarially trained networks, and controls with masked gradients."""
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -27,37 +27,42 @@ Change = Callable[[nn.Module, RunSpec, Dataset], nn.Module]
 
 @dataclass(frozen=True)
 class Case:
-    """A network, and how it is attacked."""
+    """Network with the eps and the images of its attacks."""
 
     name: str
-    """The group, a dash, and the network in it."""
+    """The name: the group, a dash, and the network in it."""
     what: str
-    """The network, for tables."""
+    """The network, as tables show it."""
     run: RunSpec
-    """The training."""
+    """The training run."""
     eps: float
     """The largest change of a pixel, L-infinity, as a share of its range."""
     images: int
-    """How many test images, from the first, are attacked."""
+    """The number of attacked images, the first of the test images."""
     change: Change = lambda network, run, data: network
-    """What is made of the trained network."""
+    """A function from the trained network to the attacked one."""
 
     @property
     def key(self) -> str:
-        """A name for files."""
+        """The name in file names."""
         return f"{self.name}-eps-{self.eps:.4g}-first-{self.images}"
 
 
 def _trained(
     dataset: str, recipe: Recipe, madry: tuple[Recipe, Hardening], images: int, eps: tuple[float, float]
 ) -> list[Case]:
-    """Return a CE-trained, an HR-trained and an adversarially trained network; the last has an eps of its own."""
+    """
+    Return a CE-trained, an HR-trained and an adversarially trained network.
+
+    :param madry: The recipe and the defence of adversarial training.
+    :param eps: The eps of the attacks on the first two networks, and on the third.
+    """
     plain, adversarial = eps
     kinds = {"ce": (recipe, CE, plain), "hr": (recipe, HR, plain)}
     kinds["madry"] = (madry[0], LossSpec("ce", hardening=madry[1]), adversarial)
     return [
-        Case(f"{dataset}-{name}", str(loss), RunSpec(dataset, own, loss, SEED), radius, images)
-        for name, (own, loss, radius) in kinds.items()
+        Case(f"{dataset}-{name}", str(loss), RunSpec(dataset, its_recipe, loss, SEED), radius, images)
+        for name, (its_recipe, loss, radius) in kinds.items()
     ]
 
 
@@ -72,7 +77,7 @@ def _distilled(network: nn.Module, run: RunSpec, data: Dataset) -> nn.Module:
 
 
 def _controls() -> list[Case]:
-    """Return networks of the digits with masked gradients, most of them around the CE-trained one."""
+    """Return networks on the digits with masked gradients, most of which wrap the CE-trained network."""
     run = RunSpec("digits", _recipe("digits"), CE, SEED)
     winners = replace(run, recipe=replace(DIGITS_ADAM, model=refer(f"{MASKED}:winners_take_all")))
     teacher = replace(run, recipe=DIGITS_ADAM, loss=LossSpec(refer(f"{MASKED}:Tempered")))
@@ -89,9 +94,9 @@ def _controls() -> list[Case]:
 
 def cases() -> list[Case]:
     """
-    Return all networks, at an eps that leaves some images robust and others not, as far as there is one.
+    Return all networks, each with an eps at which some images are robust and others are not, if there is one.
 
-    Those of CIFAR-10's ResNet-8 that are not adversarially trained lose nearly all images at an eps of 2/255 already.
+    At eps 2/255 nearly all images are misclassified by the networks on CIFAR-10 without adversarial training.
     """
     madry = {
         "digits": (DIGITS_ADAM, Hardening("madry", 0.1, 7)),
@@ -108,7 +113,7 @@ def cases() -> list[Case]:
 
 def chosen(names: Sequence[str], eps: Iterable[float] = (), images: int | None = None) -> list[Case]:
     """
-    Return the networks of these groups or names, each at each eps, or at its own if there are none.
+    Return the networks with the given groups or names, each at every given eps, or at its default eps without any.
 
     :raises ConfigError: If there is no such group or network.
     """
@@ -117,23 +122,23 @@ def chosen(names: Sequence[str], eps: Iterable[float] = (), images: int | None =
     for name in names:
         if name not in known:
             raise ConfigError(f"expected networks of {list(known)}, but got {name!r}{did_you_mean(name, known)}")
-    found = dict.fromkeys(case for name in names for case in known[name])
-    found = dict.fromkeys(replace(case, images=images or case.images) for case in found)
-    return [replace(case, eps=radius) for case in found for radius in (list(eps) or [case.eps])]
+    selected = dict.fromkeys(case for name in names for case in known[name])
+    selected = dict.fromkeys(replace(case, images=images or case.images) for case in selected)
+    return [replace(case, eps=radius) for case in selected for radius in (list(eps) or [case.eps])]
 
 
 def groups() -> list[str]:
-    """Return the groups, in order."""
+    """Return the groups of networks, in order."""
     return list(dict.fromkeys(case.name.split("-")[0] for case in cases()))
 
 
 def classifier(case: Case, store: Store, data_dir: Path) -> tuple[HRClassifier, Dataset]:
     """
-    Return a case's network in evaluation mode, trained first if the store has it not yet, and its data.
+    Return a case's network in evaluation mode and its data; a network that the store does not have is trained first.
 
-    No gradient of a weight is computed through it, so that no attack spends time on one.
+    Its weights do not require gradients, so that no attack spends time on them.
 
-    :raises StoreError: If the run in the store is of other data.
+    :raises StoreError: If the run in the store was trained on other data.
     """
     run = case.run
     data = load_data(run.dataset, run.recipe, data_dir=data_dir)
@@ -143,5 +148,5 @@ def classifier(case: Case, store: Store, data_dir: Path) -> tuple[HRClassifier, 
         execute(Job(run, (), store.root.resolve(), data_dir, wait=True))
     with seeded(SEED):
         network = case.change(trained_classifier(run, data, store).model, run, data)
-    # In a module of its own: of an nn.Sequential ART calls the layers one by one, and not the whole.
+    # Wrapped in a module: ART calls the layers of an nn.Sequential one by one, which the counter of passes would miss.
     return as_classifier(Around(network).eval().requires_grad_(False), run, data), data

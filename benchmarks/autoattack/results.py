@@ -1,4 +1,4 @@
-"""Results on disk, one file for each network and evaluation, and the table made from all of them."""
+"""Results of the comparison with AutoAttack: one file per network and evaluation, and the tables of all of them."""
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -16,21 +16,29 @@ from benchmarks.report.markup import Table
 from benchmarks.store import StoreError, write_bytes, write_json
 from benchmarks.store._atomic import DamagedError, read_json
 
-COUNTED = (
-    "AutoAttack: its own code, version standard (APGD-CE, APGD-T, FAB-T, Square), from the package pyautoattack. Worst "
-    "case: art_hrloss.worst_case with the default ensemble, with so many steps and queries per image. Both attack the "
-    "same first test images at their true labels, L-infinity, in batches of 250, from the same seed, and each attack "
-    "only the images that those before it left robust. An adversarial image counts if it lies within eps and in "
-    "[0, 1], and the network in evaluation mode misclassifies it.",
-    "Passes are images that pass through the network, forward and backward counted as one each; all is counted, also "
-    "clean predictions and checks. CPU seconds are those of the process, on one thread: on a machine that is not "
-    "quiet they are too long, and passes are exact.",
+NOTES = (
+    "clean, AutoAttack and worst case: clean accuracy, and robust accuracy as a share of the images. AutoAttack: its "
+    "own code, version standard (APGD-CE, APGD-T, FAB-T, Square), from the package pyautoattack. worst case: "
+    "art_hrloss.worst_case with the default ensemble; settings: the steps of its attacks and the queries per image of "
+    "Square. AutoAttack only, worst case only: the number of images that only this evaluation misclassifies. Both "
+    "attack the same first test images with their true labels, L-infinity norm, in batches of 250, with the same seed, "
+    "and each attack only the images that the attacks before it did not misclassify. An adversarial example counts if "
+    "it is within eps of the image and in [0, 1], and the network in evaluation mode misclassifies it.",
+    "Mpasses: millions of images that pass through the network; a forward and a backward pass count as one each, and "
+    "clean predictions and checks are included. ratio: passes of the worst case divided by those of AutoAttack. CPU s: "
+    "CPU seconds of the process, on one thread. They are longer if other processes use the machine; the number of "
+    "passes does not depend on that.",
+)
+ATTACK_NOTES = (
+    "Each evaluation runs its attacks in this order. attacked: the images that no attack before it has misclassified. "
+    "found: those of them for which it finds an adversarial example. kpasses: thousands of images that pass through "
+    "the network, forward and backward.",
 )
 
 
 @dataclass(frozen=True)
 class Result:
-    """One network under one evaluation, and whether it is up to date."""
+    """Result of one network under one evaluation, as stored; its fingerprint shows whether it is up to date."""
 
     case: str
     what: str
@@ -51,9 +59,9 @@ def path(folder: Path, case: Case, evaluation: Evaluation) -> Path:
 
 def save(file: Path, case: Case, evaluation: Evaluation, fingerprint: str, measured: Measured) -> None:
     """
-    Write a result, whole or not at all.
+    Write a result by an atomic write.
 
-    :raises StoreError: If the place cannot be written.
+    :raises StoreError: If the file cannot be written.
     """
     values = asdict(measured) | {name: _text(getattr(measured, name)) for name in ("correct", "robust")}
     about = {"case": case.name, "what": case.what, "dataset": case.run.dataset, "eps": case.eps}
@@ -62,7 +70,7 @@ def save(file: Path, case: Case, evaluation: Evaluation, fingerprint: str, measu
 
 def load(file: Path) -> Result | None:
     """
-    Return a result, or None if it is not there.
+    Return a stored result, or None if there is none.
 
     :raises StoreError: If it cannot be read, or is not a result.
     """
@@ -78,7 +86,7 @@ def load(file: Path) -> Result | None:
         measured = Measured(**raw | flags | parts)
         return Result(**values | {"evaluation": evaluation, "measured": measured})
     except (KeyError, TypeError, AttributeError) as error:
-        raise DamagedError(file, f"is not a result ({error!r}): remove it, and give the command again") from error
+        raise DamagedError(file, f"is not a result ({error!r}): remove it, and run the command again") from error
 
 
 def _text(flags: Any) -> str:
@@ -87,14 +95,14 @@ def _text(flags: Any) -> str:
 
 @dataclass(frozen=True)
 class Pair:
-    """A network under both evaluations."""
+    """Results of a network under both evaluations."""
 
     autoattack: Result
     worst_case: Result
 
     @cached_property
     def row(self) -> dict[str, Any]:
-        """The numbers, by their names in the file of values."""
+        """The numbers of the pair, by the columns of autoattack.csv."""
         a, w = self.autoattack.measured, self.worst_case.measured
         only_a, only_w = only_one(a.robust, w.robust)
         return {
@@ -122,33 +130,33 @@ class Pair:
 
 def only_one(autoattack: Any, worst: Any) -> tuple[int, int]:
     """
-    Return how many images AutoAttack found adversarial images of and the worst case did not, and the reverse.
+    Return the number of images that only AutoAttack misclassifies, and of those that only the worst case does.
 
-    :param autoattack: The images that are robust under it, shape ``(n,)``.
-    :param worst: The same of the worst case, on the same images.
+    :param autoattack: True for images that are robust under AutoAttack, shape ``(n,)``.
+    :param worst: True for images that are robust in the worst case, shape ``(n,)``.
     """
     return int((~autoattack & worst).sum()), int((autoattack & ~worst).sum())
 
 
 def pairs(folder: Path) -> list[Pair]:
     """
-    Return all networks of a folder that have both results, in order.
+    Return the pairs of results of all networks in a folder that have both, in order.
 
     :raises StoreError: If a result cannot be used.
     """
-    found = [load(file) for file in sorted((folder / "results").glob("*.json"))]
-    results = [result for result in found if result is not None]
+    loaded = [load(file) for file in sorted((folder / "results").glob("*.json"))]
+    results = [result for result in loaded if result is not None]
     order = [case.name for case in cases()]
     by_network: dict[tuple[int, float, int], list[Result]] = {}
     for result in results:
         place = order.index(result.case) if result.case in order else len(order)
         by_network.setdefault((place, result.eps, len(result.measured.correct)), []).append(result)
     paired: list[Pair] = []
-    for _, same in sorted(by_network.items()):
-        by_seed = {one.evaluation.seed: one for one in same if one.evaluation.method == AUTOATTACK}
-        ours = [one for one in same if one.evaluation.method == WORST_CASE and one.evaluation.seed in by_seed]
-        ours.sort(key=lambda one: (-one.evaluation.max_iter, -one.evaluation.square_iter, one.evaluation.seed))
-        paired += [Pair(by_seed[one.evaluation.seed], one) for one in ours]
+    for _, of_network in sorted(by_network.items()):
+        by_seed = {r.evaluation.seed: r for r in of_network if r.evaluation.method == AUTOATTACK}
+        worst = [r for r in of_network if r.evaluation.method == WORST_CASE and r.evaluation.seed in by_seed]
+        worst.sort(key=lambda r: (-r.evaluation.max_iter, -r.evaluation.square_iter, r.evaluation.seed))
+        paired += [Pair(by_seed[result.evaluation.seed], result) for result in worst]
     return paired
 
 
@@ -156,24 +164,25 @@ def write(folder: Path, head: Sequence[str]) -> list[Table]:
     """
     Write autoattack.md, autoattack.csv and autoattack-attacks.csv from all results of a folder; return the tables.
 
-    :param head: What stands above the tables.
-    :raises StoreError: If the place cannot be written, or a result cannot be used.
+    :param head: Paragraphs above the tables.
+    :raises StoreError: If a file cannot be written, or a result cannot be used.
     """
     both = pairs(folder)
     if not both:
         raise StoreError(f"expected results in {folder}, but got none")
     tables = [comparison(both), attacks(both)]
     body = "\n".join(table.markdown() for table in tables)
-    write_bytes(folder / "autoattack.md", "\n\n".join(["# The worst case beside AutoAttack", *head, body]).encode())
+    text = "\n\n".join(["# The worst case compared with AutoAttack", *head, body])
+    write_bytes(folder / "autoattack.md", text.encode())
     frames = {"autoattack": [pair.row for pair in both], "autoattack-attacks": [r for p in both for r in _stages(p)]}
     for name, rows in frames.items():
-        text: str = pd.DataFrame(rows).to_csv(index=False, float_format="%.6g")
-        write_bytes(folder / f"{name}.csv", text.encode())
+        values: str = pd.DataFrame(rows).to_csv(index=False, float_format="%.6g")
+        write_bytes(folder / f"{name}.csv", values.encode())
     return tables
 
 
 def comparison(both: Sequence[Pair]) -> Table:
-    """Return the table of networks, a row for each with each settings of the worst case."""
+    """Return the table of networks, with a row per network and settings of the worst case."""
     accuracies = ("clean", "AutoAttack", "worst case")
     costs_of = ("Mpasses, AutoAttack", "Mpasses, worst case", "ratio", "CPU s, AutoAttack", "CPU s, worst case")
     only = ("AutoAttack only", "worst case only")
@@ -187,13 +196,12 @@ def comparison(both: Sequence[Pair]) -> Table:
         shown += [f"{cost.passes / 1e6:.3f}" for cost in costs] + [f"{row['passes ratio']:.2f}"]
         shown += [*(f"{cost.seconds:.1f}" for cost in costs), row["AutoAttack's warnings"] or "-"]
         rows.append(tuple(shown))
-    notes = (*summary(both), *COUNTED)
-
-    return Table("Robust accuracy, images found by one only, and cost", header, tuple(rows), notes)
+    title = "Robust accuracy under AutoAttack and in the worst case, and their cost"
+    return Table(title, header, tuple(rows), (*summary(both), *NOTES))
 
 
 def summary(both: Sequence[Pair]) -> list[str]:
-    """Return in sentences, for each settings, where the worst case is weaker than AutoAttack, and what it costs."""
+    """Return sentences that compare the strength and the cost of both evaluations, for each settings."""
     sentences = []
     for settings in dict.fromkeys(pair.row["settings"] for pair in both):
         rows = [pair.row for pair in both if pair.row["settings"] == settings]
@@ -203,14 +211,18 @@ def summary(both: Sequence[Pair]) -> list[str]:
         ratios = [row["passes ratio"] for row in rows]
         third = sum(ratio <= 1 / 3 for ratio in ratios)
         rejected = sum(row["rejected, AutoAttack"] + row["rejected, worst case"] for row in rows)
+        only_autoattack, only_worst = (
+            sum(row[f"found by {name} only"] for row in rows) for name in ("AutoAttack", "worst case")
+        )
+        number = len(rows)
         sentences.append(
-            f"{settings}: of {len(rows)} networks the worst case is weaker than AutoAttack on {len(weaker)}"
-            f"{f' ({named})' if weaker else ''}, stronger on {len(stronger)}, and as strong on "
-            f"{len(rows) - len(weaker) - len(stronger)}. AutoAttack alone found "
-            f"{sum(row['found by AutoAttack only'] for row in rows)} images, the worst case alone "
-            f"{sum(row['found by worst case only'] for row in rows)}. The worst case takes {median(ratios):.2f} of "
-            f"AutoAttack's passes in the median, from {min(ratios):.2f} to {max(ratios):.2f}; at most a third on "
-            f"{third}. Images that one of them counts as misclassified and that verification rejects: {rejected}."
+            f"{settings}, {number} network{'s' * (number != 1)}: the robust accuracy of the worst case is higher than "
+            f"that of AutoAttack (the worst case is weaker) on {len(weaker)}{f' ({named})' if weaker else ''}, lower "
+            f"(stronger) on {len(stronger)}, and equal on {number - len(weaker) - len(stronger)}. Only AutoAttack "
+            f"misclassifies {only_autoattack} image{'s' * (only_autoattack != 1)}, only the worst case {only_worst}. "
+            f"The worst case needs {median(ratios):.2f} times the passes of AutoAttack in the median, from "
+            f"{min(ratios):.2f} to {max(ratios):.2f}, and at most a third of them on {third} of {number}. Images that "
+            f"an evaluation counts as misclassified but the verification does not: {rejected}."
         )
     return sentences
 
@@ -239,7 +251,7 @@ def _stages(pair: Pair) -> list[dict[str, Any]]:
 
 
 def attacks(both: Sequence[Pair]) -> Table:
-    """Return the table of attacks, a section for each network."""
+    """Return the table of attacks, with a section per network."""
     header = ("network", "eps", "evaluation", "attack", "attacked", "found", "kpasses", "CPU s", "found / CPU s")
     rows: dict[tuple[str, ...], None] = {}
     for pair in both:
@@ -247,5 +259,6 @@ def attacks(both: Sequence[Pair]) -> Table:
             passes = (row["forward"] + row["backward"]) / 1e3
             shown = [row["network"], f"{row['eps']:.3g}", row["evaluation"], row["attack"], str(row["attacked"])]
             shown += [str(row["found"]), f"{passes:.1f}", f"{row['CPU seconds']:.1f}"]
-            rows[(*shown, f"{row['found per CPU second']:.2g}")] = None  # AutoAttack once, beside several settings
-    return Table("Attack by attack, in their order", header, tuple(rows), ())
+            # A dict without values drops duplicates: several settings share the rows of AutoAttack.
+            rows[(*shown, f"{row['found per CPU second']:.2g}")] = None
+    return Table("Adversarial examples and cost by attack", header, tuple(rows), ATTACK_NOTES)

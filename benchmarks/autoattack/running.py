@@ -1,4 +1,4 @@
-"""What `autoattack` does: each network under both evaluations, as far as that is missing, and the table."""
+"""The command `autoattack`: evaluate each network by both methods, unless it is up to date, and write the tables."""
 
 import time
 from collections.abc import Sequence
@@ -25,7 +25,7 @@ from benchmarks.store._atomic import expect_writable
 
 def run(
     cases: Sequence[Case],
-    ours: Sequence[Evaluation],
+    evaluations: Sequence[Evaluation],
     store: Store,
     folder: Path,
     console: Console,
@@ -34,16 +34,16 @@ def run(
     command: str,
 ) -> int:
     """
-    Measure what is missing, network by network, and write the table after each.
+    Evaluate the networks one after the other, and write the tables after each; results that are up to date are reused.
 
     :param cases: The networks.
-    :param ours: The worst case, with each of its settings.
-    :param store: Of the trained runs; missing ones are trained into it.
-    :param folder: For the results and the table.
-    :param command: The command, to stand in the table.
+    :param evaluations: The worst case, with each of its settings.
+    :param store: The store of the trained runs; missing ones are trained into it.
+    :param folder: The folder for the results and the tables.
+    :param command: The command, for the head of the tables.
     :return: The exit status.
-    :raises ConfigError: If AutoAttack's own code is not installed, before anything is trained.
-    :raises DataError: If a data set is not there, before anything is trained.
+    :raises ConfigError: If AutoAttack's own code is not installed; this is checked before any training.
+    :raises DataError: If a data set is missing; this is checked before any training.
     :raises StoreError: If the folder or the store cannot be written, or a run or a result cannot be used.
     """
     library()
@@ -56,27 +56,27 @@ def run(
     tables = []
     for number, case in enumerate(cases, start=1):
         title = f"{number}/{len(cases)} {case.name}, eps {case.eps:.3g}, the first {case.images} images"
-        begun = time.perf_counter()
+        started = time.perf_counter()
         if not store.is_trained(case.run):
             console.print(f"{title}: training {case.run}", soft_wrap=True)
         network, data = classifier(case, store, data_dir)
-        console.print(f"{title}: network ready in {time.perf_counter() - begun:.1f} s", soft_wrap=True)
+        console.print(f"{title}: network ready in {time.perf_counter() - started:.1f} s", soft_wrap=True)
         images, labels = (part[: case.images] for part in data.test.tensors(network.device))
-        theirs = (Evaluation(AUTOATTACK, seed=evaluation.seed) for evaluation in ours)
-        for evaluation in (*theirs, *ours):
+        references = (Evaluation(AUTOATTACK, seed=evaluation.seed) for evaluation in evaluations)
+        for evaluation in (*references, *evaluations):
             file = results.path(folder, case, evaluation)
             digest = fingerprint(evaluation, network, images, labels, case.eps, made_with)
-            kept = results.load(file)
-            if kept is not None and kept.fingerprint == digest:
-                console.print(f"{title}: {_shown(evaluation, kept.measured)}, done before", soft_wrap=True)
+            stored = results.load(file)
+            if stored is not None and stored.fingerprint == digest:
+                console.print(f"{title}: {_as_text(evaluation, stored.measured)}, done before", soft_wrap=True)
                 continue
             measured = measure(evaluation, network, images, labels, case.eps)
             results.save(file, case, evaluation, digest, measured)
-            console.print(f"{title}: {_shown(evaluation, measured)}", soft_wrap=True)
+            console.print(f"{title}: {_as_text(evaluation, measured)}", soft_wrap=True)
         tables = results.write(folder, head)
     for table in tables:
         console.print(table.rich())
-    console.print(f"Tables: {folder / 'autoattack.md'}, and the values beside it", soft_wrap=True)
+    console.print(f"Tables: {folder / 'autoattack.md'}; their values: the CSV files beside it", soft_wrap=True)
     return 0
 
 
@@ -85,7 +85,7 @@ def _made_with() -> str:
     return ", ".join(f"{name} {version}" for name, version in known.items())
 
 
-def _shown(evaluation: Evaluation, measured: Measured) -> str:
+def _as_text(evaluation: Evaluation, measured: Measured) -> str:
     cost = measured.cost
     robust = f"clean {measured.correct.mean():.3f}, robust {measured.robust.mean():.3f}"
     return f"{evaluation.method} ({evaluation}): {robust}, {cost.passes} passes, {cost.seconds:.1f} CPU seconds"

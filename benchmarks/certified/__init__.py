@@ -1,1 +1,1 @@
-"""Robust accuracy between two bounds, certified from below and attacked from above: python -m benchmarks certify."""
+"""Robust accuracy between certified lower bounds and upper bounds from attacks: python -m benchmarks certify."""

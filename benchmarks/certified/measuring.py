@@ -1,4 +1,4 @@
-"""Trained networks to bounds on their robust accuracy, image by image; the store keeps each once it is finished."""
+"""Bounds on the robust accuracy of trained networks, for each image; every finished measurement is stored."""
 
 import hashlib
 import json
@@ -28,20 +28,21 @@ from benchmarks.execution import Job, Outcome
 from benchmarks.store import DamagedError, Store, StoreError, write_json
 from benchmarks.store._atomic import expect_writable, read_json, set_aside
 
-# By data set: the grids that have its CE- and HR-trained networks, and its adversarially trained one.
+# The grids of the CE- and HR-trained networks, and of the adversarially trained one, by data set.
 GRIDS = {
     "digits": (grids.digits, grids.hardening_digits),
     "mnist": (grids.mnist_long, grids.hardening_mnist),
 }
-# Of the published results: seeds, and test images.
+# Seeds and test images of the published results.
 SEEDS, IMAGES = {"digits": 5, "mnist": 2}, {"digits": 360, "mnist": 100}
 EPS = (0.002, 0.005, 0.01, 0.02, 0.03, 0.05, 0.1)
-# Tried before all smaller eps: most images are certified at it, and so at those.
+# This eps is tried before all smaller ones: most images are certified at it, and then also at every smaller eps.
 FIRST_EPS = 0.01
-# In norm 2: radii of the attacks; standard deviations of the noise, of which a radius is certified up to 2.46 times.
+# Norm 2: radii of the attacks, and standard deviations of the noise of smoothed classifiers. With SAMPLES and ALPHA,
+# randomized smoothing cannot certify a radius above 2.46 times the standard deviation.
 RADII = {"digits": (0.1, 0.2, 0.3, 0.5, 0.7, 1.0), "mnist": (0.2, 0.4, 0.6, 0.8, 1.2, 2.0)}
 SIGMAS = (0.25, 0.5)
-# Of a smoothed classifier: samples to choose the class and to certify it, and the probability of a wrong certificate.
+# A smoothed classifier: samples to choose the class and to certify it, and the probability of a wrong certificate.
 CHOOSING, SAMPLES, ALPHA = 100, 1000, 0.001
 BATCH_SIZE = 250
 
@@ -50,36 +51,36 @@ Kind = Literal["L-infinity", "L2", "smoothed"]
 
 
 class BracketError(RuntimeError):
-    """An attack that misclassifies a certified image: one of the two is wrong."""
+    """Adversarial example of a certified image, which means that the certificate or the attack is wrong."""
 
 
 @dataclass(frozen=True)
 class Plan:
-    """The measurements of each network."""
+    """Networks and measurements of the command `certify`."""
 
     dataset: str
     store: Path
     data_dir: Path
     seeds: int
     images: int
-    """The first of the test images, for L-infinity."""
+    """Number of test images for L-infinity, counted from the first."""
     smoothed_images: int
-    """The same for norm 2."""
+    """Number of test images for norm 2, counted from the first."""
     max_iter: int
     """Steps of each white-box attack."""
     square_iter: int
     """Queries per image of the Square attack."""
     epochs: int | None = None
-    """Of every network, in place of its recipe's."""
+    """Training epochs of every network; None for those of its recipe."""
 
     @cached_property
     def runs(self) -> tuple[RunSpec, ...]:
-        """The trainings, those of a seed together: CE, HR, and CE on adversarial images of Madry's training."""
-        plain, hardened = (build() for build in GRIDS[self.dataset])
+        """The training runs, seed by seed: CE, HR, and CE with Madry's adversarial training."""
+        plain, defended = (build() for build in GRIDS[self.dataset])
         madry = next(
-            loss for loss in hardened.losses if loss.name == "ce" and getattr(loss.hardening, "name", "") == "madry"
+            loss for loss in defended.losses if loss.name == "ce" and getattr(loss.hardening, "name", "") == "madry"
         )
-        pairs = [*((plain.recipes[0], loss) for loss in plain.losses), (hardened.recipes[0], madry)]
+        pairs = [*((plain.recipes[0], loss) for loss in plain.losses), (defended.recipes[0], madry)]
         changes: dict[str, Any] = {} if self.epochs is None else {"epochs": self.epochs}
         return tuple(
             RunSpec(dataset, replace(recipe, **changes), loss, seed)
@@ -89,23 +90,23 @@ class Plan:
 
     @cached_property
     def chains(self) -> tuple[tuple["Step", ...], ...]:
-        """The steps of each network: those of a chain need each other's results."""
-        attacked = {"max_iter": self.max_iter, "square_iter": self.square_iter}
-        along = {"L-infinity": (EPS, self.images), "L2": (RADII[self.dataset], self.smoothed_images)}
-        growing = (
-            tuple(Step(kind, sizes, images, **attacked) for sizes in accumulate((size,) for size in all_sizes))  # type: ignore[arg-type]
-            for kind, (all_sizes, images) in along.items()
+        """The steps of each network, in chains: a step needs the result of the step before it in its chain."""
+        settings = {"max_iter": self.max_iter, "square_iter": self.square_iter}
+        by_kind = {"L-infinity": (EPS, self.images), "L2": (RADII[self.dataset], self.smoothed_images)}
+        by_radius = (
+            tuple(Step(kind, sizes, images, **settings) for sizes in accumulate((size,) for size in all_sizes))  # type: ignore[arg-type]
+            for kind, (all_sizes, images) in by_kind.items()
         )
-        return (*growing, *((Step("smoothed", (sigma,), self.smoothed_images),) for sigma in SIGMAS))
+        return (*by_radius, *((Step("smoothed", (sigma,), self.smoothed_images),) for sigma in SIGMAS))
 
 
 @dataclass(frozen=True)
 class Step:
-    """One measurement of one network."""
+    """Measurement of one network at one radius or standard deviation."""
 
     kind: Kind
     sizes: tuple[float, ...]
-    """The radii up to this one, from the smallest; or the standard deviation of the noise."""
+    """All radii from the smallest to that of this step; or the standard deviation of the noise."""
     images: int
     max_iter: int = 0
     square_iter: int = 0
@@ -113,11 +114,11 @@ class Step:
 
     @property
     def size(self) -> float:
-        """Its own radius or standard deviation."""
+        """The radius or the standard deviation of this step."""
         return self.sizes[-1]
 
     def path(self, store: Path, run: RunSpec) -> Path:
-        """Return where its result is kept."""
+        """Return the path of its result in a store."""
         digest = hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()[:16]
         return store / "certified" / run.key() / f"{digest}.json"
 
@@ -125,8 +126,8 @@ class Step:
         return f"{self.kind} {self.size:g}"
 
 
-def kept(step: Step, store: Path, run: RunSpec) -> dict[str, Any] | None:
-    """Return a step's result, or None; one that is damaged is set aside."""
+def stored(step: Step, store: Path, run: RunSpec) -> dict[str, Any] | None:
+    """Return a step's stored result, or None if there is none; a damaged file is renamed and counted as missing."""
     path = step.path(store, run)
     try:
         result: dict[str, Any] | None = read_json(path, dict)
@@ -137,53 +138,54 @@ def kept(step: Step, store: Path, run: RunSpec) -> dict[str, Any] | None:
 
 
 class Subject:
-    """A trained network, and the images that its robust accuracy is bounded on."""
+    """Trained network, with the images on which its robust accuracy is bounded."""
 
     def __init__(self, classifier: HRClassifier, data: Dataset) -> None:
         images, labels = data.test.tensors(classifier.device)
         self.classifier, self.images, self.labels = classifier, images, labels.cpu().numpy()
 
     def correct(self, images: int) -> Flags:
-        """Return which of the first images are classified correctly as they are."""
+        """Return, for each of the first images, whether it is classified correctly without attack."""
         logits = self.classifier.predict_tensor(self.images[:images], batch_size=BATCH_SIZE)
         return np.asarray(logits.argmax(1).cpu().numpy() == self.labels[:images])
 
-    def measured(self, step: Step, before: dict[str, Any] | None) -> dict[str, Any]:
+    def measured(self, step: Step, previous: dict[str, Any] | None) -> dict[str, Any]:
         """
-        Return a step's result: lists with an entry for each image, and seconds.
+        Return a step's result: lists with an entry per image, and seconds.
 
-        :param before: The result at the next smaller radius, if there is one. What is misclassified there is here, and
-               what is not certified there is not tried here.
+        :param previous: The result at the next smaller radius, if there is one. Images misclassified there count as
+            misclassified in this step, and images not certified there are not tried again.
         :raises BracketError: If an attack misclassifies an image that is certified.
         """
         correct = self.correct(step.images)
         if step.kind == "smoothed":
-            begun = time.perf_counter()
+            started = time.perf_counter()
             radius = self._smoothed_radius(step)
-            return _plain({"correct": correct, "radius": radius, "seconds": time.perf_counter() - begun})
+            return _plain({"correct": correct, "radius": radius, "seconds": time.perf_counter() - started})
         certified, certifying = np.zeros(step.images, bool), {}
         if step.kind == "L-infinity":
-            begun = time.perf_counter()
-            reach, tried = self._reach(step, np.array(before["reach"]) if before else np.where(correct, 0.0, -1.0))
-            certified, seconds = reach >= step.size, time.perf_counter() - begun
+            started = time.perf_counter()
+            reach, tried = self._reach(step, np.array(previous["reach"]) if previous else np.where(correct, 0.0, -1.0))
+            certified, seconds = reach >= step.size, time.perf_counter() - started
             certifying = {"certified": certified, "reach": reach, "tried": tried, "certifying_seconds": seconds}
-        begun = time.perf_counter()
-        robust = self._attacked(step, np.array(before["robust"]) if before else correct, certified)
+        started = time.perf_counter()
+        robust = self._attacked(step, np.array(previous["robust"]) if previous else correct, certified)
         if (violated := np.flatnonzero(certified & ~robust)).size:
             raise BracketError(
                 f"expected no adversarial example of a certified image, but got one within eps {step.size:g} of the "
                 f"test images {violated.tolist()}: the certificate or the attack is wrong"
             )
-        seconds = time.perf_counter() - begun
+        seconds = time.perf_counter() - started
         return _plain({"correct": correct, "robust": robust, "seconds": seconds, **certifying})
 
-    def _reach(self, step: Step, before: npt.NDArray[np.float64]) -> tuple[npt.NDArray[np.float64], int]:
+    def _reach(self, step: Step, previous: npt.NDArray[np.float64]) -> tuple[npt.NDArray[np.float64], int]:
         """
-        Return the largest eps that each image is certified at so far, and how many zonotopes that took.
+        Return the largest eps at which each image is certified so far, and the number of zonotopes that were computed.
 
-        :param before: The same at the next smaller radius; -1 for images that are misclassified as they are.
+        :param previous: These eps after the step before; -1 for images that are misclassified without attack.
         """
-        reach, tried, network = before.copy(), 0, ZonotopeNetwork(self.classifier.model)
+        reach, tried, network = previous.copy(), 0, ZonotopeNetwork(self.classifier.model)
+        # Certificates are monotonic: only images that were certified at the step before are tried.
         least = step.sizes[-2] if len(step.sizes) > 1 else 0.0
         first = [FIRST_EPS] if len(step.sizes) == 1 and step.size < FIRST_EPS else []
         for eps in (*first, step.size):
@@ -195,17 +197,18 @@ class Subject:
 
     def _attacked(self, step: Step, candidates: Flags, certified: Flags) -> Flags:
         """
-        Return which of the candidates no attack misclassified.
+        Return, for each image, whether it is a candidate that no attack misclassifies.
 
-        :param certified: Those that a few attacks are tried on, as a check: the whole ensemble would find nothing.
+        :param certified: True for certified images. Only a few attacks are run on them, as a check of the certificates:
+            no attack can succeed.
         """
         robust, norm = candidates.copy(), np.inf if step.kind == "L-infinity" else 2
         options: dict[str, Any] = {"eps": step.size, "norm": norm, "batch_size": BATCH_SIZE}
-        # In norm 2 Square needs larger images than the digits.
+        # Square in norm 2 does not support images as small as the digits.
         full: dict[str, Any] = {"square_iter": step.square_iter if step.kind == "L-infinity" else 0}
         few = {"square_iter": 0, "target_classes": 0}
-        for of, strength in ((~certified, full), (certified, few)):
-            if (rows := np.flatnonzero(candidates & of)).size:
+        for group, strength in ((~certified, full), (certified, few)):
+            if (rows := np.flatnonzero(candidates & group)).size:
                 images, labels = self.images[rows].cpu().numpy(), self.labels[rows]
                 attacks = ensemble(self.classifier, max_iter=step.max_iter, **strength, **options)
                 result = worst_case(self.classifier, images, labels, attacks=attacks, verbose=False, **options)
@@ -213,7 +216,7 @@ class Subject:
         return robust
 
     def _smoothed_radius(self, step: Step) -> npt.NDArray[np.float64]:
-        """Return the radius in norm 2 that is certified for each image's label; -1 where it is not the class."""
+        """Return the certified radius in norm 2 of each image; -1 if the smoothed classifier returns another label."""
         classifier = self.classifier
         choosing, samples, alpha = step.samples
         smoothed = _Smoothed(
@@ -233,12 +236,12 @@ class Subject:
 
 
 def _plain(result: dict[str, Any]) -> dict[str, Any]:
-    """Return a result without arrays and NumPy's numbers, as JSON has it."""
+    """Return a result with lists and Python's numbers in place of NumPy's, for JSON."""
     return {name: np.asarray(value).tolist() for name, value in result.items()}
 
 
 class _Smoothed(PyTorchRandomizedSmoothing):
-    """ART's, with Clopper and Pearson's lower bound from SciPy: ART's own wants statsmodels for it."""
+    """Randomized smoothing of ART with the Clopper-Pearson bound of SciPy, for which ART itself needs statsmodels."""
 
     def _lower_confidence_bound(self, n_class_samples: int, n_total_samples: int) -> float:
         test = scipy.stats.binomtest(int(n_class_samples), n_total_samples, alternative="greater")
@@ -246,48 +249,48 @@ class _Smoothed(PyTorchRandomizedSmoothing):
 
 
 def measure(plan: Plan, run: RunSpec, chain: Sequence[Step]) -> None:
-    """Do the steps of a chain that are not kept yet, with a line for each on the screen."""
+    """Measure the steps of a chain that are not stored yet, and print a line for each."""
     store = Store(plan.store)
     data = execution.load_data(run.dataset, run.recipe, data_dir=plan.data_dir)
-    subject, before = Subject(trained_classifier(run, data, store), data), None
+    subject, previous = Subject(trained_classifier(run, data, store), data), None
     with execution.threads(run.recipe.threads):
         for step in chain:
-            begun, result = time.perf_counter(), kept(step, plan.store, run)
+            started, result = time.perf_counter(), stored(step, plan.store, run)
             if result is None:
-                result = subject.measured(step, before)
+                result = subject.measured(step, previous)
                 write_json(step.path(plan.store, run), result)
                 shares: dict[str, Any] = {key: np.mean(result[key]) for key in ("certified", "robust") if key in result}
-                shares |= {"of the right class": np.mean(np.array(result["radius"]) >= 0)} if "radius" in result else {}
-                found = ", ".join(f"{name} {share:.3f}" for name, share in shares.items())
-                # From a worker's process as from this one.
-                print(f"{run}, {step}: {found} ({time.perf_counter() - begun:.0f} s)", flush=True)
-            before = result
+                shares |= {"correct label": np.mean(np.array(result["radius"]) >= 0)} if "radius" in result else {}
+                text = ", ".join(f"{name} {share:.3f}" for name, share in shares.items())
+                # print, not the console of the command: this may run in the process of a worker.
+                print(f"{run}, {step}: {text} ({time.perf_counter() - started:.0f} s)", flush=True)
+            previous = result
 
 
 def measure_all(plan: Plan, workers: int, console: Console) -> None:
     """
-    Train the networks that are missing, and measure what is not kept yet.
+    Train the networks that are missing, and run the measurements that are not stored yet.
 
-    :param workers: Processes.
+    :param workers: Number of processes.
     :raises StoreError: If a network cannot be trained.
     :raises BracketError: If an attack misclassifies an image that is certified.
     """
     expect_writable(plan.store)
     store = Store(plan.store)
     jobs = [Job(run, (), plan.store, plan.data_dir) for run in plan.runs if not store.is_done(run, ())]
-    console.print(f"Networks: {len(plan.runs)}, of which {len(jobs)} are to be trained.")
+    console.print(f"Networks: {len(plan.runs)}; still to train: {len(jobs)}.")
 
     def trained(run: RunSpec, outcome: Outcome) -> None:
         console.print(f"{run}: {'trained' if outcome.error is None else outcome.error}", soft_wrap=True)
 
     if jobs and execution.run_all(jobs, partial(execution.local, workers), trained):
-        raise StoreError(f"expected all networks trained in {plan.store}, but some failed: the lines above say why")
+        raise StoreError(f"expected all networks trained in {plan.store}, but some failed: see the errors above")
     chains = [(run, chain) for run in plan.runs for chain in plan.chains]
-    left = [(run, chain) for run, chain in chains if any(kept(step, plan.store, run) is None for step in chain)]
-    console.print(f"Measurements: {len(chains)}, of which {len(left)} are to be made.")
+    missing = [(run, chain) for run, chain in chains if any(stored(step, plan.store, run) is None for step in chain)]
+    console.print(f"Measurements: {len(chains)}; still to run: {len(missing)}.")
     with execution.local(workers) as executor:
-        futures = (executor.submit(measure, plan, *chain) for chain in left)
-        # In this process each is done as it is submitted.
+        futures = (executor.submit(measure, plan, *chain) for chain in missing)
+        # With a single worker a call runs in this process at its submission: a list would delay all reports to the end.
         for i, future in enumerate(futures if workers == 1 else as_completed(list(futures)), start=1):
             future.result()
-            console.print(f"{i}/{len(left)} done")
+            console.print(f"{i}/{len(missing)} done")

@@ -1,4 +1,4 @@
-"""Kept measurements to one table in Markdown, its numbers as CSV, and one figure."""
+"""Published files of the command `certify`: tables in Markdown, their numbers as CSV, and a figure."""
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -9,7 +9,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from benchmarks.certified.measuring import ALPHA, CHOOSING, EPS, RADII, SAMPLES, SIGMAS, Plan, kept
+from benchmarks.certified.measuring import ALPHA, CHOOSING, EPS, RADII, SAMPLES, SIGMAS, Plan, stored
 from benchmarks.report.drawing import (
     BLACK,
     GREEN,
@@ -29,27 +29,27 @@ from benchmarks.report.statistics import Interval, mean_interval, paired_interva
 from benchmarks.store import StoreError, write_bytes
 
 CLEAN, CERTIFIED, ATTACKED, ATTACKED_L2 = "clean", "certified", "attacked", "attacked, L2"
-BRACKET = "true robust accuracy lies here"
+BRACKET = "robust accuracy is in this range"
 COLUMNS = ["dataset", "network", "seed", "bound", "radius", "accuracy", "images", "seconds"]
 
 
 def smoothed(sigma: float) -> str:
-    """Return what the certified accuracy of a smoothed classifier is called."""
+    """Return the name of the certified accuracy of a smoothed classifier."""
     return f"smoothed, sigma {sigma:g}"
 
 
 def results(plan: Plan) -> pd.DataFrame:
     """
-    Return every bound of every network, a line each.
+    Return every bound of every network, one per row.
 
-    :raises StoreError: If a measurement is not there.
+    :raises StoreError: If a measurement is missing.
     """
     rows: list[dict[str, Any]] = []
     for run in plan.runs:
         for step in (step for chain in plan.chains for step in chain):
-            result = kept(step, plan.store, run)
+            result = stored(step, plan.store, run)
             if result is None:
-                raise StoreError(f"expected {step} of {run} in {plan.store}, but it is gone: run the command again")
+                raise StoreError(f"expected {step} of {run} in {plan.store}, but it is missing: run the command again")
             shared = {"dataset": run.dataset, "network": str(run.loss), "seed": run.seed, "images": step.images}
             for bound, radius, accuracy, seconds in _bounds(step.kind, step.size, result, RADII[plan.dataset]):
                 measured = {"bound": bound, "radius": radius, "accuracy": accuracy, "seconds": seconds}
@@ -75,20 +75,20 @@ def _bounds(
 
 
 class Bounds:
-    """The accuracies of a frame, by seed."""
+    """Accuracies of a frame of bounds, by seed."""
 
     def __init__(self, frame: pd.DataFrame) -> None:
         self.networks = tuple(frame.network.unique())
         self.radii = tuple(sorted(frame.radius[frame.bound == ATTACKED_L2].unique()))
         keys = ["network", "bound", "radius"]
-        self._by_seed = {key: dict(zip(of.seed, of.accuracy, strict=True)) for key, of in frame.groupby(keys)}
+        self._by_seed = {key: dict(zip(rows.seed, rows.accuracy, strict=True)) for key, rows in frame.groupby(keys)}
 
     def mean(self, network: str, bound: str, radius: float) -> Interval:
-        """Return the mean over the seeds with its interval."""
+        """Return the mean of a bound over the seeds, with its interval."""
         return mean_interval(list(self._by_seed[network, bound, radius].values()))
 
     def difference(self, bound: str, radius: float) -> Interval:
-        """Return the second network minus the first, paired by seed: HR - CE."""
+        """Return a bound of the second network minus that of the first, paired by seed: HR - CE."""
         first, second = (self._by_seed[network, bound, radius] for network in self.networks[:2])
         return paired_interval(second, first)
 
@@ -98,7 +98,7 @@ class Bounds:
 
 
 def tables(bounds: Bounds, plan: Plan) -> list[Table]:
-    """Return the bounds in L-infinity, and in norm 2 of the smoothed classifiers."""
+    """Return the table of the bounds in L-infinity, and that of the smoothed classifiers in norm 2."""
     difference = f"{bounds.networks[1]} - {bounds.networks[0]}, paired"
     rows = _rows(
         bounds,
@@ -124,7 +124,7 @@ def _rows(
     columns: Sequence[str],
     further: Callable[[str, float], tuple[str, ...]] = lambda network, radius: (),
 ) -> tuple[tuple[str, ...], ...]:
-    """Return a section per radius: a row for each network, and one for the paired difference."""
+    """Return a section per radius, with a row for each network and one for the paired difference."""
     rows = []
     for radius in radii:
         for i, network in enumerate(bounds.networks):
@@ -136,7 +136,7 @@ def _rows(
 
 
 def _seeds(plan: Plan) -> str:
-    """Return what entries are made of."""
+    """Return a sentence on the seeds and the intervals of the entries."""
     return seeds_note([plan.seeds], intervals="±" if plan.seeds > 1 else "")
 
 
@@ -147,37 +147,43 @@ def _attacks(plan: Plan) -> str:
 def _notes(plan: Plan) -> tuple[str, ...]:
     madry = plan.runs[2]
     return (
-        f"The first {plan.images} test images. {_seeds(plan)} Robust accuracy lies between the two bounds, "
-        "image by image: no attack misclassified a certified image.",
-        "Certified: DeepZ, a zonotope of all logits for the images within eps and in [0, 1], through the trained "
-        "network itself. Sums are in float64 and not rounded outward; the network under attack has the same weights in "
+        f"Data: {plan.dataset}, the first {plan.images} test images; entries are shares of them. {_seeds(plan)} At "
+        "each eps the robust accuracy is at least the certified accuracy and at most the accuracy under attacks. This "
+        "holds for each image: no attack misclassified a certified image. A row with a minus sign is the difference of "
+        "two networks, paired over the seeds.",
+        "certified: DeepZ computes, through the trained network itself, a zonotope that contains the logits of all "
+        "images within eps and in [0, 1]. An image is certified if its label has the largest logit in the whole "
+        "zonotope. The sums are in float64 and not rounded outward; the network under attack has the same weights in "
         "float32. A certificate counts at every smaller eps as well, and an image without one is not tried at a larger "
         "eps.",
-        f"Under attacks: {_attacks(plan)} and {plan.square_iter} queries per image of Square. An adversarial example "
-        "counts at every larger eps as well. Of the ensemble only two attacks, without targets, are tried on certified "
-        "images, to check the certificates.",
-        "Undecided: the share of images that are neither certified nor misclassified by an attack. Where certified is "
-        "0, the lower bound is vacuous: it does not mean that the network is not robust.",
-        f"{madry.loss}: cross-entropy on the adversarial images of Madry's training by ART, {madry.recipe.epochs} "
-        f"epochs of {madry.recipe.optimizer.capitalize()}; CE and HR have {plan.runs[0].recipe.epochs} epochs of SGD.",
+        f"under attacks: {_attacks(plan)} and {plan.square_iter} queries per image of Square. An adversarial example "
+        "counts at every larger eps as well. On certified images only two attacks of the ensemble, which have no "
+        "target class, are run, to check the certificates.",
+        "undecided: the share of images that are neither certified nor misclassified by an attack. If certified is 0, "
+        "the lower bound is vacuous: this does not mean that the network is not robust.",
+        f"{madry.loss}: cross-entropy with Madry's adversarial training by ART, {madry.recipe.epochs} epochs of "
+        f"{madry.recipe.optimizer.capitalize()}. CE and HR: {plan.runs[0].recipe.epochs} epochs of SGD.",
     )
 
 
 def _notes_l2(plan: Plan) -> tuple[str, ...]:
     return (
-        f"The first {plan.smoothed_images} test images. {_seeds(plan)}",
-        "Certified: randomized smoothing (Cohen et al. 2019) by ART: the share of images whose label the smoothed "
-        "classifier returns, certified to this radius. It returns the class that the network gives most often to the "
-        f"image with Gaussian noise of standard deviation sigma. {CHOOSING} samples choose the class and {SAMPLES} "
-        f"certify it; each certificate holds with probability {1 - ALPHA:g}, and reaches to 2.46 sigma at most.",
-        "The smoothed classifier is another classifier than the network under attack: these columns do not enclose the "
-        "robust accuracy of either. No network was trained on Gaussian noise, which smoothing relies on.",
-        f"Under attacks: the network itself, {_attacks(plan)}, without Square, in norm 2.",
+        f"Data: {plan.dataset}, the first {plan.smoothed_images} test images; entries are shares of them. "
+        f"{_seeds(plan)} A row with a minus sign is the difference of two networks, paired over the seeds.",
+        "certified: randomized smoothing (Cohen et al. 2019) by ART. The smoothed classifier returns the class that "
+        "the network predicts most often for the image with Gaussian noise of standard deviation sigma. The entry is "
+        "the share of images for which this class is the label, certified up to the radius of the row. "
+        f"{CHOOSING} samples choose the class and {SAMPLES} certify it. Each certificate holds with probability "
+        f"{1 - ALPHA:g}, and its radius is at most 2.46 sigma.",
+        "The smoothed classifier and the network under attack are different classifiers, so these columns are not two "
+        "bounds on the robust accuracy of one of them. The networks were not trained on images with Gaussian noise, "
+        "although smoothing works best for such networks.",
+        f"network itself under attacks: {_attacks(plan)}, without Square, in norm 2.",
     )
 
 
 def picture(bounds: Bounds, plan: Plan) -> Picture:
-    """Draw a column for each network: its bounds in L-infinity above, those in norm 2 below."""
+    """Draw a column per network: its bounds in L-infinity above, those in norm 2 below."""
     with style():
         columns = len(bounds.networks)
         figure = Figure(figsize=(3.3 * columns + 0.6, 6.6), layout="constrained")
@@ -192,10 +198,11 @@ def picture(bounds: Bounds, plan: Plan) -> Picture:
         draw_legend(figure, [*axes[0], *axes[1]])
         settled(figure)
     caption = (
-        f"{plan.dataset}. Above: certified accuracy and accuracy under attacks of each network, on the first "
-        f"{plan.images} test images; its robust accuracy lies in the grey area. Below: certified accuracy of the "
-        f"network's smoothed classifiers, on the first {plan.smoothed_images}, and for comparison accuracy under "
-        "attacks of the network itself, which is another classifier: the robust accuracy of neither is enclosed. "
+        f"Data: {plan.dataset}. Above: certified accuracy and accuracy under attacks of each network (L-infinity "
+        f"norm), on the first {plan.images} test images; the robust accuracy is in the grey area. Below: certified "
+        "accuracy of the network's smoothed classifiers (norm 2), and for comparison the accuracy under attacks of the "
+        f"network itself, on the first {plan.smoothed_images} test images. These are different classifiers, so the "
+        "lines below are not two bounds on one robust accuracy. "
         + seeds_note([plan.seeds], intervals="shaded" if plan.seeds > 1 else "")
     )
     return Picture(
@@ -234,7 +241,7 @@ def _finish(axes: Axes, x_label: str) -> None:
 
 
 def _in_words(bounds: Bounds) -> str:
-    """Return what the figure shows at both ends of the lines in L-infinity, for who does not see it."""
+    """Return the alternative text of the figure: the bounds at the smallest and the largest eps in L-infinity."""
     sentences = []
     for network in bounds.networks:
         means = {eps: [bounds.mean(network, bound, eps).mean for bound in (CERTIFIED, ATTACKED)] for eps in EPS}
@@ -245,19 +252,19 @@ def _in_words(bounds: Bounds) -> str:
 
 def write(plan: Plan, folder: Path, command: str) -> tuple[list[Table], list[Path]]:
     """
-    Write certified-DATASET.md, .csv, .png and .svg, each whole or not at all.
+    Write certified-DATASET.md, .csv, .png and .svg, each by an atomic write.
 
-    :param command: What made it, to stand at the top.
-    :return: The tables, and what was written.
-    :raises StoreError: If something cannot be written.
+    :param command: The command, for the head of the file.
+    :return: The tables, and the paths of the files.
+    :raises StoreError: If a file cannot be written.
     """
     frame = results(plan)
     bounds = Bounds(frame)
-    made, drawn = tables(bounds, plan), picture(bounds, plan)
-    body = [table.markdown() for table in made]
-    body.insert(1, f"![{drawn.alt}]({drawn.name}.png)\n\n{drawn.caption}\n")
+    both, figure = tables(bounds, plan), picture(bounds, plan)
+    body = [table.markdown() for table in both]
+    body.insert(1, f"![{figure.alt}]({figure.name}.png)\n\n{figure.caption}\n")
     title = f"# Robust accuracy between two bounds: {plan.dataset}"
-    write_bytes(folder / f"{drawn.name}.md", "\n\n".join([title, f"Made by `{command}`.", "\n".join(body)]).encode())
-    write_bytes(folder / f"{drawn.name}.csv", frame.to_csv(index=False, float_format="%.6g").encode())
-    save(drawn, folder)
-    return made, [folder / f"{drawn.name}.{ending}" for ending in ("md", "csv", "png", "svg")]
+    write_bytes(folder / f"{figure.name}.md", "\n\n".join([title, f"Made by `{command}`.", "\n".join(body)]).encode())
+    write_bytes(folder / f"{figure.name}.csv", frame.to_csv(index=False, float_format="%.6g").encode())
+    save(figure, folder)
+    return both, [folder / f"{figure.name}.{ending}" for ending in ("md", "csv", "png", "svg")]

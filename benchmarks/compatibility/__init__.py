@@ -1,1 +1,1 @@
-"""Which of ART's attacks and trainers work with the HR loss, found out by running every one of them."""
+"""Compatibility of ART's attacks and trainers with the HR loss, tested by running each of them."""

@@ -1,4 +1,4 @@
-"""`python -m benchmarks.compatibility`: run every case, print the table, and with --write publish it."""
+"""Command `python -m benchmarks.compatibility`: run every case and print the table; with --write, write the page."""
 
 import sys
 
@@ -13,23 +13,23 @@ from benchmarks.compatibility.findings import PUBLISHED, conditions, find, lacki
 
 def main(write: bool = False) -> None:
     """
-    Run every attack and trainer of ART with the HR loss and print what came of it; about two minutes.
+    Run every attack and trainer of ART with the HR loss and print the results. This takes about two minutes.
 
-    :param write: Write the table to benchmarks/results/compatibility.md; this needs the packages that ART imports
-           without installing them.
+    :param write: Write the table to benchmarks/results/compatibility.md. This needs optional packages that ART imports
+           but does not install.
     """
-    torch.set_num_threads(1)  # the fastest for networks this small, and the same sums in every run
+    torch.set_num_threads(1)  # the fastest for networks this small, and the same rounding in every run
     errors = Console(stderr=True)
     missing = sorted({need for case, hide in conditions() for need in lacking(case, hide=hide)})
     if missing and write:
-        sys.exit(f"expected everything that a row needs, but these are missing: pip install {' '.join(missing)}")
+        sys.exit(f"expected all packages that the rows need, but some are missing: pip install {' '.join(missing)}")
     subject = make_subject()
-    todo = [(case, hide) for case, hide in conditions() if not lacking(case, hide=hide)]
-    findings = [find(case, subject, hide=hide) for case, hide in track(todo, "running", console=errors)]
+    runnable = [(case, hide) for case, hide in conditions() if not lacking(case, hide=hide)]
+    findings = [find(case, subject, hide=hide) for case, hide in track(runnable, "running", console=errors)]
     for part in tables(findings):
         Console().print(part.rich())
     if missing:
-        errors.print(f"Rows left out for want of: {', '.join(missing)}")
+        errors.print(f"Some rows are left out, because these packages are missing: {', '.join(missing)}")
     if write:
         PUBLISHED.write_text(markdown(findings))
 

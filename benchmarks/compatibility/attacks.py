@@ -1,4 +1,4 @@
-"""ART's evasion attacks as small cases: those along a loss, the classifier's or their own, and then all others."""
+"""ART's evasion attacks as small cases: first those that maximise a loss, then all others."""
 
 import importlib
 from collections.abc import Callable, Iterator, Mapping
@@ -13,20 +13,20 @@ from benchmarks.compatibility import cases
 
 
 def away(attack: Any, images: cases.Images, labels: cases.Labels) -> Any:
-    """Return adversarial images, away from the labels, which are class indices."""
+    """Return the adversarial images of an untargeted attack; the labels are class indices."""
     return attack.generate(images, y=labels)
 
 
 @dataclass(frozen=True)
 class AttackCase(cases.Case):
     """
-    An evasion attack; see :class:`Case`.
+    Evasion attack as a case; see :class:`Case`.
 
-    :param options: The attack's arguments beside the classifier.
-    :param more: Those that depend on the classifier.
-    :param form: The form of the digits.
-    :param count: How many images.
-    :param generate: From attack, images and class indices to adversarial images.
+    :param options: Arguments of the attack, besides the classifier.
+    :param more: A function from the classifier to further arguments.
+    :param form: The form of the images.
+    :param count: The number of images.
+    :param generate: A function from attack, images and class indices to adversarial images.
     """
 
     options: Mapping[str, Any] = field(default_factory=dict)
@@ -37,7 +37,7 @@ class AttackCase(cases.Case):
     generate: Callable[[Any, cases.Images, cases.Labels], Any] = away
 
     def perform(self, subject: cases.Subject, victim: cases.Victim) -> cases.Outcome:
-        """Attack the first test images that the network has right."""
+        """Attack the first test images that the network classifies correctly."""
         network = self.form.network(subject.trained)
         images, labels = self.form.present(subject.x_test), subject.y_test
         with torch.no_grad():
@@ -45,7 +45,8 @@ class AttackCase(cases.Case):
         chosen = np.flatnonzero((predicted == labels) & (labels < self.form.classes))[: self.count]
         x, y = np.ascontiguousarray(images[chosen]), labels[chosen]
         classifier = victim.classifier(network, self.form, torch.optim.Adam(network.parameters()))
-        exports = importlib.import_module("art.attacks.evasion")  # not above: see findings.hidden
+        # Imported for each attack: findings.hidden replaces this module.
+        exports = importlib.import_module("art.attacks.evasion")
         attack = getattr(exports, self.name)(classifier, **self.options, **self.more(classifier))
         x_adv = np.asarray(self.generate(attack, x.copy(), y.copy()), dtype=np.float32)
         calls = frozenset(classifier.calls)
@@ -64,16 +65,16 @@ UNIVERSAL = {"attacker": "fgsm", "attacker_params": {"eps": 0.3, "targeted": Tru
 CARLINI = {"learning_rate": 0.1, "initial_const": 1.0, "max_iter": 5, "batch_size": 4}
 SIMBA = {"attack": "px", "epsilon": 0.3, "max_iter": 60}
 GRAPHITE = {"net_size": (8, 8), "num_xforms": 2, "steps": 2, "first_steps": 12, "step_size": 0.1, "min_tr": 0.5}
-# GRAPHITE's changes of view, all at none: on 8 x 8 pixels they leave little of a digit.
+# GRAPHITE's changes of the viewpoint, all switched off: with 8 x 8 pixels a digit would become unrecognisable.
 RANGES = ("rotation_range", "crop_percent_range", "off_x_range", "off_y_range")
 UNMOVED: Options = dict.fromkeys(RANGES, (0.0, 0.0)) | {"gamma_range": (1.0, 1.0), "blur_kernels": (0, 0)}
-NO_SIGN = "L-inf: ART steps along the gradient, not its sign, so that small gradients make it weak"
-MULTIPROCESS = "ART imports it even where nothing runs in parallel"
-NEEDS_PROBABILITIES = "it refuses logits, which HRLoss takes: here a softmax follows the network"
-OWN_GENERATOR = "random: it draws from a generator of its own, so no two runs agree"
-ONE_HOT = "it takes one-hot labels alone"
-MARGIN = "not with NumPy 2; ART puts the network into a PyTorchClassifier of its own, on a margin of logits"
-TABLES = "for tables: the digits as 64 columns; targeted; a mean over the batch shortens its steps"
+NO_SIGN = "with L-infinity ART's steps follow the gradient, not its sign, so small gradients make the attack weak"
+MULTIPROCESS = "ART imports multiprocess even if nothing runs in parallel"
+NEEDS_PROBABILITIES = "the attack rejects logits, which HRLoss needs: in this row a softmax follows the network"
+OWN_GENERATOR = "the attack uses its own unseeded random generator, so its runs differ"
+ONE_HOT = "the attack supports one-hot labels only"
+MARGIN = "does not support NumPy 2; ART wraps the network in a new PyTorchClassifier, with a margin of logits as loss"
+TABLES = "for tabular data: the digits as 64 columns; targeted; a mean over the batch makes its steps smaller"
 
 
 def _unlabelled(attack: Any, images: cases.Images, labels: cases.Labels) -> Any:
@@ -114,7 +115,8 @@ def _with_laser(classifier: Any) -> Options:
     return {"laser_generator": LaserBeamGenerator(*ends), "iterations": 5}
 
 
-def _along_a_loss() -> Iterator[AttackCase]:
+def _with_loss() -> Iterator[AttackCase]:
+    """Yield the attacks that maximise a loss: the classifier's, or a fixed one."""
     case = AttackCase
     yield case("FastGradientMethod", {"eps": 0.15})
     for name in ("BasicIterativeMethod", "MomentumIterativeMethod"):
@@ -126,9 +128,9 @@ def _along_a_loss() -> Iterator[AttackCase]:
         yield case(name, AUTO, variant="loss_type=None, norm=inf", note=NO_SIGN)
         yield case(name, AUTO_L2, variant="loss_type=None, norm=2")
     for name in ("AutoProjectedGradientDescent", *CONJUGATE):
-        for loss_type, own in OBJECTIVES.items():
+        for loss_type, objective in OBJECTIVES.items():
             of_name = AUTO_L2 if name in CONJUGATE else AUTO
-            yield case(name, of_name | {"loss_type": loss_type}, variant=loss_type, own=own)
+            yield case(name, of_name | {"loss_type": loss_type}, variant=loss_type, objective=objective)
     yield case(
         "AutoProjectedGradientDescent",
         AUTO | {"loss_type": "difference_logits_ratio"},
@@ -143,7 +145,7 @@ def _along_a_loss() -> Iterator[AttackCase]:
         variant="its default list",
         count=2,
         packages=needs,
-        own="cross-entropy; for what is left DLR, DeepFool and Square",
+        objective="cross-entropy; then DLR, DeepFool and Square for the images that are still correct",
         note=MULTIPROCESS,
     )
     variant = "attacks=[AutoPGD(loss_type=None)]"
@@ -154,7 +156,7 @@ def _along_a_loss() -> Iterator[AttackCase]:
     yield case("Wasserstein", options | {"regularization": 10.0}, variant="regularization=10")
     yield case("Wasserstein", WASSERSTEIN | {"norm": "2", "ball": "2"}, variant='norm="2", ball="2"')
     options = {"sigma": 0.1, "nb_steps": 20, "batch_size": 8, "lambda_tv": 0.1}
-    note = "one image at a time; a label given to it is a target"
+    note = "attacks one image at a time; a label, if given, is a target"
     yield case("ShadowAttack", options, count=4, generate=_unlabelled, note=note)
     yield case("FrameSaliencyAttack", more=_with_fgm)
     options = {"n_steps": 20, "threshold": None, "eta": 0.05, "lambd": 0.5}
@@ -173,30 +175,33 @@ def _along_a_loss() -> Iterator[AttackCase]:
         note=ONE_HOT,
     )
     yield case("BrendelBethgeAttack", {"norm": 2, "steps": 5}, packages=("numba",), note=MARGIN)
-    yield case("AdversarialPatchNumpy", PATCH, generate=_patched, note="not with NumPy 2")
+    yield case("AdversarialPatchNumpy", PATCH, generate=_patched, note="does not support NumPy 2")
     for name in ("AdversarialPatchPyTorch", "AdversarialPatch"):
-        yield case(name, PATCH | {"patch_shape": (1, 8, 8)}, generate=_patched, own="cross-entropy")
+        yield case(name, PATCH | {"patch_shape": (1, 8, 8)}, generate=_patched, objective="cross-entropy")
     yield case(
         "CompositeAdversarialAttackPyTorch",
         {"max_iter": 2, "max_inner_iter": 2, "batch_size": 12},
         form=cases.COLOUR,
         count=4,
         packages=("kornia",),
-        own="cross-entropy",
+        objective="cross-entropy",
     )
     needs = ("kornia", "cv2")
-    yield case("GRAPHITEWhiteboxPyTorch", GRAPHITE, count=2, generate=_to_next, packages=needs, own="cross-entropy")
+    yield case(
+        "GRAPHITEWhiteboxPyTorch", GRAPHITE, count=2, generate=_to_next, packages=needs, objective="cross-entropy"
+    )
     yield case(
         "OverTheAirFlickeringPyTorch",
         {"max_iter": 12, "eps_step": 0.1, "beta_0": 0.1},
         form=cases.VIDEO,
         count=4,
-        own="margin of probabilities",
-        note="for video: a digit as four frames",
+        objective="margin of probabilities",
+        note="for video: each digit is four frames",
     )
 
 
-def _along_no_loss() -> Iterator[AttackCase]:
+def _without_loss() -> Iterator[AttackCase]:
+    """Yield the attacks that use class gradients, features or predictions instead of a loss."""
     case = AttackCase
     yield case("CarliniL0Method", CARLINI | {"binary_search_steps": 2}, count=2)
     yield case("CarliniL2Method", CARLINI | {"binary_search_steps": 3}, count=4)
@@ -224,11 +229,11 @@ def _along_no_loss() -> Iterator[AttackCase]:
     yield case("BoundaryAttack", options, count=4, note=OWN_GENERATOR)
     options = {"max_iter": 1, "max_eval": 50, "init_eval": 10, "init_size": 50}
     yield case("HopSkipJump", options, count=4, note=OWN_GENERATOR)
-    yield case("GeoDA", {"max_iter": 500, "sub_dim": 4}, count=1, note="not with NumPy 2")
+    yield case("GeoDA", {"max_iter": 500, "sub_dim": 4}, count=1, note="does not support NumPy 2")
     options = {"noise_size": (8, 8), "net_size": (8, 8), "num_xforms_mask": 2, "num_xforms_boost": 2}
     options |= {"num_boost_queries": 20, **UNMOVED}
     yield case("GRAPHITEBlackbox", options, count=2, generate=_from_negative, packages=("cv2",))
-    note = "not with NumPy 2; three channels, last"
+    note = "does not support NumPy 2; needs three channels, in the last dimension"
     yield case("LaserAttack", more=_with_laser, form=cases.CHANNELS_LAST, count=2, note=note)
     for name, options in (("PixelAttack", {"th": 5, "max_iter": 5}), ("ThresholdAttack", {"th": 150, "max_iter": 10})):
         yield case(name, options | {"es": 1}, variant="es=1", count=2)
@@ -250,4 +255,4 @@ def _along_no_loss() -> Iterator[AttackCase]:
     yield case("ZooAttack", options | {"use_resize": False, "use_importance": False}, count=2)
 
 
-ATTACKS: tuple[AttackCase, ...] = (*_along_a_loss(), *_along_no_loss())
+ATTACKS: tuple[AttackCase, ...] = (*_with_loss(), *_without_loss())

@@ -1,4 +1,4 @@
-"""What a case is, and what it acts on: the digits in several forms, a network for each, and watched classifiers."""
+"""Base of the compatibility cases: forms of the digits with a network for each, and classifiers that record calls."""
 
 import copy
 from abc import ABC, abstractmethod
@@ -19,21 +19,21 @@ from benchmarks import data, models
 from benchmarks.training import train_epoch
 
 CLASSES = 10
-# What goes past the classifier, straight to its network: with a gradient by the images, or without.
+# Names for direct calls of the network, not through the classifier: with and without a gradient by the images.
 NETWORK_GRADIENTS, NETWORK = "gradients of the network", "the network"
 Images = npt.NDArray[np.float32]
 Labels = npt.NDArray[np.int64]
 
 
 class Network(nn.Module):
-    """Layers with an adapter before and after them; a plain module, because ART treats nn.Sequential in its own way."""
+    """Layers with an adapter before and after them; not an nn.Sequential, which ART treats differently."""
 
     def __init__(self, layers: nn.Module, form: "Form") -> None:
         super().__init__()
         self.layers, self.form = layers, form
 
     def forward(self, images: Tensor) -> Tensor:
-        """Return what the form's `finish` makes of the logits, shape ``(n, classes)``."""
+        """Return the logits after the form's `finish`, shape ``(n, classes)``."""
         return self.form.finish(self.layers(self.form.adapt(images)))
 
 
@@ -44,15 +44,15 @@ def _same(values: Any) -> Any:
 @dataclass(frozen=True)
 class Form:
     """
-    A form in which digits are given to an attack that does not take them as they are, and the network for that form.
+    Form of the digits for attacks that do not support 8 x 8 grey images, with the network for this form.
 
-    :param shape: Of one image.
-    :param present: Images of shape ``(n, 1, 8, 8)`` in this form.
-    :param adapt: The way back, in torch, inside the network.
-    :param finish: What follows the logits.
-    :param classes: Only digits below this are used.
-    :param sequential: Whether the network is an nn.Sequential.
-    :param channels_first: ART's option of that name.
+    :param shape: The shape of one image.
+    :param present: A function from images of shape ``(n, 1, 8, 8)`` to this form.
+    :param adapt: The inverse, in torch, as the first layer of the network.
+    :param finish: A function of the logits, as the last layer of the network.
+    :param classes: The number of classes; only digits below it are used.
+    :param sequential: True if the network is an nn.Sequential.
+    :param channels_first: ART's option of this name.
     """
 
     shape: tuple[int, ...] = (1, 8, 8)
@@ -64,7 +64,7 @@ class Form:
     channels_first: bool = True
 
     def network(self, layers: nn.Sequential) -> nn.Module:
-        """Return a network for this form on a copy of these layers."""
+        """Return a network for this form with a copy of the layers."""
         layers = copy.deepcopy(layers)
         return layers if self.sequential else Network(layers, self)
 
@@ -117,16 +117,16 @@ def make_subject() -> Subject:
     return Subject(x.numpy(), y.numpy(), x_test.numpy(), y_test.numpy(), trained.eval(), untrained)
 
 
-class Watched:
+class Observed:
     """
-    Put before a PyTorchClassifier: the methods through which ART asks it for something note that they were called.
+    Mixin for a PyTorchClassifier that records which of its methods are called.
 
-    Only calls from outside are noted, not those that one method makes to another. `calls` holds the methods' names,
-    and NETWORK_GRADIENTS and NETWORK for what goes past them all.
+    Only calls from outside are recorded, not those between its methods. `calls` contains the names of the methods, and
+    NETWORK_GRADIENTS and NETWORK for direct calls of the network.
     """
 
     def __init__(self, model: nn.Module, *args: Any, **kwargs: Any) -> None:
-        """:param model: A network with a convolution, by whose forward passes it is watched."""
+        """:param model: A network with a convolution; a hook on the first one observes direct calls."""
         self.calls: set[str] = set()
         self._inside = False
         super().__init__(model, *args, **kwargs)  # type: ignore[call-arg]  # the classifier's
@@ -154,21 +154,22 @@ class Watched:
             self.calls.add(NETWORK_GRADIENTS if inputs[0].requires_grad else NETWORK)
 
 
-class WatchedHRClassifier(Watched, HRClassifier):
-    """An HRClassifier that notes how it is used."""
+class ObservedHRClassifier(Observed, HRClassifier):
+    """HRClassifier that records which of its methods are called."""
 
 
-class WatchedClassifier(Watched, PyTorchClassifier):
-    """ART's own classifier, noting how it is used."""
+class ObservedClassifier(Observed, PyTorchClassifier):
+    """ART's PyTorchClassifier that records which of its methods are called."""
 
 
 @dataclass(frozen=True)
 class Victim:
     """
-    The classifier that a case makes: an HRClassifier, or ART's own, with these losses.
+    Kind of the classifier in a case: an HRClassifier or ART's PyTorchClassifier, with its losses.
 
-    :param loss: The loss that it is trained with, and attacked through if it is ART's own.
-    :param attack_loss: The loss that an HRClassifier is attacked through.
+    :param loss: The training loss; also the attack loss of a PyTorchClassifier.
+    :param attack_loss: The attack loss of an HRClassifier.
+    :param stock: True for ART's PyTorchClassifier.
     """
 
     loss: nn.Module
@@ -176,22 +177,22 @@ class Victim:
     stock: bool = False
 
     def classifier(self, network: nn.Module, form: Form, optimizer: torch.optim.Optimizer) -> Any:
-        """Return a classifier on this network that notes how it is used."""
+        """Return a classifier with this network that records its calls."""
         options: dict[str, Any] = {"clip_values": (0.0, 1.0), "device_type": "cpu", "optimizer": optimizer}
         options |= {"channels_first": form.channels_first} | ({} if self.stock else {"attack_loss": self.attack_loss})
-        kind: Any = WatchedClassifier if self.stock else WatchedHRClassifier
+        kind: Any = ObservedClassifier if self.stock else ObservedHRClassifier
         return kind(network, self.loss, form.shape, form.classes, **options)
 
 
 @dataclass(frozen=True, eq=False)
 class Outcome:
     """
-    What a case did.
+    Result of a case.
 
     :param result: Adversarial images, or trained weights.
-    :param before: How many of the images the network has right without it.
-    :param after: The same with it.
-    :param calls: What was asked of the classifier.
+    :param before: The number of correctly classified images before the attack or training.
+    :param after: The same after it.
+    :param calls: The recorded calls of the classifier.
     """
 
     result: npt.NDArray[np.float32]
@@ -203,15 +204,15 @@ class Outcome:
 @dataclass(frozen=True)
 class Case(ABC):
     """
-    One row of the table that is found out by running.
+    Attack or trainer of ART that is run for a row of the table.
 
-    :param name: What ART exports.
-    :param variant: Which of several ways of using it this is.
-    :param packages: What ART imports for it without installing it.
-    :param numpy: The least NumPy with which it comes out so, if not every one does.
-    :param own: The objective that it brings along, if it has one.
-    :param stock: Whether ART's own PyTorchClassifier can take the place of HRClassifier.
-    :param note: What to know before using it.
+    :param name: The name of ART's class.
+    :param variant: The way in which it is used, if the table has several.
+    :param packages: Packages that ART imports for it but does not install.
+    :param numpy: The oldest NumPy with this result, if older ones give another.
+    :param objective: Its own objective, if it does not use the classifier's loss.
+    :param stock: True if it also supports ART's PyTorchClassifier.
+    :param note: A remark for users.
     """
 
     name: str
@@ -219,17 +220,17 @@ class Case(ABC):
     variant: str = ""
     packages: tuple[str, ...] = ()
     numpy: str | None = None
-    own: str = ""
+    objective: str = ""
     stock: bool = True
     note: str = ""
 
     @abstractmethod
     def perform(self, subject: Subject, victim: Victim) -> Outcome:
-        """Run it."""
+        """Run the attack or the trainer."""
 
 
 def right(network: nn.Module, images: Images, labels: Labels) -> int:
-    """Count the images that the network has right."""
+    """Return the number of images that the network classifies correctly."""
     with torch.no_grad():
         return int((network.eval()(torch.from_numpy(images)).argmax(1).numpy() == labels).sum())
 

@@ -1,4 +1,4 @@
-"""From a case to its finding: does it follow the loss? And from all findings to the published page."""
+"""Findings of the compatibility cases: whether each follows the HR loss, and the published page of all of them."""
 
 import importlib
 import inspect
@@ -35,11 +35,11 @@ DRIVEN, NOT_DRIVEN = "driven by HR", "works, not driven by HR"
 FAILS_IN_ART, FAILS_WITH_HR = "fails in ART", "fails with HR"
 NOT_APPLICABLE = "not applicable"
 VERDICTS = (DRIVEN, NOT_DRIVEN, FAILS_IN_ART, FAILS_WITH_HR, NOT_APPLICABLE)
-HEADER = ("in ART", "verdict", "by what, or why", "right", "HRLoss in PyTorchClassifier", "note")
+HEADER = ("class of ART", "verdict", "driven by, or reason", "correct", "HRLoss in PyTorchClassifier", "note")
 CASES: tuple[Case, ...] = (*ATTACKS, *TRAINERS)
 TENSORFLOW = tuple(f"{x}TensorFlowV2" for x in ("AdversarialPatch", "FeatureAdversaries", "ProjectedGradientDescent"))
-# What ART exports for other frameworks and tasks than PyTorch classifiers of images, and abstract bases, by what they
-# are for; that HRClassifier is not what they ask for is found out by `inapplicable`, where ART says what that is.
+# Classes of ART for other frameworks and tasks than PyTorch image classifiers, and abstract bases, by purpose. The
+# function `inapplicable` checks that HRClassifier does not meet their requirements, where ART declares them.
 INAPPLICABLE: Mapping[str, tuple[str, ...]] = MappingProxyType(
     {
         "TensorFlow": TENSORFLOW,
@@ -58,20 +58,20 @@ INAPPLICABLE: Mapping[str, tuple[str, ...]] = MappingProxyType(
     }
 )
 HOW = (
-    "Every case runs on scikit-learn's digits and the small CNN, from fixed seeds, in an HRClassifier with HRLoss: "
-    "once, again to see that it comes out the same, and once with another loss in its place (for attacks the negated "
-    "HR loss as the attack loss, for trainers cross-entropy as the loss, and the negated HR loss as the attack loss). "
-    'It is "driven by HR" if the adversarial images, or the trained weights, are then others. What else drives it is '
-    "told by which methods of the classifier it calls.",
-    '"fails in ART" means that it fails in the same way with torch.nn.CrossEntropyLoss in ART\'s own '
-    'PyTorchClassifier. "right" counts the images that the network has right before and after; budgets are tiny, so '
-    'the numbers show that something happened, not how strong an attack or a defence is. "HRLoss in '
-    "PyTorchClassifier\" is the same case with ART's own classifier, whose attacks see the loss of the whole batch.",
+    "Every case runs on scikit-learn's digits and the small CNN, with fixed seeds, in an HRClassifier with HRLoss. It "
+    "runs twice, to check that the result is the same, and then with another loss: for attacks the negated HR loss as "
+    "the attack loss; for trainers cross-entropy as the training loss, and the negated HR loss as the attack loss. The "
+    'case is "driven by HR" if the adversarial images, or the trained weights, change with the loss. Otherwise the '
+    "methods of the classifier that it calls show what drives it.",
+    '"fails in ART": it fails in the same way with torch.nn.CrossEntropyLoss in ART\'s PyTorchClassifier. "correct": '
+    "the number of correctly classified images before → after the attack or training. The budgets are very small, so "
+    'these numbers show that a case has an effect, not how strong an attack or a defence is. "HRLoss in '
+    "PyTorchClassifier\": the same case with ART's PyTorchClassifier, whose attacks use the loss of the whole batch.",
 )
 
 
 class NegatedHRLoss(HRLoss):
-    """The loss with the opposite gradients: whatever follows the loss goes the other way."""
+    """HR loss with the opposite sign, which reverses the direction of everything that follows the loss."""
 
     def forward(self, input: Tensor, target: Tensor) -> Tensor:
         """Return the negated HR loss."""
@@ -85,7 +85,7 @@ OTHER_LOSS = Victim(torch.nn.CrossEntropyLoss(), HRLoss())
 
 
 class Failure(NamedTuple):
-    """An exception: its type, ART's file that it came from, and its message."""
+    """Exception of a case: its type, the file of ART that raised it, and its message."""
 
     kind: str
     file: str
@@ -97,30 +97,30 @@ class Failure(NamedTuple):
 
 
 class Finding(NamedTuple):
-    """A row of the table; see HEADER."""
+    """Row of the table; see HEADER."""
 
     label: str
-    """What ART exports, and which way of using it."""
+    """The class of ART and its variant."""
     verdict: str
     """One of VERDICTS."""
     by: str
-    """By what it is driven, or why it fails."""
+    """What drives it, or the reason why it fails."""
     effect: str = ""
-    """How many of the images are right before and after, or ""."""
+    """The number of correctly classified images before → after; empty if it fails."""
     stock: str = ""
-    """How it is with HRLoss in ART's own PyTorchClassifier."""
+    """The result with HRLoss in ART's PyTorchClassifier."""
     note: str = ""
-    """What to know before using it."""
+    """A remark for users."""
 
 
 def find(case: Case, subject: Subject, *, hide: bool = False) -> Finding:
     """
-    Run a case as often as it takes to tell by what it is driven.
+    Return the row of the table for a case, which is run several times to determine what drives it.
 
     :param case: An attack or a trainer.
-    :param subject: What it acts on; left as it is.
-    :param hide: Whether the packages that the case needs are made to look absent, be they installed or not.
-    :return: The row of the table, the same in every call.
+    :param subject: The images and the network; they are not changed.
+    :param hide: True to hide the packages that the case needs, as if they were not installed.
+    :return: The row, the same in every call.
     """
     with hidden(*case.packages) if hide else nullcontext():
         ours = attempt(case, subject, HR)
@@ -137,43 +137,43 @@ def find(case: Case, subject: Subject, *, hide: bool = False) -> Finding:
 
 
 def label(case: Case, *, hide: bool) -> str:
-    """Return the first cell of a case's row: its name, its variant, and whether the packages it needs are there."""
+    """Return the first cell of a case's row: its name, its variant, and whether it runs with its optional packages."""
     condition = f"{'without' if hide else 'with'} {' and '.join(case.packages)}" if case.packages else ""
     details = ", ".join(filter(None, (case.variant, condition)))
     return f"{case.name} ({details})" if details else case.name
 
 
 def _judged(case: Case, subject: Subject, ours: Outcome, *, repeats: bool) -> tuple[str, str]:
-    """Return the verdict on a case that works, and by what it is driven."""
+    """Return the verdict on a case that works, and what drives it."""
     if not repeats:
         if ours.calls - {"predict", NETWORK}:
-            raise ValueError(f"expected {case.name} to come out the same in every run, but it did not")
-        return NOT_DRIVEN, _drive(case, ours)  # what never asks for the loss or a gradient cannot be driven by it
+            raise ValueError(f"expected {case.name} to give the same result in every run, but it did not")
+        return NOT_DRIVEN, _drive(case, ours)  # it never calls for the loss or a gradient, so they cannot drive it
     of_attack = not _same(ours, attempt(case, subject, OTHER_ATTACK_LOSS))
     if isinstance(case, TrainerCase):
         of_loss = not _same(ours, attempt(case, subject, OTHER_LOSS))
         parts = [*(["the loss"] if of_loss else []), *(["its attack: the attack loss"] if of_attack else [])]
         return DRIVEN if of_loss else NOT_DRIVEN, "; ".join(parts)
-    asked = [name for name in ("loss_gradient", "compute_loss") if name in ours.calls]
-    return (DRIVEN, ", ".join(asked)) if of_attack else (NOT_DRIVEN, _drive(case, ours))
+    called = [name for name in ("loss_gradient", "compute_loss") if name in ours.calls]
+    return (DRIVEN, ", ".join(called)) if of_attack else (NOT_DRIVEN, _drive(case, ours))
 
 
 def _drive(case: Case, ours: Outcome) -> str:
-    """Return what drives an attack that the loss does not drive, by what it asks of the classifier."""
-    if case.own:
+    """Return what drives an attack that does not follow the loss, from its calls of the classifier."""
+    if case.objective:
         if NETWORK_GRADIENTS not in ours.calls:
             raise ValueError(f"expected {case.name} to differentiate the network itself, but got {sorted(ours.calls)}")
-        return f"its own objective: {case.own}"
-    for call, words in (("class_gradient", "class gradients"), ("get_activations", "features of a layer")):
+        return f"its own objective: {case.objective}"
+    for call, text in (("class_gradient", "class gradients"), ("get_activations", "features of a layer")):
         if call in ours.calls:
-            return words
+            return text
     if not ours.calls <= {"predict", NETWORK}:
-        raise ValueError(f"expected {case.name} to ask for predictions alone, but got {sorted(ours.calls)}")
+        raise ValueError(f"expected {case.name} to call for predictions only, but got {sorted(ours.calls)}")
     return "predictions only"
 
 
 def _compared(ours: Outcome | Failure, stock: Outcome | Failure | None, *, repeats: bool) -> str:
-    """Return how ART's own classifier does beside ours."""
+    """Return the result with ART's PyTorchClassifier, compared with that of HRClassifier."""
     if stock is None:
         return ""
     if isinstance(stock, Failure):
@@ -181,32 +181,32 @@ def _compared(ours: Outcome | Failure, stock: Outcome | Failure | None, *, repea
     if isinstance(ours, Failure):
         return "works"
     if ours.result.shape == stock.result.shape and np.allclose(ours.result, stock.result, rtol=0, atol=1e-4):
-        return "the same"
-    return f"works, otherwise: {stock.before} → {stock.after}" if repeats else "works as well"
+        return "the same result"
+    return f"works, other result: {stock.before} → {stock.after}" if repeats else "works as well"
 
 
 def _same(one: Outcome, other: Outcome | Failure) -> bool:
-    """Compare bit for bit; a failure is something else."""
+    """Return true if both results are equal to the bit; a failure differs from every result."""
     return isinstance(other, Outcome) and np.array_equal(one.result, other.result, equal_nan=True)
 
 
 def attempt(case: Case, subject: Subject, victim: Victim) -> Outcome | Failure:
-    """Run a case once, from the same seeds, in silence."""
+    """Run a case once, with fixed seeds and without output."""
     with quiet(), seeded(0):
         try:
             return case.perform(subject, victim)
-        except Exception as error:  # whatever goes wrong inside ART is what is to be found out
+        except Exception as error:  # any error inside ART is a finding
             frames = traceback.extract_tb(error.__traceback__)
             files = [frame.filename for frame in frames if f"{os.sep}art{os.sep}" in frame.filename]
             message = str(error).strip().split("\n")[0]
             if isinstance(error, ModuleNotFoundError) and error.name:
-                message = f"no module named {error.name.split('.')[0]!r}"  # the same whether it is hidden or absent
+                message = f"no module named {error.name.split('.')[0]!r}"  # the same for hidden and missing packages
             return Failure(type(error).__name__, os.path.basename(files[-1]) if files else "", message)
 
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Let nothing print, show a progress bar, log or warn."""
+    """Suppress prints, progress bars, log lines and warnings."""
     disabled = logging.root.manager.disable
     with open(os.devnull, "w") as null, redirect_stdout(null), redirect_stderr(null), warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -219,27 +219,27 @@ def quiet() -> Iterator[None]:
 
 @contextmanager
 def hidden(*packages: str) -> Iterator[None]:
-    """Let the packages look absent, and ART's list of exports be made anew without them."""
+    """Hide packages as if they were not installed, and import ART's list of exports again without them."""
     name, parent = "art.attacks.evasion", importlib.import_module("art.attacks")
     installed = [module for module in sys.modules if module.split(".")[0] in packages]
-    held = {module: sys.modules.pop(module) for module in (name, *installed)}
-    sys.modules.update(dict.fromkeys(packages))  # type: ignore[arg-type]  # None marks what cannot be imported
+    removed = {module: sys.modules.pop(module) for module in (name, *installed)}
+    sys.modules.update(dict.fromkeys(packages))  # type: ignore[arg-type]  # None makes the import fail
     try:
         yield
     finally:
         for package in packages:
             del sys.modules[package]
-        sys.modules.update(held)
-        parent.evasion = held[name]  # type: ignore[attr-defined]
+        sys.modules.update(removed)
+        parent.evasion = removed[name]  # type: ignore[attr-defined]
 
 
 def conditions() -> list[tuple[Case, bool]]:
-    """Return every case and whether its packages are hidden: both where it needs some that ART does not install."""
+    """Return every case with whether its packages are hidden; cases with optional packages occur with both values."""
     return [(case, hide) for case in CASES for hide in ((True, False) if case.packages else (False,))]
 
 
 def lacking(case: Case, *, hide: bool) -> list[str]:
-    """Return what is not installed here and is needed to find out the row, as pip would be asked for it."""
+    """Return the packages that a row needs and that are not installed, by their names for pip."""
     names = {"cv2": "opencv-python-headless"}
     packages = [] if hide else [names.get(p, p) for p in case.packages if find_spec(p) is None]
     old = case.numpy is not None and Version(np.__version__) < Version(case.numpy)
@@ -247,27 +247,27 @@ def lacking(case: Case, *, hide: bool) -> list[str]:
 
 
 def inapplicable() -> list[Finding]:
-    """Return the rows that nothing has to be run for: with what ART itself declares to ask for, if anything."""
+    """Return the rows of classes that are not applicable, with the requirements that ART declares, if any."""
     rows = []
     for name, purpose in ((name, purpose) for purpose, names in INAPPLICABLE.items() for name in names):
         exported = getattr(trainers, name, None) or getattr(evasion, name)
         unmet = [r for r in getattr(exported, "_estimator_requirements", None) or () if not issubclass(HRClassifier, r)]
         kinds = (" or ".join(kind.__name__ for kind in (r if isinstance(r, tuple) else (r,))) for r in unmet)
-        declared = "abstract" if inspect.isabstract(exported) else f"asks for {', '.join(kinds)}" if unmet else ""
+        declared = "abstract" if inspect.isabstract(exported) else f"requires {', '.join(kinds)}" if unmet else ""
         rows.append(Finding(name, NOT_APPLICABLE, f"{purpose}: {declared}" if declared else purpose))
     return rows
 
 
 def tables(findings: Iterable[Finding]) -> list[Table]:
-    """Return attacks and trainers, each in the order of their names, with the counts of their verdicts."""
+    """Return the tables of attacks and trainers, each sorted by name and with the counts of its verdicts."""
     rows = sorted([*findings, *inapplicable()], key=lambda finding: finding.label.split(" ")[0])
-    found = []
+    both = []
     for title, trains in (("evasion attacks", False), ("trainers", True)):
         part = [row for row in rows if hasattr(trainers, row.label.split(" ")[0]) == trains]
         counts = Counter(row.verdict for row in part)
         counted = "; ".join(f"{counts[verdict]} {verdict}" for verdict in VERDICTS if counts[verdict])
-        found.append(Table(f"ART's {title} with the HR loss", HEADER, tuple(part), (f"Rows: {counted}.",)))
-    return found
+        both.append(Table(f"ART's {title} with the HR loss", HEADER, tuple(part), (f"Rows: {counted}.",)))
+    return both
 
 
 def markdown(findings: Iterable[Finding]) -> str:
@@ -276,4 +276,4 @@ def markdown(findings: Iterable[Finding]) -> str:
     versions = ", ".join(f"{shown} {metadata.version(package)}" for shown, package in packages.items())
     body = "\n".join(table.markdown() for table in tables(findings))
     made = f"Made by `{COMMAND}` with {versions}."
-    return "\n\n".join(["# Which of ART's attacks and trainers work with the HR loss", *HOW, made, body])
+    return "\n\n".join(["# Compatibility of ART's attacks and trainers with the HR loss", *HOW, made, body])

@@ -21,20 +21,20 @@ New = Callable[[], Any]
 
 
 class Bare(nn.Module):
-    """A loss that is no CrossEntropyLoss to ART, which then hands it one-hot labels."""
+    """Wrapper that hides from ART that a loss is a CrossEntropyLoss, so that ART passes one-hot labels to it."""
 
     def __init__(self, loss: nn.Module) -> None:
         super().__init__()
         self.loss = loss
 
     def forward(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """Return the loss under it."""
+        """Return the wrapped loss."""
         value: Tensor = self.loss(logits, labels)
         return value
 
 
 class FlatReLU(nn.ReLU):
-    """A ReLU whose output is flat: ART's certifiers read no layer that flattens."""
+    """ReLU that also flattens its output, because ART's certifiers support no flattening layer."""
 
     def forward(self, input: Tensor) -> Tensor:
         """Return the ReLU of features of any shape, one row per image."""
@@ -42,32 +42,32 @@ class FlatReLU(nn.ReLU):
 
 
 def certifiable_network() -> nn.Sequential:
-    """Return what ART's certifiers can read, with the weights it begins with, the same in every call."""
+    """Return an untrained network that ART's certifiers support, with the same weights in every call."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         return nn.Sequential(nn.Conv2d(1, 4, 3, stride=2), FlatReLU(), nn.Linear(4 * 3 * 3, cases.CLASSES))
 
 
-class WatchedDeepZ(cases.Watched, PytorchDeepZ):
-    """ART's zonotope certifier, noting how it is used."""
+class ObservedDeepZ(cases.Observed, PytorchDeepZ):
+    """ART's zonotope certifier that records which of its methods are called."""
 
 
-class WatchedIBP(cases.Watched, PyTorchIBPClassifier):
-    """ART's interval certifier, noting how it is used."""
+class ObservedIBP(cases.Observed, PyTorchIBPClassifier):
+    """ART's interval certifier that records which of its methods are called."""
 
 
 @dataclass(frozen=True)
 class TrainerCase(cases.Case):
     """
-    A trainer; see :class:`Case`.
+    Trainer as a case; see :class:`Case`.
 
-    :param make: From a function that gives untrained classifiers, each on a network of its own, and a folder for what
-           the trainer writes, to the trainer.
-    :param fit: Arguments of the trainer's `fit` in place of those that all others have.
+    :param make: A function that returns the trainer. Its arguments are a function that returns a new untrained
+           classifier, and a folder for the trainer's files.
+    :param fit: Arguments of the trainer's `fit` that replace the common ones.
     :param form: The form of the network.
-    :param sgd: Whether to train by SGD: FBF sets a learning rate of its own, far too high a one for Adam.
-    :param bare: Whether ART shall not know the loss by its class.
-    :param certifier: The class of ART's certifying classifiers that it needs, and its options.
+    :param sgd: True to train with SGD: FBF sets its own learning rate, which is far too high for Adam.
+    :param bare: True to hide the class of the loss from ART.
+    :param certifier: The class of ART's certified classifiers that the trainer needs, and its options.
     """
 
     make: Callable[[New, str], Any]
@@ -78,7 +78,7 @@ class TrainerCase(cases.Case):
     certifier: tuple[type, Mapping[str, Any]] | None = None
 
     def classifier(self, subject: cases.Subject, victim: cases.Victim) -> Any:
-        """Return a classifier on an untrained network."""
+        """Return a classifier with an untrained network."""
         if self.bare:
             victim = replace(victim, loss=Bare(victim.loss))
         network = certifiable_network() if self.certifier else self.form.network(subject.untrained)
@@ -87,12 +87,12 @@ class TrainerCase(cases.Case):
             optimizer = torch.optim.SGD(network.parameters(), momentum=0.9)
         if self.certifier is None:
             return victim.classifier(network, self.form, optimizer)
-        kind, own = self.certifier
+        kind, certifier_options = self.certifier
         options = {"clip_values": (0.0, 1.0), "device_type": "cpu", "optimizer": optimizer, "nb_classes": cases.CLASSES}
-        return kind(network, loss=victim.loss, input_shape=(1, 8, 8), **options, **own)
+        return kind(network, loss=victim.loss, input_shape=(1, 8, 8), **options, **certifier_options)
 
     def perform(self, subject: cases.Subject, victim: cases.Victim) -> cases.Outcome:
-        """Train on some of the images, and count the test images that are right before and after."""
+        """Train on some of the images, and count the correctly classified test images before and after."""
         images, labels = subject.x_train[:TRAINING_IMAGES], cases.one_hot(subject.y_train[:TRAINING_IMAGES])
         with tempfile.TemporaryDirectory() as folder:
             trainer = self.make(lambda: self.classifier(subject, victim), folder)
@@ -166,12 +166,12 @@ def _cases() -> Iterator[TrainerCase]:
     fast: dict[str, Any] = {"fit": {"nb_epochs": 5, "batch_size": 16}, "sgd": True}
     for name, make, options, note in (
         ("AdversarialTrainerTRADESPyTorch", _trades, {}, kl),
-        ("AdversarialTrainerFBFPyTorch", _fast, fast, "it sets its own learning rate: use SGD"),
+        ("AdversarialTrainerFBFPyTorch", _fast, fast, "sets its own learning rate: use SGD"),
     ):
         yield case(name, make, **options, note=note)
-        note = "ART takes the first layer's output for the logits"
+        note = "ART uses the first layer's output as the logits"
         yield case(name, make, **options, variant="nn.Sequential", form=cases.SEQUENTIAL, note=note)
-        note = "a loss that is no CrossEntropyLoss gets one-hot labels, with which ART's accuracy fails"
+        note = "ART passes one-hot labels to a loss that is not a CrossEntropyLoss, and then its accuracy fails"
         yield case(name, make, **options, variant="HRLoss in another module", bare=True, note=note)
     yield case("AdversarialTrainerAWPPyTorch", _awp("PGD"), variant='mode="PGD"')
     yield case("AdversarialTrainerAWPPyTorch", _awp("TRADES"), variant='mode="TRADES"', note=kl)
@@ -180,18 +180,18 @@ def _cases() -> Iterator[TrainerCase]:
     yield case(
         "DPInstaHideTrainer",
         lambda new, folder: trainers.DPInstaHideTrainer(new(), [Mixup(num_classes=cases.CLASSES)]),
-        note="it has no attack; with Mixup",
+        note="no attack; with Mixup",
     )
     zonotopes: dict[str, Any] = {"fit": {"batch_size": 2, "verbose": False}, "stock": False}
-    note = "ART's own zonotopes need an older NumPy"
+    note = "ART's default zonotopes need an older NumPy"
     name = "AdversarialTrainerCertifiedPytorch"
-    yield case(name, _certified, **zonotopes, certifier=(WatchedDeepZ, {}), numpy="2.4", note=note)
-    certifier = "in place of HRClassifier it takes ART's {}, with HRLoss; beside the loss there is ART's own bound"
+    yield case(name, _certified, **zonotopes, certifier=(ObservedDeepZ, {}), numpy="2.4", note=note)
+    certifier = "needs ART's {} instead of HRClassifier, with HRLoss; ART adds its own certified bound to the loss"
     yield case(
         name,
         _certified,
         **zonotopes,
-        certifier=(WatchedDeepZ, {"concrete_to_zonotope": _zonotope}),
+        certifier=(ObservedDeepZ, {"concrete_to_zonotope": _zonotope}),
         variant="concrete_to_zonotope given",
         note=certifier.format("PytorchDeepZ"),
     )
@@ -200,7 +200,7 @@ def _cases() -> Iterator[TrainerCase]:
         lambda new, folder: trainers.AdversarialTrainerCertifiedIBPPyTorch(new(), bound=0.05),
         {"limits": [0.0, 1.0], "verbose": False},
         stock=False,
-        certifier=(WatchedIBP, {}),
+        certifier=(ObservedIBP, {}),
         note=certifier.format("PyTorchIBPClassifier"),
     )
 

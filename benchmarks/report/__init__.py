@@ -1,1 +1,1 @@
-"""The store -> tables, figures and one page: a pure function of records."""
+"""Reports on a grid: tables, figures and one page, computed from the records in a store."""

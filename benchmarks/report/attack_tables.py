@@ -1,4 +1,4 @@
-"""The tables of attacks stronger than FGSM, of a user's own attacks, and of reports on masked gradients."""
+"""Tables of attacks stronger than FGSM, of defences, of a user's own attacks, and of reports on gradient masking."""
 
 from itertools import product
 
@@ -21,15 +21,15 @@ from benchmarks.report.selection import (
 )
 from benchmarks.report.tables import entries, in_order, pivot, table
 
-# What the metrics of an ensemble's attacks begin with.
+# Prefix of the metrics that count an ensemble's adversarial examples by attack.
 FOUND = "found: "
 
 
 def strong_table(selection: Selection) -> Table | None:
     """
-    Accuracy of each training loss under ever stronger attacks on the same images, and the paired differences.
+    Return accuracy by training loss under increasingly strong attacks on the same images, and the paired differences.
 
-    None for a grid without a worst case, or with hardened networks, which have a table of their own.
+    None for a grid without a worst case, or with defences, which have their own table.
     """
     by_eps = strong_attacks(selection.grid)
     if not by_eps or has_hardening(selection.grid):
@@ -38,36 +38,36 @@ def strong_table(selection: Selection) -> Table | None:
     cells = entries(selection, key=tuple(names))
     cells = cells.assign(column=cells.key.map(names), entry=cells.short)
     gains = where(cells, compared=True)
-    gains = gains.assign(trained=gains.trained + f" - {CE}", entry=gains.more)
+    gains = gains.assign(trained=gains.trained + f" - {CE}", entry=gains.gain_text)
     columns = [name for name in dict.fromkeys(STRONG.values()) if name in names.values()]
     title = f"Strong attacks on {selection.dataset}: test accuracy"
-    return table(title, pivot(pd.concat([cells, gains]), columns=columns), notes.of_strong(selection, cells))
+    return table(title, pivot(pd.concat([cells, gains]), columns=columns), notes.strong(selection, cells))
 
 
-def found_table(selection: Selection) -> Table | None:
+def ensemble_table(selection: Selection) -> Table | None:
     """
-    How many images each attack of the ensemble found first, and how many are left, over all seeds.
+    Return the number of images that each attack of the ensemble misclassifies first, and of robust images.
 
-    None before a worst case has been measured.
+    The numbers are sums over the seeds. None before a worst case has been evaluated.
     """
     worst = where(selection.results.trained, dataset=selection.dataset, protocol="worst case", split="test")
     attackers = {metric: metric.removeprefix(FOUND) for metric in worst.metric if metric.startswith(FOUND)}
-    columns = {"n": "images", **attackers, "correct": "left"}
+    columns = {"n": "images", **attackers, "correct": "robust"}
     if not attackers:
         return None
     scales = worst.units.map({"range": 1.0, "data": selection.recipe.input_scale})
     counts = worst.assign(eps=(worst.eps / scales).round(9), column=worst.metric.map(columns)).dropna(subset="column")
     sums = counts.groupby(["eps", "trained", "column"], sort=False).value.sum().reset_index(name="entry")
     wide = pivot(sums.assign(entry=sums.entry.map("{:.0f}".format)), columns=[*columns.values()])
-    title = f"Found by each attack of the ensemble on {selection.dataset}"
-    return table(title, wide, notes.of_found(selection))
+    title = f"Adversarial examples by attack of the ensemble on {selection.dataset}: numbers of images"
+    return table(title, wide, notes.ensemble(selection))
 
 
 def hardening_table(selection: Selection) -> Table | None:
     """
-    Accuracy of each training loss without and under attack, by what it is hardened with, beside the gain over CE.
+    Return accuracy by defence and training loss, without and under attack, with the gain over CE in the worst case.
 
-    None for a grid without hardened networks, or without a worst case.
+    None for a grid without defences, or without a worst case.
     """
     known = hardening_attacks(selection.grid)
     if not known:
@@ -77,22 +77,22 @@ def hardening_table(selection: Selection) -> Table | None:
     names = {attack.key(): f"eps {eps:g}: {name}" if eps else name for (eps, name), attack in known.items()}
     cells = entries(selection, key=tuple(names))
     cells = cells.assign(
-        hardening=cells.trained.map(kinds),
+        defence=cells.trained.map(kinds),
         trained=cells.trained.map({str(loss): without_hardening(loss) for loss in selection.grid.losses}),
         column=cells.key.map(names),
         entry=cells.short,
     )
     gains = where(cells, protocol="worst case")
-    gains = gains.assign(column=gains.column + ", less CE's", entry=gains.more)
-    rows = in_order(pd.concat([cells, gains]), "hardening", [*by_kind])
-    columns = [c for name in names.values() for c in (name, f"{name}, less CE's") if c in set(rows.column)]
-    title = f"Hardened networks on {selection.dataset}: test accuracy"
-    return table(title, pivot(rows, ["hardening", "trained"], columns), notes.of_hardening(selection, cells))
+    gains = gains.assign(column=gains.column + ", minus CE", entry=gains.gain_text)
+    rows = in_order(pd.concat([cells, gains]), "defence", [*by_kind])
+    columns = [c for name in names.values() for c in (name, f"{name}, minus CE") if c in set(rows.column)]
+    title = f"Defences on {selection.dataset}: test accuracy"
+    return table(title, pivot(rows, ["defence", "trained"], columns), notes.defences(selection, cells))
 
 
 def own_attacks_table(selection: Selection) -> Table | None:
     """
-    Test accuracy of each training loss under each attack of the user's own, below that without attack.
+    Return test accuracy by training loss without attack and under each of the user's own attacks.
 
     None for a grid without such attacks.
     """
@@ -104,20 +104,21 @@ def own_attacks_table(selection: Selection) -> Table | None:
     by_attack = [(attack, where(cells, key=attack.key())) for attack in clean + known]
     rows = [(*_own_name(attack), str(of_attack.n.iloc[0] or ""), *of_attack.entry) for attack, of_attack in by_attack]
     header = ("eps", "attack", "test images", *(f"{loss} trained" for loss in selection.grid.losses))
-    title = f"Own attacks on {selection.dataset}: test accuracy"
-    return Table(title, header, tuple(rows), notes.of_own_attacks(selection, known, cells))
+    title = f"The user's own attacks on {selection.dataset}: test accuracy"
+    return Table(title, header, tuple(rows), notes.own_attacks(selection, known, cells))
 
 
 def _own_name(attack: AttackSpec) -> tuple[str, str]:
+    """Return the eps and the name of an attack as text."""
     if not isinstance(attack.name, Reference):
         return "0", "no attack"
-    eps = f"{attack.eps:g}" + (" of the input's units" if attack.units == "data" else "")
-    return eps if attack.eps else "", attack.name.label + (f" by {attack.loss}" if attack.loss else "")
+    eps = f"{attack.eps:g}" + (" (in units of the input)" if attack.units == "data" else "")
+    return eps if attack.eps else "", attack.name.label + (f" with {attack.loss}" if attack.loss else "")
 
 
 def diagnoses_table(selection: Selection) -> Table | None:
     """
-    The verdict of the reports on masked gradients at every eps, on each training loss, for each attacker.
+    Return the verdicts of the reports on gradient masking by eps, training loss and attacker.
 
     None for a grid without such reports.
     """
@@ -127,13 +128,13 @@ def diagnoses_table(selection: Selection) -> Table | None:
     flags, losses, rows = where(selection.results.flags, dataset=selection.dataset), selection.grid.losses, []
     for report, loss in sorted(product(reports, losses), key=lambda pair: (pair[0].eps, losses.index(pair[1]))):
         of_entry = where(flags, trained=str(loss), eps=report.eps, attacker=(attacker := protocol(report)[1]))
-        made, raised = of_entry.seed.nunique(), of_entry[of_entry.flag != ""]
-        verdict = f"flagged in {raised.seed.nunique()} of {made} seeds"
+        reported, raised = of_entry.seed.nunique(), of_entry[of_entry.flag != ""]
+        verdict = f"flagged in {raised.seed.nunique()} of {reported} seed{'s' * (reported != 1)}"
         if raised.empty:
-            verdict = ("no flag" + f" (n = {made})" * (made < seeds)) if made else "not yet"
+            verdict = ("no flag" + f" (n = {reported})" * (reported < seeds)) if reported else "not yet"
         counts = raised.flag.value_counts().sort_index().sort_values(ascending=False, kind="stable")
         texts = ", ".join(f"{flag} ({count})" for flag, count in counts.items())
         rows.append((report.eps, str(loss), attacker, verdict, texts))
     wide = pd.DataFrame(rows, columns=["eps", "trained", "attacker", "verdict", "flags (seeds)"])
-    shown = notes.of_diagnoses(selection.dataset, int(max(flags.n, default=0)), reports)
-    return table(f"Masked gradients on {selection.dataset}", wide.set_index("eps"), shown)
+    table_notes = notes.diagnostics(selection.dataset, int(max(flags.n, default=0)), reports)
+    return table(f"Gradient masking on {selection.dataset}", wide.set_index("eps"), table_notes)

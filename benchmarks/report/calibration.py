@@ -1,4 +1,4 @@
-"""Calibration, or how far the networks' probabilities can be believed: its table, sentences and diagram."""
+"""Calibration: how well the predicted probabilities match the accuracy, as a table, sentences and diagrams."""
 
 from collections.abc import Mapping, Sequence
 
@@ -18,7 +18,7 @@ from benchmarks.report.selection import Selection, confusion_attacks, where
 from benchmarks.report.statistics import Interval, Verdict, judge, mean_interval, paired_interval
 from benchmarks.report.tables import pivot, table
 
-# The columns of the table, and the metrics behind them.
+# The columns of the table and their metrics.
 COLUMNS = {
     "accuracy": "accuracy",
     "confidence": "confidence",
@@ -31,8 +31,8 @@ COLUMNS = {
     "NLL at T": "scaled.nll",
     "ECE at T": "scaled.ece",
 }
-# What an interval above 0, below it and around it says of a difference in confidence, of confidence less accuracy, and
-# of the difference of two of these.
+# Text for an interval above 0, below 0 and around 0: of a difference in confidence; of confidence - accuracy; and of
+# the difference HR - CE of the latter.
 UNCERTAIN: Mapping[Verdict, str] = {
     "supported": "{} is less uncertain than {}",
     "contradicted": "{} is more uncertain than {}",
@@ -44,49 +44,49 @@ CONFIDENT: Mapping[Verdict, str] = {
     "undecided": "undecided",
 }
 DIFFERENCE: Mapping[Verdict, str] = {
-    "supported": "more over-confident",
-    "contradicted": "less over-confident",
+    "supported": "HR is more over-confident",
+    "contradicted": "HR is less over-confident",
     "undecided": "undecided",
 }
-# A dot of fewer images would say little of the accuracy in its bin.
+# Bins with fewer images have no dot: their accuracy is too uncertain.
 FEWEST = 10
 DIAGONAL = "perfectly calibrated"
 
 
 class Calibration:
-    """The intervals of one data set's metrics over the seeds."""
+    """Intervals over the seeds of the calibration metrics on one data set."""
 
     def __init__(self, selection: Selection) -> None:
         self.selection = selection
         trained = tuple(str(loss) for loss in selection.losses)
         self._values = by_seed(where(selection.results.calibration, dataset=selection.dataset, trained=trained))
         self.metrics = {metric for *_, metric in self._values}
-        """Those that any network of the selection's losses has a value of."""
+        """The metrics for which at least one network of the selection's losses has a value."""
 
     def values(self, loss: LossSpec, attack: AttackSpec, metric: str) -> dict[int, float]:
-        """A metric of the networks of a training loss, by seed."""
+        """Return a metric of the networks of a training loss, by seed."""
         if metric == "accuracy":
             return self.selection.values(loss, attack)
         return self._values.get((self.selection.dataset, str(loss), attack.key(), metric), {})
 
     def mean(self, loss: LossSpec, attack: AttackSpec, metric: str) -> Interval:
-        """The mean of a metric."""
+        """Return the mean of a metric over the seeds, with its interval."""
         return mean_interval(list(self.values(loss, attack, metric).values()))
 
     def gain(self, loss: LossSpec, attack: AttackSpec, metric: str) -> Interval:
-        """What a metric is more than that of CE, paired over the seeds."""
+        """Return the difference of a metric from that of CE, paired over the seeds."""
         return paired_interval(self.values(loss, attack, metric), self.values(CE, attack, metric))
 
     def entries(self, attack: AttackSpec, metric: str) -> dict[str, str]:
-        """A metric as text: of each training loss, and of its difference from CE."""
+        """Return a metric as text, for each training loss and for its difference from CE."""
         losses = self.selection.losses
-        others = [loss for loss in losses if loss != CE and CE in losses]
+        compared = [loss for loss in losses if loss != CE and CE in losses]
         accuracies = [self.mean(loss, attack, "accuracy") for loss in losses]
-        accuracies += [self.gain(loss, attack, "accuracy") for loss in others]
+        accuracies += [self.gain(loss, attack, "accuracy") for loss in compared]
         intervals = {str(loss): (self.mean(loss, attack, metric), "") for loss in losses}
-        intervals |= {f"{loss} - {CE}": (self.gain(loss, attack, metric), "+z.3f") for loss in others}
+        intervals |= {f"{loss} - {CE}": (self.gain(loss, attack, metric), "+z.3f") for loss in compared}
         return {
-            # Of what has been evaluated, a metric that is not there has no value.
+            # "-" is a metric without a value in a finished evaluation; a missing evaluation is "not yet".
             name: "-" if accuracy.n and not interval.n else self.selection.text(interval, spec)
             for (name, (interval, spec)), accuracy in zip(intervals.items(), accuracies, strict=True)
         }
@@ -94,30 +94,30 @@ class Calibration:
 
 def calibration_table(selection: Selection) -> Table | None:
     """
-    Confidence beside accuracy and the scores of probabilities, without attack and under FGSM by the CE loss.
+    Return accuracy, confidence and scores of the probabilities, without attack and under FGSM with the CE loss.
 
-    None where there is no such evaluation yet.
+    None before such an evaluation has been made.
     """
-    found, known = Calibration(selection), ce_attacks(selection.grid.attacks)
-    if not found.metrics:
+    calibration, known = Calibration(selection), ce_attacks(selection.grid.attacks)
+    if not calibration.metrics:
         return None
-    columns = [column for column, metric in COLUMNS.items() if metric in found.metrics | {"accuracy"}]
+    columns = [column for column, metric in COLUMNS.items() if metric in calibration.metrics | {"accuracy"}]
     rows = [
-        # A network has one temperature, which stands beside no attack.
+        # A network has one temperature, which is shown in its row without attack.
         (attack.eps, protocol(attack)[0], trained, column, "" if column == "T" and attack.eps else text)
         for attack in known
         for column in columns
-        for trained, text in found.entries(attack, COLUMNS[column]).items()
+        for trained, text in calibration.entries(attack, COLUMNS[column]).items()
     ]
     frame = pd.DataFrame(rows, columns=["eps", "attack", "trained", "column", "entry"])
     images = max(record.n for loss in selection.losses for a in known for record in selection.records(loss, a).values())
-    shown = notes.of_calibration(selection, images, scaled="T" in columns)
+    first, *rest = notes.calibration(selection, images, scaled="T" in columns)
     wide = pivot(frame, ["eps", "attack", "trained"], columns)
-    return table(f"Calibration on {selection.dataset}", wide, [shown[0], *sentences(selection), *shown[1:]])
+    return table(f"Calibration on {selection.dataset}", wide, [first, *sentences(selection), *rest])
 
 
 def calibration_frame(results: Results) -> pd.DataFrame:
-    """All metrics of calibration, a row per network and attack; empty where there is no value."""
+    """Return all metrics of calibration, with a row per network and attack; empty where there is no value."""
     names = ["dataset", "trained", "seed", "protocol", "eps", "units"]
     keys = tuple(attack.key() for attack in ce_attacks(results.grid.attacks))
     accuracy = where(results.trained, key=keys, metric="accuracy")
@@ -128,63 +128,65 @@ def calibration_frame(results: Results) -> pd.DataFrame:
 
 def sentences(selection: Selection) -> list[str]:
     """
-    What the numbers say of the paper's "less uncertain", without attack and under the exact one at the smallest eps.
+    Return sentences on the paper's claim "less uncertain", without attack and under the exact attack of least eps.
 
-    By the mean confidence, by what it is more than the accuracy, and by what a temperature leaves of that. Whatever has
-    0 in its interval is undecided.
+    They compare the mean confidence, the over-confidence (confidence - accuracy), and the over-confidence after
+    temperature scaling. A comparison is undecided if its interval contains 0.
     """
-    found = Calibration(selection)
+    calibration = Calibration(selection)
     if selection.pair is None or selection.pair[0] != CE:
         return []
-    said = [_sentence(found, selection.pair[1], name, attack) for name, attack in _attacks(selection).items()]
-    return [text for text in said if text]
+    texts = [_sentences(calibration, selection.pair[1], name, attack) for name, attack in _attacks(selection).items()]
+    return [text for text in texts if text]
 
 
-def _sentence(found: Calibration, hr: LossSpec, name: str, attack: AttackSpec) -> str:
-    """The sentences on one attack; empty where no pair of networks has been evaluated."""
-    confidence, accuracy, over, left = (
-        found.gain(hr, attack, metric)
+def _sentences(calibration: Calibration, hr: LossSpec, name: str, attack: AttackSpec) -> str:
+    """Return the sentences on one attack; empty before a pair of networks has been evaluated."""
+    confidence, accuracy, over, scaled = (
+        calibration.gain(hr, attack, metric)
         for metric in ("confidence", "accuracy", "overconfidence", "scaled.overconfidence")
     )
     if not over.n:
         return ""
     text = (
-        f"{name[0].upper()}{name[1:]}: {UNCERTAIN[judge(confidence)].format(hr, CE)}, {confidence:+z.3f} in mean "
-        f"confidence and {accuracy:+z.3f} in accuracy. Confidence less accuracy is "
-        f"{_over(found, hr, attack, 'overconfidence')}: a difference of {over:+z.3f} ({DIFFERENCE[judge(over)]})."
+        f"{name[0].upper()}{name[1:]}: {UNCERTAIN[judge(confidence)].format(hr, CE)}; the difference {hr} - {CE} is "
+        f"{confidence:+z.3f} in mean confidence and {accuracy:+z.3f} in accuracy. Confidence minus accuracy is "
+        f"{_over(calibration, hr, attack, 'overconfidence')}, a difference of {over:+z.3f} ({DIFFERENCE[judge(over)]})."
     )
-    if left.n:
+    if scaled.n:
         text += (
-            f" At the temperatures it is {_over(found, hr, attack, 'scaled.overconfidence')}: a difference of "
-            f"{left:+z.3f} ({_end(judge(over), judge(left))})."
+            f" With temperature scaling it is {_over(calibration, hr, attack, 'scaled.overconfidence')}, a difference "
+            f"of {scaled:+z.3f} ({_with_temperatures(judge(over), judge(scaled))})."
         )
     return text
 
 
-def _over(found: Calibration, hr: LossSpec, attack: AttackSpec, metric: str) -> str:
-    """The over-confidence of HR and of CE."""
-    means = {loss: found.mean(loss, attack, metric) for loss in (hr, CE)}
+def _over(calibration: Calibration, hr: LossSpec, attack: AttackSpec, metric: str) -> str:
+    """Return the over-confidence of HR and of CE as text."""
+    means = {loss: calibration.mean(loss, attack, metric) for loss in (hr, CE)}
     return " and ".join(f"{over:+z.3f} for {loss} ({CONFIDENT[judge(over)]})" for loss, over in means.items())
 
 
-def _end(before: Verdict, after: Verdict) -> str:
-    """What temperatures leave of the difference of two over-confidences."""
+def _with_temperatures(before: Verdict, after: Verdict) -> str:
+    """Return a comparison of the difference in over-confidence without and with temperature scaling."""
     if before == "undecided":
-        return "undecided, as without the temperatures" if after == before else f"{DIFFERENCE[after]} only with them"
+        return "undecided, as without scaling" if after == before else f"{DIFFERENCE[after]}, with scaling only"
     if after == "undecided":
-        return "undecided whether the temperatures leave any of it"
-    return "the temperatures do not take it away" if after == before else "the temperatures reverse it"
+        return "undecided with temperature scaling"
+    if after == before:
+        return "temperature scaling does not remove the difference"
+    return "temperature scaling reverses the difference"
 
 
 def _attacks(selection: Selection) -> dict[str, AttackSpec]:
-    """No attack, and the exact CE attack at the smallest eps, by what they are called."""
+    """Return no attack and the exact CE attack at the smallest eps, by name."""
     known = {name: a for name, a in confusion_attacks(selection.grid).items() if name in ("no attack", "exact")}
     return {f"CE attack, eps {a.eps:g}" if a.eps else "no attack": a for a in known.values()}
 
 
 def reliability(selection: Selection) -> Picture | None:
-    """The reliability diagrams of CE and HR, without attack and under the exact CE attack at the smallest eps."""
-    found, panels = Calibration(selection), dict[tuple[str, LossSpec], tuple[str, dict[Line, Reliability]]]()
+    """Return reliability diagrams of CE and HR, without attack and under the exact CE attack at the smallest eps."""
+    calibration, panels = Calibration(selection), dict[tuple[str, LossSpec], tuple[str, dict[Line, Reliability]]]()
     seeds = []
     for name, attack in _attacks(selection).items():
         for loss in selection.losses:
@@ -194,8 +196,8 @@ def reliability(selection: Selection) -> Picture | None:
                 scaled = [r.reliability(scales[seed]) for seed, r in records.items() if scales[seed] > 0]
                 lines = {line_for(loss, f"{loss} trained"): _pooled([r.reliability() for r in records.values()])}
                 lines |= {line_for(loss, f"{loss} trained, at T", 1): _pooled(scaled)} if scaled else {}
-                ece = [f"ECE {found.mean(loss, attack, 'ece')}"]
-                ece += [f"at T {found.mean(loss, attack, 'scaled.ece')}"] if scaled else []
+                ece = [f"ECE {calibration.mean(loss, attack, 'ece')}"]
+                ece += [f"at T {calibration.mean(loss, attack, 'scaled.ece')}"] if scaled else []
                 panels[name, loss] = "\n".join(ece), lines
                 seeds.append(len(records))
     if not panels:
@@ -203,11 +205,11 @@ def reliability(selection: Selection) -> Picture | None:
     return Picture(
         f"reliability-{selection.dataset}",
         f"{selection.dataset}: reliability diagrams",
-        f"Data: {selection.dataset}. Accuracy against the mean probability of the predicted class, by "
-        f"{CONFIDENCE_BINS} bins of that probability, {selection.images}, without attack and under FGSM with CE "
-        "gradients (exact-gradient protocol): below the diagonal a network is over-confident. Under each diagram the "
-        f"number of images in every bin, on a logarithmic axis; a bin of fewer than {FEWEST} images has no dot. At "
-        "T: the logits divided by the temperature that is fitted to the validation images without attack. "
+        f"Data: {selection.dataset}, {selection.images}. Accuracy against the mean probability of the predicted class, "
+        f"in {CONFIDENCE_BINS} bins of that probability, without attack and under FGSM with CE gradients "
+        "(exact-gradient protocol). Below the diagonal a network is over-confident. Under each diagram: the number of "
+        f"images in each bin, on a logarithmic axis; a bin with fewer than {FEWEST} images has no dot. At T: with the "
+        "logits divided by the temperature that is fitted to the validation images without attack. "
         f"{seeds_note(seeds, 'Sum')} ECE: the expected calibration error, its mean and 95% t interval over the seeds."
         f"{selection.left_out}",
         f"Reliability diagrams. {' '.join(_in_words(*panel) for panel in panels.items())}",
@@ -245,7 +247,7 @@ def _figure(panels: Panels) -> Figure:
 
 
 def _draw(diagram: Axes, numbers: Axes, lines: Mapping[Line, Reliability]) -> None:
-    """The accuracy of every bin against its mean confidence, and under it the number of images in every bin."""
+    """Draw the accuracy of each bin against its mean confidence, and below it the number of images in each bin."""
     diagram.plot([0, 1], [0, 1], color=GREY, linewidth=1.2, label=DIAGONAL)
     diagram.set(xlim=(-0.03, 1.03), ylim=(-0.05, 1.05), ylabel="accuracy (share of images)")
     numbers.set(xlabel="probability of the predicted class", ylabel="images", yscale="log")
@@ -256,12 +258,12 @@ def _draw(diagram: Axes, numbers: Axes, lines: Mapping[Line, Reliability]) -> No
         numbers.stairs(bins.images, edges, color=line.color, linestyle=line.style, linewidth=line.width)
 
 
-def _in_words(at: tuple[str, LossSpec], panel: tuple[str, Mapping[Line, Reliability]]) -> str:
-    """The expected calibration error, and the last bin's share, confidence and accuracy."""
-    (name, loss), (ece, lines) = at, panel
+def _in_words(key: tuple[str, LossSpec], panel: tuple[str, Mapping[Line, Reliability]]) -> str:
+    """Return the expected calibration error, and the share, confidence and accuracy of the last bin, as text."""
+    (name, loss), (ece, lines) = key, panel
     bins = next(iter(lines.values()))
-    last = f"{bins.images[-1] / bins.images.sum():.1%} of the images have the highest probabilities"
+    last = f"{bins.images[-1] / bins.images.sum():.1%} of the images are in the bin of the highest probabilities"
     if bins.images[-1]:
         mean, accuracy = (values[-1] / bins.images[-1] for values in (bins.confidence, bins.right))
-        last += f", {mean:.3f} on average, and an accuracy of {accuracy:.3f}"
+        last += f", with a mean probability of {mean:.3f} and an accuracy of {accuracy:.3f}"
     return f"{loss} trained, {name}: {', '.join(ece.splitlines())}; {last}."

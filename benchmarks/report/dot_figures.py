@@ -1,4 +1,4 @@
-"""The figure that is dots with their intervals: a row per training loss, a panel per eps."""
+"""Figure of defences: dots with their intervals, with a row per training loss and a panel per eps."""
 
 from collections.abc import Mapping, Sequence
 
@@ -18,37 +18,37 @@ MARKS = {
     "FGSM, exact": Line("FGSM, exact", BLUE, "s", "none", hollow=False, width=1.1, size=4.5),
     "worst case": Line("worst case", BLACK, "D", "none", hollow=False, width=1.1, size=4.5),
 }
-# How far below the middle of its row, in rows, a dot is drawn: intervals of one row lie beside each other.
+# Vertical offsets of the dots within a row, in rows, so that their intervals do not overlap.
 OFFSETS = dict(zip(MARKS, (-0.3, -0.1, 0.1, 0.3), strict=True))
-# Accuracy by training loss and attack.
+# Accuracies by training loss and attack.
 Points = Mapping[tuple[LossSpec, str], Interval]
 
 
 def hardening(selection: Selection) -> Picture | None:
-    """Accuracy of hardened networks without and under attack, a panel per eps; None for a grid without them."""
+    """Return accuracy by defence and loss, without and under attack; None for a grid without defences."""
     known = hardening_attacks(selection.grid)
     by_kind = blocks(selection.grid)
     losses = [loss for block in by_kind.values() for loss in block]
     panels: dict[float, Points] = {}
     for eps in sorted({eps for eps, _ in known if eps}):
-        specs = {name: attack for (at, name), attack in known.items() if at in (0, eps)}
+        specs = {name: attack for (attack_eps, name), attack in known.items() if attack_eps in (0, eps)}
         cells = {(loss, name): selection.cell(loss, specs[name]).accuracy for loss in losses for name in specs}
         panels[eps] = {key: accuracy for key, accuracy in cells.items() if accuracy.n}
     seeds = [accuracy.n for points in panels.values() for accuracy in points.values()]
     if not seeds:
         return None
-    # The losses that have a dot, and before those of each hardening its name.
+    # One row for the name of each defence, followed by its losses that have a dot.
     shown = {loss for points in panels.values() for loss, _ in points}
     rows: list[LossSpec | str] = []
     for kind, block in by_kind.items():
         rows += [kind, *(loss for loss in block if loss in shown)] if shown.intersection(block) else []
     return Picture(
         f"hardening-{selection.dataset}",
-        f"{selection.dataset}: hardened networks under attack",
-        f"Data: {selection.dataset}. Accuracy on the first {selection.images} (L-infinity, eps as a share of the pixel "
-        "range), by the loss and by what the networks are hardened with: without attack, under FGSM through clipped "
-        "probabilities (paper) and along the exact gradient (exact), and in the worst case over an ensemble of strong "
-        f"attacks. {seeds_note(seeds, intervals='bars')}",
+        f"{selection.dataset}: defences under attack",
+        f"Data: {selection.dataset}. Accuracy on the first {selection.images} (L-infinity norm, eps as a share of the "
+        "pixel range), by the defence (bold) and the loss that the networks are trained with: without attack, under "
+        "FGSM with the gradient from clipped probabilities (paper), under FGSM with the exact gradient (exact), and "
+        f"under every attack of an ensemble (worst case). {seeds_note(seeds, intervals='bars')}",
         f"Dots, in {len(panels)} panel{'s' * (len(panels) > 1)}. {' '.join(map(_in_words, panels.items()))}",
         _figure(rows, panels),
     )
@@ -71,7 +71,7 @@ def _figure(rows: Sequence[LossSpec | str], panels: Mapping[float, Points]) -> F
 
 
 def _draw_rows(axes: Axes, rows: Sequence[LossSpec | str], points: Points) -> None:
-    """The dots of each loss in its row, bands to follow a row by, and a line under the name of each hardening."""
+    """Draw the dots of each loss in its row, grey bands behind every second row, and a line under each defence."""
     axes.grid(axis="x", color=GREY, alpha=0.25, linewidth=0.6)
     for y, row in enumerate(rows):
         if isinstance(row, str):
@@ -79,11 +79,11 @@ def _draw_rows(axes: Axes, rows: Sequence[LossSpec | str], points: Points) -> No
         elif y % 2:
             axes.axhspan(y - 0.5, y + 0.5, color=GREY, alpha=0.1, linewidth=0)
     for name, mark in MARKS.items():
-        at = [(y, row) for y, row in enumerate(rows) if isinstance(row, LossSpec) and (row, name) in points]
+        dots = [(y, row) for y, row in enumerate(rows) if isinstance(row, LossSpec) and (row, name) in points]
         axes.errorbar(
-            [points[row, name].mean for _, row in at],
-            [y + OFFSETS[name] for y, _ in at],
-            xerr=np.nan_to_num([points[row, name].half_width for _, row in at]),  # a single seed has no interval
+            [points[row, name].mean for _, row in dots],
+            [y + OFFSETS[name] for y, _ in dots],
+            xerr=np.nan_to_num([points[row, name].half_width for _, row in dots]),  # a single seed has no interval
             label=mark.label,
             fmt=mark.marker,
             color=mark.color,
@@ -94,7 +94,7 @@ def _draw_rows(axes: Axes, rows: Sequence[LossSpec | str], points: Points) -> No
 
 
 def _in_words(panel: tuple[float, Points]) -> str:
-    """Every mean, loss by loss."""
+    """Return every mean of a panel as text, loss by loss."""
     eps, points = panel
     losses = dict.fromkeys(loss for loss, _ in points)
     means = [

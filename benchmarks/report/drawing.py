@@ -1,4 +1,4 @@
-"""What all figures share: styles that everyone can tell apart, lines with their intervals, files of fixed bytes."""
+"""Shared parts of all figures: styles for every colour vision, lines with intervals, files with reproducible bytes."""
 
 import io
 import math
@@ -23,17 +23,17 @@ from benchmarks.protocols import eps_text
 from benchmarks.report.statistics import Interval
 from benchmarks.store import write_bytes
 
-# Okabe and Ito, Color Universal Design, 2008: told apart with any colour vision.
+# Okabe and Ito, Color Universal Design, 2008: colours that can be distinguished with any colour vision.
 BLUE, VERMILLION, GREEN, PURPLE = "#0072B2", "#D55E00", "#009E73", "#CC79A7"
 BLACK, GREY = "#000000", "#767676"
-# Of a user's own losses, colour and marker.
+# Colour and marker of a user's own losses.
 OWN_LOOKS = ((GREEN, "^"), (PURPLE, "D"), ("#E69F00", "v"))
 LINE_STYLES = ("-", "--", ":", "-.")
 MARKERS_PER_LINE = 10
-# Labels of ticks that are nearer than this share of their axis are turned.
+# Tick labels that are nearer to each other than this share of their axis are rotated.
 CROWDED = 0.1
 
-# What the user's own matplotlibrc says plays no part: see `style`.
+# A user's matplotlibrc has no influence: see `style`.
 STYLE: Mapping[str, object] = MappingProxyType(
     {
         "font.family": "DejaVu Sans",  # which comes with matplotlib
@@ -44,22 +44,22 @@ STYLE: Mapping[str, object] = MappingProxyType(
         "axes.spines.top": False,
         "axes.spines.right": False,
         "image.composite_image": False,  # images that share axes stay images in an SVG
-        "svg.hashsalt": "art_hrloss",  # else the identifiers in an SVG are drawn at random
+        "svg.hashsalt": "art_hrloss",  # otherwise the identifiers in an SVG are random
     }
 )
 
 
 @dataclass(frozen=True)
 class Picture:
-    """A figure with the words that go with it."""
+    """Figure with its title, caption and alternative text."""
 
     name: str
-    """Of its files, such as figure_1-mnist."""
+    """The name of its files, such as figure_1-mnist."""
     title: str
     caption: str
-    """What is drawn, of how many images and seeds, and what the shading is."""
+    """Description of the lines and the shading, with the numbers of images and seeds."""
     alt: str
-    """What it shows, for who does not see it."""
+    """Alternative text with the values, for readers who do not see the figure."""
     figure: Figure
 
     @cached_property
@@ -75,47 +75,48 @@ class Picture:
 
 @dataclass(frozen=True)
 class Line:
-    """How a line looks, so that it is known without its colour as well."""
+    """Style of a line, which can be identified without its colour as well."""
 
     label: str
     color: str
     marker: str
     style: str
     hollow: bool
-    """Whether its markers are."""
+    """True for markers without filling."""
     width: float
+    """Width of the line, in points."""
     size: float
-    """Of its markers; both in points."""
+    """Size of the markers, in points."""
 
 
 @dataclass(frozen=True)
 class Panel:
-    """Axes with lines: each of them intervals over the seeds, by x."""
+    """Axes with lines; each line is a mapping from x to an interval over the seeds."""
 
     title: str
     x_label: str
     y_label: str
     lines: Sequence[tuple[Line, Mapping[float, Interval]]]
     log: bool = False
-    """Whether the y axis is logarithmic; else it is that of an accuracy, from 0 to 1."""
+    """True for a logarithmic y axis; otherwise the axis is from 0 to 1, for accuracies."""
     ticks: bool = False
-    """Whether every x of its lines has a tick."""
+    """True for a tick at every x of the lines."""
     level: float | None = None
-    """A height at which a line is drawn across."""
+    """The y of a horizontal line."""
 
 
 @contextmanager
 def style() -> Iterator[None]:
-    """Matplotlib's defaults and STYLE, whatever was set before, for as long as the context lasts."""
+    """Use matplotlib's defaults and STYLE within the context, independently of earlier settings."""
     with matplotlib.style.context(["default", dict(STYLE)]):
         yield
 
 
 def line_for(loss: LossSpec, label: str, position: int = 0) -> Line:
-    """The look of a training loss: colour, marker and width are its own, the line's style is that of the position."""
+    """Return the style of a line: colour, marker and width by training loss, dashes and filling by position."""
     hollow = position % 2 == 1
     style = LINE_STYLES[position % len(LINE_STYLES)]
-    # Lines often lie on each other: what is drawn first is wider, and hollow markers stand around the full ones.
+    # Lines often coincide: CE is drawn first and wider, and hollow markers are larger than the filled ones.
     if loss.name == "ce":
         return Line(label, BLUE, "o", style, hollow, width=2.6, size=7 + 4 * hollow)
     if isinstance(loss.name, Reference):
@@ -125,13 +126,13 @@ def line_for(loss: LossSpec, label: str, position: int = 0) -> Line:
 
 
 def line_figure(panels: Sequence[Panel]) -> Figure:
-    """Panels side by side, over one legend of all their lines."""
-    # At least as wide as a legend of two columns.
+    """Return a figure with panels side by side and one legend of all their lines below."""
+    # At least as wide as a legend with two columns.
     figure = Figure(figsize=(max(6.4, 4.4 * len(panels) + 0.4), 4.6), layout="constrained")
     share = len({(panel.y_label, panel.log) for panel in panels}) == 1
     axes_row = figure.subplots(1, len(panels), squeeze=False, sharey=share)[0]
     for axes, panel in zip(axes_row, panels, strict=True):
-        _draw_panel(axes, panel, beside=panels if share else [panel])
+        _draw_panel(axes, panel, sharing=panels if share else [panel])
         if share:
             axes.label_outer()
     draw_legend(figure, list(axes_row))
@@ -139,14 +140,14 @@ def line_figure(panels: Sequence[Panel]) -> Figure:
 
 
 def draw_legend(figure: Figure, all_axes: Sequence[Axes]) -> None:
-    """One legend under all axes, of every label once."""
+    """Draw one legend under all axes, with every label once."""
     by_label = {str(h.get_label()): h for axes in all_axes for h in axes.get_legend_handles_labels()[0]}
     columns = min(2, len(by_label))
     figure.legend(handles=by_label.values(), loc="outside lower center", ncols=columns, handlelength=3.5)
 
 
-def _draw_panel(axes: Axes, panel: Panel, *, beside: Sequence[Panel]) -> None:
-    """One panel, whose y axis has the range of all those beside it that share it."""
+def _draw_panel(axes: Axes, panel: Panel, *, sharing: Sequence[Panel]) -> None:
+    """Draw one panel; a logarithmic y axis has the range of all panels that share it."""
     axes.set(title=panel.title, xlabel=panel.x_label, ylabel=panel.y_label)
     axes.grid(color=GREY, alpha=0.25, linewidth=0.6)
     if panel.ticks:
@@ -162,21 +163,21 @@ def _draw_panel(axes: Axes, panel: Panel, *, beside: Sequence[Panel]) -> None:
         axes.set_ylim(-0.02, 1.02)
         return
     axes.set_yscale("log", nonpositive="clip")
-    # An interval may reach to 0 or below, where a logarithmic axis has no end.
-    lines = [line for each in beside for line in each.lines]
+    # An interval may reach below 0, which a logarithmic axis cannot show: the range follows the means.
+    lines = [line for each in sharing for line in each.lines]
     means = [point.mean for _, points in lines for point in points.values() if point.mean > 0]
     if means:
         axes.set_ylim(min(means) / 2, max(means) * 2)
 
 
 def _crowded(ticks: Sequence[float]) -> bool:
-    """Whether labels side by side would run into each other."""
+    """Return true if horizontal tick labels would overlap."""
     gaps = np.diff(ticks)
     return len(ticks) > 6 or bool((gaps < CROWDED * gaps.sum()).any())
 
 
 def draw_line(axes: Axes, line: Line, points: Mapping[float, Interval]) -> None:
-    """The means of a line by x, with their intervals shaded."""
+    """Draw the means of a line by x, with their intervals shaded."""
     x = np.array(list(points))
     mean = np.array([point.mean for point in points.values()])
     half_width = np.array([point.half_width for point in points.values()])
@@ -187,7 +188,7 @@ def draw_line(axes: Axes, line: Line, points: Mapping[float, Interval]) -> None:
 
 
 def plot_line(axes: Axes, line: Line, x: npt.ArrayLike, y: npt.ArrayLike, **options: Any) -> None:
-    """Points joined in the colour, marks and width of a line, with matplotlib's further options."""
+    """Plot points in the colour, markers and width of a line; further options are matplotlib's."""
     axes.plot(
         x,
         y,
@@ -204,21 +205,21 @@ def plot_line(axes: Axes, line: Line, x: npt.ArrayLike, y: npt.ArrayLike, **opti
 
 def seeds_note(seeds: Sequence[int], what: str = "Mean", *, intervals: str = "") -> str:
     """
-    What a caption says of the seeds.
+    Return a sentence for a caption on the number of seeds.
 
-    :param seeds: How many went into each of the values that are drawn.
-    :param what: What was made of them.
-    :param intervals: How their intervals are drawn, such as "shaded"; empty if they are not.
+    :param seeds: The number of seeds behind each value that is drawn.
+    :param what: How the seeds are combined, such as "Mean" or "Sum".
+    :param intervals: How the intervals are drawn, such as "shaded"; empty if they are not drawn.
     """
     fewest, most = min(seeds), max(seeds)
     if most == 1:
         return "One seed, so there is no interval." if intervals else "One seed."
-    number = f"{most} seeds" if fewest == most else f"the seeds there are so far, {fewest} to {most}"
+    number = f"{most} seeds" if fewest == most else f"{fewest} to {most} seeds (the others are not finished)"
     return f"{what} over {number}" + (f"; {intervals}: 95% Student t interval over the seeds." if intervals else ".")
 
 
 def values_in_words(panels: Sequence[Panel]) -> str:
-    """Each line's first and last mean, panel by panel."""
+    """Return the first and the last mean of each line as text, panel by panel."""
     sentences = []
     for panel in panels:
         lines = []
@@ -231,7 +232,11 @@ def values_in_words(panels: Sequence[Panel]) -> str:
 
 
 def settled(figure: Figure) -> Figure:
-    """The figure, laid out once: a layout that is computed at each drawing may move a little, and bytes with it."""
+    """
+    Return the figure with its layout computed once and fixed.
+
+    A layout that is computed again at each drawing may move a little, and would change the bytes of the files.
+    """
     figure.draw_without_rendering()
     figure.set_layout_engine("none")
     return figure
@@ -243,7 +248,7 @@ def save(picture: Picture, folder: Path) -> None:
 
     :raises StoreError: If they cannot be written.
     """
-    name = re.sub(r"[^A-Za-z0-9_.-]+", "-", picture.name).strip("-")  # a user's own data set has a colon in its name
+    name = re.sub(r"[^A-Za-z0-9_.-]+", "-", picture.name).strip("-")  # the name of a user's data set has a colon
     write_bytes(folder / f"{name}.png", picture.png)
     write_bytes(folder / f"{name}.svg", picture.svg)
 

@@ -1,4 +1,4 @@
-"""Results -> files. A report is a function of the records: nothing is trained or attacked for it."""
+"""Files of a report: tables, figures and pages as a function of the records, without training or attacks."""
 
 import json
 from collections.abc import Callable, Mapping
@@ -12,7 +12,7 @@ from benchmarks.config import Grid
 from benchmarks.report.attack_tables import (
     FOUND,
     diagnoses_table,
-    found_table,
+    ensemble_table,
     hardening_table,
     own_attacks_table,
     strong_table,
@@ -38,20 +38,20 @@ TABLES: dict[str, tuple[Callable[[Selection], Table | None], ...]] = {
     "alpha": (partial(alpha_table, name="exact"), partial(alpha_table, name="paper")),
     "own_attacks": (own_attacks_table,),
     "strong": (strong_table,),
-    "broken_by": (found_table,),
+    "broken_by": (ensemble_table,),
     "hardening": (hardening_table,),
     "diagnostics": (diagnoses_table,),
-    "bounds": (partial(bounds_table, what="upper"), partial(bounds_table, what="lower")),
+    "bounds": (partial(bounds_table, side="upper"), partial(bounds_table, side="lower")),
 }
 PICTURES: tuple[Callable[[Selection], Picture | None], ...] = (
     *(figure_1, accuracy_vs_eps, strong, margins, strip, hardening, alpha),
     *(confusion, reliability, bounds, learning_curves),
 )
-# The sections of the page, with the tables and figures of each by name; then those that stand open.
+# The sections of the page, each with the names of its tables and of its figures.
 SECTIONS = {
     "The paper's claims": (("claims",), ()),
     "Accuracy against eps": (("strong", "broken_by", "table_1"), ("accuracy_vs_eps", "strong")),
-    "Own attacks": (("own_attacks",), ()),
+    "The user's own attacks": (("own_attacks",), ()),
     "Margins": ((), ("margins",)),
     "Attacked images": ((), ("strip",)),
     "Gradient masking": (("diagnostics",), ()),
@@ -62,15 +62,16 @@ SECTIONS = {
     "Proposition 1": (("bounds",), ("bounds",)),
     "Learning curves": ((), ("learning_curves",)),
 }
+# The sections that are unfolded when the page opens.
 OPEN = ("The paper's claims",)
-# The figure to be seen first is the first of these that a grid has.
+# The figure at the top of the page is the first of these that a grid has.
 LEADING = ("figure_1", "hardening", "alpha", "strong", "accuracy_vs_eps")
 SUMMARY = "summary.json"
 
 
 @dataclass(frozen=True)
 class Report:
-    """What there is to show of a grid, each part made once; what is not there yet is left out."""
+    """Tables, figures and answers of a grid, each computed once and cached; parts without records are left out."""
 
     results: Results
 
@@ -86,39 +87,39 @@ class Report:
 
     @cached_property
     def tables(self) -> dict[str, list[Table]]:
-        """The tables that the grid can give, by name, data set by data set."""
-        made = {
+        """The tables for which the grid has attacks, by name, each a list over the data sets."""
+        by_name = {
             name: [table for selection in self.selections for maker in makers if (table := maker(selection))]
             for name, makers in TABLES.items()
         }
-        made["claims"] = [claims_table(self.claims)] if len(self.claims) else []
-        return {name: several for name, several in made.items() if several}
+        by_name["claims"] = [claims_table(self.claims)] if len(self.claims) else []
+        return {name: tables for name, tables in by_name.items() if tables}
 
     @cached_property
     def answers(self) -> list[tuple[Answer, Table | None]]:
-        """What each data set's results say of robustness, and the table of its numbers."""
-        found = [headline(selection) for selection in self.selections]
-        answers = [answer(each) for each in found]
+        """The verdict on robustness for each data set, and the table of its numbers."""
+        headlines = [headline(selection) for selection in self.selections]
+        answers = [answer(summary) for summary in headlines]
         if len(answers) > 1:
             named = zip(answers, self.results.datasets, strict=True)
-            answers = [replace(given, verdict=f"{dataset}: {given.verdict}") for given, dataset in named]
-        return [(given, headline_table(each)) for given, each in zip(answers, found, strict=True)]
+            answers = [replace(item, verdict=f"{dataset}: {item.verdict}") for item, dataset in named]
+        return [(item, headline_table(summary)) for item, summary in zip(answers, headlines, strict=True)]
 
     @cached_property
     def pictures(self) -> list[Picture]:
-        """The figures for which there is something to draw, data set by data set."""
+        """The figures for which there are records, data set by data set."""
         with style():
-            made = [maker(selection) for selection in self.selections for maker in PICTURES]
-        return [picture for picture in made if picture is not None]
+            pictures = [maker(selection) for selection in self.selections for maker in PICTURES]
+        return [picture for picture in pictures if picture is not None]
 
     def files(self, command: str) -> dict[str, str]:
         """
-        Return the text of each file by its name: results and records, and of each table its numbers and two forms.
+        Return the text of each file by its name: results, records, and each table as CSV, Markdown and LaTeX.
 
-        :param command: What makes the results, to stand under the tables.
+        :param command: The command that computes the results; it is printed under the tables.
         """
         results, last = self.results, self.results.trained
-        # Of an empty frame pandas 2 would take the columns' types.
+        # Empty frames are left out: pandas 2 would take the types of the columns from them.
         parts = [frame for frame in (results.frame, results.calibration, results.bounds) if len(frame)]
         whole = pd.concat(parts or [results.frame]).drop(columns="key")
         frames = {"results": whole, "records": records_frame(last)}
@@ -135,31 +136,31 @@ class Report:
         frames |= {name: frame for name, frame in numbers.items() if name in self.tables}
         texts = {f"{name}.csv": frame.to_csv(index=False, float_format="%.6g") for name, frame in frames.items()}
         texts["results.json"] = whole.to_json(orient="records", double_precision=15)
-        if told := [(f"{given}\n", table.markdown()) for given, table in self.answers if table]:
-            texts["headline.md"] = "\n".join("\n".join(parts) for parts in told) + f"\nMade by `{command}`\n"
-        for name, several in self.tables.items():
-            texts[f"{name}.md"] = "\n".join(table.markdown() for table in several) + f"\nMade by `{command}`\n"
+        if answered := [(f"{item}\n", table.markdown()) for item, table in self.answers if table]:
+            texts["headline.md"] = "\n".join("\n".join(parts) for parts in answered) + f"\nMade by `{command}`\n"
+        for name, tables in self.tables.items():
+            texts[f"{name}.md"] = "\n".join(table.markdown() for table in tables) + f"\nMade by `{command}`\n"
             comment = f"% Made by `{command}`. Needs \\usepackage{{booktabs}}.\n\n"
-            texts[f"{name}.tex"] = comment + "\n".join(table.latex() for table in several)
+            texts[f"{name}.tex"] = comment + "\n".join(table.latex() for table in tables)
         return texts
 
 
 def write(results: Results, folder: Path, *, command: str, facts: Mapping[str, str] | None = None) -> Path:
     """
-    Write what there is of a grid as tables, figures, and one page that shows them all, each file whole or not at all.
+    Write the tables and figures of a grid, and one page that shows them all; every write is atomic.
 
-    :param results: What there is of a grid.
-    :param folder: Takes the files.
-    :param command: What makes the results, to stand under the tables.
-    :param facts: When, with what and on what they were made; see benchmarks/report/provenance.py.
-    :return: The page, index.html.
+    :param results: The records and curves of a grid.
+    :param folder: The folder for the files.
+    :param command: The command that computes the results; it is printed under the tables.
+    :param facts: Date, versions and machine of the results; see benchmarks/report/provenance.py.
+    :return: The path of the page, index.html.
     :raises StoreError: If the disk is full, or the folder cannot be written.
     """
     report, facts = Report(results), facts or {}
     files = write_tables(report, folder, command=command)
     for picture in report.pictures:
         save(picture, folder)
-    answers = [given for given, _ in report.answers]
+    answers = [item for item, _ in report.answers]
     by_name = {picture.name: picture for picture in report.pictures}
     first: list[Table | Picture] = [table for _, table in report.answers if table]
     for dataset in results.datasets:
@@ -181,7 +182,7 @@ def write(results: Results, folder: Path, *, command: str, facts: Mapping[str, s
 
 
 def write_tables(report: Report, folder: Path, *, command: str) -> list[str]:
-    """Write the tables, and the numbers and records behind them; returns the files' names."""
+    """Write the tables, their numbers and the records, and return the names of the files."""
     texts = report.files(command)
     for file, text in texts.items():
         write_bytes(folder / file, text.encode())
@@ -192,29 +193,30 @@ def write_index(reports: Path) -> Path:
     """
     Write index.html, a page that lists the reports of all grids.
 
-    :param reports: The folder of the reports, each in a folder of its own as :func:`write` makes it.
+    :param reports: The folder of the reports; each report has its own folder, as :func:`write` writes it.
     :raises StoreError: If it cannot be written.
     """
     entries = []
-    for found in sorted(reports.glob("*/index.html")):
-        entry = {"grid": found.parent.name, "what": "", "made": "", "verdict": "No summary: make this report again."}
+    for page_file in sorted(reports.glob("*/index.html")):
+        name = page_file.parent.name
+        entry = {"grid": name, "what": "", "made": "", "verdict": "No summary: make this report again."}
         try:
-            summary = json.loads((found.parent / SUMMARY).read_bytes())
-        except (OSError, ValueError):  # of an earlier version, or damaged
+            summary = json.loads((page_file.parent / SUMMARY).read_bytes())
+        except (OSError, ValueError):  # a report of an earlier version has none; this one may be damaged
             summary = {}
         if isinstance(summary, dict):
             entry |= {key: str(value) for key, value in summary.items() if key in entry}
-        entries.append(entry | {"page": f"{found.parent.name}/index.html"})
+        entries.append(entry | {"page": f"{name}/index.html"})
     write_bytes(reports / "index.html", index(entries).encode())
     return reports / "index.html"
 
 
 def _sections(report: Report, first: list[Table | Picture]) -> list[Section]:
-    """What there is beside what is shown first, by subject: figures, and then their tables."""
+    """Return the sections below the top of the page: the figures of each subject, and then its tables."""
     sections = []
-    for title, (of_tables, of_pictures) in SECTIONS.items():
-        names = [name for name in of_tables if name in report.tables]
-        pictures = [p for name in of_pictures for p in report.pictures if p.name.startswith(f"{name}-")]
+    for title, (table_names, picture_names) in SECTIONS.items():
+        names = [name for name in table_names if name in report.tables]
+        pictures = [p for name in picture_names for p in report.pictures if p.name.startswith(f"{name}-")]
         parts: list[Table | Picture] = [picture for picture in pictures if picture not in first]
         parts += [table for name in names for table in report.tables[name]]
         files = [f"{name}.{ending}" for name in names for ending in ("csv", "tex", "md")]
@@ -223,23 +225,23 @@ def _sections(report: Report, first: list[Table | Picture]) -> list[Section]:
 
 
 def _what(grid: Grid) -> str:
-    """A grid in a few words, for a list of grids."""
+    """Return a short description of a grid, for the list of all grids."""
     losses = ", ".join(map(str, grid.losses)) if len(grid.losses) <= 3 else f"{len(grid.losses)} losses"
     seeds = f"{len(grid.seeds)} seed{'s' * (len(grid.seeds) > 1)}"
     data = ", ".join(dataset for dataset, _ in grid.recipes)
-    return f"{data}: {len(grid.runs())} trainings ({losses}; {seeds}), each under {len(grid.attacks)} attacks"
+    return f"{data}: {len(grid.runs())} training runs ({losses}; {seeds}), each with {len(grid.attacks)} evaluations"
 
 
 def _notes(results: Results) -> list[str]:
-    """What a reader must know before the numbers."""
-    planned, made = len(results.grid.runs()) * len(results.grid.attacks), len(results.records)
-    missing = [] if made == planned else [f"{made} of {planned} evaluations are there so far."]
+    """Return the notes at the top of the page: the number of missing evaluations, and files that cannot be used."""
+    planned, finished = len(results.grid.runs()) * len(results.grid.attacks), len(results.records)
+    missing = [] if finished == planned else [f"{finished} of {planned} evaluations are finished."]
     return [*missing, *(f"Counted as missing: {problem}." for problem in results.problems)]
 
 
 def cells_frame(selections: list[Selection]) -> pd.DataFrame:
     """
-    One row per entry: accuracy over the seeds, and its paired difference from cross-entropy that is hardened alike.
+    Return one row per entry: accuracy over the seeds, and its paired difference from CE with the same defence.
 
     The column chosen marks the alpha that is chosen on validation images at the row's eps, in grids with several.
     """
@@ -255,7 +257,7 @@ def cells_frame(selections: list[Selection]) -> pd.DataFrame:
 
 
 def records_frame(last: pd.DataFrame) -> pd.DataFrame:
-    """One row per evaluation that is there: how many of n images are classified right."""
+    """Return one row per finished evaluation: the number of images that are classified correctly, of n."""
     names = ["dataset", "trained", "seed", "attack", "attack_loss", "eps", "units", "split", "steps", "images"]
     counts = ["n", "correct", "zero_gradient"]
     chosen = last[last.metric.isin(counts)]
@@ -266,18 +268,22 @@ def records_frame(last: pd.DataFrame) -> pd.DataFrame:
 
 
 def broken_frame(last: pd.DataFrame) -> pd.DataFrame:
-    """Of every worst case, how many images each attack of the ensemble broke first; the rest were left standing."""
+    """
+    Return one row per worst case and attack: the column broken counts the images that this attack misclassifies first.
+
+    The other images of n are robust under all attacks of the ensemble.
+    """
     names = ["dataset", "trained", "seed", "eps", "units"]
     images = last[last.metric == "n"].set_index([*names[:3], "key"]).value
-    found = last[last.metric.astype(str).str.startswith(FOUND)]
-    n = images.reindex(pd.MultiIndex.from_frame(found[[*names[:3], "key"]])).to_numpy()
-    attack = found.metric.astype(str).str.removeprefix(FOUND)
-    frame = found[names].assign(n=n, attack=attack, broken=found.value)
+    counts = last[last.metric.astype(str).str.startswith(FOUND)]
+    n = images.reindex(pd.MultiIndex.from_frame(counts[[*names[:3], "key"]])).to_numpy()
+    attack = counts.metric.astype(str).str.removeprefix(FOUND)
+    frame = counts[names].assign(n=n, attack=attack, broken=counts.value)
     return frame.astype({"n": "Int64", "broken": "Int64"})
 
 
 def bounds_frame(bounds: pd.DataFrame) -> pd.DataFrame:
-    """All fields of ErrorBounds, per network, attack and kind of labels; empty where a value is not finite."""
+    """Return all fields of ErrorBounds by network, attack and kind of labels; empty where a value is not finite."""
     names = ["dataset", "trained", "seed", "eps"]
     parts = bounds.metric.astype(str).str.extract(r"^(\w+)\.(\w+)$")
     chosen = bounds[names].assign(labels=parts[0], field=parts[1], value=bounds.value)

@@ -1,4 +1,4 @@
-"""Results -> the answer: what HR training did to robustness, as one short text with its numbers, and their table."""
+"""Headline of a report: a verdict on the robustness of HR training, its numbers as text, and their table."""
 
 import math
 from collections.abc import Mapping
@@ -8,17 +8,19 @@ from typing import Literal
 from benchmarks.config import AttackSpec, LossSpec
 from benchmarks.protocols import eps_text, protocol
 from benchmarks.report.markup import Table
-from benchmarks.report.notes import over_seeds
+from benchmarks.report.notes import LOSSES, over_seeds
 from benchmarks.report.results import attacks
 from benchmarks.report.selection import MAIN, STRONG, Cell, Selection, hardening_attacks
 from benchmarks.report.statistics import Interval, judge
 
-CLEAN, ZEROS, (PAPER, EXACT, WORST) = "no attack", "gradients of 0", MAIN
+CLEAN, ZEROS, (PAPER, EXACT, WORST) = "no attack", "zero gradients", MAIN
 NOTES = {
-    PAPER: f"{PAPER}: with the gradient of clipped float32 probabilities.",
-    EXACT: f"{EXACT}: with the gradient of cross-entropy.",
-    WORST: "Worst case: over an ensemble of strong attacks, image by image.",
-    ZEROS: f"Gradients of 0: the share of images on which {PAPER}, has a gradient of exactly 0.",
+    PAPER: f"{PAPER}: FGSM with the gradient of a loss that is computed from clipped float32 probabilities.",
+    ZEROS: f'Zero gradients: the share of images on which the gradient of "{PAPER}" is exactly 0, so that FGSM does '
+    "not change them.",
+    EXACT: f"{EXACT}: FGSM with the exact gradient of cross-entropy.",
+    WORST: "Worst case: an image counts as correct only if it is classified correctly under every attack of an "
+    "ensemble of strong attacks.",
 }
 WHERE = {EXACT: "along the exact gradient", WORST: "in the worst case"}
 Conclusion = Literal["more", "less", "mixed", "not robust", "no gain", "undecided", "not measured", "nothing"]
@@ -38,9 +40,9 @@ class Answer:
 
     conclusion: Conclusion
     verdict: str
-    """A sentence, without its full stop."""
+    """One sentence, without its full stop."""
     evidence: str = ""
-    """The sentences with its numbers."""
+    """Sentences with the numbers behind the verdict."""
 
     def __str__(self) -> str:
         return f"{self.verdict}. {self.evidence}".strip()
@@ -51,53 +53,62 @@ class Row:
     """CE and HR under one kind of attack at one eps."""
 
     eps: str
-    """As it is shown, with its units where they are not the range of a pixel."""
+    """The eps as text, with its units if it is not a share of the pixel range."""
     kind: str
     papers: bool
-    """Whether the paper protocol is there in the paper's units of eps."""
+    """True if the grid attacks at this eps in the paper protocol and in the paper's units of eps."""
     ce: Cell
     hr: Cell
 
     @property
     def gain(self) -> str:
-        """What HR has more than CE; nothing where it is not known."""
+        """Accuracy of HR minus accuracy of CE, as text; empty if there is no pair of records yet."""
         return f"{self.hr.gain:+z.3f}" if self.hr.gain.n else ""
 
     @property
     def undecided(self) -> bool:
-        """Whether the interval of the gain holds 0."""
+        """True if the interval of the gain contains 0, or if there is no interval."""
         return judge(self.hr.gain) == "undecided"
 
 
 @dataclass(frozen=True)
 class Headline:
-    """The rows of one data set's results, and what they say."""
+    """Accuracies of CE and HR on one data set, by eps and attack."""
 
     selection: Selection
     ce: LossSpec
     hr: LossSpec
     rows: Mapping[str, Mapping[str, Row]]
-    """By eps, weakest first, and kind."""
+    """Rows by eps, smallest first, and by kind of attack."""
 
     def measured(self, kind: str) -> list[Row]:
-        """The rows of a kind in which both losses have been evaluated."""
+        """Return the rows of a kind of attack in which both losses have been evaluated."""
         return [row[kind] for row in self.rows.values() if kind in row and row[kind].gain]
 
     @property
     def informative(self) -> Row | None:
-        """The row in which the accuracy of CE is nearest 1/2, in the worst case or else along the exact gradient."""
+        """
+        The row in which the accuracy of CE is nearest 1/2, in the worst case or else along the exact gradient.
+
+        Near 0 and 1 accuracies hardly differ. The choice uses CE alone: a choice by the difference would favour
+        the eps at which chance makes it large.
+        """
         rows = self.measured(WORST) or self.measured(EXACT)
         return min(rows, key=lambda row: abs(row.ce.accuracy.mean - 0.5), default=None)
 
     @property
-    def kindest(self) -> Row | None:
-        """The row, at the paper's eps if there are any, where HR is most above CE in the paper protocol."""
+    def largest_paper_gain(self) -> Row | None:
+        """The row with the largest gain of HR in the paper protocol, among the paper's eps if the grid has any."""
         rows = self.measured(PAPER)
         return max([row for row in rows if row.papers] or rows, key=lambda row: row.hr.gain.mean, default=None)
 
 
 def headline(selection: Selection) -> Headline | None:
-    """The attacks of every eps, on the same images as the worst case where it can be; None without CE and HR."""
+    """
+    Return the accuracies of CE and HR under the attacks of every eps; None for a grid without CE or HR.
+
+    If a grid has the same attack on several sets of images, the set of the worst case is used.
+    """
     if selection.pair is None:
         return None
     known, scale = selection.grid.attacks, selection.recipe.input_scale
@@ -109,8 +120,8 @@ def headline(selection: Selection) -> Headline | None:
     rows: dict[str, dict[str, Row]] = {}
     for share, by_kind in sorted(by_share.items()):
         images = by_kind[WORST][0].images if WORST in by_kind else 0
-        # The same images as in the worst case, else all.
-        best = {k: min(found, key=lambda a: (a.images != images, a.images)) for k, found in by_kind.items() if found}
+        # Accuracies are comparable only on the same images: those of the worst case, or else all (images = 0).
+        best = {k: min(specs, key=lambda a: (a.images != images, a.images)) for k, specs in by_kind.items() if specs}
         papers = any(attack.units == "data" for attack in by_kind.get(PAPER, ()))
         eps = eps_text(share)
         rows[eps] = {
@@ -120,41 +131,48 @@ def headline(selection: Selection) -> Headline | None:
     return Headline(selection, *selection.pair, rows)
 
 
-def answer(found: Headline | None) -> Answer:
+def answer(summary: Headline | None) -> Answer:
     """
-    The verdict on robustness, by rules that do not look for a result.
+    Return the verdict on robustness, by rules that are fixed before the results are known.
 
-    Robust accuracy is that in the worst case, and without one nothing is said of it. A difference counts where its
-    whole interval is on one side of 0; nothing counts with fewer than two seeds. Numbers are those at the eps where the
-    worst case of CE, not the difference, is nearest 1/2, and at the eps where the paper protocol is kindest to HR.
-    Without a gain at any eps, networks are called not robust if they are below guessing at the latter.
+    Robust accuracy is the accuracy in the worst case; without a worst case there is no verdict on robustness. A
+    difference is decided if its whole interval is on one side of 0, and undecided with fewer than two seeds. The
+    text quotes two eps: the one at which the worst case of CE is nearest 1/2 (this choice does not depend on the
+    difference), and the one with the largest gain of HR in the paper protocol. If no eps has a decided difference, the
+    verdict is "not robust" if the worst case of HR is below random guessing at the second of these eps.
     """
-    if found is None:
+    if summary is None:
         return Answer("nothing", "No verdict: this grid does not train with both CE and HR")
-    row = found.informative
+    row = summary.informative
     if row is None:
-        return Answer("nothing", "No verdict yet: no attack of a network with CE and of one with HR has been evaluated")
+        return Answer("nothing", "No verdict yet: no attack has been evaluated on networks of both CE and HR")
     if row.kind == WORST:
-        conclusion, verdict, evidence = _worst_case(found, row)
+        conclusion, verdict, evidence = _worst_case(summary, row)
     else:
-        planned = attacks(found.selection.grid.attacks, "worst case")
+        planned = attacks(summary.selection.grid.attacks, "worst case")
         conclusion = "not measured"
         verdict = "Robustness is not measured " + ("yet: the worst case is missing" if planned else "by this grid")
-        evidence = "" if planned else "It has no worst case, and FGSM alone is a weak attack. "
-        evidence += f"{_numbers(found, row)}{', undecided' * row.undecided}."
-    return Answer(conclusion, verdict, " ".join(filter(None, (evidence, _kindest(found), _defences(found.selection)))))
+        evidence = "" if planned else "The grid has no worst case, and FGSM alone is a weak attack. "
+        evidence += f"{_numbers(summary, row)}{f' {_reason(row)}.' * row.undecided}"
+    parts = (evidence, _paper_protocol(summary), _defences(summary.selection))
+    return Answer(conclusion, verdict, " ".join(filter(None, parts)))
 
 
-def headline_table(found: Headline | None) -> Table | None:
+def headline_table(summary: Headline | None) -> Table | None:
     """
-    Accuracy from no attack to the worst case, of CE and HR, at the strengths whose numbers the answer has.
+    Return the accuracies of CE and HR from no attack to the worst case, at the eps that the answer quotes.
 
-    :return: None without a CE and an HR loss, or any attack of theirs that has been evaluated.
+    :return: None for a grid without CE or HR, or before any of their attacks has been evaluated.
     """
-    if found is None or not (quoted := {row.eps for row in (found.informative, found.kindest) if row}):
+    if summary is None:
         return None
-    selection, rows, images = found.selection, list[tuple[str, ...]](), set[int]()
-    for eps, by_kind in found.rows.items():
+    reasons = {"the accuracy of {ce} is nearest 1/2 {where}": summary.informative}
+    reasons |= {"the gain of {hr} over {ce} in the paper protocol is largest": summary.largest_paper_gain}
+    quoted = {row.eps for row in reasons.values() if row}
+    if not quoted:
+        return None
+    selection, rows, images = summary.selection, list[tuple[str, ...]](), set[int]()
+    for eps, by_kind in summary.rows.items():
         first = eps
         for kind in (CLEAN, PAPER, EXACT, WORST) if eps in quoted else ():
             if kind not in by_kind or (kind == CLEAN and rows):
@@ -168,22 +186,24 @@ def headline_table(found: Headline | None) -> Table | None:
                 rows.append(("", ZEROS, *(_share(cell) for cell in (row.ce, row.hr)), ""))
     fewer = f" (in the worst case the first {min(images)})" if len(images) > 1 else ""
     counts = f"{max(images, default=0)} test images{fewer}"
-    known = [NOTES[name] for name in NOTES if any(name == row[1] for row in rows)]
-    notes = [f"{selection.dataset}, {counts}, L-infinity. {over_seeds(selection.grid)} {' '.join(known)}"]
-    if len(found.rows) > len(quoted):
-        where = WHERE[WORST if found.measured(WORST) else EXACT]
-        notes.append(
-            f"Of {len(found.rows)} eps, those where CE is nearest 1/2 {where} and where the paper protocol is kindest "
-            f"to {found.hr}; the others are below."
-        )
-    header = ("eps", "attack", str(found.ce), str(found.hr), f"{found.hr} - {found.ce}, paired")
+    shown = [NOTES[name] for name in NOTES if any(name == row[1] for row in rows)]
+    notes = [
+        f"Data: {selection.dataset}, {counts}; L-infinity norm. Accuracy: the share of images that are classified "
+        f"correctly. {over_seeds(selection.grid)} Columns: the loss that the networks are trained with; {LOSSES} "
+        f"{summary.hr} - {summary.ce}: the difference of the accuracies, paired over the seeds. {' '.join(shown)}"
+    ]
+    if len(summary.rows) > len(quoted):
+        names = {"ce": summary.ce, "hr": summary.hr, "where": WHERE[WORST if summary.measured(WORST) else EXACT]}
+        choice = " and where ".join(text.format(**names) for text, row in reasons.items() if row)
+        notes.append(f"This table shows {len(quoted)} of {len(summary.rows)} eps: where {choice}.")
+    header = ("eps", "attack", str(summary.ce), str(summary.hr), f"{summary.hr} - {summary.ce}, paired")
     title = f"Test accuracy on {selection.dataset}, from no attack to the worst case"
     return Table(title, header, tuple(rows), tuple(notes))
 
 
-def _worst_case(found: Headline, informative: Row) -> tuple[Conclusion, str, str]:
-    """The conclusion, its verdict, and the sentence with its numbers."""
-    gains = [row.hr.gain for row in found.measured(WORST)]
+def _worst_case(summary: Headline, informative: Row) -> tuple[Conclusion, str, str]:
+    """Return the conclusion, its verdict, and the sentences with its numbers."""
+    gains = [row.hr.gain for row in summary.measured(WORST)]
     verdicts = [judge(gain) for gain in gains]
     above, below, total = verdicts.count("supported"), verdicts.count("contradicted"), len(verdicts)
     conclusion: Conclusion = "no gain"
@@ -191,54 +211,64 @@ def _worst_case(found: Headline, informative: Row) -> tuple[Conclusion, str, str
         conclusion = "undecided"
     elif above or below:
         conclusion = "mixed" if above and below else "more" if above else "less"
-    elif found.kindest and _below_guessing(found, found.kindest):
+    elif summary.largest_paper_gain and _below_guessing(summary, summary.largest_paper_gain):
         conclusion = "not robust"
-    decided, others = above + below, total - above - below
-    where = f" at {decided} of {total} eps" if conclusion in ("more", "less") and others else ""
+    decided, undecided = above + below, total - above - below
+    where = f" at {decided} of {total} eps" if conclusion in ("more", "less") and undecided else ""
+    count = f"{'all ' if undecided == total else f'{undecided} of '}{total} eps"
+    end = f" The difference is undecided at {count}." if undecided else ""
     if informative.undecided:
-        many = "" if others == 1 else f", as at {'all ' if others == total else f'{others} of '}{total} eps"
-        end = f", undecided{many}"
-    else:
-        end = f"; undecided at {others} of {total} eps" if others else ""
-    return conclusion, f"{VERDICTS[conclusion]}{where}", f"{_numbers(found, informative)}{end}."
+        end = f" {_reason(informative)}{f'; it is undecided at {count}' if undecided > 1 else ''}."
+    return conclusion, f"{VERDICTS[conclusion]}{where}", f"{_numbers(summary, informative)}{end}"
 
 
-def _below_guessing(found: Headline, row: Row) -> Interval | None:
-    """The worst case of HR at a row's eps, if its whole interval is below guessing; a single seed has none."""
-    worst, classes = found.rows[row.eps].get(WORST), found.selection.classes
+def _below_guessing(summary: Headline, row: Row) -> Interval | None:
+    """Return the worst case of HR at a row's eps if its whole interval is below 1/classes; None with a single seed."""
+    worst, classes = summary.rows[row.eps].get(WORST), summary.selection.classes
     if worst is None or classes is None:
         return None
-    left = worst.hr.accuracy
-    return left if left.mean + left.half_width < 1 / classes else None
+    accuracy = worst.hr.accuracy
+    return accuracy if accuracy.mean + accuracy.half_width < 1 / classes else None
 
 
-def _numbers(found: Headline, row: Row) -> str:
+def _numbers(summary: Headline, row: Row) -> str:
+    """Return a sentence with the accuracies of CE and HR in a row and their difference."""
     n = row.hr.gain.n
-    seeds = f"{n} seeds, 95% t interval" if n > 1 else "one seed, so no interval"
+    seeds = f"{n} seeds, 95% t intervals" if n > 1 else "one seed, so no intervals"
     return (
-        f"{WHERE[row.kind].capitalize()} at eps {row.eps} the accuracy of {found.ce} is {row.ce.accuracy} and that of "
-        f"{found.hr} {row.hr.accuracy}: a paired difference of {row.gain} ({row.ce.n} images, {seeds})"
+        f"{WHERE[row.kind].capitalize()} at eps {row.eps}, the accuracy is {row.ce.accuracy} for {summary.ce} and "
+        f"{row.hr.accuracy} for {summary.hr}; the paired difference {summary.hr} - {summary.ce} is {row.gain} "
+        f"({row.ce.n} images, {seeds})."
     )
 
 
-def _kindest(found: Headline) -> str:
-    """The largest gain in the paper protocol, with what a reader must know of it."""
-    row = found.kindest
+def _reason(row: Row) -> str:
+    """Return why the difference of a row is undecided."""
+    reason = "There is no interval" if math.isnan(row.hr.gain.half_width) else "The interval contains 0"
+    return f"{reason}, so this difference is undecided"
+
+
+def _paper_protocol(summary: Headline) -> str:
+    """Return sentences on the largest gain in the paper protocol: its zero gradients, and stronger attacks there."""
+    row = summary.largest_paper_gain
     if row is None:
         return ""
     text = (
-        f"The paper protocol shows at most {row.gain}{', undecided' * row.undecided}, at eps {row.eps}: its gradient "
-        f"there is exactly 0 on {_share(row.hr)} of the images of {found.hr} ({found.ce}: {_share(row.ce)})"
+        f"In the paper protocol the difference is largest at eps {row.eps}: {row.gain}{' (undecided)' * row.undecided}."
+        f" The gradient of this attack is exactly 0 on {_share(row.hr)} of the images for {summary.hr} and on "
+        f"{_share(row.ce)} for {summary.ce}."
     )
-    beside = [(found.rows[row.eps][kind].gain, where) for kind, where in WHERE.items() if kind in found.rows[row.eps]]
-    known = [f"{gain} {where}" for gain, where in beside if gain]
-    text += f", and the difference is {' and '.join(known)}" if known else ""
-    left = _below_guessing(found, row)
-    return text + (f", which leaves {found.hr} at {left}, below guessing." if left else ".")
+    by_kind = summary.rows[row.eps]
+    gains = [(by_kind[kind].gain, where) for kind, where in WHERE.items() if kind in by_kind]
+    if stronger := " and ".join(f"{gain} {where}" for gain, where in gains if gain):
+        text += f" At the same eps the difference is {stronger}."
+    if accuracy := _below_guessing(summary, row):
+        text += f" There the worst case of {summary.hr} is {accuracy}, below random guessing."
+    return text
 
 
 def _defences(selection: Selection) -> str:
-    """What HR adds to a defence, counted over all comparisons; nothing for a grid without one."""
+    """Return how often HR is above or below CE when both are trained with a defence; empty for a grid without one."""
     gains = [
         selection.cell(loss, attack).gain
         for loss in selection.grid.losses
@@ -250,10 +280,12 @@ def _defences(selection: Selection) -> str:
     if not verdicts:
         return ""
     return (
-        f"Added to a defence, HR is above CE in the worst case in {above} of {len(verdicts)} comparisons, below in "
-        f"{below}, and undecided in {len(verdicts) - above - below}; they are not corrected for their number."
+        f"With a defence, HR is more robust than CE in the worst case in {above} of {len(verdicts)} comparisons, less "
+        f"robust in {below}, and undecided in {len(verdicts) - above - below}. The intervals are not corrected for "
+        "the number of comparisons."
     )
 
 
 def _share(cell: Cell) -> str:
+    """Return the share of zero gradients as text."""
     return "" if math.isnan(cell.zero_gradient) else f"{cell.zero_gradient:.1%}"

@@ -1,4 +1,4 @@
-"""The figures that are no lines: confusion matrices, histograms of margins, attacked images."""
+"""Figures of confusion matrices, histograms of margins, and attacked images."""
 
 from collections.abc import Mapping, Sequence
 
@@ -27,12 +27,13 @@ from benchmarks.report.statistics import mean_interval
 Floats = npt.NDArray[np.float64]
 
 STRIP_CLASSES = 10
-# Past about this margin a float32 probability is above 1 - 1e-7; clipped to that, it has a gradient of exactly 0.
+# Above about this margin a float32 probability is above 1 - 1e-7. Clipping makes it constant there, so that a loss
+# computed from it has a gradient of exactly 0.
 VANISHING_MARGIN = float(np.log(1e7))
 
 
 def confusion(selection: Selection) -> Picture | None:
-    """The semi-empirical confusion matrix of CE under the exact CE attack, and what HR has more of each entry."""
+    """Return the semi-empirical confusion matrix of CE under the exact CE attack, and the difference HR - CE."""
     pair = selection.pair
     known = {name: attack for name, attack in confusion_attacks(selection.grid).items() if attack.eps}
     attack = known.get("exact")
@@ -55,13 +56,14 @@ def confusion(selection: Selection) -> Picture | None:
     return Picture(
         f"confusion-{selection.dataset}",
         f"{selection.dataset}: confusion under attack",
-        f"Data: {selection.dataset}. Left: the semi-empirical confusion matrix C of {pair[0]} under {where}, the mean "
-        f"probability of class ŷ over the images of class y, {selection.images}. Right: that of {pair[1]} less that of "
-        f"{pair[0]}, paired over the seeds. {seeds_note([len(seeds)])} The Frobenius norm ||I - C||, with its 95% "
-        f"Student t interval over the seeds: {'; '.join(norms)}.{selection.left_out}",
-        f"Heat maps. {pair[0]}: {np.nanmean(np.diag(baseline)):.3f} on average on the diagonal. {pair[1]} less "
-        f"{pair[0]}: {diagonal:+.3f} on average on the diagonal, entries from {np.nanmin(difference):+.3f} to "
-        f"{np.nanmax(difference):+.3f}. ||I - C||: {'; '.join(norms)}.",
+        f"Data: {selection.dataset}, {selection.images}. Left: the semi-empirical confusion matrix C of {pair[0]} "
+        f"under {where}; an entry is the mean probability of class ŷ over the images of class y. Right: the matrix of "
+        f"{pair[1]} minus that of {pair[0]}, paired over the seeds. {seeds_note([len(seeds)])} The Frobenius norm "
+        f"||I - C||, which is 0 for a perfect classifier, with its 95% Student t interval over the seeds: "
+        f"{'; '.join(norms)}.{selection.left_out}",
+        f"Heat maps. {pair[0]}: the mean of the diagonal is {np.nanmean(np.diag(baseline)):.3f}. {pair[1]} minus "
+        f"{pair[0]}: the mean of the diagonal is {diagonal:+.3f}, and the entries are from "
+        f"{np.nanmin(difference):+.3f} to {np.nanmax(difference):+.3f}. ||I - C||: {'; '.join(norms)}.",
         _matrix_figure(pair, baseline, difference),
     )
 
@@ -71,7 +73,7 @@ def _matrix_figure(pair: tuple[LossSpec, LossSpec], baseline: Floats, difference
     most = max(float(np.nanmax(np.abs(difference))), 0.01)
     panels = (
         (baseline, f"{pair[0]} trained", "cividis", 0.0, 1.0, "mean probability of class ŷ"),
-        (difference, f"{pair[1]} less {pair[0]}", "RdBu_r", -most, most, "difference of mean probabilities"),
+        (difference, f"{pair[1]} minus {pair[0]}", "RdBu_r", -most, most, "difference of mean probabilities"),
     )
     for axes, (matrix, title, colors, low, high, label) in zip(figure.subplots(1, 2), panels, strict=True):
         image = axes.imshow(matrix, cmap=colors, vmin=low, vmax=high)
@@ -83,13 +85,13 @@ def _matrix_figure(pair: tuple[LossSpec, LossSpec], baseline: Floats, difference
 
 
 def margins(selection: Selection) -> Picture | None:
-    """Histograms of margins, a panel per attack."""
+    """Return histograms of margins, a panel per attack."""
     panels: list[tuple[AttackSpec, dict[LossSpec, Floats]]] = []
     seeds: list[int] = []
     for attack in fgsm(selection.grid.attacks, "exact", "CE"):
-        found = {loss: [r.histogram for r in selection.records(loss, attack).values()] for loss in selection.losses}
-        shares = {loss: np.sum(counts, axis=0) / np.sum(counts) for loss, counts in found.items() if counts}
-        seeds += [len(counts) for counts in found.values() if counts]
+        counts = {loss: [r.histogram for r in selection.records(loss, attack).values()] for loss in selection.losses}
+        shares = {loss: np.sum(several, axis=0) / np.sum(several) for loss, several in counts.items() if several}
+        seeds += [len(several) for several in counts.values() if several]
         panels += [(attack, shares)] if shares else []
     if not panels:
         return None
@@ -101,11 +103,11 @@ def margins(selection: Selection) -> Picture | None:
     return Picture(
         f"margins-{selection.dataset}",
         f"{selection.dataset}: margins",
-        f"Data: {selection.dataset}. The margin of an image as attacked is the true class's logit less the largest "
-        f"other, {selection.images}, attacked by FGSM with CE gradients (exact-gradient protocol). "
-        f"{seeds_note(seeds, 'Sum')} The outermost bins, at {MARGIN_EDGES[0]} and {MARGIN_EDGES[-1]}, hold all that "
-        "lies beyond. Clean images past about the second mark are those that an attack through clipped float32 "
-        f"probabilities cannot change: their gradient is exactly 0.{selection.left_out}",
+        f"Data: {selection.dataset}, {selection.images}. The margin of an image is the logit of its true class minus "
+        "the largest other logit, without attack and under FGSM with CE gradients (exact-gradient protocol). "
+        f"{seeds_note(seeds, 'Sum')} The outermost bins, at {MARGIN_EDGES[0]} and {MARGIN_EDGES[-1]}, also contain all "
+        "margins beyond them. Clean images to the right of the grey line have a gradient of exactly 0 if the loss "
+        f"is computed from clipped float32 probabilities: FGSM does not change them.{selection.left_out}",
         f"Histograms of the margins, from {MARGIN_EDGES[0]} to {MARGIN_EDGES[-1]}. {negative}.",
         _margin_figure(panels),
     )
@@ -121,8 +123,8 @@ def _margin_figure(panels: Sequence[tuple[AttackSpec, Mapping[LossSpec, Floats]]
             line = line_for(loss, f"{loss} trained", position)
             axes.stairs(share, MARGIN_EDGES, fill=True, color=line.color, alpha=0.15)
             axes.stairs(share, MARGIN_EDGES, label=line.label, color=line.color, linestyle=line.style, linewidth=1.8)
-        axes.axvline(0, color=BLACK, linewidth=1, label="margin 0: left of it, wrong")
-        label = f"margin {VANISHING_MARGIN:.0f}: right of it, no clipped gradient"
+        axes.axvline(0, color=BLACK, linewidth=1, label="margin 0: misclassified to the left")
+        label = f"margin {VANISHING_MARGIN:.0f}: zero clipped gradient to the right"
         axes.axvline(VANISHING_MARGIN, color=GREY, linestyle=LINE_STYLES[3], linewidth=1.4, label=label)
     filled = np.flatnonzero(np.sum([share for _, shares in panels for share in shares.values()], axis=0))
     left, right = MARGIN_EDGES[filled[0]] - 1, MARGIN_EDGES[filled[-1] + 1] + 1
@@ -132,7 +134,7 @@ def _margin_figure(panels: Sequence[tuple[AttackSpec, Mapping[LossSpec, Floats]]
 
 
 def strip(selection: Selection) -> Picture | None:
-    """Attacked images of the first seed that has any, a row per training loss and attack."""
+    """Return attacked images of the first seed that has records, a row per training loss and attack."""
     by_seed: dict[int, list[tuple[str, Sequence[Sample]]]] = {}
     for loss in selection.losses:
         for attack in fgsm(selection.grid.attacks, "exact", "CE"):
@@ -145,15 +147,16 @@ def strip(selection: Selection) -> Picture | None:
     seed = min(by_seed, key=selection.grid.seeds.index)
     rows = by_seed[seed]
     wrong = "; ".join(
-        f"{name.replace(chr(10), ', ')}: {sum(map(_is_wrong, row))} of {len(row)} are wrong" for name, row in rows
+        f"{name.replace(chr(10), ', ')}: {sum(map(_is_wrong, row))} of {len(row)} misclassified" for name, row in rows
     )
     return Picture(
         f"strip-{selection.dataset}",
         f"{selection.dataset}: attacked images",
         f"Data: {selection.dataset}. The first image of each of {max(len(row) for _, row in rows)} classes, of "
-        f"{selection.images}, without attack and under FGSM with CE gradients (exact-gradient protocol), by the "
-        f"networks of seed {seed}: an example, no statistic. Under an image: label → prediction, and its probability. "
-        f"Wrong ones have a dashed frame, a cross and bold text.{selection.left_out}",
+        f"{selection.images}, without attack and under FGSM with CE gradients (exact-gradient protocol), for the "
+        f"networks of seed {seed}: an example, not a statistic. Under each image: true label → predicted label, and "
+        "the probability of the prediction. Misclassified images have a dashed frame, a cross and bold "
+        f"text.{selection.left_out}",
         f"Rows of images. {wrong}.",
         _strip_figure(rows),
     )
@@ -161,14 +164,15 @@ def strip(selection: Selection) -> Picture | None:
 
 def _strip_figure(rows: Sequence[tuple[str, Sequence[Sample]]]) -> Figure:
     columns = max(len(row) for _, row in rows)
-    side, gap, words, names = 0.8, 0.08, 0.42, 1.65  # inches: an image, between two, the lines under it, a row's name
-    width, height = names + columns * (side + gap), len(rows) * (side + words) + 0.1
+    # Inches: the side of an image, the gap between two, the height of the text under it, the width of a row's name.
+    side, gap, text, names = 0.8, 0.08, 0.42, 1.65
+    width, height = names + columns * (side + gap), len(rows) * (side + text) + 0.1
     figure = Figure(figsize=(width, height))
-    # One pair of axes, in inches, for all images: a pair for each would take seconds to draw.
+    # One pair of axes, in inches, for all images: with one pair per image the figure would take seconds to draw.
     axes = figure.add_axes((0, 0, 1, 1), xlim=(0, width), ylim=(0, height))
     axes.set_axis_off()
     for i, (name, row) in enumerate(rows):
-        bottom = height - 0.1 - i * (side + words) - side
+        bottom = height - 0.1 - i * (side + text) - side
         axes.text(0.1, bottom + side / 2, name, va="center")
         for j, sample in enumerate(row):
             _draw_sample(axes, sample, names + j * (side + gap), bottom, side)
@@ -196,7 +200,7 @@ def _draw_sample(axes: Axes, sample: Sample, left: float, bottom: float, side: f
 
 
 def pixels(sample: Sample) -> npt.NDArray[np.uint8]:
-    """A record's sample as an image: (H, W), or (H, W, 3) in colour."""
+    """Return the image of a sample, of shape (H, W), or (H, W, 3) in colour."""
     return sample.pixels[0] if len(sample.pixels) == 1 else sample.pixels.transpose(1, 2, 0)
 
 

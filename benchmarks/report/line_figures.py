@@ -1,4 +1,4 @@
-"""The figures that are lines with their intervals: against the epoch, eps and alpha."""
+"""Line figures with intervals: accuracy and bounds against the epoch, eps and alpha."""
 
 from collections.abc import Sequence
 
@@ -23,22 +23,22 @@ from benchmarks.report.selection import MAIN, Selection, fgsm, has_hardening, st
 from benchmarks.report.statistics import Interval
 
 TEST_ACCURACY = "test accuracy (share of images)"
-# What is drawn of Proposition 1, and the fields of ErrorBounds behind it; P_e first.
+# The lines of the figure of Proposition 1 and their fields of ErrorBounds; P_e is first.
 BOUNDS = {
     Line("P_e", BLACK, "o", "-", hollow=False, width=2.2, size=5): "error",
     Line("CE / log 2", BLUE, "o", "--", hollow=True, width=1.5, size=7): "log_markov_bound",
     Line("(1) at its best alpha", VERMILLION, "s", ":", hollow=False, width=1.8, size=5): "log_tightest_upper_bound",
     Line(f"(1) at alpha {UPPER_ALPHA:g}", GREEN, "^", "-.", hollow=True, width=1.5, size=7): "log_upper_bound",
 }
-# The protocols that are drawn, by the titles of their panels.
+# Titles of panels and their protocols.
 PROTOCOLS = {"Exact-gradient protocol": "exact", "Paper protocol": "paper"}
 EPS_LABEL = "eps (share of the pixel range)"
-# Bounds whose means are all above this say nothing.
+# An attack under which the means of all bounds are above this is not drawn: the bounds are vacuous.
 VACUOUS = 0.99
 
 
 def figure_1(selection: Selection) -> Picture | None:
-    """The paper's Fig. 1: accuracy against epoch under the CE attack, a panel per protocol."""
+    """Return the paper's Fig. 1: accuracy against epoch under the CE attack, a panel per protocol."""
     panels = []
     for title, name in PROTOCOLS.items():
         known = fgsm(selection.recipe.curve_attacks, name, "CE")
@@ -50,13 +50,15 @@ def figure_1(selection: Selection) -> Picture | None:
         ]
         panels.append(Panel(title, "epoch", TEST_ACCURACY, lines if len(known) > 1 else []))
     caption = (
-        f"Accuracy on {_curve_images(selection)} under FGSM with CE gradients as training goes on; eps 0 is no attack."
+        f"Accuracy on {_curve_images(selection)} under FGSM with CE gradients, by epoch of training; eps 0 is no "
+        "attack. Exact-gradient protocol: the exact gradient of CE. Paper protocol: the gradient from clipped float32 "
+        "probabilities."
     )
     return _picture(selection, "figure_1", "accuracy during training (the paper's Fig. 1)", caption, panels)
 
 
 def bounds(selection: Selection) -> Picture | None:
-    """The error probability and its upper bounds against epoch, a panel per training loss and attack they bound."""
+    """Return the error probability and its upper bounds against epoch, a panel per training loss and attack."""
     panels, vacuous = [], []
     for attack in fgsm(selection.recipe.curve_attacks, "exact", "CE"):
         title = f"FGSM, eps {attack.eps:g}" if attack.eps else "no attack"
@@ -71,9 +73,10 @@ def bounds(selection: Selection) -> Picture | None:
         else:
             panels += drawn
     caption = (
-        f"The error probability P_e on {_curve_images(selection)} as training goes on, and three upper bounds on it: "
-        f"(1) of Proposition 1 at alpha = {UPPER_ALPHA:g} and at its best alpha, and CE / log 2. A bound of more than "
-        "1 is vacuous, and is drawn as 1. Where an interval reaches 0, its shading goes down to the lower edge."
+        f"Error probability P_e on {_curve_images(selection)} by epoch of training, and three upper bounds on it: (1) "
+        f"of Proposition 1 at alpha = {UPPER_ALPHA:g}, (1) at the alpha that gives the smallest bound, and CE / log 2 "
+        "(Markov's inequality). A bound of 1 or more is vacuous; it is drawn as 1, at the grey line. An interval that "
+        "contains 0 is shaded down to the lower edge."
     )
     if vacuous:
         caption += f" Not drawn: FGSM with CE gradients at {' and '.join(vacuous)}, where every bound is vacuous."
@@ -86,7 +89,7 @@ def _bound_lines(selection: Selection, loss: LossSpec, attack: AttackSpec) -> li
 
 
 def learning_curves(selection: Selection) -> Picture | None:
-    """Training loss and validation accuracy against epoch."""
+    """Return training loss and validation accuracy against epoch."""
     panels = []
     for title, y_label, field in (
         ("Training", "training loss (nats)", "train_loss"),
@@ -99,15 +102,16 @@ def learning_curves(selection: Selection) -> Picture | None:
         ]
         panels.append(Panel(title, "epoch", y_label, lines, log=field == "train_loss"))
     caption = (
-        "Training loss, of each network its own (CE and HR are different quantities: compare their course, not their "
-        f"height), and accuracy on {selection.recipe.validation_size} validation images. Where an interval of the loss "
-        "reaches 0, its shading goes down to the lower edge."
+        "Left: the loss that each network is trained with; CE and HR are different quantities, so only the shapes of "
+        "their curves can be compared, not their heights. Right: accuracy on "
+        f"{selection.recipe.validation_size} validation images. An interval of the loss that contains 0 is shaded down "
+        "to the lower edge."
     )
     return _picture(selection, "learning_curves", "learning curves", caption, panels)
 
 
 def accuracy_vs_eps(selection: Selection) -> Picture | None:
-    """Accuracy against eps for each training loss and each attack's loss, a panel per protocol."""
+    """Return accuracy against eps for each training loss and each loss of the attack, a panel per protocol."""
     panels = []
     for title, name in PROTOCOLS.items():
         lines = [
@@ -119,13 +123,15 @@ def accuracy_vs_eps(selection: Selection) -> Picture | None:
         units = f"eps (units of the network's input, 0 to {selection.recipe.input_scale:g})"
         panels.append(Panel(title, units if name == "paper" else EPS_LABEL, TEST_ACCURACY, lines, ticks=True))
     caption = (
-        f"Accuracy on {selection.images} under FGSM (L-infinity) with the gradients of CE or HR; eps 0 is no attack."
+        f"Accuracy on {selection.images} under FGSM (L-infinity norm) with the gradients of CE or HR; eps 0 is no "
+        "attack. Exact-gradient protocol: the exact gradient of the loss. Paper protocol: the gradient from clipped "
+        "float32 probabilities."
     )
-    return _picture(selection, "accuracy_vs_eps", "accuracy against the strength of the attack", caption, panels)
+    return _picture(selection, "accuracy_vs_eps", "accuracy against eps", caption, panels)
 
 
 def strong(selection: Selection) -> Picture | None:
-    """Accuracy against eps from the paper's attack to the worst case; None without one, or with hardened networks."""
+    """Return accuracy against eps, from the paper's attack to the worst case; None without one, or with defences."""
     grid = selection.grid
     by_eps = {} if has_hardening(grid) else strong_attacks(grid)
     images = max((row["worst case"].images for row in by_eps.values()), default=0)
@@ -138,16 +144,17 @@ def strong(selection: Selection) -> Picture | None:
                 lines.append((line_for(loss, f"{loss} trained, {name}", position), points))
     shown = f"the first {images} test images" if images else selection.images
     caption = (
-        f"Accuracy on {shown} (L-infinity): under FGSM in the paper protocol, which clips probabilities, and along "
-        "the exact gradient, and in the worst case over an ensemble of strong attacks; eps 0 is no attack."
+        f"Accuracy on {shown} (L-infinity norm). FGSM, paper: with the gradient from clipped float32 probabilities. "
+        "FGSM, exact: with the exact gradient of cross-entropy. Worst case: the share of images that are classified "
+        "correctly under every attack of an ensemble of strong attacks. eps 0 is no attack."
     )
     title = "From the paper's attack to the worst case"
     panel = Panel(title, EPS_LABEL, TEST_ACCURACY, lines, ticks=True)
-    return _picture(selection, "strong", "accuracy under ever stronger attacks", caption, [panel])
+    return _picture(selection, "strong", "accuracy under increasingly strong attacks", caption, [panel])
 
 
 def alpha(selection: Selection) -> Picture | None:
-    """Accuracy against the HR loss's alpha, validation and test; None where a grid has no alphas to choose from."""
+    """Return accuracy against the alpha of the HR loss, validation and test; None for a grid with a single alpha."""
     if not selection.alpha_eps:
         return None
     panels = []
@@ -167,13 +174,13 @@ def alpha(selection: Selection) -> Picture | None:
     caption = (
         f"Accuracy on {selection.recipe.validation_size} validation images, on which alpha is chosen, and on "
         f"{selection.images}, under FGSM with CE gradients (exact-gradient protocol); eps 0 is no attack. CE has no "
-        "alpha: its lines are level."
+        "alpha, so its lines are horizontal."
     )
     return _picture(selection, "alpha", "the choice of alpha", caption, panels, left_out="")
 
 
 def _curve_images(selection: Selection) -> str:
-    """The images that were attacked as training went on."""
+    """Return a description of the images that are attacked during training."""
     first = selection.recipe.curve_attacks[0].images if selection.recipe.curve_attacks else 0
     return f"the first {first} test images" if first else selection.images
 

@@ -1,4 +1,4 @@
-"""A table of text in every form it is shown in: Markdown, LaTeX, HTML, a terminal."""
+"""Table of text in every form in which it is shown: Markdown, LaTeX, HTML and a terminal."""
 
 import re
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ from rich.console import Group
 from rich.table import Table as RichTable
 from rich.text import Text
 
-# What LaTeX takes for a command, or its oldest font encoding for another character.
+# Characters with a meaning in LaTeX, or that its default font encoding prints as another character.
 _LATEX = {
     **{character: f"\\{character}" for character in "&%$#_{}"},
     "\\": r"\textbackslash{}",
@@ -21,7 +21,7 @@ _LATEX = {
     "±": r"$\pm$",
     "†": r"\textdagger{}",
     "‡": r"\textdaggerdbl{}",
-    # At the beginning of a row they would be options of the line break above it.
+    # At the beginning of a row, LaTeX would read these as options of the line break above it.
     "[": "{[}",
     "*": "{*}",
 }
@@ -30,7 +30,7 @@ _LATEX = {
 @dataclass(frozen=True)
 class Table:
     """
-    A table as text: a title, a header, rows, and notes to be read with it.
+    Table of text: a title, a header, rows, and notes.
 
     A row whose first entry is not empty begins a section.
     """
@@ -42,7 +42,7 @@ class Table:
 
     @property
     def sections(self) -> list[list[tuple[str, ...]]]:
-        """The rows that belong together."""
+        """The rows of each section."""
         sections: list[list[tuple[str, ...]]] = []
         for row in self.rows:
             if row[0] or not sections:
@@ -51,14 +51,14 @@ class Table:
         return sections
 
     def markdown(self) -> str:
-        """The table in GitHub's Markdown."""
+        """Return the table in GitHub's Markdown."""
         lines = [self.header, tuple("---" for _ in self.header), *self.rows]
-        # A bar would end the entry.
+        # An unescaped bar would end the entry.
         body = "\n".join("| " + " | ".join(entry.replace("|", r"\|") for entry in line) + " |" for line in lines)
         return f"**{self.title}**\n\n{body}\n\n" + "\n\n".join(self.notes) + "\n"
 
     def latex(self) -> str:
-        """The table in LaTeX, for documents that use the package booktabs; the notes stand under it."""
+        """Return the table in LaTeX, with its notes, for documents that use the package booktabs."""
         lines = [[" & ".join(map(_latex, row)) + r" \\" for row in section] for section in self.sections]
         # A rule between sections of several rows; single rows need none.
         between = "\n\\midrule\n" if any(len(section) > 1 for section in lines) else "\n"
@@ -75,7 +75,7 @@ class Table:
         return "\n".join(parts) + "\n"
 
     def html(self) -> str:
-        """The table in HTML; its notes are left to who shows it."""
+        """Return the table in HTML, without its notes."""
         header = "".join(f'<th scope="col">{escape(name)}</th>' for name in self.header)
         lines = [f"<table>\n<caption>{escape(self.title)}</caption>", f"<thead>\n<tr>{header}</tr>\n</thead>"]
         for section in self.sections:
@@ -83,7 +83,7 @@ class Table:
             scope = 'scope="row"' if len(section) == 1 else f'scope="rowgroup" rowspan="{len(section)}"'
             first = f"<th {scope}>{escape(section[0][0])}</th>"
             for row in section:
-                # A narrow column breaks an interval before its ±, and nowhere else.
+                # In a narrow column an interval may be broken before its ± only.
                 entries = (escape(entry).replace("± ", "±\N{NO-BREAK SPACE}") for entry in row[1:])
                 lines.append(f"<tr>{first}" + "".join(f"<td>{entry}</td>" for entry in entries) + "</tr>")
                 first = ""  # it spans the section
@@ -91,15 +91,15 @@ class Table:
         return "\n".join([*lines, "</table>"]) + "\n"
 
     def rich(self) -> Group:
-        """The table for a terminal."""
+        """Return the table for a terminal."""
         table = RichTable(box=box.SIMPLE_HEAD, padding=0, show_edge=False)
         for name in self.header:
             table.add_column(Text(name))
-        apart = any(len(section) > 1 for section in self.sections)
+        ruled = any(len(section) > 1 for section in self.sections)
         for section in self.sections:
             for i, row in enumerate(section, start=1):
-                table.add_row(*map(Text, row), end_section=apart and i == len(section))
-        # As Text, in which brackets are no markup.
+                table.add_row(*map(Text, row), end_section=ruled and i == len(section))
+        # Text, not str: rich would read the brackets in a str as markup.
         return Group(Text(self.title, style="italic"), table, Text("\n".join(self.notes), style="dim italic"))
 
 

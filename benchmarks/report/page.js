@@ -1,5 +1,5 @@
 "use strict";
-// Tables sort, filter and download; figures download. Without this script the page has all its content.
+// Sorts, filters and downloads tables, and downloads figures. Without this script the page still has all its content.
 
 function saveBlob(name, blob) {
   const link = document.createElement("a");
@@ -16,7 +16,7 @@ function csv(rows) {
   return rows.map(row => [...row.cells].map(field).join(",") + "\n").join("");
 }
 
-// Numbers before words, and what is empty last, whatever the direction.
+// Order of two rows: numbers before text, and empty cells last in both directions.
 function compare(column, sign) {
   return (a, b) => {
     const [x, y] = [a, b].map(row => text(row.cells[column]));
@@ -27,7 +27,7 @@ function compare(column, sign) {
   };
 }
 
-// The rows as a flat list: what heads a section is written before each of its rows.
+// All rows as one list; the first cell of a section, which spans its rows, is repeated in each of them.
 function flatten(bodies) {
   return bodies.flatMap(body => {
     const head = body.rows[0].cells[0];
@@ -41,20 +41,20 @@ function flatten(bodies) {
   });
 }
 
-function enliven(table) {
+function addControls(table) {
   const sections = [...table.tBodies], rows = flatten(sections), flat = document.createElement("tbody");
   const title = text(table.caption), heads = [...table.tHead.rows[0].cells];
   const tools = document.createElement("div"), count = document.createElement("span");
   const long = rows.length > 10;
-  let sorted = -1, sign = 1, wanted = "";
+  let sorted = -1, sign = 1, filter = "";
 
   function show() {
-    const shown = rows.filter(row => text(row).toLowerCase().includes(wanted));
+    const shown = rows.filter(row => text(row).toLowerCase().includes(filter));
     if (sorted >= 0) shown.sort(compare(sorted, sign));
     for (const body of [...table.tBodies]) body.remove();
     flat.replaceChildren(...shown);
-    table.append(...(sorted < 0 && !wanted ? sections : [flat]));
-    count.textContent = wanted ? `${shown.length} of ${rows.length} rows` : "";
+    table.append(...(sorted < 0 && !filter ? sections : [flat]));
+    count.textContent = filter ? `${shown.length} of ${rows.length} rows` : "";
     heads.forEach((head, i) => head.ariaSort = i !== sorted ? "none" : sign > 0 ? "ascending" : "descending");
   }
 
@@ -64,7 +64,7 @@ function enliven(table) {
     button.append(...head.childNodes);
     head.append(button);
     head.ariaSort = "none";
-    // Up, down, and back to the order of the page.
+    // Successive clicks: ascending, descending, original order.
     button.addEventListener("click", () => {
       [sorted, sign] = sorted !== i ? [i, 1] : sign > 0 ? [i, -1] : [-1, 1];
       show();
@@ -76,7 +76,7 @@ function enliven(table) {
     const label = document.createElement("label"), input = document.createElement("input");
     input.type = "search";
     input.addEventListener("input", () => {
-      wanted = input.value.trim().toLowerCase();
+      filter = input.value.trim().toLowerCase();
       show();
     });
     label.append("Filter rows", input);
@@ -111,8 +111,9 @@ function png(image) {
   return new Promise(resolve => canvas.toBlob(resolve, "image/png"));
 }
 
-// The links lead to the files beside the page; with a script the figure on the page will do.
-function offer(figure) {
+// Links lead to the files next to the page. This script saves the figure from the page itself instead, so that they
+// also work when the page has been moved without its files.
+function addDownloads(figure) {
   const image = figure.querySelector("img");
   for (const link of figure.querySelectorAll("a[download]")) {
     link.addEventListener("click", async event => {
@@ -122,5 +123,5 @@ function offer(figure) {
   }
 }
 
-document.querySelectorAll("table").forEach(enliven);
-document.querySelectorAll("figure").forEach(offer);
+document.querySelectorAll("table").forEach(addControls);
+document.querySelectorAll("figure").forEach(addDownloads);

@@ -1,4 +1,4 @@
-"""Tables and figures -> one HTML page that needs nothing else: no file beside it, no network."""
+"""HTML page of a report: one self-contained file with tables and figures, which needs no other file and no network."""
 
 import base64
 import hashlib
@@ -14,7 +14,8 @@ from benchmarks.report.markup import Table
 
 CSS, SCRIPT = (Path(__file__).with_name(f"page.{ending}").read_text(encoding="utf-8") for ending in ("css", "js"))
 _HASH = base64.b64encode(hashlib.sha256(SCRIPT.encode()).digest()).decode()
-# A browser keeps to this: nothing is fetched and only SCRIPT is run, whatever a record or a message may hold.
+# Content Security Policy: the browser fetches nothing and runs only SCRIPT, even if a record or a message contained
+# markup that was not escaped.
 POLICY = (
     f"default-src 'none'; script-src 'sha256-{_HASH}'; style-src 'unsafe-inline'; img-src data:; base-uri 'none'; "
     "form-action 'none'"
@@ -28,7 +29,7 @@ class Section:
     title: str
     parts: Sequence[Table | Picture]
     files: Sequence[str] = ()
-    """Beside the page, with the numbers of its tables."""
+    """Names of the files next to the page that hold the numbers of its tables."""
     folded: bool = True
 
 
@@ -44,19 +45,19 @@ def page(
     notes: Sequence[str] = (),
 ) -> str:
     """
-    A whole HTML document. All texts are text, not HTML.
+    Return a whole HTML document. All arguments are plain text, which is escaped.
 
-    :param title: Of the page.
-    :param answers: What the results say, to be read first.
-    :param first: The tables and figures to be seen with it.
-    :param sections: The others.
-    :param command: What makes the results that it shows.
-    :param facts: When, with what and on what they were made.
-    :param files: All files beside the page.
-    :param notes: Paragraphs to be read before the numbers, such as what is missing.
+    :param title: The title of the page.
+    :param answers: The verdicts, shown first.
+    :param first: Tables and figures shown with the verdicts.
+    :param sections: The other tables and figures.
+    :param command: The command that computes the results.
+    :param facts: Date, versions and machine of the results.
+    :param files: Names of all files next to the page.
+    :param notes: Paragraphs before the numbers, such as the number of missing evaluations.
     """
     shown = [section for section in sections if section.parts]
-    names = ["Result", *(section.title for section in shown), "How it was made"]
+    names = ["Result", *(section.title for section in shown), "How this page was made"]
     links = "\n".join(f'<li><a href="#s{i}">{escape(name)}</a></li>' for i, name in enumerate(names))
     verdicts = [f'<p class="verdict"><strong>{escape(a.verdict)}.</strong> {escape(a.evidence)}</p>' for a in answers]
     body = [
@@ -76,9 +77,9 @@ def page(
 
 def index(entries: Sequence[Mapping[str, str]]) -> str:
     """
-    A page that lists others.
+    Return a page that lists the reports of several grids.
 
-    :param entries: Of each its "grid", "what", "made", "verdict", and "page", its address from here.
+    :param entries: For each report its "grid", "what", "made", "verdict", and "page", its relative address.
     """
     articles = "\n".join(
         f'<section aria-label="{escape(entry["grid"])}">\n'
@@ -91,7 +92,7 @@ def index(entries: Sequence[Mapping[str, str]]) -> str:
 
 
 def document(title: str, body: str) -> str:
-    """An HTML document under the policy; the body is HTML."""
+    """Return an HTML document with the Content Security Policy; its body is HTML and is not escaped."""
     return f"""<!DOCTYPE html>
 <html lang="en">
 <head>
@@ -109,9 +110,9 @@ def document(title: str, body: str) -> str:
 
 
 def _section(name: str, section: Section, more: str = "") -> str:
-    # The anchor is within what is folded: a link to it unfolds it.
+    # The anchor is inside the folded part: following a link to it unfolds the section.
     body = [f'<div class="part" id="{name}">', *(_part(part, section.title) for part in section.parts), more]
-    body += [_files("Numbers of these tables", section.files)] if section.files else []
+    body += [_files("These tables as files", section.files)] if section.files else []
     inner = "\n".join([*body, "</div>"])
     head = f"<h2>{escape(section.title)}</h2>"
     folded = f"<details>\n<summary>{head}</summary>\n{inner}\n</details>" if section.folded else f"{head}\n{inner}"
@@ -119,7 +120,7 @@ def _section(name: str, section: Section, more: str = "") -> str:
 
 
 def _part(part: Table | Picture, above: str = "") -> str:
-    """A table or a figure under its title, if that is not the heading above it."""
+    """Return a table or a figure as HTML, under its title unless the heading above it is the same."""
     title = "" if part.title == above else f"<h3>{escape(part.title)}</h3>\n"
     return title + (_table(part) if isinstance(part, Table) else _figure(part))
 
@@ -152,5 +153,5 @@ def _making(command: str, facts: Mapping[str, str], files: Sequence[str]) -> str
 
 
 def _scrolled(label: str, html: str) -> str:
-    """Content that may be wider than the screen, to be scrolled by touch, mouse or, once focused, arrow keys."""
+    """Return content that may be wider than the screen in a region that scrolls by touch, mouse and arrow keys."""
     return f'<div class="scroll" role="region" tabindex="0" aria-label="{escape(label)}">\n{html}\n</div>'

@@ -1,6 +1,6 @@
-"""What the paper prints, to stand beside what is measured."""
+"""Numbers that the paper prints, for comparison with measured ones."""
 
-# Table 1 as printed: data set -> eps -> accuracy for each pair (trained, attacked).
+# Table 1 as printed: data set -> eps -> accuracy for each pair (training loss, loss of the attack).
 PAPER_COLUMNS = (("CE", "CE"), ("HR(1.6)", "CE"), ("HR(1.6)", "HR"), ("CE", "HR"))
 PAPER_TABLE_1 = {
     "mnist": {

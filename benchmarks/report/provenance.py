@@ -1,4 +1,4 @@
-"""Store -> when, with what and on what the results of a grid were made."""
+"""Provenance of a grid's results: dates, versions and machines, from the logs in the store."""
 
 import platform
 from collections.abc import Sequence
@@ -10,10 +10,10 @@ from benchmarks.store import DamagedError, Store
 
 def provenance(grid: Grid, store: Store) -> dict[str, str]:
     """
-    Facts of the results that are there, as text by what they are; one that is not known is left out.
+    Return the dates, versions and machines of a grid's results as text, by name; unknown ones are left out.
 
-    :param grid: A grid.
-    :param store: What there is of it.
+    :param grid: The grid.
+    :param store: The store that holds its results.
     """
     times: set[str] = set()
     hosts: set[str] = set()
@@ -23,29 +23,28 @@ def provenance(grid: Grid, store: Store) -> dict[str, str]:
             times.add(str(entry.get("time", "")))
             hosts.add(str(entry.get("host", "")))
         try:
-            began_with = store.made_with(run)
-        except DamagedError:  # the page's notes name it
+            versions_of_run = store.made_with(run)
+        except DamagedError:  # the notes of the page name the file
             continue
-        for name, version in began_with.items():
+        for name, version in versions_of_run.items():
             versions.setdefault(name, set()).add(str(version))
-    made_with = ", ".join(f"{name} {' and '.join(sorted(several))}" for name, several in versions.items())
     facts = {
         "Made": _span(sorted(filter(None, times))),
-        "Versions": made_with,
+        "Versions": ", ".join(f"{name} {' and '.join(sorted(each))}" for name, each in versions.items()),
         "Machine": ", ".join(map(_described, sorted(filter(None, hosts)))),
     }
     return {name: fact for name, fact in facts.items() if fact}
 
 
 def _span(times: Sequence[str]) -> str:
-    """The first and the last of ISO times, to the minute."""
+    """Return the first and the last of ISO times as text, to the minute."""
     ends = (times[0], times[-1]) if times else ()
     texts = (f"{time[:16]} {time[19:]}".replace("T", " ").replace("+0000", "UTC") for time in ends)
     return " to ".join(dict.fromkeys(texts))
 
 
 def _described(host: str) -> str:
-    """A host by its name, and with what this process knows of it if it is this one."""
+    """Return a host's name, with its system and number of CPUs if it is the host of this process."""
     if host != platform.node():
         return host
     return f"{host} ({platform.system()}, {platform.machine()}, {available_cpus()} CPUs)"

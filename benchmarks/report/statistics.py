@@ -1,4 +1,4 @@
-"""Seeds -> means, intervals, paired differences and verdicts on them: pure functions."""
+"""Statistics over seeds: means, confidence intervals, paired differences and verdicts, as pure functions."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -18,13 +18,14 @@ class Interval:
     """A mean over seeds with its 95% confidence interval, mean - half_width to mean + half_width."""
 
     mean: float = math.nan
-    """NaN without a seed."""
+    """The mean; NaN without any seed."""
     half_width: float = math.nan
-    """NaN with fewer than two seeds, which have no spread."""
+    """Half of the interval's width; NaN with fewer than two seeds, from which no spread can be estimated."""
     n: int = 0
+    """Number of seeds."""
 
     def __format__(self, spec: str) -> str:
-        """The mean and the half-width in the format of a float; a sign is the mean's alone."""
+        """Return "mean ± half-width", each in the format of a float; only the mean gets a plus sign."""
         if not self.n:
             return "not yet"
         spec = spec or "z.3f"
@@ -37,7 +38,10 @@ class Interval:
 
 def mean_interval(values: Sequence[float]) -> Interval:
     """
-    The mean of one value per seed, with Student's t interval for the mean over all seeds that could have been drawn.
+    Return the mean of one value per seed, with its 95% Student t interval.
+
+    The interval is for the mean over all seeds that could have been drawn, not for the value of a further seed. With
+    five seeds the t quantile is 2.8, not the 1.96 of the normal distribution.
 
     :raises ValueError: If a value is not finite.
     """
@@ -52,15 +56,16 @@ def mean_interval(values: Sequence[float]) -> Interval:
 
 @cache
 def _quantile(freedom: int) -> float:
-    """Student's t that is exceeded by one in forty; as slow to compute as all the rest of an interval."""
+    """Return the 97.5% quantile of Student's t; cached, because it takes scipy as long as all else."""
     return float(scipy.stats.t.ppf(0.975, freedom))
 
 
 def paired_interval(first: Mapping[int, float], second: Mapping[int, float]) -> Interval:
     """
-    The mean of first - second over the seeds that both have, with Student's t interval for paired samples.
+    Return the mean of first - second over the seeds that both have, with its 95% t interval for paired samples.
 
-    A seed fixes the initial weights and the order of the images, so what it does to both sides cancels.
+    A seed fixes the initial weights and the order of the images. Its effect on both sides cancels in the difference,
+    so this interval is usually narrower than that of two independent samples.
 
     :param first: Value by seed.
     :param second: Value by seed.
@@ -71,30 +76,32 @@ def paired_interval(first: Mapping[int, float], second: Mapping[int, float]) -> 
 
 def judge(effect: Interval, *, sign: int = 1, margin: float = 0.0) -> Verdict:
     """
-    The verdict on a claim that an effect is above 0, or above a margin.
+    Return the verdict on the claim that an effect is above -margin.
 
-    :param effect: Its 95% interval; with fewer than two seeds nothing is decided.
-    :param sign: -1 for a claim that the effect is below; 0 where nothing is claimed.
-    :param margin: How far on the other side of 0 the effect may lie all the same.
+    :param effect: The effect with its 95% interval; with fewer than two seeds the verdict is "undecided".
+    :param sign: 1; or -1 for the claim that the effect is below +margin; or 0 if there is no claim.
+    :param margin: How far on the other side of 0 the effect may be; 0 for a claim about the sign alone.
     """
     if not sign:
         return "no claim"
+    # Comparisons with a NaN half-width are false, so fewer than two seeds give "undecided".
     low, high = sign * effect.mean - effect.half_width, sign * effect.mean + effect.half_width
     return "supported" if low > -margin else "contradicted" if high < -margin else "undecided"
 
 
 def seeds_to_decide(effect: Interval, *, sign: int = 1, margin: float = 0.0, most: int = 1000) -> float:
     """
-    The number of seeds that would decide a claim, were its effect and spread to stay what they are.
+    Return the number of seeds that would decide a claim if the mean and the spread of its effect stayed the same.
 
-    :param effect: Its 95% interval, of two seeds or more.
+    :param effect: The effect with its 95% interval, of two seeds or more.
     :param sign: As for :func:`judge`.
     :param margin: As for :func:`judge`.
-    :param most: What is more than this is infinite.
-    :return: A number of at least 2; NaN for a claim that is decided, that claims nothing, or without two seeds.
+    :param most: The largest number that is tried; the result is infinite if it is not enough.
+    :return: At least 2; NaN if the claim is decided, if there is no claim, or with fewer than two seeds.
     """
     if judge(effect, sign=sign, margin=margin) != "undecided" or math.isnan(effect.half_width):
         return math.nan
+    # The standard deviation, recovered from half_width = t * deviation / sqrt(n).
     deviation = effect.half_width * math.sqrt(effect.n) / _quantile(effect.n - 1)
     distance = abs(sign * effect.mean + margin)
     enough = (n for n in range(2, most + 1) if _quantile(n - 1) * deviation / math.sqrt(n) < distance)
@@ -103,8 +110,8 @@ def seeds_to_decide(effect: Interval, *, sign: int = 1, margin: float = 0.0, mos
 
 def distance_to_identity(confusion: npt.NDArray[np.float64]) -> float:
     """
-    The Frobenius norm of I - C, the paper's measure of how far a confusion matrix is from a perfect one.
+    Return the Frobenius norm of I - C, the paper's measure of how far a confusion matrix C is from a perfect one.
 
-    :param confusion: Shape (M, M); a column of NaN, of a class without images, is left out.
+    :param confusion: C, of shape (M, M); a column of NaN, which a class without images has, is left out.
     """
     return float(np.sqrt(np.nansum((np.eye(len(confusion)) - confusion) ** 2)))

@@ -1,4 +1,4 @@
-"""Every table of a report, each a pivot of the results: entries over seeds, by attack and training loss."""
+"""Tables of a report, each a pivot of the results: entries over the seeds, by attack and training loss."""
 
 import math
 from collections.abc import Sequence
@@ -16,9 +16,9 @@ from benchmarks.report.selection import Selection, confusion_attacks, where
 from benchmarks.report.statistics import Interval, mean_interval, paired_interval
 
 TABLE_1_ROWS = ("no attack", "exact", "torch's CE", "paper")
-# The protocol of Table 1 beside which a worst case stands, by the units of its eps.
-BESIDE = {"range": "exact", "data": "paper"}
-# Columns and the fields of ErrorBounds behind them; a field whose name begins with log_ is shown as a probability.
+# The row of Table 1 that shows a worst case, by the units of its eps: both protocols have their own units.
+PROTOCOL_OF_UNITS = {"range": "exact", "data": "paper"}
+# Columns and their fields of ErrorBounds; a field whose name begins with log_ is shown as a probability.
 UPPER = {
     "P_e": "error",
     "CE / log 2": "log_markov_bound",
@@ -39,22 +39,22 @@ LOWER = {
 
 def table_1(selection: Selection) -> Table | None:
     """
-    Test accuracy in the layout of the paper's Table 1; None for a grid without any of its attacks.
+    Return test accuracy in the layout of the paper's Table 1; None for a grid without any of its attacks.
 
-    For each eps a row per protocol, and what the paper prints where it has this data set. Beside every entry under
-    attack stands the share of images whose input gradient is exactly 0. Where the grid has worst cases at an eps, they
-    stand in columns of their own, beside the protocol whose units of eps they have.
+    Each eps has a row per protocol, and a row with the paper's numbers if the paper has this data set. An entry under
+    attack also shows the share of images whose input gradient is exactly 0. Worst cases at these eps have their own
+    columns, in the row of the protocol with the same units of eps.
     """
     cells = entries(selection, protocol=TABLE_1_ROWS, images=0, split="test")
     losses = [str(loss) for loss in selection.grid.losses]
     attackers = {"CE": losses, "HR": losses[::-1]}
     present = [name for name in attackers if name in set(cells.attacker)] or ["CE"]
-    # What is not attacked stands in the columns of every attacker.
+    # Accuracy without attack (attacker "") is repeated in the columns of every attacker, as in the paper.
     shown = pd.concat([where(cells, attacker=("", name)).assign(by=f"{name} attack") for name in present])
     if shown.empty:
         return None
     worst = entries(selection, protocol="worst case", split="test")
-    worst = worst.assign(protocol=worst.units.map(BESIDE), by="worst case", entry=worst.short)
+    worst = worst.assign(protocol=worst.units.map(PROTOCOL_OF_UNITS), by="worst case", entry=worst.short)
     worst = worst.merge(shown[["eps", "protocol"]].drop_duplicates())
     printed = [
         (eps, "printed", trained, f"{attacker} attack", f"{value:.3f}")
@@ -68,16 +68,16 @@ def table_1(selection: Selection) -> Table | None:
     columns = [f"{loss} trained, {name} attack" for name in present for loss in attackers[name]]
     columns += [f"{loss} trained, worst case" for loss in losses if len(worst)]
     rows = in_order(rows.assign(column=rows.trained + " trained, " + rows.by), "protocol", (*TABLE_1_ROWS, "printed"))
-    shown_notes = notes.of_table_1(selection, shown, set(rows.protocol), worst)
     title = f"Table 1 on {selection.dataset}: test accuracy"
-    return table(title, pivot(rows, ["eps", "protocol"], columns), shown_notes)
+    table_notes = notes.table_1(selection, shown, set(rows.protocol), worst)
+    return table(title, pivot(rows, ["eps", "protocol"], columns), table_notes)
 
 
 def confusion_table(selection: Selection) -> Table | None:
     """
-    How far the semi-empirical confusion matrices are from perfect: ||I - C||, without attack and under the CE attack.
+    Return ||I - C|| of the semi-empirical confusion matrices C, without attack and under the CE attack.
 
-    None where the grid has none of these attacks.
+    This is their distance from the matrix of a perfect classifier. None for a grid without these attacks.
     """
     known, losses = confusion_attacks(selection.grid), selection.grid.losses
     if not known:
@@ -95,16 +95,16 @@ def confusion_table(selection: Selection) -> Table | None:
         wide["printed"] = {str(loss): f"{printed[str(loss)]:.2f}" for loss in losses if str(loss) in printed}
     shown = pd.DataFrame(wide).fillna("").rename_axis("trained")
     title = f"Confusion on {selection.dataset}: the Frobenius norm ||I - C||"
-    return table(title, shown, notes.of_confusion(selection, eps, printed=bool(printed)))
+    return table(title, shown, notes.confusion(selection, eps, printed=bool(printed)))
 
 
 def alpha_table(selection: Selection, name: str) -> Table | None:
     """
-    Accuracy against alpha, on the validation and on the test images, the alpha chosen on validation marked.
+    Return accuracy by alpha on the validation and the test images, with a mark at the alpha chosen on validation.
 
     :param selection: The results of a data set.
     :param name: The protocol, exact or paper.
-    :return: None for a grid with fewer than two alphas, or without attacks of validation images in this protocol.
+    :return: None for a grid with fewer than two alphas, or without attacks on validation images in this protocol.
     """
     protocols = ("no attack", name) if name == "exact" else (name,)
     known = ce_attacks(selection.grid.attacks, *protocols, split=("validation", "test"))
@@ -115,21 +115,21 @@ def alpha_table(selection: Selection, name: str) -> Table | None:
     marks = ["‡" if marked else "" for marked in cells.chosen & (cells.split == "validation")]
     wide = pivot(cells.assign(column=cells.split, entry=cells.entry + marks), columns=["validation", "test"])
     title = f"The choice of alpha on {selection.dataset}, {name} protocol"
-    return table(title, wide, notes.of_alpha(selection, cells, name))
+    return table(title, wide, notes.alpha(selection, cells, name))
 
 
-def bounds_table(selection: Selection, what: str) -> Table | None:
+def bounds_table(selection: Selection, side: str) -> Table | None:
     """
-    The bounds of Proposition 1 on the test images, without attack and under the exact CE attack.
+    Return the bounds of Proposition 1 on the test images, without attack and under the exact CE attack.
 
     :param selection: The results of a data set.
-    :param what: "upper", or "lower" with labels that are wrong at a known rate.
-    :return: None where there is no such evaluation yet.
+    :param side: "upper", or "lower", which has labels that are wrong at a known rate.
+    :return: None before such an evaluation has been made.
     """
     measured = where(selection.results.bounds, dataset=selection.dataset)
     if measured.empty:
         return None
-    labels, columns = ("labels", UPPER) if what == "upper" else ("noisy_labels", LOWER)
+    labels, columns = ("labels", UPPER) if side == "upper" else ("noisy_labels", LOWER)
     by_entry = measured.groupby(["eps", "trained", "metric"]).value.agg(list).to_dict()
     cells = where(bounded(selection), split="test")
     rows = [
@@ -138,50 +138,52 @@ def bounds_table(selection: Selection, what: str) -> Table | None:
         for name, field in columns.items()
     ]
     wide = pivot(pd.DataFrame(rows, columns=["eps", "trained", "column", "entry"]), columns=[*columns])
-    title = f"Proposition 1 on {selection.dataset}: {what} bounds on P_e"
-    return table(title, wide, notes.of_bounds(selection, max(cells.n), what))
+    title = f"Proposition 1 on {selection.dataset}: {side} bounds on P_e"
+    return table(title, wide, notes.bounds(selection, max(cells.n), side))
 
 
 def _bound_text(values: Sequence[float], field: str, selection: Selection) -> str:
+    """Return one value per seed as text: alphas as a range, bounds as the mean and interval of probabilities."""
     if field == "tightest_alpha":
         return " to ".join(dict.fromkeys(f"{edge:.3g}" for edge in (min(values), max(values)))) if values else ""
+    # exp overflows above 709; a bound this large is vacuous anyway.
     interval = mean_interval([math.exp(min(v, 700.0)) if field.startswith("log_") else v for v in values])
-    # A bound that says nothing has the same value for all.
+    # A vacuous bound has the same value, 1, for all seeds: an interval of width 0 would look like precision.
     return selection.text(interval if interval.half_width else Interval(interval.mean, n=interval.n), ".3g")
 
 
 def bounded(selection: Selection) -> pd.DataFrame:
-    """The entries on all images beside which Proposition 1 is shown, of both splits."""
+    """Return the entries on all images of both splits for which the bounds of Proposition 1 are shown."""
     known = exact_attacks(selection.grid.attacks, ("validation", "test"))
     return entries(selection, key=tuple(attack.key() for attack in known))
 
 
 def entries(selection: Selection, **fields: object) -> pd.DataFrame:
     """
-    The cells whose fields are these, as text.
+    Return the cells with the given field values, with their text.
 
-    :return: The cells with the columns entry, an accuracy with the share of gradients that are 0; short, without it;
-        compared, whether there is a CE to compare with; and more, what the accuracy is more than that.
+    :return: The cells with the columns entry, an accuracy with the share of zero gradients; short, without this share;
+        compared, true if the grid has CE with the same defence; and gain_text, the accuracy minus that of CE.
     """
     cells, seeds = where(selection.cells, **fields), len(selection.grid.seeds)
     ce = {str(loss): str(LossSpec("ce", hardening=loss.hardening)) for loss in selection.grid.losses}
     marks = ["†" if share > notes.ZERO_GRADIENT_LIMIT else "" for share in cells.zero_gradient]
-    beside = [
+    details = [
         [f"{share:.1%}"] * (share >= 0) + [f"n = {accuracy.n}"] * (0 < accuracy.n < seeds)
         for share, accuracy in zip(cells.zero_gradient, cells.accuracy, strict=True)
     ]
-    brackets = [f" ({', '.join(texts)})" if texts else "" for texts in beside]
+    brackets = [f" ({', '.join(texts)})" if texts else "" for texts in details]
     compared = [ce[name] != name and ce[name] in ce for name in cells.trained]
     return cells.assign(
-        entry=[f"{a}{mark}{more}" for a, mark, more in zip(cells.accuracy, marks, brackets, strict=True)],
+        entry=[f"{a}{mark}{text}" for a, mark, text in zip(cells.accuracy, marks, brackets, strict=True)],
         short=[selection.text(a) + mark for a, mark in zip(cells.accuracy, marks, strict=True)],
         compared=compared,
-        more=[selection.text(g) if c else "" for g, c in zip(cells.gain, compared, strict=True)],
+        gain_text=[selection.text(g) if c else "" for g, c in zip(cells.gain, compared, strict=True)],
     )
 
 
 def pivot(rows: pd.DataFrame, index: Sequence[str] = ("eps", "trained"), columns: Sequence[str] = ()) -> pd.DataFrame:
-    """The texts entry by index and column; sorted by eps if the index has it, and else in the order of the rows."""
+    """Return the column entry by index and column, sorted by eps if the index has it, else in the order of the rows."""
     rows = rows.sort_values("eps", kind="stable") if "eps" in index else rows
     wide = rows.pivot_table(index=[*index], columns="column", values="entry", aggfunc="last", sort=False)
     order = rows.drop_duplicates([*index]).set_index([*index]).index
@@ -189,13 +191,16 @@ def pivot(rows: pd.DataFrame, index: Sequence[str] = ("eps", "trained"), columns
 
 
 def in_order(rows: pd.DataFrame, column: str, names: Sequence[str]) -> pd.DataFrame:
-    """The rows sorted by a column, in the order of its names."""
+    """Return the rows sorted by a column, in the order of its names."""
     return rows.sort_values(column, key=lambda values: values.map([*names].index), kind="stable")
 
 
-def table(title: str, wide: pd.DataFrame, shown: Sequence[str]) -> Table:
-    """A table of entries by row and column; rows that begin alike are a section, named in the first of them alone."""
+def table(title: str, wide: pd.DataFrame, table_notes: Sequence[str]) -> Table:
+    """Return a table of entries; rows with the same first entry form a section, and only the first row shows it."""
     firsts = ["", *(eps_text(name) if isinstance(name, float) else name for name in wide.index.get_level_values(0))]
-    others = wide.reset_index().iloc[:, 1:].itertuples(index=False, name=None)
-    rows = [("" if a == b else b, *row) for (a, b), row in zip(pairwise(firsts), others, strict=True)]
-    return Table(title, (*wide.index.names, *wide.columns), tuple(rows), tuple(shown))
+    entries_after_first = wide.reset_index().iloc[:, 1:].itertuples(index=False, name=None)
+    rows = [
+        ("" if previous == first else first, *row)
+        for (previous, first), row in zip(pairwise(firsts), entries_after_first, strict=True)
+    ]
+    return Table(title, (*wide.index.names, *wide.columns), tuple(rows), tuple(table_notes))

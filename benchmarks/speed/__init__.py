@@ -1,1 +1,1 @@
-"""How fast the loss and the attacks are, beside what they are measured against: python -m benchmarks speed."""
+"""Speed of the loss, the attacks and training, compared with references: python -m benchmarks speed."""

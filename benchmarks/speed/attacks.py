@@ -1,4 +1,4 @@
-"""Part "attacks": the same attacks through this plugin, ART, other libraries and loops by hand, in time and images."""
+"""Part "attacks": time and images of the same attacks in this plugin, ART, other libraries and reference loops."""
 
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -35,7 +35,7 @@ from benchmarks.speed.subjects import AttackKind, Subject, subjects
 
 Images = npt.NDArray[np.float32]
 Labels = npt.NDArray[np.int64]
-# From images and class indices in NumPy to adversarial images in NumPy, whatever is in between.
+# A function from images and class indices to adversarial images, all NumPy arrays.
 Attack = Callable[[Images, Labels], Images]
 
 DIFFERENCE, APART = "largest difference", "share of pixels apart"
@@ -47,19 +47,22 @@ ART = {"CE": "ART, HRClassifier, CE", "HR": "ART, HRClassifier, HR"}
 STOCK = "ART, PyTorchClassifier, CE"
 LIBRARIES = {f"{name}, CE": name for name in (FOOLBOX, TORCHATTACKS)}
 ORDER = (*HAND.values(), *OURS.values(), *ART.values(), STOCK, *LIBRARIES)
-# The loop by hand that a contender is compared with: of the same loss, but the loops with each other.
+# The contender with which each contender is compared: the reference loop with the same loss, and for both reference
+# loops that with CE.
 AGAINST = {name: (HAND["HR" if name in (OURS["HR"], ART["HR"]) else "CE"],) for name in ORDER}
 NOTES = (
-    "Every contender is given batches of NumPy images, all of them right before, with their true labels, and gives "
-    "NumPy images back; a round is one batch. One thread of the CPU, or the GPU where it is named. art_hrloss is "
-    "art_hrloss.attacks through HRClassifier. eps and step are the same for all: 0.1 and 0.02 for LeNet, 8/255 and "
-    "2/255 for ResNet-8, L-infinity, without random start but for AutoPGD, whose first step is 2 eps. AutoPGD makes 10 "
-    "steps, to save time.",
-    "The ratio is to the loop by hand with the same loss, of the loop with HR to that with CE. The loops take "
-    "gradients by the images alone and compute nothing twice.",
-    "The largest difference of a pixel, and the share of pixels that differ by more than 1e-6, are from ART's own "
-    "attack through HRClassifier with the same loss, over all rounds, NumPy's and torch's generators seeded alike. "
-    "torchattacks's AutoPGD draws another start, so its images are others.",
+    "Each contender attacks batches of NumPy images, which the network classifies correctly, and returns NumPy images; "
+    "a round is one batch. One thread of the CPU, or the GPU if it is named. loop by hand: a reference implementation "
+    "in torch, which computes gradients with respect to the images only and nothing twice. art_hrloss: "
+    "art_hrloss.attacks with an HRClassifier. ART, HRClassifier and ART, PyTorchClassifier: ART's attacks with either "
+    "classifier. All use the L-infinity norm and the same eps and step size: 0.1 and 0.02 for LeNet, 8/255 and 2/255 "
+    "for ResNet-8. There is no random start, except for AutoPGD, whose first step size is 2 eps. AutoPGD has 10 steps "
+    "only, to save time.",
+    "/ loop by hand: the time divided by that of the loop by hand with the same loss; for the loop with HR, by that of "
+    "the loop with CE.",
+    "largest difference, pixels apart: the largest difference of a pixel, and the share of pixels that differ by more "
+    "than 1e-6, from the images of ART's attack through HRClassifier with the same loss, over all rounds, with the "
+    "same seeds of NumPy and torch. AutoPGD of torchattacks draws another random start, so its images differ.",
 )
 
 
@@ -80,10 +83,10 @@ def build(module: ModuleType, kind: AttackKind, classifier: PyTorchClassifier, s
 
 def by_hand(kind: AttackKind, network: nn.Module, subject: Subject, loss: nn.Module) -> Attack:
     """
-    Return the loop by hand between NumPy arrays.
+    Return the reference loop for an attack, with NumPy arrays as input and output.
 
-    :param network: On the device that it runs on.
-    :param loss: Gives one value per example.
+    :param network: The network, on the device of the attack.
+    :param loss: A loss with one value per example.
     """
     loop = reference_attacks.auto_pgd if kind.name == "AutoPGD" else reference_attacks.pgd
     eps_step = {"FGM": subject.eps, "PGD": subject.eps_step, "AutoPGD": 2 * subject.eps}[kind.name]
@@ -97,40 +100,42 @@ def _through_torch(attack: Callable[..., Tensor], device: torch.device, images: 
 
 
 def art_classifier(network: nn.Module, subject: Subject, loss: nn.Module, kind: type = HRClassifier) -> Any:
-    """Return a classifier on the network, of this plugin or of ART."""
+    """Return a classifier with the network, of this plugin or of ART."""
     device_type = "gpu" if next(network.parameters()).is_cuda else "cpu"
     return kind(network, loss, subject.images.shape[1:], 10, clip_values=(0.0, 1.0), device_type=device_type)
 
 
 def contenders(kind: AttackKind, subject: Subject, device: torch.device) -> dict[str, Attack | str]:
-    """Return every contender by its name; in place of one that there is not, why."""
+    """Return every contender by its name; for a contender that is missing, the reason as text."""
     network = subject.on(device)
-    made: dict[str, Attack | str] = {}
+    by_name: dict[str, Attack | str] = {}
     for name, loss in (("CE", nn.CrossEntropyLoss), ("HR", HRLoss)):
-        made[HAND[name]] = by_hand(kind, network, subject, loss(reduction="none"))
+        by_name[HAND[name]] = by_hand(kind, network, subject, loss(reduction="none"))
         classifier = art_classifier(network, subject, loss())
-        made[OURS[name]] = build(art_hrloss.attacks, kind, classifier, subject)
-        made[ART[name]] = build(art.attacks.evasion, kind, classifier, subject)
+        by_name[OURS[name]] = build(art_hrloss.attacks, kind, classifier, subject)
+        by_name[ART[name]] = build(art.attacks.evasion, kind, classifier, subject)
     stock = art_classifier(network, subject, nn.CrossEntropyLoss(), PyTorchClassifier)
-    made[STOCK] = build(art.attacks.evasion, kind, stock, subject)
+    by_name[STOCK] = build(art.attacks.evasion, kind, stock, subject)
     for name, library in LIBRARIES.items():
         attack = library_attack(library, kind, subject, network)
-        made[name] = attack if isinstance(attack, str) else _tried(partial(_through_torch, attack, device), subject)
-    return made
+        by_name[name] = (
+            attack if isinstance(attack, str) else _checked(partial(_through_torch, attack, device), subject)
+        )
+    return by_name
 
 
-def _tried(attack: Attack, subject: Subject) -> Attack | str:
-    """Return the attack, or what it raises: a library may not fit the versions that are here."""
+def _checked(attack: Attack, subject: Subject) -> Attack | str:
+    """Return the attack, or the error that it raises: a library may not support the installed versions."""
     images, labels = subject.part(0)
     try:
         attack(images[:2], labels[:2])
-    except Exception as error:  # whatever it may be
+    except Exception as error:  # any error of any library
         return f"fails: {type(error).__name__}"
     return attack
 
 
 def seeded(attack: Attack, subject: Subject, index: int) -> Images:
-    """Attack the batch of this number, from the same seeds whoever the contender is."""
+    """Attack the batch with this index, with the same seeds for every contender."""
     np.random.seed(index)  # noqa: NPY002  # ART draws from NumPy's global generator
     torch.manual_seed(index)
     return attack(*subject.part(index))
@@ -139,37 +144,39 @@ def seeded(attack: Attack, subject: Subject, index: int) -> Images:
 def measure(kind: AttackKind, subject: Subject, settings: Settings) -> list[Reading]:
     """Return times, ratios and differences of every contender on one network."""
     case = at(f"{subject.name}, {kind}", settings.device)
-    found = contenders(kind, subject, settings.device)
-    attacks = {name: attack for name, attack in found.items() if not isinstance(attack, str)}
-    made: dict[tuple[str, int], Images] = {}
+    by_name = contenders(kind, subject, settings.device)
+    attacks = {name: attack for name, attack in by_name.items() if not isinstance(attack, str)}
+    adversarial: dict[tuple[str, int], Images] = {}
 
     def call(name: str, index: int) -> None:
-        made[name, index] = seeded(attacks[name], subject, index)
+        adversarial[name, index] = seeded(attacks[name], subject, index)
 
     calls, most = {name: partial(call, name) for name in attacks}, 3 * len(subject.images) // subject.batch
     times = interleaved(calls, settings, rounds=most, warm=kind.steps == 1)
-    missing = [reading(case, name, SECONDS, (), note=why) for name, why in found.items() if isinstance(why, str)]
-    return timed_readings(case, times, AGAINST, note=subject.note) + missing + differences(case, made)
+    missing = [reading(case, name, SECONDS, (), note=why) for name, why in by_name.items() if isinstance(why, str)]
+    return timed_readings(case, times, AGAINST, note=subject.note) + missing + differences(case, adversarial)
 
 
-def differences(case: str, made: Mapping[tuple[str, int], Images]) -> list[Reading]:
+def differences(case: str, adversarial: Mapping[tuple[str, int], Images]) -> list[Reading]:
     """
-    Return how far the images of each contender are from ART's own with the same loss, over all rounds.
+    Return the differences of each contender's images from those of ART's attack with the same loss, over all rounds.
 
-    :param made: Images by contender and round.
+    :param adversarial: Adversarial images by contender and round.
     """
     readings = []
-    for name in dict.fromkeys(name for name, _ in made):
-        own = ART[name[-2:]]
-        if name != own:
-            apart = np.concatenate([np.abs(x - made[own, i]).ravel() for (n, i), x in made.items() if n == name])
-            readings.append(reading(case, name, DIFFERENCE, [float(apart.max())], own))
-            readings.append(reading(case, name, APART, [float((apart > 1e-6).mean())], own))
+    for name in dict.fromkeys(name for name, _ in adversarial):
+        art_name = ART[name[-2:]]
+        if name != art_name:
+            apart = np.concatenate(
+                [np.abs(x - adversarial[art_name, i]).ravel() for (n, i), x in adversarial.items() if n == name]
+            )
+            readings.append(reading(case, name, DIFFERENCE, [float(apart.max())], art_name))
+            readings.append(reading(case, name, APART, [float((apart > 1e-6).mean())], art_name))
     return readings
 
 
 def cases(settings: Settings) -> dict[str, Callable[[], list[Reading]]]:
-    """Return every attack on each of the two networks."""
+    """Return the measurements of every attack on each of the two networks, by name."""
     return {
         f"{kind} on {subject.name} ({settings.device.type})": partial(measure, kind, subject, settings)
         for subject in subjects(settings)
@@ -178,7 +185,7 @@ def cases(settings: Settings) -> dict[str, Callable[[], list[Reading]]]:
 
 
 def tables(readings: pd.DataFrame) -> list[Table]:
-    """Return one table, a section per network and attack."""
+    """Return one table, with a section per network and attack."""
     entries = {"ms per batch": entry(SECONDS, factor=1e3), "/ loop by hand": entry(RATIO), "rounds": rounds}
     entries |= {DIFFERENCE: entry(DIFFERENCE), "pixels apart": entry(APART)}
-    return [tabulated("Attacks beside loops by hand", readings, ("attack", "contender"), entries, NOTES, ORDER)]
+    return [tabulated("Attacks compared with loops by hand", readings, ("attack", "contender"), entries, NOTES, ORDER)]

@@ -1,4 +1,4 @@
-"""How the cost of the loss, of attacks and of training grows: part "growth", and the end of part "training"."""
+"""Growth of the cost of the loss, of attacks and of training: part "growth", and the last tables of part "training"."""
 
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
@@ -43,31 +43,32 @@ AGAINST = {
     training.OURS["HR"]: (training.BARE["HR"],),
 }
 BY_EPOCHS = "epochs (digits)"
-# Of the grid that is given to a pool; a process takes seconds to start.
+# Runs of a pool and epochs of each. They have to take much longer than the start of a process, which takes seconds.
 POOL_RUNS, POOL_EPOCHS = 8, 60
 NOTES = (
-    "On one thread of the CPU, or the GPU where it is named. Classes and batch: forward and backward of the loss "
-    "alone, float32, eager. Sides and steps: the attack of art_hrloss.attacks with the HR loss beside the loop by "
-    "hand. Ratios are to cross-entropy, or to the loop by hand.",
+    "One thread of the CPU, or the GPU if it is named. Classes and batch: forward and backward pass of the loss alone, "
+    "float32, eager; ratio: the time of HR divided by that of CE. Sides and steps: the attack of art_hrloss.attacks "
+    "with the HR loss; ratio: its time divided by that of the loop by hand, a reference implementation in torch.",
 )
 TRAINING_NOTES = (
-    "The network and recipe of the digits, in batches of 50 where nothing else is said. Of the runs, half have each "
-    "loss. One thread for each process of the CPU, or the GPU where it is named. A pool's seconds have in them the "
-    "start of its processes, which import torch; a pool of one worker is the process that is there.",
-    "Ratios are of times, to the bare loop.",
+    "The network and recipe of the digits, with batches of 50 unless the batch varies. Half of the runs use each loss. "
+    "One thread of the CPU per process, or the GPU if it is named. The seconds of a pool include the start of its "
+    "processes, which import torch; a pool of one worker runs in the main process.",
+    "ratio: the time divided by that of the bare loop.",
 )
 
 
 @dataclass(frozen=True)
 class Panel:
-    """What grows, and what is timed."""
+    """Series of timings in which one size varies."""
 
     name: str
+    """The size that varies, as text."""
     sizes: Sequence[int]
     calls: Callable[[int, Path], Mapping[str, Call]]
-    """From a size, and a folder for what is written, to what is timed, by contender."""
+    """A function from a size, and a folder for its files, to the calls to time, by contender."""
     options: Mapping[str, Any]
-    """Of :func:`interleaved`."""
+    """Options of :func:`interleaved`."""
     note: str = ""
 
     def measure(self, size: int, settings: Settings) -> list[Reading]:
@@ -78,7 +79,7 @@ class Panel:
 
 
 def cases(settings: Settings, panels: Sequence[Panel]) -> dict[str, Callable[[], list[Reading]]]:
-    """Return every size of every panel."""
+    """Return the measurements of every size of every panel, by name."""
     return {
         f"{panel.name}: {size}": partial(panel.measure, size, settings)
         for panel in panels
@@ -87,7 +88,7 @@ def cases(settings: Settings, panels: Sequence[Panel]) -> dict[str, Callable[[],
 
 
 def panels(settings: Settings) -> list[Panel]:
-    """Return what the part "growth" measures."""
+    """Return the panels of the part "growth"."""
     lenet, device = subjects(settings)[0], settings.device
 
     def loss(examples: int, classes: int) -> dict[str, Call]:
@@ -116,7 +117,7 @@ def panels(settings: Settings) -> list[Panel]:
 
 
 def training_panels(settings: Settings) -> list[Panel]:
-    """Return what the part "training" measures of growth, all of it on the digits."""
+    """Return the panels of growth of the part "training", all on the digits."""
     data, few = load_data("digits", DIGITS, data_dir=settings.data_dir), replace(DIGITS, epochs=2)
     few = replace(few, device=settings.device_name)
 
@@ -138,76 +139,78 @@ def training_panels(settings: Settings) -> list[Panel]:
     batches, epochs, workers = (16, 32, 64, 128, 256, 512), (1, 2, 5, 10, 20), worker_counts(available_cpus())
     by_workers = f"workers ({POOL_RUNS} runs of the digits, {POOL_EPOCHS} epochs)"
     cold: dict[str, Any] = {"share": 1 / 10, "warm": False}
-    grown = [
+    panels = [
         Panel("batch (digits, 2 epochs)", batches, lambda size, folder: alone(folder, batch_size=size), cold),
         Panel(BY_EPOCHS, epochs, lambda size, folder: alone(folder, epochs=size), cold),
     ]
-    if settings.device.type == "cpu":  # one process has a GPU to itself
-        grown.append(Panel(by_workers, workers[:1] if settings.quick else workers, pool, cold | {"least": 1}))
-    return grown
+    if settings.device.type == "cpu":  # a single process uses a GPU
+        panels.append(Panel(by_workers, workers[:1] if settings.quick else workers, pool, cold | {"least": 1}))
+    return panels
 
 
-def pooled(workers: int, runs: Sequence[RunSpec], under: tuple[AttackSpec, ...], folder: Path, data_dir: Path) -> Path:
+def pooled(
+    workers: int, runs: Sequence[RunSpec], attack_specs: tuple[AttackSpec, ...], folder: Path, data_dir: Path
+) -> Path:
     """
-    Train and attack runs in a pool, as a grid is, into a new store.
+    Train and attack runs in a pool, as `python -m benchmarks run` does, into a new store.
 
     :raises RuntimeError: If a run fails.
     """
     root = Path(tempfile.mkdtemp(dir=folder))
-    todo = [Job(run, under, root, data_dir) for run in runs]
-    if failed := run_all(todo, partial(local, workers), lambda run, outcome: None):
-        raise RuntimeError(f"expected all of {len(todo)} runs to be done, but {failed} failed: see {root}")
+    jobs = [Job(run, attack_specs, root, data_dir) for run in runs]
+    if failed := run_all(jobs, partial(local, workers), lambda run, outcome: None):
+        raise RuntimeError(f"expected all of {len(jobs)} runs to be done, but {failed} failed: see {root}")
     return root
 
 
 def worker_counts(cpus: int) -> list[int]:
-    """Return 1, 2, 4, 8 and so on, and as many as there are processors."""
+    """Return 1, 2, 4, 8 and so on below the number of CPUs, and that number."""
     return sorted({*(2**i for i in range(cpus.bit_length()) if 2**i < cpus), cpus})
 
 
 def fixed_and_each(readings: pd.DataFrame, contender: str) -> tuple[float, float]:
-    """Return seconds of a training whatever its epochs, and those of an epoch, by least squares through medians."""
-    own = readings[(readings.contender == contender) & (readings.quantity == SECONDS)]
-    own = own[own.case.str.startswith(BY_EPOCHS)]
-    each, fixed = np.polyfit(own.x, own["median"], 1)
+    """Return the seconds that a training takes independently of its epochs, and those per epoch, by least squares."""
+    times = readings[(readings.contender == contender) & (readings.quantity == SECONDS)]
+    times = times[times.case.str.startswith(BY_EPOCHS)]
+    each, fixed = np.polyfit(times.x, times["median"], 1)
     return float(fixed), float(each)
 
 
 def tables(readings: pd.DataFrame) -> list[Table]:
     """Return the table of the part "growth"."""
-    return [_table("How cost grows", readings, "ms", 1e3, NOTES)]
+    return [_table("Growth of the cost", readings, "ms", 1e3, NOTES)]
 
 
 def training_tables(readings: pd.DataFrame) -> list[Table]:
-    """Return the table of how training's cost grows."""
-    grown = readings[readings.x.notna()]
+    """Return the table of the growth of training's cost."""
+    varied = readings[readings.x.notna()]
     lines = (
-        f"{name}: {fixed:.3g} s and {each:.3g} s an epoch, by least squares."
+        f"{name}: {fixed:.3g} s plus {each:.3g} s per epoch, by least squares."
         for name in (training.OURS["HR"], training.BARE["HR"])
-        for fixed, each in [fixed_and_each(grown, name)]
+        for fixed, each in [fixed_and_each(varied, name)]
     )
-    return [_table("How training's cost grows", grown, "seconds", 1.0, (*lines, *TRAINING_NOTES))]
+    return [_table("Growth of the cost of training", varied, "seconds", 1.0, (*lines, *TRAINING_NOTES))]
 
 
 def _table(title: str, readings: pd.DataFrame, unit: str, factor: float, notes: Sequence[str]) -> Table:
     entries = {unit: entry(SECONDS, factor=factor), "ratio": entry(RATIO)}
-    return tabulated(title, readings, ("what grows", "to", "contender"), entries, notes)
+    return tabulated(title, readings, ("size", "value", "contender"), entries, notes)
 
 
-def picture(readings: pd.DataFrame, name: str, what: str, unit: str, factor: float) -> drawing.Picture:
+def picture(readings: pd.DataFrame, name: str, title: str, unit: str, factor: float) -> drawing.Picture:
     """
-    Draw median times against what grows, both logarithmic, with shaded quartiles: a panel per case.
+    Draw median times against the size that varies, on logarithmic axes, with shaded quartiles and a panel per case.
 
-    :param readings: Those of seconds, with an x, are drawn: a line per contender.
-    :param name: The figure's file.
-    :param what: What it shows, in a few words.
-    :param unit: Of the times.
-    :param factor: From seconds to the unit.
+    :param readings: The readings; drawn are those of seconds with an x, with a line per contender.
+    :param name: The name of the figure's files.
+    :param title: The title of the figure.
+    :param unit: The unit of the times.
+    :param factor: The number of units in a second.
     """
     drawn = readings[(readings.quantity == SECONDS) & readings.x.notna()]
     drawn = drawn.assign(**{part: factor * drawn[part] for part in ("lower", "median", "upper")})
     panels = list(drawn.groupby("case", sort=False))
-    words, short = [], {"milliseconds": "ms", "seconds": "s"}[unit]
+    texts, short = [], {"milliseconds": "ms", "seconds": "s"}[unit]
     with drawing.style():
         figure = Figure(figsize=(9.2, 3.6 * ((len(panels) + 1) // 2) + 0.6), layout="constrained")
         all_axes = figure.subplots((len(panels) + 1) // 2, 2, squeeze=False).ravel()
@@ -215,20 +218,20 @@ def picture(readings: pd.DataFrame, name: str, what: str, unit: str, factor: flo
             axes.set_visible(False)
         for axes, (panel, of_panel) in zip(all_axes, panels, strict=False):
             axes.set(xscale="log", yscale="log", xlabel=panel, ylabel=unit)
-            for contender, own in of_panel.groupby("contender"):
+            for contender, times in of_panel.groupby("contender"):
                 line = _line(contender)
-                drawing.plot_line(axes, line, own.x, own["median"])
-                axes.fill_between(own.x, own.lower, own.upper, color=line.color, alpha=0.15, linewidth=0)
-                ends = (f"{y:.3g} {short} at {x:g}" for x, y in own[["x", "median"]].iloc[[0, -1]].to_numpy())
-                words.append(f"{panel}: {contender}, {' to '.join(ends)}.")
+                drawing.plot_line(axes, line, times.x, times["median"])
+                axes.fill_between(times.x, times.lower, times.upper, color=line.color, alpha=0.15, linewidth=0)
+                ends = (f"{y:.3g} {short} at {x:g}" for x, y in times[["x", "median"]].iloc[[0, -1]].to_numpy())
+                texts.append(f"{panel}: {contender}, {' to '.join(ends)}.")
             _draw_scale(axes, sorted(of_panel.x.unique()))
         drawing.draw_legend(figure, list(all_axes[: len(panels)]))
         drawing.settled(figure)
     caption = (
-        f"{unit.capitalize()} against what grows, both axes logarithmic; medians over the rounds, quartiles shaded. On "
-        "one thread of the CPU where nothing else is said; the machine is named above."
+        f"{unit.capitalize()} against the size that varies, on logarithmic axes; medians over the rounds, quartiles "
+        "shaded. One thread of the CPU unless a GPU is named; the machine is described above."
     )
-    return drawing.Picture(name, what, caption, " ".join(words), figure)
+    return drawing.Picture(name, title, caption, " ".join(texts), figure)
 
 
 def _draw_scale(axes: Axes, ticks: Sequence[float]) -> None:
@@ -241,7 +244,7 @@ def _draw_scale(axes: Axes, ticks: Sequence[float]) -> None:
 
 
 def _line(name: str) -> drawing.Line:
-    """Draw what is measured against wide with hollow marks, dashed if it is a loop, and the HR loss's own full."""
+    """Return a contender's style: wide with hollow markers for references, dashed for loops, filled for the others."""
     if name == losses.CE:
         return drawing.Line(name, drawing.BLUE, "o", "-", True, width=2.6, size=9)
     if (name,) in AGAINST.values():

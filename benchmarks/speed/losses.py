@@ -1,4 +1,4 @@
-"""Part "loss": the HR loss beside cross-entropy, forward and backward and in training steps, in time and memory."""
+"""Part "loss": time and memory of the HR loss and cross-entropy, forward and backward, and of training steps."""
 
 import math
 from collections.abc import Callable
@@ -38,25 +38,29 @@ COPY = "copy"
 ORDER = (CE, HR, EACH, PLAIN, CE_COMPILED, HR_COMPILED, COPY)
 AGAINST = {HR: (CE,), PLAIN: (CE,), EACH: (CE,), CE_COMPILED: (CE,), HR_COMPILED: (CE, CE_COMPILED)}
 NOTES = (
-    "Forward and the gradient by logits that are normal, float32. HR is HRLoss, CE CrossEntropyLoss; both with the "
-    "options of the case: label smoothing of 0.1, probabilities as labels, or a weight per class. "
-    '"Per example" is what attacks differentiate, the sum over reduction "none"; "plain" is the same loss as HR, in '
-    "five lines of torch's functions. Compiled is by torch.compile, before the timing.",
-    "A training step is the forward and backward pass of the network and of the loss, and the step of SGD.",
-    "Peak memory is what is allocated together beyond logits and labels, in units of the logits: the gradient is 1.",
+    "Time of the loss and its gradient with respect to normally distributed logits, float32 unless another type is "
+    "named. HR is HRLoss, CE is CrossEntropyLoss; both have the options of the case: hard (class indices), smoothing "
+    "(label smoothing of 0.1), soft (probabilities as labels), weights (a weight per class). HR, per example: the sum "
+    'of the losses with reduction "none", which attacks differentiate. HR, plain: the same loss as HR in five lines of '
+    "torch functions. compiled: compiled by torch.compile before the timing. Columns with /: the time divided by that "
+    "of the contender in the header.",
+    "A training step is the forward and backward pass of the network and the loss, and a step of SGD.",
+    "peak memory / logits: the largest amount of memory that is allocated at the same time, without logits and labels, "
+    "divided by the size of the logits. The gradient alone has 1.",
 )
-# Of what is measured beside a copy of the logits, on a GPU: memory is what limits it there.
+# On a GPU the loss is limited by memory bandwidth, so its time is compared with that of a copy of the logits.
 SHARE_NOTE = (
-    "The share is of the bandwidth of a copy of the logits on the device, in the same round: a loss and its gradient "
-    "read and write as much at least, so 1 is the limit; what is below 0.1 ms is the time of launches."
+    "share of the copy bandwidth: the time of a copy of the logits on the device divided by the time of the contender, "
+    "in the same round. A loss and its gradient read and write at least as much memory as the copy, so 1 is the limit. "
+    "Times below 0.1 ms are dominated by kernel launches."
 )
-# Of the images of noise on which a network's training step is timed.
+# Shapes of the images of noise for the timing of a network's training step.
 IMAGE_SHAPES = {SMALL_CNN: (1, 8, 8), LENET: (1, 28, 28), RESNET: (3, 32, 32)}
 
 
 @dataclass(frozen=True)
 class Workload:
-    """Logits of a shape, with labels of a kind and options that both losses take."""
+    """Logits of a shape, with a kind of labels and options for both losses."""
 
     shape: tuple[int, ...]
     kind: str = "hard"
@@ -67,13 +71,13 @@ class Workload:
         return f"{self.kind} {self.shape}" + ("" if self.dtype == torch.float32 else f", {str(self.dtype)[6:]}")
 
     def options(self, device: torch.device) -> dict[str, Any]:
-        """Return what both losses take."""
+        """Return the options of both losses."""
         if self.kind == "smoothing":
             return {"label_smoothing": 0.1}
         return {"weight": torch.linspace(0.5, 1.5, self.shape[1], device=device)} if self.kind == "weights" else {}
 
     def example(self, device: torch.device) -> tuple[Tensor, Tensor]:
-        """Return normal logits that require gradients, and labels, the same each time."""
+        """Return normally distributed logits that require gradients, and labels, the same in every call."""
         generator = torch.Generator(device).manual_seed(0)
         logits = torch.randn(self.shape, generator=generator, device=device, dtype=self.dtype).requires_grad_()
         if self.kind == "soft":
@@ -96,7 +100,7 @@ ON_GPU = (
 
 
 def eager(workload: Workload, device: torch.device) -> dict[str, Loss]:
-    """Return the losses as torch runs them, line by line; the extra forms only for plain class indices."""
+    """Return the losses in torch's eager mode; plain and per example only for class indices without options."""
     options = workload.options(device)
     losses: dict[str, Loss] = {CE: nn.CrossEntropyLoss(**options), HR: HRLoss(ALPHA, **options)}
     if workload.kind == "hard" and len(workload.shape) == 2:
@@ -106,14 +110,14 @@ def eager(workload: Workload, device: torch.device) -> dict[str, Loss]:
 
 
 def compiled(workload: Workload, device: torch.device) -> dict[str, Loss]:
-    """Return the losses under torch.compile, compiled at their first call, for its shapes and number of threads."""
+    """Return the losses under torch.compile, which compiles them at their first call, for its shapes and threads."""
     torch.compiler.reset()
     losses = eager(workload, device)
-    return {name: torch.compile(losses[own], dynamic=False) for name, own in ((CE_COMPILED, CE), (HR_COMPILED, HR))}
+    return {name: torch.compile(losses[base], dynamic=False) for name, base in ((CE_COMPILED, CE), (HR_COMPILED, HR))}
 
 
 def plain_hr(logits: Tensor, target: Tensor) -> Tensor:
-    """Return the HR loss of a batch, eq. (3), as one would write it down from torch's functions."""
+    """Return the HR loss of a batch, eq. (3), in a straightforward implementation with torch's functions."""
     log_q = logits.log_softmax(1)
     entropy = -(log_q.exp() * log_q).sum(1).mean()
     surprise = -log_q.gather(1, target.unsqueeze(1)).squeeze(1)
@@ -122,23 +126,23 @@ def plain_hr(logits: Tensor, target: Tensor) -> Tensor:
 
 
 def step(loss: Loss, logits: Tensor, target: Tensor) -> Callable[..., Tensor]:
-    """Return a call, with the number of the round or without, that gives the gradient by the logits."""
+    """Return a call that computes the gradient with respect to the logits; its argument, the round, is ignored."""
 
     def gradient(_: int = 0) -> Tensor:
-        (by_logits,) = torch.autograd.grad(loss(logits, target), logits)
-        return by_logits
+        (logits_gradient,) = torch.autograd.grad(loss(logits, target), logits)
+        return logits_gradient
 
     return gradient
 
 
 def copying(logits: Tensor) -> Callable[..., Tensor]:
-    """Return a call, with the number of the round or without, that copies the logits' values to another tensor."""
-    values, place = logits.detach(), torch.empty_like(logits, requires_grad=False)
-    return lambda _=0: place.copy_(values)
+    """Return a call that copies the values of the logits to another tensor; its argument, the round, is ignored."""
+    values, target = logits.detach(), torch.empty_like(logits, requires_grad=False)
+    return lambda _=0: target.copy_(values)
 
 
 def training_step(architecture: str, loss: Loss, device: torch.device) -> Callable[..., Tensor]:
-    """Return a call that trains a new network of the same weights by one step of SGD, on noise."""
+    """Return a call that trains a network by one step of SGD on noise; its initial weights are always the same."""
     _, recipe = NETWORKS[architecture]
     network = models.build(recipe, image_shape=IMAGE_SHAPES[architecture], classes=10, seed=0).to(device)
     generator = torch.Generator().manual_seed(0)
@@ -162,9 +166,9 @@ def _place(device: torch.device, cores: int) -> str:
 
 def measure(workload: Workload, cores: int, settings: Settings, *, beside_copy: bool = False) -> list[Reading]:
     """
-    Return time and memory of every loss on these logits; what cannot be compiled is a reading that says so.
+    Return time and memory of every loss on these logits; a loss that cannot be compiled gives a reading with the error.
 
-    :param beside_copy: Whether to measure the share of a copy's bandwidth.
+    :param beside_copy: True to measure the share of the bandwidth of a copy.
     """
     device = settings.device
     case, readings = f"{workload}, {_place(device, cores)}", []
@@ -175,7 +179,7 @@ def measure(workload: Workload, cores: int, settings: Settings, *, beside_copy: 
             call = step(loss, logits, target)
             try:
                 call()
-            except Exception as error:  # whatever a compiler that is missing or damaged may raise
+            except Exception as error:  # any error of a missing or damaged compiler
                 readings.append(reading(case, name, SECONDS, (), note=f"fails: {type(error).__name__}"))
             else:
                 calls[name] = call
@@ -202,10 +206,10 @@ def measure_training(architecture: str, settings: Settings) -> list[Reading]:
 
 def cases(settings: Settings) -> dict[str, Callable[[], list[Reading]]]:
     """
-    Return what is measured, by name.
+    Return the measurements, by name.
 
-    On the CPU training steps, every kind of labels on one thread, and class indices on all threads; on a GPU the sizes
-    at which memory is the limit, beside a copy, and training steps.
+    On the CPU: training steps, every kind of labels on one thread, and class indices on all threads. On a GPU: the
+    sizes at which memory bandwidth is the limit, compared with a copy, and training steps.
     """
     on_cpu = settings.device.type == "cpu"
     pairs = [(workload, 1) for workload in ((*HARD, *OTHERS) if on_cpu else ON_GPU)]
@@ -227,7 +231,7 @@ def cases(settings: Settings) -> dict[str, Callable[[], list[Reading]]]:
 
 
 def tables(readings: pd.DataFrame) -> list[Table]:
-    """Return one table, a section per case."""
+    """Return one table, with a section per case."""
     entries = {
         "ms": entry(SECONDS, factor=1e3),
         f"/ {CE}": entry(RATIO, CE),
@@ -237,5 +241,5 @@ def tables(readings: pd.DataFrame) -> list[Table]:
     if (readings.quantity == SHARE).any():
         entries[SHARE] = entry(SHARE)
         notes.append(SHARE_NOTE)
-    title = "The HR loss beside cross-entropy, forward and backward"
+    title = "The HR loss compared with cross-entropy, forward and backward"
     return [tabulated(title, readings, ("logits", "contender"), entries, notes, ORDER)]

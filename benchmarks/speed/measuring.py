@@ -1,4 +1,4 @@
-"""Time and memory of contenders, taken in turn so that what disturbs the machine disturbs all alike, as readings."""
+"""Measurement of the time and memory of contenders, in turn, so that other load on the machine affects all alike."""
 
 import json
 import os
@@ -22,36 +22,36 @@ from benchmarks.report.markup import Table
 
 SECONDS, RATIO = "seconds", "ratio"
 CPU = torch.device("cpu")
-# Seconds that a contender is called for in a round, again and again if it is quicker.
+# The least seconds of a sample: a faster contender is called repeatedly, because single calls are too short to time.
 SAMPLE = 0.005
 HOW = (
-    "Contenders are timed in turn, each once in a round, so that a ratio is taken within a round; entries are medians "
-    "over the rounds with [quartiles]."
+    "The contenders are timed in turn, once per round, and ratios are computed within a round. Entries: the median "
+    "over the rounds with [lower quartile, upper quartile]."
 )
 
-# Called with the number of the round.
+# A function that is called with the index of the round.
 Call = Callable[[int], Any]
-# One measured quantity of one contender, by COLUMNS; in this long form one frame does for all parts.
+# One measured quantity of one contender, by COLUMNS; with this long format, all parts have the same frame.
 Reading = dict[str, Any]
 COLUMNS = ["case", "x", "contender", "quantity", "against", "median", "lower", "upper", "n", "note"]
 
 
 @dataclass(frozen=True)
 class Settings:
-    """How much is measured."""
+    """Amount of measurement, and the device."""
 
     data_dir: Path
     """Folder of the data sets."""
     quick: bool = False
-    """Small sizes and one round, to see that all works; the timings say little."""
+    """True for small sizes and one round, as a test; the timings are not reliable."""
     seconds: float = 20.0
-    """For the rounds of one case; there are three at least, however long they take."""
+    """Time limit for the rounds of one case; there are at least three rounds."""
     device: torch.device = CPU
-    """Where the loss is computed, and where networks are attacked and trained."""
+    """Device of the loss, the attacks and training."""
 
     @property
     def device_name(self) -> Literal["cpu", "gpu"]:
-        """The device in ART's words and those of recipes."""
+        """The device's name in ART and in recipes."""
         return "cpu" if self.device.type == "cpu" else "gpu"
 
     def few(self, sizes: Sequence[Any]) -> Sequence[Any]:
@@ -60,7 +60,7 @@ class Settings:
 
 
 def at(name: str, device: torch.device) -> str:
-    """Return the name of a case, with the device where it is not the CPU."""
+    """Return the name of a case, with the device unless it is the CPU."""
     return name if device.type == "cpu" else f"{name}, {device.type}"
 
 
@@ -75,17 +75,17 @@ def interleaved(
     cores: int = 1,
 ) -> dict[str, list[float]]:
     """
-    Time contenders round by round, each once in a round, another one first in each.
+    Time contenders round by round, each once per round, with another one first in each round.
 
-    :param calls: What to time, by contender.
-    :param settings: How long at most; a single round if it is to be quick; and where they compute: what they leave in a
-        GPU's queue is waited for.
-    :param rounds: At most so many,
-    :param share: and none begun after this share of the seconds, warming up not counted,
-    :param least: unless there are fewer than this.
-    :param warm: Whether to call each before the first round, which also shows how often it fits into SAMPLE; without it
-           each is called once.
-    :param cores: Threads of torch on the CPU.
+    :param calls: The calls to time, by contender.
+    :param settings: The time limit, whether to measure a single round only, and the device. On a GPU each timing waits
+        until all queued work is finished.
+    :param rounds: The largest number of rounds.
+    :param share: The share of the time limit after which no round starts; warm-up is not counted.
+    :param least: The smallest number of rounds, whatever the time limit.
+    :param warm: True to call each contender before the first round, and to repeat fast calls until they fill SAMPLE;
+        otherwise each is called once per round.
+    :param cores: Number of threads of torch on the CPU.
     :return: Seconds per call, one per round, by contender.
     """
     device = settings.device
@@ -93,10 +93,11 @@ def interleaved(
         repeats = {name: _repeats(call, device) if warm else 1 for name, call in calls.items()}
         times: dict[str, list[float]] = {name: [] for name in calls}
         names = list(calls)
-        begun = time.perf_counter()
+        started = time.perf_counter()
         for i in range(1 if settings.quick else rounds):
-            if i >= least and time.perf_counter() - begun > share * settings.seconds:
+            if i >= least and time.perf_counter() - started > share * settings.seconds:
                 break
+            # Another contender is first in each round, so that none always follows the same one.
             first = i % len(names)
             for name in names[first:] + names[:first]:
                 times[name].append(_timed(calls[name], i, repeats[name], device))
@@ -104,7 +105,7 @@ def interleaved(
 
 
 def _repeats(call: Call, device: torch.device) -> int:
-    """Return how many calls fill a sample, from one after the first, in which much is made ready."""
+    """Return the number of calls that fill a sample, measured after a first call, which is slower."""
     if _timed(call, 0, 1, device) > 20 * SAMPLE:
         return 1
     warm = min(_timed(call, 0, 1, device) for _ in range(3))
@@ -112,35 +113,36 @@ def _repeats(call: Call, device: torch.device) -> int:
 
 
 def _timed(call: Call, index: int, repeats: int, device: torch.device) -> float:
-    """Return seconds per call; nothing is collected meanwhile."""
-    clock = _clock_of_the_gpu if device.type == "cuda" else time.perf_counter
+    """Return seconds per call, with the garbage collector off, as timeit does."""
+    clock = _gpu_clock if device.type == "cuda" else time.perf_counter
     return timeit.Timer(partial(call, index), timer=clock).timeit(repeats) / repeats
 
 
-def _clock_of_the_gpu() -> float:
-    torch.cuda.synchronize()  # what is in its queue belongs to what came before
+def _gpu_clock() -> float:
+    """Return the time once all work in the GPU's queue is finished."""
+    torch.cuda.synchronize()
     return time.perf_counter()
 
 
 def peak_bytes(call: Callable[[], Any], device: torch.device) -> int:
     """
-    Return the most bytes that torch had allocated at once during a call, beyond those allocated before it.
+    Return the peak of the bytes that torch allocates during a call, beyond those allocated before it.
 
-    What it returns is counted. On the CPU every allocation and release of torch is followed by its profiler. What
-    others allocate, such as a compiler's code, is not seen.
+    The result of the call is counted. On the CPU, torch's profiler observes every allocation and release of torch.
+    Allocations by other code, such as that of a compiler, are not observed.
 
-    :param call: What to follow; call it once before, so that nothing is made ready in it.
-    :param device: Where it allocates.
+    :param call: The call to observe; call it once before, so that it contains no initialisation.
+    :param device: The device whose memory is observed.
     """
     if device.type == "cuda":
         torch.cuda.synchronize()
-        torch.cuda.empty_cache()  # else what is allocated may lie in blocks that are larger
+        torch.cuda.empty_cache()  # otherwise an allocation may get a cached block that is larger than needed
         torch.cuda.reset_peak_memory_stats(device)
         before = torch.cuda.memory_allocated(device)
         call()
         torch.cuda.synchronize()
         return torch.cuda.max_memory_allocated(device) - before
-    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # else the profiler writes on the screen that it starts and stops
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # otherwise the profiler prints that it starts and stops
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
         result = call()
     del result
@@ -148,7 +150,7 @@ def peak_bytes(call: Callable[[], Any], device: torch.device) -> int:
         trace = Path(folder) / "trace.json"
         profiler.export_chrome_trace(str(trace))
         events = json.loads(trace.read_text())["traceEvents"]
-    # The highest running sum of allocations and releases; releases of what is older than the trace do not count.
+    # The maximum of the running sum of allocations and releases; releases of memory older than the trace are ignored.
     alive: dict[int, int] = {}
     total = peak = 0
     for event in sorted((e for e in events if e.get("name") == "[memory]"), key=lambda event: float(event["ts"])):
@@ -171,43 +173,43 @@ def reading(
     note: str = "",
 ) -> Reading:
     """
-    Return a quantity's median and quartiles, between which values are interpolated linearly.
+    Return a quantity's median and quartiles, with linear interpolation.
 
-    :param values: One per round; none where it could not be measured.
-    :param against: Of a ratio or a difference: the other contender.
-    :param x: What grows, where something does.
-    :param note: Why there is no value, or what is to be known of the one that there is.
+    :param values: One value per round; empty if it could not be measured.
+    :param against: For a ratio or a difference, the other contender.
+    :param x: The size that varies, if there is one.
+    :param note: The reason why there is no value, or a remark on the value.
     :raises ValueError: If a value is not finite.
     """
     if not np.isfinite(values).all():
         raise ValueError(f"expected finite values of {case}, {contender}, but got {list(values)}")
     lower, median, upper = np.quantile(values, (0.25, 0.5, 0.75)) if len(values) else (None,) * 3
-    stated = case, x, contender, quantity, against, median, lower, upper, len(values) or None, note
-    return dict(zip(COLUMNS, stated, strict=True))
+    fields = case, x, contender, quantity, against, median, lower, upper, len(values) or None, note
+    return dict(zip(COLUMNS, fields, strict=True))
 
 
 def timed_readings(
-    case: str, times: Mapping[str, Sequence[float]], against: Mapping[str, Sequence[str]], **stated: Any
+    case: str, times: Mapping[str, Sequence[float]], against: Mapping[str, Sequence[str]], **fields: Any
 ) -> list[Reading]:
     """
-    Return seconds and ratios as readings, each ratio taken within a round: what slows several rounds cancels.
+    Return seconds and ratios as readings; each ratio is of one round, so that load during several rounds cancels.
 
     :param times: Seconds by contender, one per round.
-    :param against: For each contender, those that it is compared with, as far as they are in `times`.
-    :param stated: `x` and `note` of all of them.
+    :param against: For each contender, the contenders with which it is compared; those not in `times` are skipped.
+    :param fields: `x` and `note` of all readings.
     """
     readings = []
-    for name, taken in times.items():
-        readings.append(reading(case, name, SECONDS, taken, **stated))
+    for name, seconds in times.items():
+        readings.append(reading(case, name, SECONDS, seconds, **fields))
         for other in against.get(name, ()):
             if other in times:
-                ratios = [one / beside for one, beside in zip(taken, times[other], strict=True)]
-                readings.append(reading(case, name, RATIO, ratios, other, **stated))
+                ratios = [a / b for a, b in zip(seconds, times[other], strict=True)]
+                readings.append(reading(case, name, RATIO, ratios, other, **fields))
     return readings
 
 
 def frame(readings: Sequence[Reading]) -> pd.DataFrame:
-    """Return the readings as they are kept, a line each."""
+    """Return the readings as a frame with a row per reading, as they are written to CSV files."""
     numbers = dict.fromkeys(("x", "median", "lower", "upper"), "float64")
     return pd.DataFrame(readings, columns=COLUMNS).astype({**numbers, "n": "Int64"})
 
@@ -217,30 +219,30 @@ Entry = Callable[[pd.DataFrame], str]
 
 def entry(quantity: str, against: str | None = None, *, factor: float = 1.0) -> Entry:
     """
-    Return what makes an entry of a table from one contender's readings: median and quartiles of a quantity.
+    Return a function from one contender's readings to an entry of a table: median and quartiles of a quantity.
 
-    :param quantity: The quantity; a dash stands for one that was not measured, and the reason if it could not be.
-    :param against: Of a ratio or a difference: the other contender; None for any.
-    :param factor: From the quantity to the unit of the entry.
+    :param quantity: The quantity. The entry is a dash if it was not measured, and the reason if it could not be.
+    :param against: For a ratio or a difference, the other contender; None for any.
+    :param factor: Factor from the unit of the quantity to that of the entry.
     """
 
-    def shown(readings: pd.DataFrame) -> str:
-        named = readings[(readings.quantity == quantity) & ((against is None) | (readings.against == against))]
-        if named.empty:
+    def as_text(readings: pd.DataFrame) -> str:
+        matching = readings[(readings.quantity == quantity) & ((against is None) | (readings.against == against))]
+        if matching.empty:
             return "-"
-        first = named.iloc[0]
+        first = matching.iloc[0]
         if pd.isna(first["median"]):
             return str(first.note)
         values = [factor * first[name] for name in ("median", "lower", "upper")]
-        # Three digits, and more of large numbers rather than a power of ten.
+        # Three significant digits; large numbers have more digits instead of a power of ten.
         median, lower, upper = (f"{value:.0f}" if value >= 1000 else f"{value:.3g}" for value in values)
         return median if first.lower == first.upper else f"{median} [{lower}, {upper}]"
 
-    return shown
+    return as_text
 
 
 def rounds(readings: pd.DataFrame) -> str:
-    """Return how often one contender was timed, as an entry of a table."""
+    """Return the number of rounds of one contender, as an entry of a table."""
     number = readings.n[readings.quantity == SECONDS].max()
     return "-" if pd.isna(number) else str(number)
 
@@ -254,20 +256,20 @@ def tabulated(
     order: Sequence[str] = (),
 ) -> Table:
     """
-    Return a table with a section per case and a row per contender, or per contender and x where something grows.
+    Return a table with a section per case, and a row per contender or per value of x and contender.
 
-    :param labels: Heads of the first columns: the case, what grows if something does, and the contender.
-    :param entries: What makes an entry of a contender's readings, by the head of its column.
-    :param notes: Under the table, between what the readings say of their values and HOW.
-    :param order: Of the contenders; by default as they were measured.
+    :param labels: Headers of the first columns: the case, the size that varies if there is one, and the contender.
+    :param entries: Functions from a contender's readings to an entry, by the header of the column.
+    :param notes: Notes under the table, after the notes of the readings and before HOW.
+    :param order: The order of the contenders; by default that of the measurement.
     """
     rows: list[tuple[str, ...]] = []
     for case, of_case in readings.groupby("case", sort=False):
         groups = list(of_case.groupby(["x", "contender"], sort=False, dropna=False))
         if order:
             groups.sort(key=lambda group: order.index(group[0][1]))
-        for i, ((x, name), own) in enumerate(groups):
-            growing = [f"{x:g}"] if len(labels) == 3 else []
-            rows.append(("" if i else case, *growing, name, *(make(own) for make in entries.values())))
+        for i, ((x, name), of_contender) in enumerate(groups):
+            size = [f"{x:g}"] if len(labels) == 3 else []
+            rows.append(("" if i else case, *size, name, *(as_text(of_contender) for as_text in entries.values())))
     remarks = readings.note[readings["median"].notna() & (readings.note != "")].unique()
     return Table(title, (*labels, *entries), tuple(rows), (*remarks, *notes, HOW))

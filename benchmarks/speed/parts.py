@@ -1,4 +1,4 @@
-"""All parts, one after the other, each into files of its own as soon as it is finished."""
+"""Parts of the speed benchmark, measured one after the other; each writes its own files when it is finished."""
 
 import os
 import platform
@@ -24,21 +24,21 @@ from benchmarks.speed.measuring import Reading, Settings, frame
 from benchmarks.store import write_bytes
 from benchmarks.store._atomic import expect_writable
 
-# Load per core from which on the machine is called busy.
+# Load per core above which the machine is reported as busy.
 BUSY = 0.3
-# Packages as they are shown, by pip's names.
+# Names of packages in the notes, by their names on PyPI.
 PACKAGES = {"torch": "torch", "adversarial-robustness-toolbox": "ART", "numpy": "NumPy"}
 PACKAGES |= {"foolbox": "Foolbox", "torchattacks": "torchattacks"}
 
 
 @dataclass(frozen=True)
 class Part:
-    """A part of the measurement: a new one needs these, and a place in PARTS."""
+    """Part of the benchmark; to add one, add an entry to PARTS."""
 
     minutes: float
-    """What it takes on two cores, about."""
+    """Approximate duration on two cores."""
     cases: Callable[[Settings], Mapping[str, Callable[[], Sequence[Reading]]]]
-    """What is to be measured, in order; nothing is measured yet, but data may be read and networks trained."""
+    """A function that returns the measurements, in order, without running them; it may read data and train networks."""
     tables: Callable[[pd.DataFrame], Sequence[Table]]
     pictures: Callable[[pd.DataFrame], Sequence[Picture]] = lambda readings: ()
 
@@ -51,13 +51,15 @@ PARTS: Mapping[str, Part] = MappingProxyType(
             2,
             lambda settings: growth.cases(settings, growth.panels(settings)),
             growth.tables,
-            lambda readings: [growth.picture(readings, "growth", "how cost grows", "milliseconds", 1e3)],
+            lambda readings: [growth.picture(readings, "growth", "growth of the cost", "milliseconds", 1e3)],
         ),
         "training": Part(
             8,
             lambda settings: training.cases(settings) | growth.cases(settings, growth.training_panels(settings)),
             lambda readings: [*training.tables(readings), *growth.training_tables(readings)],
-            lambda readings: [growth.picture(readings, "training-growth", "how training's cost grows", "seconds", 1.0)],
+            lambda readings: [
+                growth.picture(readings, "training-growth", "growth of the cost of training", "seconds", 1.0)
+            ],
         ),
         "ways": Part(1, ways.cases, ways.tables),
     }
@@ -66,9 +68,9 @@ PARTS: Mapping[str, Part] = MappingProxyType(
 
 def chosen(names: Sequence[str]) -> list[str]:
     """
-    Return the names of these parts, each once.
+    Return the names of the given parts, each once.
 
-    :raises ConfigError: If there is none of such a name.
+    :raises ConfigError: If there is no part with a name.
     """
     for name in names:
         if name not in PARTS:
@@ -79,7 +81,7 @@ def chosen(names: Sequence[str]) -> list[str]:
 
 
 def machine(device: torch.device) -> list[str]:
-    """Return what timings depend on beside the code, in sentences, with a warning if others use the machine too."""
+    """Return sentences on the machine and the versions, with a warning if other processes use the machine."""
     information, cores = Path("/proc/cpuinfo"), available_cpus()
     lines = information.read_text().splitlines() if information.exists() else []
     models = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]  # on Linux alone
@@ -92,54 +94,57 @@ def machine(device: torch.device) -> list[str]:
     )
     notes = [
         f"Machine: {cpu}, {cores} cores; {gpus}. Load at the start: {load:.2f}. Python {platform.python_version()}, "
-        f"{versions}. Timings are of this machine: elsewhere they are others."
+        f"{versions}. The timings are those of this machine and differ on others."
     ]
     if device.type == "cuda":
-        kinds = (("Convolutions", torch.backends.cudnn), ("matrix products", torch.backends.cuda.matmul))
-        stated = (f"{what} are in {'TF32' if backend.allow_tf32 else 'float32'}" for what, backend in kinds)
-        notes.append(f"CUDA {torch.version.cuda}. Where nothing else is said {', '.join(stated)}, as torch has it.")
+        kinds = (("convolutions", torch.backends.cudnn), ("matrix products", torch.backends.cuda.matmul))
+        precisions = (f"{what} are in {'TF32' if backend.allow_tf32 else 'float32'}" for what, backend in kinds)
+        notes.append(
+            f"CUDA {torch.version.cuda}. {', '.join(precisions)}, torch's default, unless a case names another."
+        )
     if load > BUSY * cores:
         notes.append(
             f"WARNING: the machine was busy at the start (load {load:.2f} on {cores} cores). Times are too long, and "
-            "ratios spread more than on a quiet one."
+            "ratios vary more than on an idle machine."
         )
     return notes
 
 
 def measure(name: str, settings: Settings, console: Console, readings: list[Reading]) -> int:
     """
-    Add all readings of a part, with a bar in a terminal, and a line for each case.
+    Measure all cases of a part and add their readings to a list, with a progress bar and a line for each case.
 
-    :return: How many cases failed; the others are measured.
+    :return: The number of cases that failed; the others are measured.
     """
     failed = 0
     cases = PARTS[name].cases(settings)
-    shown = track(cases.items(), name, console=console, disable=not console.is_terminal)
-    for i, (case, measured) in enumerate(shown, start=1):
-        begun = time.perf_counter()
-        how = ""
+    tracked = track(cases.items(), name, console=console, disable=not console.is_terminal)
+    for i, (case, measure_case) in enumerate(tracked, start=1):
+        started = time.perf_counter()
+        outcome = ""
         try:
-            readings += measured()
-        except Exception as error:  # such as memory that is short: the others may have enough
-            failed, how = failed + 1, f" fails: {type(error).__name__}: {error}"
-        console.print(f"{name} {i}/{len(cases)}: {case}, {time.perf_counter() - begun:.1f} s{how}", soft_wrap=True)
+            readings += measure_case()
+        except Exception as error:  # such as too little memory, which may be enough for other cases
+            failed, outcome = failed + 1, f" fails: {type(error).__name__}: {error}"
+        seconds = time.perf_counter() - started
+        console.print(f"{name} {i}/{len(cases)}: {case}, {seconds:.1f} s{outcome}", soft_wrap=True)
     return failed
 
 
 def csv_bytes(readings: pd.DataFrame) -> bytes:
-    """Return the readings as they are kept, to six digits."""
+    """Return the readings as CSV, with six digits."""
     text: str = readings.to_csv(index=False, float_format="%.6g")
     return text.encode()
 
 
 def write(name: str, readings: pd.DataFrame, head: Sequence[str], folder: Path) -> list[Path]:
     """
-    Write NAME.md, NAME.csv and the part's figures, each whole or not at all.
+    Write NAME.md, NAME.csv and the part's figures, each by an atomic write.
 
     :param name: The part.
-    :param head: What stands above the tables: the command, and the machine.
-    :return: What was written.
-    :raises StoreError: If something cannot be written.
+    :param head: Paragraphs above the tables: the command and the machine.
+    :return: The paths of the files.
+    :raises StoreError: If a file cannot be written.
     """
     tables, pictures = PARTS[name].tables(readings), PARTS[name].pictures(readings)
     figures = [f"![{picture.alt}]({picture.name}.png)\n\n{picture.caption}\n" for picture in pictures]
@@ -153,38 +158,40 @@ def write(name: str, readings: pd.DataFrame, head: Sequence[str], folder: Path) 
 
 def run(names: Sequence[str], settings: Settings, folder: Path, console: Console, *, command: str) -> int:
     """
-    Measure parts and write them, as each is finished.
+    Measure parts, and write each when it is finished.
 
-    :param names: Of the parts.
-    :param command: The command without the parts, to stand in NAME.md.
-    :return: The exit status: 1 if a case failed; 130 if it was interrupted, when the finished parts are kept, and what
-        was measured of the next in NAME-unfinished.csv.
-    :raises StoreError: If the folder cannot be written to, before anything is measured.
+    :param names: The names of the parts.
+    :param command: The command without the parts, for NAME.md.
+    :return: The exit status: 1 if a case failed; 130 after an interrupt. Then the finished parts are written, and the
+        readings of the unfinished one are in NAME-unfinished.csv.
+    :raises StoreError: If the folder cannot be written to; this is checked before the measurements.
     """
     expect_writable(folder)
     head = machine(settings.device)
     for note in head:
         console.print(note, soft_wrap=True)
     minutes = "less than one" if settings.quick else f"about {sum(PARTS[name].minutes for name in names):g}"
-    console.print(f"Parts: {', '.join(names)}; minutes on two quiet cores: {minutes}.")
-    left, failed = list(names), 0
+    console.print(f"Parts: {', '.join(names)}; minutes on two idle cores: {minutes}.")
+    remaining, failed = list(names), 0
     measured: list[Reading] = []
     try:
-        while left:
-            measured, unfinished = [], folder / f"{left[0]}-unfinished.csv"
-            failed += measure(left[0], settings, console, measured)
+        while remaining:
+            name = remaining[0]
+            measured, unfinished = [], folder / f"{name}-unfinished.csv"
+            failed += measure(name, settings, console, measured)
             readings = frame(measured)
-            for table in PARTS[left[0]].tables(readings):
+            for table in PARTS[name].tables(readings):
                 console.print(table.rich())
-            written = write(left[0], readings, [f"Made by `{command} --part {left[0]}`.", *head], folder)
+            written = write(name, readings, [f"Made by `{command} --part {name}`.", *head], folder)
             console.print(f"Written: {', '.join(map(str, written))}", soft_wrap=True)
             unfinished.unlink(missing_ok=True)
-            left.pop(0)
+            remaining.pop(0)
     except KeyboardInterrupt:
         if measured:
             write_bytes(unfinished, csv_bytes(frame(measured)))
-        done = [name for name in names if name not in left]
-        kept = f"Kept in {folder}: {', '.join(done)}." if done else "No part was finished."
-        console.print(f"Interrupted. {kept} The rest:\n  {command} --part {' '.join(left)}", soft_wrap=True)
+        finished = [name for name in names if name not in remaining]
+        stored = f"Finished parts, in {folder}: {', '.join(finished)}." if finished else "No part is finished."
+        rest = f"To measure the others:\n  {command} --part {' '.join(remaining)}"
+        console.print(f"Interrupted. {stored} {rest}", soft_wrap=True)
         return 130
     return 1 if failed else 0

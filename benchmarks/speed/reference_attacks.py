@@ -1,7 +1,8 @@
-"""Attacks (L-infinity) as loops over torch by hand, and those of other libraries: what ours are measured against.
+"""
+Reference implementations of attacks (L-infinity) as loops in torch, and attacks of other libraries.
 
-Each loop makes the images that ART's attack of the same settings makes, and does no more for it than it must: gradients
-by the images alone, and no prediction or loss computed twice.
+The attacks of this plugin are compared with them. Each loop computes the same images as ART's attack with the same
+settings, with the least work: gradients with respect to the images only, and no prediction or loss computed twice.
 """
 
 import importlib
@@ -18,13 +19,14 @@ from torch import Tensor, nn
 
 from benchmarks.speed.subjects import AttackKind, Subject
 
-# Per-example losses, shape (n,), from logits and class indices.
+# A function from logits and class indices to per-example losses, shape (n,).
 Loss = Callable[[Tensor, Tensor], Tensor]
-# From images and class indices to adversarial images.
+# A function from images and class indices to adversarial images.
 Attack = Callable[[Tensor, Tensor], Tensor]
 FOOLBOX, TORCHATTACKS = "Foolbox", "torchattacks"
 MISSING, LACKING = "not installed", "has no such attack"
-# ART's, and Croce and Hein's (2020): the share of the last step that is kept, and of steps that must have succeeded.
+# Parameters of Auto-PGD in Croce and Hein (2020) and in ART: the momentum, and the share of steps in a checkpoint
+# interval that must increase the loss for the step size to stay the same.
 MOMENTUM, RHO = 0.75, 0.75
 
 
@@ -32,18 +34,18 @@ def pgd(
     network: nn.Module, loss: Loss, images: Tensor, labels: Tensor, *, eps: float, eps_step: float, steps: int
 ) -> Tensor:
     """
-    Projected gradient descent from the images themselves; with one step of size eps the fast gradient method.
+    Return adversarial images by projected gradient descent without random start; one step of size eps is FGSM.
 
-    :param network: In evaluation mode; maps images to logits.
-    :param images: Shape ``(n, C, H, W)``, in [0, 1].
+    :param network: The network in evaluation mode, from images to logits.
+    :param images: Images in [0, 1], shape ``(n, C, H, W)``.
     :param labels: Class indices, shape ``(n,)``.
-    :return: Images of the same shape, within eps of each pixel and in [0, 1].
+    :return: Images of the same shape, in [0, 1] and with pixels within eps of the original.
     """
     x = images
     for _ in range(steps):
         x = x.detach().requires_grad_()
         (gradient,) = torch.autograd.grad(loss(network(x), labels).sum(), x)
-        x = _inside(x.detach() + eps_step * gradient.sign(), images, eps)
+        x = _project(x.detach() + eps_step * gradient.sign(), images, eps)
     return x
 
 
@@ -51,93 +53,97 @@ def auto_pgd(
     network: nn.Module, loss: Loss, images: Tensor, labels: Tensor, *, eps: float, eps_step: float, steps: int
 ) -> Tensor:
     """
-    Auto-PGD (Croce and Hein 2020, Algorithm 1) as ART has it, from one random start, each image with its own step.
+    Return adversarial images by Auto-PGD (Croce and Hein 2020, Algorithm 1) as in ART, with one random start.
 
-    Images that the network has wrong already stay as they are. The others are returned where the last iterate is
-    wrong, and else at their start, which is drawn from NumPy's global generator as ART draws it.
+    Each image has its own step size. Images that are already misclassified are returned unchanged. Of the others, the
+    last iterate is returned if it is misclassified, and the random start if not; the start is drawn from NumPy's global
+    generator, as in ART.
 
-    :param eps_step: The first step; otherwise as for :func:`pgd`.
+    :param eps_step: The first step size; the other parameters are as for :func:`pgd`.
     """
     with torch.no_grad():
         right = network(images).argmax(1) == labels
-    clean, wanted = images[right], labels[right]
+    clean, true_labels = images[right], labels[right]
     if not len(clean):
         return images.clone()
     noise = random_sphere(len(clean), clean[0].numel(), eps, np.inf).astype(np.float32)
-    start = _inside(clean + torch.from_numpy(noise).to(clean).reshape(clean.shape), clean, eps)
+    start = _project(clean + torch.from_numpy(noise).to(clean).reshape(clean.shape), clean, eps)
 
-    def look(x: Tensor, before: Tensor, *, gradient: bool = True) -> _Points:
-        """Evaluate the network at x, in one pass forward and back."""
+    def evaluate(x: Tensor, previous: Tensor, *, gradient: bool = True) -> _Iterate:
+        """Evaluate loss, gradient and prediction at x, in one forward and one backward pass."""
         with torch.set_grad_enabled(gradient):
             leaf = x.detach().requires_grad_(gradient)
             logits = network(leaf)
-            losses = loss(logits, wanted)
-        direction = torch.autograd.grad(losses.sum(), leaf)[0].sign_() if gradient else before
-        return _Points(x.detach(), before, losses.detach(), direction, logits.detach().argmax(1) != wanted)
+            losses = loss(logits, true_labels)
+        direction = torch.autograd.grad(losses.sum(), leaf)[0].sign_() if gradient else previous
+        return _Iterate(x.detach(), previous, losses.detach(), direction, logits.detach().argmax(1) != true_labels)
 
-    last = _iterate(look, clean, start, eps=eps, eps_step=eps_step, steps=steps)
+    last = _ascend(evaluate, clean, start, eps=eps, eps_step=eps_step, steps=steps)
     result = images.clone()
-    result[right] = torch.where(_wide(last.wrong, start), last.x, start)
+    result[right] = torch.where(_broadcastable(last.wrong, start), last.x, start)
     return result
 
 
-class _Points(NamedTuple):
-    """One point of each image's path, and what is known there."""
+class _Iterate(NamedTuple):
+    """Iterate of each image, with its loss, gradient and prediction."""
 
     x: Tensor
-    before: Tensor
-    """The point from which it was reached."""
+    previous: Tensor
+    """The iterate before this one."""
     loss: Tensor
     direction: Tensor
-    """The gradient's sign."""
+    """The sign of the gradient."""
     wrong: Tensor
-    """Whether the network is."""
+    """True for images that are misclassified."""
 
-    def where(self, chosen: Tensor, other: "_Points") -> "_Points":
-        """Return these where chosen, shape ``(n,)``, and the other ones elsewhere."""
-        return _Points(*(torch.where(_wide(chosen, a), a, b) for a, b in zip(self, other, strict=True)))
+    def where(self, mask: Tensor, other: "_Iterate") -> "_Iterate":
+        """Return this iterate for images in the mask, shape ``(n,)``, and the other one for the rest."""
+        return _Iterate(*(torch.where(_broadcastable(mask, a), a, b) for a, b in zip(self, other, strict=True)))
 
 
-def _iterate(
-    look: Callable[..., _Points], images: Tensor, start: Tensor, *, eps: float, eps_step: float, steps: int
-) -> _Points:
-    """Return the points at which the iteration ends."""
-    here = look(start, start)
-    best = here._replace(before=images)
+def _ascend(
+    evaluate: Callable[..., _Iterate], images: Tensor, start: Tensor, *, eps: float, eps_step: float, steps: int
+) -> _Iterate:
+    """Return the last iterate of Auto-PGD."""
+    current = evaluate(start, start)
+    best = current._replace(previous=images)
     eta = torch.full((len(images), 1, 1, 1), eps_step, device=images.device)
-    best_then, successes, checks = here.loss, torch.zeros(len(images), device=images.device), _checkpoints(steps)
+    successes, checkpoints = torch.zeros(len(images), device=images.device), _checkpoints(steps)
+    best_at_checkpoint = current.loss
     for k in range(steps):
-        moved = _inside(here.x + eta * here.direction, images, eps)
+        moved = _project(current.x + eta * current.direction, images, eps)
         if k > 0:
-            moved = here.x + MOMENTUM * (moved - here.x) + (1 - MOMENTUM) * (here.x - here.before)
-            moved = _inside(moved, images, eps)
-        new = look(moved, here.x, gradient=k + 1 < steps)
-        if k > 0 and not new.loss.any():  # as ART: where every loss is exactly 0 there is nowhere to go
+            moved = current.x + MOMENTUM * (moved - current.x) + (1 - MOMENTUM) * (current.x - current.previous)
+            moved = _project(moved, images, eps)
+        new = evaluate(moved, current.x, gradient=k + 1 < steps)
+        if k > 0 and not new.loss.any():  # as in ART: if every loss is exactly 0, so is every gradient
             return new
         better = new.loss > best.loss if k > 0 else new.loss >= best.loss
-        best = (new if k > 0 else new._replace(before=images)).where(better, best)
+        best = (new if k > 0 else new._replace(previous=images)).where(better, best)
         successes += better
-        here = new
-        if k > 0 and k in checks:
-            rare = successes < RHO * (k - checks[checks.index(k) - 1])
-            back = rare | (best.loss == best_then)
-            eta = torch.where(_wide(back, eta), eta / 2, eta)
-            here, best_then = best.where(back, here), best.loss
+        current = new
+        if k > 0 and k in checkpoints:
+            # Conditions 1 and 2 of section 3.2: too few successful steps, or no better loss since the last checkpoint.
+            too_few = successes < RHO * (k - checkpoints[checkpoints.index(k) - 1])
+            halved = too_few | (best.loss == best_at_checkpoint)
+            eta = torch.where(_broadcastable(halved, eta), eta / 2, eta)
+            current, best_at_checkpoint = best.where(halved, current), best.loss
             successes.zero_()
-    return here
+    return current
 
 
-def _inside(x: Tensor, images: Tensor, eps: float) -> Tensor:
+def _project(x: Tensor, images: Tensor, eps: float) -> Tensor:
     """Clip to [0, 1] and to eps around the images, in place, in ART's order, so that the rounding is the same."""
     return x.clamp_(0, 1).sub_(images).clamp_(-eps, eps).add_(images)
 
 
-def _wide(flags: Tensor, like: Tensor) -> Tensor:
+def _broadcastable(flags: Tensor, like: Tensor) -> Tensor:
+    """Return flags of shape ``(n,)`` with as many dimensions as another tensor."""
     return flags.reshape(-1, *(1,) * (like.ndim - 1))
 
 
 def _checkpoints(steps: int) -> Sequence[int]:
-    """Return the iterations at which step sizes are looked at, section 3.2."""
+    """Return the iterations at which the step sizes may be halved, section 3.2."""
     shares = [0.0, 0.22]
     while (following := shares[-1] + max(shares[-1] - shares[-2] - 0.03, 0.06)) <= 1:
         shares.append(following)
@@ -146,18 +152,18 @@ def _checkpoints(steps: int) -> Sequence[int]:
 
 def library_attack(library: str, kind: AttackKind, subject: Subject, network: nn.Module) -> Attack | str:
     """
-    Return a library's attack with its own cross-entropy, without a random start where it can go without.
+    Return a library's attack with the library's cross-entropy, without a random start if the library allows it.
 
-    :param library: FOOLBOX or TORCHATTACKS, which only these measurements need and which may not be installed.
-    :param kind: Which attack.
-    :param subject: Gives eps and the size of a step.
-    :param network: On the device that is attacked on, in evaluation mode.
-    :return: The attack, or why there is none.
+    :param library: FOOLBOX or TORCHATTACKS; both are optional and used by these measurements only.
+    :param kind: The attack.
+    :param subject: The eps and the step size.
+    :param network: The network in evaluation mode, on the device of the attack.
+    :return: The attack, or the reason why there is none.
     """
-    os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")  # Foolbox imports GitPython, which else asks for git
+    os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")  # Foolbox imports GitPython, which would complain without git
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # what they use of SciPy is deprecated
+            warnings.simplefilter("ignore")  # both use deprecated functions of SciPy
             module: Any = importlib.import_module(library.lower())
     except ModuleNotFoundError:
         return MISSING
@@ -165,12 +171,12 @@ def library_attack(library: str, kind: AttackKind, subject: Subject, network: nn
         return f"cannot be imported: {error}".splitlines()[0]
     eps, eps_step, steps = subject.eps, subject.eps_step, kind.steps
     if library == TORCHATTACKS:
-        own: Attack = {
+        library_function: Attack = {
             "FGM": lambda: module.FGSM(network, eps=eps),
             "PGD": lambda: module.PGD(network, eps=eps, alpha=eps_step, steps=steps, random_start=False),
             "AutoPGD": lambda: module.APGD(network, eps=eps, steps=steps, n_restarts=1),
         }[kind.name]()
-        return own
+        return library_function
     if kind.name == "AutoPGD":
         return LACKING
     options = {} if kind.name == "FGM" else {"abs_stepsize": eps_step, "steps": steps}

@@ -1,4 +1,4 @@
-"""What is attacked and trained: three networks with their data sets, by the recipes of the grids."""
+"""Networks and data sets of the speed benchmark: three networks, by the recipes of the grids."""
 
 import copy
 from collections.abc import Mapping
@@ -19,18 +19,18 @@ from benchmarks.speed.measuring import CPU, Settings
 from benchmarks.training import train_epoch
 
 SMALL_CNN, LENET, RESNET = "small CNN", "LeNet", "ResNet-8"
-# By network, its data set and recipe.
+# Data set and recipe of each network.
 NETWORKS: Mapping[str, tuple[str, Recipe]] = MappingProxyType(
     {SMALL_CNN: ("digits", DIGITS), LENET: ("mnist", MNIST_SHORT), RESNET: ("cifar10", CIFAR10_SHORT)}
 )
-# What is trained in a round: epochs, and of the images, on the CPU, the share that 20 seconds of rounds have time for.
+# Training in a round: the epochs, and on the CPU the share of the images that fits into 20 seconds of rounds.
 EPOCHS = {"digits": 20, "mnist": 1, "cifar10": 1}
 SHARES = {"digits": 1.0, "mnist": 0.1, "cifar10": 0.025}
 
 
 @dataclass(frozen=True)
 class AttackKind:
-    """An attack that every contender has its own form of."""
+    """Attack that every contender implements."""
 
     name: str
     steps: int
@@ -41,11 +41,11 @@ class AttackKind:
 
 @dataclass(frozen=True, eq=False)
 class Subject:
-    """A network and images to attack, as float32 in [0, 1] of shape (n, C, H, W), in batches."""
+    """Network and images to attack, as float32 in [0, 1] of shape (n, C, H, W), in batches."""
 
     name: str
     network: nn.Module
-    """On the CPU, in evaluation mode; `on` gives copies for a device."""
+    """The network on the CPU, in evaluation mode; `on` returns copies on another device."""
     images: npt.NDArray[np.float32]
     labels: npt.NDArray[np.int64]
     eps: float
@@ -54,49 +54,49 @@ class Subject:
     note: str = ""
 
     def on(self, device: torch.device) -> nn.Module:
-        """Return a copy of the network there."""
+        """Return a copy of the network on a device."""
         return copy.deepcopy(self.network).to(device)
 
     def part(self, index: int) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]:
-        """Return the batch of this number, counted around."""
+        """Return the batch with this index, modulo the number of batches."""
         first = index % (len(self.images) // self.batch) * self.batch
         return self.images[first : first + self.batch], self.labels[first : first + self.batch]
 
 
 def subjects(settings: Settings) -> list[Subject]:
-    """Return LeNet on MNIST and ResNet-8 on CIFAR-10; the digits stand in for a data set that is not there."""
+    """Return LeNet on MNIST and ResNet-8 on CIFAR-10; a data set that is missing is replaced by the digits."""
     return [_attacked(LENET, 0.1, 0.02, settings), _attacked(RESNET, 8 / 255, 2 / 255, settings)]
 
 
 def _attacked(architecture: str, eps: float, eps_step: float, settings: Settings) -> Subject:
-    (wanted, recipe), note, data = NETWORKS[architecture], "", None
+    (dataset, recipe), note, data = NETWORKS[architecture], "", None
     try:
-        data = None if settings.quick else load_data(wanted, recipe, data_dir=settings.data_dir)
+        data = None if settings.quick else load_data(dataset, recipe, data_dir=settings.data_dir)
     except DataError as error:
-        note = f"Digits (8 x 8 pixels) stand in for {wanted}: {error}."
+        note = f"The digits (8 x 8 pixels) replace {dataset}: {error}."
     if data is None:
         data = load_data("digits", DIGITS, data_dir=settings.data_dir)
         recipe = replace(recipe, model="small-cnn") if architecture == LENET else recipe
     network = _trained(recipe, data)
     images, labels = data.test.tensors(CPU)
-    batch, more = 16 if settings.quick else 128, ""
-    if settings.device.type == "cuda" and not settings.quick:  # a GPU takes hardly longer for them
-        batch, more = min(1000, len(data.test)), "In batches of 1000 on the GPU."
-    # Those that the network has right, as far as there are: Auto-PGD leaves the others alone.
+    batch, batch_note = 16 if settings.quick else 128, ""
+    if settings.device.type == "cuda" and not settings.quick:  # larger batches take a GPU hardly longer
+        batch, batch_note = min(1000, len(data.test)), "Batches of 1000 images on the GPU."
+    # Images that are classified correctly come first: Auto-PGD does not attack the others, and would look faster.
     with torch.no_grad():
         wrong = torch.cat([network(part).argmax(1) for part in images.split(1000)]) != labels
     order = wrong.int().argsort(stable=True)[: min(8 * batch, len(labels) // batch * batch)]
     name = f"{architecture}, {data.name}"
-    note = " ".join(filter(None, (note, more)))
+    note = " ".join(filter(None, (note, batch_note)))
     return Subject(name, network, images[order].numpy(), labels[order].numpy(), eps, eps_step, batch, note)
 
 
 def _trained(recipe: Recipe, data: Dataset) -> nn.Module:
-    """Train for 40 steps of Adam: gradients are then neither noise nor saturated. Speed does not depend on it."""
+    """Return a network trained for 40 steps of Adam, after which its gradients are neither noise nor saturated."""
     network = models.build_for(recipe, data)
     for module in network.modules():
         if isinstance(module, nn.BatchNorm2d):
-            module.momentum = None  # the statistics of all steps so far, for there are few
+            module.momentum = None  # average over all steps, because there are few
     images, labels = Split(data.train.images[: 40 * 64], data.train.labels[: 40 * 64]).tensors(CPU)
     steps = (torch.arange(40 * 64) % len(labels)).split(64)
     optimizer = torch.optim.Adam(network.parameters(), lr=1e-3)
@@ -105,7 +105,7 @@ def _trained(recipe: Recipe, data: Dataset) -> nn.Module:
 
 
 def noise(size: int) -> Subject:
-    """Return an untrained ResNet-8 and noise of this height and width, for how cost grows with them."""
+    """Return an untrained ResNet-8 and images of noise of this height and width, to measure the growth of the cost."""
     recipe, generator = NETWORKS[RESNET][1], np.random.default_rng(0)
     network = models.build(recipe, image_shape=(3, size, size), classes=10, seed=0).eval()
     images, labels = generator.random((32, 3, size, size), dtype=np.float32), generator.integers(0, 10, 32)
@@ -114,32 +114,32 @@ def noise(size: int) -> Subject:
 
 @dataclass(frozen=True, eq=False)
 class TrainingSubject:
-    """A data set, as much of it as there is time for, and the recipe by which its networks are trained."""
+    """Part of a data set that fits into the time limit, and the recipe of its training."""
 
     name: str
     data: Dataset
     recipe: Recipe
     share: float = 1.0
-    """Of the images of each part of the data set, how many there are here."""
+    """Share of the images of each split that `data` contains."""
     tested: int = 0
-    """Test images that the whole data set has."""
+    """Number of test images of the whole data set."""
     note: str = ""
 
     @property
     def images(self) -> int:
-        """Images that a training goes through, counted once an epoch."""
+        """Number of images of a training, counted once per epoch."""
         return len(self.data.train) * self.recipe.epochs
 
     def run(self, loss: LossSpec) -> RunSpec:
-        """Return the run that all contenders do."""
+        """Return the run of all contenders."""
         return RunSpec(self.data.name, self.recipe, loss, seed=0)
 
 
 def training_subjects(settings: Settings) -> list[TrainingSubject]:
     """
-    Return the digits' network, LeNet on MNIST and ResNet-8 on CIFAR-10; only some digits if it is to be quick.
+    Return the digits' network, LeNet on MNIST and ResNet-8 on CIFAR-10; in quick mode only some digits.
 
-    Where a data set is not in the data folder, the digits' note says so.
+    Data sets that are missing in the data folder are named in the note of the digits.
     """
     trained: list[TrainingSubject] = []
     missing: list[str] = []
@@ -150,15 +150,15 @@ def training_subjects(settings: Settings) -> list[TrainingSubject]:
         try:
             data = load_data(dataset, recipe, data_dir=settings.data_dir)
         except DataError as error:
-            missing.append(f"Without {name}: {error}.")
+            missing.append(f"{name} is missing: {error}.")
             continue
         on_cpu = settings.device.type == "cpu"
         share = min(1.0, SHARES[dataset] * settings.seconds / 20) if on_cpu and dataset != "digits" else 1.0
         share = 0.25 if settings.quick else share
-        kept = ((part, max(1, round(len(part) * share))) for part in (data.train, data.validation, data.test))
-        parts = (Split(part.images[:size], part.labels[:size]) for part, size in kept)
+        sizes = ((part, max(1, round(len(part) * share))) for part in (data.train, data.validation, data.test))
+        parts = (Split(part.images[:size], part.labels[:size]) for part, size in sizes)
         epochs = 2 if settings.quick else EPOCHS[dataset]
         recipe = replace(recipe, epochs=epochs, lr_drops=(), device=settings.device_name)
-        cut = Dataset(data.name, data.classes, *parts)
-        trained.append(TrainingSubject(name, cut, recipe, share, len(data.test)))
+        subset = Dataset(data.name, data.classes, *parts)
+        trained.append(TrainingSubject(name, subset, recipe, share, len(data.test)))
     return [replace(trained[0], note=" ".join(missing)), *trained[1:]]

@@ -1,4 +1,4 @@
-"""Part "training": images a second of a run beside loops by hand, and the share of Fig. 1's attacks in it."""
+"""Part "training": throughput of a run compared with reference loops, and the share of Fig. 1's attacks in its time."""
 
 import copy
 import io
@@ -48,42 +48,45 @@ FOLLOWED = "whole run, followed, HR"
 LOADER, FIT = "DataLoader loop, CE", "ART's fit, CE"
 ORDER = (*BARE.values(), *OURS.values(), FOLLOWED, LOADER, FIT)
 NOTES = (
-    "Images go through training once an epoch; those of the validation are not counted, but their time is. One thread "
-    "of the CPU, or the GPU where it is named. A whole run is benchmarks.training.train into a store in the temporary "
-    "folder: it begins with drawing the weights, and after every epoch takes the validation accuracy and writes curve, "
-    "checkpoint and log to the disk; only Fig. 1's attacks are left out. Followed, it is shown as in a terminal, once "
-    "a second. The bare loop draws an order and for each batch goes forward, back and a step, over tensors that are "
-    "in memory before it begins. All have the same network, weights, optimizer, batches and number of steps.",
-    "The ratio is of throughputs, above 1 if the contender is faster than the bare loop with the same loss.",
+    "images / s: training images per second, each counted once per epoch; the time of validation is included, its "
+    "images are not. One thread of the CPU, or the GPU if it is named. All contenders have the same network, initial "
+    "weights, optimizer, batches and number of steps. bare loop: draws an order of the images, and for each batch does "
+    "a forward pass, a backward pass and an optimizer step, on tensors that are already in memory. whole run: "
+    "benchmarks.training.train with a store in the temporary folder; it draws the weights, and after every epoch "
+    "computes the validation accuracy and writes curve, checkpoint and log to the disk; only Fig. 1's attacks are left "
+    "out. followed: with the progress display of a terminal, updated once a second. DataLoader loop: a loop over "
+    "torch's DataLoader. ART's fit: PyTorchClassifier.fit.",
+    "/ bare loop: the throughput divided by that of the bare loop with the same loss; above 1 if the contender is "
+    "faster.",
 )
 EVALUATION, EPOCH = "Fig. 1's attacks, once", "an epoch"
 GRIDS = ("digits", "mnist-short", "mnist", "cifar10-short", "cifar10")
-SHARE_HEADER = ("grid", "epochs", "attacked every", "seconds of an epoch", "seconds of the attacks", SHARE)
+SHARE_HEADER = ("grid", "epochs", "epochs between attacks", "seconds of an epoch", "seconds of the attacks", SHARE)
 SHARE_NOTES = (
-    "The attacks of Fig. 1 are those of the grid's recipe, after every so many epochs, on all test images, or on the "
-    f"first {grids.CURVE_IMAGES} in the short grids; the seconds are of one time, and of an epoch of training with all "
-    "that is kept of it. Where other numbers of images were measured, both are scaled. The share is that of the "
-    "attacks in the whole training, which the records of Table 1 are no part of. One thread of the CPU, or the GPU "
-    "where it is named.",
+    "The attacks of Fig. 1 are those of the grid's recipe, repeated during training, on all test images, or on the "
+    f"first {grids.CURVE_IMAGES} in the short grids. seconds of the attacks: for one repetition. seconds of an epoch: "
+    "training with validation and files. If fewer images were measured, both are scaled up. share of a run: the time "
+    "of the attacks divided by the time of the whole training; the evaluations of Table 1 come after training and are "
+    "not counted. One thread of the CPU, or the GPU if it is named.",
     HOW,
 )
 
 
 def trained(runs: Sequence[RunSpec], data: Dataset, folder: Path, *, followed: bool = False) -> Store:
     """
-    Train runs as `python -m benchmarks run` does, into a new store: with curves, and checkpoints after every epoch.
+    Train runs as `python -m benchmarks run` does, into a new store, with curves and a checkpoint after every epoch.
 
-    :param followed: Whether to show it as in a terminal, as a part of ten runs.
+    :param followed: True to show the progress as in a terminal, as part of ten runs.
     :raises Exception: If a run fails.
     """
-    store, shown = Store(Path(tempfile.mkdtemp(dir=folder))), ExitStack()
+    store, contexts = Store(Path(tempfile.mkdtemp(dir=folder))), ExitStack()
     if followed:
         grid = Grid("speed", ((data.name, runs[0].recipe),), (CE, HR), tuple(range(5)), TABLE_1_ATTACKS)
         console = Console(file=io.StringIO(), force_terminal=True)
-        shown.enter_context(following(grid, store, console, at_once=1))
-    with shown:
+        contexts.enter_context(following(grid, store, console, at_once=1))
+    with contexts:
         for run in runs:
-            shown.enter_context(store.lock(run))
+            contexts.enter_context(store.lock(run))
             store.open(run, data.fingerprint)
         for run in runs:
             train(run, data, store)
@@ -91,7 +94,7 @@ def trained(runs: Sequence[RunSpec], data: Dataset, folder: Path, *, followed: b
 
 
 class Start:
-    """A network before its training, images and labels in memory: where loops by hand begin, as often as is wanted."""
+    """Starting point of the reference loops: an untrained network, and images and labels in memory."""
 
     def __init__(self, subject: TrainingSubject, loss: LossSpec) -> None:
         self.subject, self.training = subject, Training(subject.run(loss), subject.data)
@@ -100,7 +103,7 @@ class Start:
         self.in_main_memory = self.images.cpu(), self.labels.cpu()
 
     def fresh(self) -> tuple[nn.Module, torch.optim.Optimizer, torch.Generator]:
-        """Return the network as drawn from the run's seed, its optimizer, and the generator of the run's order."""
+        """Return copies of the initial network and its optimizer, and the generator of the run's order of images."""
         network, optimizer = copy.deepcopy((self.training.model, self.training.optimizer))
         order = torch.Generator()
         order.set_state(self.training.order.get_state())
@@ -108,7 +111,7 @@ class Start:
 
 
 def bare_loop(start: Start) -> nn.Module:
-    """Do nothing but train: draw the order of the run, and for each batch go forward, back and a step."""
+    """Train without validation or files: draw the order of the run; forward, backward and a step for each batch."""
     network, optimizer, generator = start.fresh()
     images, labels, recipe = start.images, start.labels, start.subject.recipe
     for _ in range(recipe.epochs):
@@ -120,7 +123,7 @@ def bare_loop(start: Start) -> nn.Module:
 
 
 def loader_loop(start: Start) -> nn.Module:
-    """Train as torch's tutorials do, over a shuffled DataLoader of this process and tensors in main memory."""
+    """Train as in torch's tutorials, with a shuffled DataLoader in this process over tensors in main memory."""
     network, optimizer, generator = start.fresh()
     recipe, data = start.subject.recipe, TensorDataset(*start.in_main_memory)
     loader = DataLoader(data, batch_size=recipe.batch_size, shuffle=True, generator=generator)
@@ -133,7 +136,7 @@ def loader_loop(start: Start) -> nn.Module:
 
 
 def art_fit(start: Start) -> nn.Module:
-    """Train by ART's own classifier and its `fit`, from NumPy arrays."""
+    """Train with `fit` of ART's PyTorchClassifier, from NumPy arrays."""
     network, optimizer, _ = start.fresh()
     data, recipe = start.subject.data, start.subject.recipe
     options: dict[str, Any] = {"optimizer": optimizer, "clip_values": (0.0, 1.0), "device_type": recipe.device}
@@ -144,7 +147,7 @@ def art_fit(start: Start) -> nn.Module:
 
 
 def measure(subject: TrainingSubject, settings: Settings) -> list[Reading]:
-    """Return images a second of every way to train the subject's network from the same weights."""
+    """Return the images per second of every way to train the subject's network, from the same initial weights."""
     starts = {name: Start(subject, loss) for name, loss in LOSSES.items()}
     with tempfile.TemporaryDirectory() as folder:
 
@@ -166,25 +169,25 @@ def measure(subject: TrainingSubject, settings: Settings) -> list[Reading]:
 
 def throughputs(case: str, times: Mapping[str, Sequence[float]], subject: TrainingSubject) -> list[Reading]:
     """
-    Return seconds, images a second and ratios to the bare loop.
+    Return seconds, images per second and ratios to the bare loop.
 
     :param times: Seconds of a training by contender, one per round.
     """
     size = f"{len(subject.data.train)} images, epochs in a round: {subject.recipe.epochs}"
     note, readings = f"{case}: {size}. {subject.note}".rstrip(), []
-    for name, taken in times.items():
+    for name, seconds in times.items():
         bare = BARE[name[-2:]]
-        ratios = [beside / seconds for beside, seconds in zip(times[bare], taken, strict=True)]
+        ratios = [reference / own for reference, own in zip(times[bare], seconds, strict=True)]
         readings += [
-            reading(case, name, SECONDS, taken, note=note),
-            reading(case, name, IMAGES, [subject.images / seconds for seconds in taken]),
+            reading(case, name, SECONDS, seconds, note=note),
+            reading(case, name, IMAGES, [subject.images / value for value in seconds]),
             reading(case, name, RELATIVE, ratios, bare),
         ]
     return readings
 
 
 def measure_share(subject: TrainingSubject, settings: Settings) -> list[Reading]:
-    """Return seconds of Fig. 1's attacks and of an epoch, and the share that follows, by grid."""
+    """Return the seconds of Fig. 1's attacks and of an epoch, and the resulting share, by grid."""
     training = Training(subject.run(HR), subject.data)
     training.epoch(0)
     with tempfile.TemporaryDirectory() as folder:
@@ -206,16 +209,16 @@ def measure_share(subject: TrainingSubject, settings: Settings) -> list[Reading]
 
 
 def recipes(dataset: str) -> dict[str, Recipe]:
-    """Return, by grid, the recipes for this data set that ask for Fig. 1."""
-    found = {name: dict(grids.get(name).recipes).get(dataset) for name in GRIDS}
-    return {name: recipe for name, recipe in found.items() if recipe is not None}
+    """Return, by grid, the recipes for this data set that include Fig. 1."""
+    by_grid = {name: dict(grids.get(name).recipes).get(dataset) for name in GRIDS}
+    return {name: recipe for name, recipe in by_grid.items() if recipe is not None}
 
 
 def share(recipe: Recipe, evaluation: float, epoch: float) -> float:
     """
-    Return, of the whole training's seconds, those of the attacks.
+    Return the share of the attacks in the time of the whole training.
 
-    :param evaluation: Seconds of the attacks, each made once.
+    :param evaluation: Seconds of one repetition of the attacks.
     :param epoch: Seconds of an epoch.
     """
     attacked = recipe.epochs // recipe.curve_every * evaluation
@@ -223,7 +226,7 @@ def share(recipe: Recipe, evaluation: float, epoch: float) -> float:
 
 
 def cases(settings: Settings) -> dict[str, Callable[[], list[Reading]]]:
-    """Return the throughput of every network, and then the share of Fig. 1."""
+    """Return the measurements of the throughput of every network and of the share of Fig. 1, by name."""
     measures = {"": measure, "Fig. 1, ": measure_share}
     subjects = training_subjects(settings)
     return {
@@ -238,11 +241,11 @@ def tables(readings: pd.DataFrame) -> list[Table]:
     entries = {"images / s": entry(IMAGES), "/ bare loop": entry(RELATIVE), "rounds": rounds}
     timed = readings[readings.contender.isin(ORDER) & readings.x.isna()]
     rows = []
-    for case, own in readings[readings.contender.isin((EPOCH, EVALUATION))].groupby("case", sort=False):
-        seconds = [entry(SECONDS)(own[own.contender == name]) for name in (EPOCH, EVALUATION)]
-        stated = own.note[own.quantity == SHARE].item().split(", ")
-        rows.append((case, *stated, *seconds, entry(SHARE)(own)))
+    for case, of_case in readings[readings.contender.isin((EPOCH, EVALUATION))].groupby("case", sort=False):
+        seconds = [entry(SECONDS)(of_case[of_case.contender == name]) for name in (EPOCH, EVALUATION)]
+        epochs = of_case.note[of_case.quantity == SHARE].item().split(", ")
+        rows.append((case, *epochs, *seconds, entry(SHARE)(of_case)))
     return [
         tabulated("Training throughput", timed, ("training", "contender"), entries, NOTES, ORDER),
-        Table("Fig. 1's share", SHARE_HEADER, tuple(rows), SHARE_NOTES),
+        Table("Share of Fig. 1's attacks in the time of training", SHARE_HEADER, tuple(rows), SHARE_NOTES),
     ]

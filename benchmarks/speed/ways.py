@@ -1,4 +1,4 @@
-"""Part "ways": the time of a training step of several networks at once, by each way of training them."""
+"""Part "ways": time of a training step of several networks, by each way of training them together."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -28,42 +28,42 @@ from benchmarks.speed.measuring import (
 from benchmarks.speed.subjects import LENET, RESNET
 from benchmarks.training import Branches, Products, Recorded, Training, tf32
 
-# Trains networks of one recipe for an epoch, counted from 0.
+# A function that trains networks of one recipe for an epoch; its argument counts epochs from 0.
 Epoch = Callable[[int], object]
 BY_TURNS, BRANCHES, PRODUCTS = "one after the other", "branches of a graph", "batched products"
 RECIPES = {LENET: (MNIST, (1, 28, 28)), RESNET: (CIFAR10, (3, 32, 32))}
-# Of an epoch that is timed.
+# Steps of an epoch that is timed.
 STEPS = 20
 NOTES = (
-    "A step trains each network once, on a batch of noise of its own: 100 images for LeNet and 128 for ResNet-8, by "
-    "the recipes of the paper's grids, half of the networks with each loss. One thread of the CPU, or the GPU where it "
-    f"is named. An epoch of {STEPS} steps is timed, with all that is done once an epoch but validation and files. "
-    "Ratios are to the networks one after the other.",
+    "A step trains each network on its own batch of noise: 100 images for LeNet and 128 for ResNet-8, by the recipes "
+    "of the paper's grids, half of the networks with each loss. One thread of the CPU, or the GPU if it is named. "
+    f"Timed is an epoch of {STEPS} steps with all its work except validation and files. / {BY_TURNS}: the time divided "
+    "by that of training the networks one after the other.",
 )
 
 
 def by_turns(trainings: Sequence[Training]) -> Epoch:
-    """Return what trains each network alone."""
+    """Return a function that trains the networks one after the other."""
     return lambda epoch: [training.epoch(epoch) for training in trainings]
 
 
 def recorded(way: type[Branches | Products], trainings: Sequence[Training]) -> Epoch:
-    """Return what trains networks in recorded steps."""
+    """Return a function that trains networks together, in recorded steps."""
     return Recorded(trainings, ways=(way,)).epoch
 
 
 def ways(training: Training) -> dict[str, Callable[[Sequence[Training]], Epoch]]:
-    """Return the ways that take a network, by name: from networks that are not trained yet to what trains them all."""
-    found: dict[str, Callable[[Sequence[Training]], Epoch]] = {BY_TURNS: by_turns}
+    """Return the ways that support a network, by name: functions from untrained networks to one that trains them."""
+    by_name: dict[str, Callable[[Sequence[Training]], Epoch]] = {BY_TURNS: by_turns}
     kinds: dict[str, type[Branches | Products]] = {BRANCHES: Branches, PRODUCTS: Products}
     for name, way in kinds.items():
-        if training.device.type == "cuda" and way.fits(training):  # whose streams and graphs are asked for
-            found[name] = partial(recorded, way)
-    return found
+        if training.device.type == "cuda" and way.fits(training):  # both need CUDA's streams and graphs
+            by_name[name] = partial(recorded, way)
+    return by_name
 
 
 def trainings(architecture: str, number: int, settings: Settings) -> list[Training]:
-    """Return networks in training on as much noise as the steps of a timed epoch take."""
+    """Return networks with training images of noise, as many as the steps of a timed epoch need."""
     recipe, shape = RECIPES[architecture]
     recipe = replace(recipe, device=settings.device_name, batch_size=8 if settings.quick else recipe.batch_size)
     generator = np.random.default_rng(0)
@@ -77,7 +77,7 @@ def trainings(architecture: str, number: int, settings: Settings) -> list[Traini
 
 
 def measure(architecture: str, number: int, in_tf32: bool, settings: Settings) -> list[Reading]:
-    """Return the time of a step by each way, and its ratio to that of the networks one after the other."""
+    """Return the time of a step in each way, and its ratio to that of the networks one after the other."""
     case = f"{architecture}, {number} networks"
     if settings.device.type == "cuda":
         case += ", TF32" if in_tf32 else ", float32"
@@ -86,10 +86,10 @@ def measure(architecture: str, number: int, in_tf32: bool, settings: Settings) -
         for name, way in ways(trainings(architecture, 1, settings)[0]).items():
             try:
                 epoch = way(trainings(architecture, number, settings))
-                epoch(0)  # sets up and records what the timed ones repeat
-            except Exception as error:  # one that fails is to end no other
-                said = f"fails: {type(error).__name__}: {error}".splitlines()[0]
-                readings.append(reading(case, name, SECONDS, (), note=said))
+                epoch(0)  # compiles and records the steps that the timed epochs repeat
+            except Exception as error:  # the other ways are still timed
+                message = f"fails: {type(error).__name__}: {error}".splitlines()[0]
+                readings.append(reading(case, name, SECONDS, (), note=message))
             else:
                 epochs[name] = epoch
         times = interleaved(epochs, settings, rounds=20, share=1 / 4, warm=False)
@@ -99,7 +99,7 @@ def measure(architecture: str, number: int, in_tf32: bool, settings: Settings) -
 
 
 def cases(settings: Settings) -> dict[str, Callable[[], list[Reading]]]:
-    """Return two and ten networks of both architectures; on a GPU in TF32 and in float32."""
+    """Return the measurements of two and ten networks of both architectures; on a GPU in TF32 and in float32."""
     return {
         f"{number} networks, {architecture}, {'TF32' if in_tf32 else 'float32'} ({settings.device.type})": partial(
             measure, architecture, number, in_tf32, settings
@@ -111,6 +111,6 @@ def cases(settings: Settings) -> dict[str, Callable[[], list[Reading]]]:
 
 
 def tables(readings: pd.DataFrame) -> list[Table]:
-    """Return one table, a section per architecture, number of networks and precision."""
+    """Return one table, with a section per architecture, number of networks and precision."""
     entries = {"ms per step": entry(SECONDS, factor=1e3), f"/ {BY_TURNS}": entry(RATIO), "rounds": rounds}
     return [tabulated("Ways of training several networks", readings, ("networks", "way"), entries, NOTES)]

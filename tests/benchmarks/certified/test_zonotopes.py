@@ -1,4 +1,4 @@
-"""What is certified holds: against closed forms, against ART's own DeepZ, and on samples and adversarial examples."""
+"""Zonotope certificates, compared with closed forms, ART's DeepZ, random samples and adversarial examples."""
 
 import numpy as np
 import pytest
@@ -15,7 +15,7 @@ from benchmarks.recipes import DIGITS
 
 @pytest.fixture(scope="module")
 def network(digits) -> nn.Module:
-    """The digits' LeNet after 6 epochs of cross-entropy, in evaluation mode."""
+    """Return the digits' LeNet after 6 epochs of cross-entropy, in evaluation mode."""
     trained = models.build(DIGITS, image_shape=(1, 8, 8), classes=10, seed=0)
     optimizer = torch.optim.Adam(trained.parameters(), lr=3e-3)
     images, labels = torch.tensor(digits.x_train), torch.tensor(digits.y_train)
@@ -53,14 +53,14 @@ def test_the_certified_network_has_the_logits_of_a_trained_network(network: nn.M
     expect_same_logits(network, torch.tensor(digits.x_test[:20]))
 
 
-def test_a_linear_network_is_certified_just_where_its_margin_exceeds_what_the_box_can_change() -> None:
-    """The largest change of a difference of logits is the sum over pixels of the larger of two products."""
+def test_a_linear_network_is_certified_exactly_if_its_margin_exceeds_the_largest_change_within_eps() -> None:
+    """The largest change of a difference of logits is a sum over pixels of the larger of two products."""
     generator = np.random.default_rng(0)
     with torch.random.fork_rng():
         torch.manual_seed(0)
         linear = nn.Linear(16, 4)
     images = generator.random((300, 1, 4, 4)).astype(np.float32)
-    images[:50] = images[:50].round()  # black and white: half of the box is outside of [0, 1]
+    images[:50] = images[:50].round()  # pixels of 0 and 1: half of the box is outside of [0, 1]
     weight, bias = (p.detach().double().numpy() for p in (linear.weight, linear.bias))
     flat, eps = images.reshape(300, 16).astype(np.float64), 0.05
     logits = flat @ weight.T + bias
@@ -80,7 +80,7 @@ def test_a_linear_network_is_certified_just_where_its_margin_exceeds_what_the_bo
 
 
 class WithoutPooling(nn.Module):
-    """What ART's DeepZ takes: convolutions, ReLU and linear layers, flattened without a module."""
+    """Network that ART's DeepZ supports: convolutions, ReLU and linear layers, flattened without a module."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -95,12 +95,12 @@ class WithoutPooling(nn.Module):
 
 
 def box(image: np.ndarray, eps: float) -> tuple[np.ndarray, np.ndarray]:
-    """The zonotope of the images in [0, 1] within eps; ART's own clipping fails under NumPy 2.4."""
+    """Return the zonotope of the images in [0, 1] within eps; ART's own clipping fails under NumPy 2.4."""
     low, high = (image.astype(np.float64) - eps).clip(0, 1), (image.astype(np.float64) + eps).clip(0, 1)
     return ((low + high) / 2)[np.newaxis], np.diag((high - low).flatten() / 2).reshape(-1, *image.shape)
 
 
-def test_bounds_are_those_of_arts_deepz_where_it_takes_the_network(digits) -> None:
+def test_bounds_agree_with_those_of_arts_deepz_on_a_network_that_it_supports(digits) -> None:
     with torch.random.fork_rng():
         torch.manual_seed(0)
         network = WithoutPooling()
@@ -116,11 +116,11 @@ def test_bounds_are_those_of_arts_deepz_where_it_takes_the_network(digits) -> No
             crossing += len(zonotope) > 1 + 64
             np.testing.assert_allclose(zonotope[0], centre[0], atol=1e-5)
             np.testing.assert_allclose(zonotope[1:].abs().sum(0), np.abs(errors).sum(0), atol=1e-5)
-    assert crossing >= 5  # else no ReLU was relaxed
+    assert crossing >= 5  # otherwise no ReLU was relaxed
 
 
 @pytest.mark.parametrize("step", ["relu", 0, 1])
-def test_relaxations_hold_every_point_with_its_own_error_terms(step: str | int) -> None:
+def test_relaxations_contain_every_point_with_the_same_shared_error_terms(step: str | int) -> None:
     generator = torch.Generator().manual_seed(0)
 
     def uniform(*shape: int) -> Tensor:
@@ -131,28 +131,30 @@ def test_relaxations_hold_every_point_with_its_own_error_terms(step: str | int) 
     result = relu(zonotope) if step == "relu" else _maximum_of_pairs(zonotope, step)
     largest = torch.zeros_like(result.box)
     for i in range(500):
-        shared, own = uniform(5), uniform(3, 8, 8)
+        shared, separate = uniform(5), uniform(3, 8, 8)
         if i % 2:
-            shared, own = shared.sign(), own.sign()
-        point = zonotope.terms[0] + (shared.view(-1, 1, 1, 1) * zonotope.terms[1:]).sum(0) + own * zonotope.box
+            shared, separate = shared.sign(), separate.sign()
+        point = zonotope.terms[0] + (shared.view(-1, 1, 1, 1) * zonotope.terms[1:]).sum(0) + separate * zonotope.box
         if step == "relu":
             value = point.relu()
         else:
             value = nn.functional.max_pool2d(point[None], (2, 1) if step == 0 else (1, 2))[0]
-        held = result.terms[0] + (shared.view(-1, 1, 1, 1) * result.terms[1:]).sum(0)
-        assert ((value - held).abs() <= result.box + 1e-12).all()
-        largest = torch.maximum(largest, (value - held).abs())
-    assert (largest > 0.5 * result.box).double().mean() > 0.5  # and is not much wider than it must be
+        centre = result.terms[0] + (shared.view(-1, 1, 1, 1) * result.terms[1:]).sum(0)
+        assert ((value - centre).abs() <= result.box + 1e-12).all()
+        largest = torch.maximum(largest, (value - centre).abs())
+    assert (largest > 0.5 * result.box).double().mean() > 0.5  # the relaxation is not much wider than necessary
 
 
-def test_a_neuron_that_is_never_above_0_is_0() -> None:
-    """Its upper bound is 0 exactly, which ART's ZonoReLU returns as it is."""
+def test_the_relu_of_a_neuron_that_is_never_above_0_is_exactly_0() -> None:
+    """The upper bound of this neuron is exactly 0, a case in which ART's ZonoReLU returns its input."""
     never = Zonotope(torch.tensor([[-1.0], [1.0]]), torch.zeros(1))
     assert not relu(never).terms.any()
     assert not relu(never).box.any()
 
 
-def test_nothing_within_eps_of_a_certified_image_is_misclassified(network: nn.Module, digits) -> None:
+def test_no_sample_and_no_adversarial_example_within_eps_of_a_certified_image_is_misclassified(
+    network: nn.Module, digits
+) -> None:
     images, labels = digits.x_test[:30], digits.y_test[:30]
     zonotopes, eps = ZonotopeNetwork(network), 0.03
     certified = zonotopes.certified(torch.tensor(images), labels, eps)
@@ -174,7 +176,7 @@ def test_nothing_within_eps_of_a_certified_image_is_misclassified(network: nn.Mo
             assert (logits.argmax(1) == label).all()
 
 
-def test_a_smaller_eps_certifies_more(network: nn.Module, digits) -> None:
+def test_more_images_are_certified_at_a_smaller_eps(network: nn.Module, digits) -> None:
     zonotopes, images = ZonotopeNetwork(network), torch.tensor(digits.x_test[:20])
     shares = [zonotopes.certified(images, digits.y_test[:20], eps).mean() for eps in (0.001, 0.02, 0.1)]
     assert shares == sorted(shares, reverse=True)

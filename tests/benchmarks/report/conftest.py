@@ -1,4 +1,4 @@
-"""A browser, and reports to open in it."""
+"""Fixtures: a browser, and reports to open in it."""
 
 import os
 import shutil
@@ -31,7 +31,7 @@ def browser() -> Iterator[Browser]:
 
 @pytest.fixture(scope="session")
 def digits_report(tmp_path_factory: pytest.TempPathFactory) -> Report:
-    """Two seeds and two epochs of the digits, with every figure that they have."""
+    """Return a report on two seeds and two epochs of the digits, with all their figures."""
     grid = grids.digits()
     recipes = tuple((name, replace(recipe, epochs=2, curve_every=1)) for name, recipe in grid.recipes)
     results = made_up.measured(replace(grid, seeds=(0, 1), recipes=recipes, attacks=TABLE_1_ATTACKS))
@@ -41,7 +41,7 @@ def digits_report(tmp_path_factory: pytest.TempPathFactory) -> Report:
 
 @pytest.fixture(scope="session")
 def strong_report(tmp_path_factory: pytest.TempPathFactory) -> Report:
-    """The widest tables that there are, with marks and intervals in every column."""
+    """Return a report with the widest tables, with marks and intervals in every column."""
     folder = tmp_path_factory.mktemp("strong")
     results = made_up.results(grids.strong_digits(), zero=lambda run, attack: 5000)
     return Report(results, export.write(results, folder, command="python -m benchmarks run --grid strong-digits"))

@@ -1,4 +1,4 @@
-"""The table, the sentences and the diagram of calibration say what the records do."""
+"""Calibration: table, sentences and diagram agree with the records."""
 
 import math
 from collections.abc import Callable
@@ -35,7 +35,7 @@ SCORES = {"confidence": "confidence", "NLL": "nll", "Brier": "brier", "ECE": "ec
 
 
 def drawn_record(run: RunSpec, attack: AttackSpec) -> Record:
-    """A network that is wrong on some images without attack, and on most under it."""
+    """Return a random record, with some wrong predictions without attack and many under attack."""
     draw = np.random.default_rng([run.seed, run.loss == HR, *attack.key().encode()])
     labels, logits = np.arange(300) % 10, draw.normal(scale=2, size=(300, 10)).astype(np.float32)
     logits[np.arange(300), labels] += 6 - 25 * attack.eps + 2 * (run.loss == HR)
@@ -59,7 +59,7 @@ def only(results: Results) -> Table:
 
 
 def entries(table: Table) -> dict[tuple[str, str, str, str], str]:
-    """The entries by eps, attack, row and column."""
+    """Return the entries by eps, attack, row and column."""
     found, eps = {}, ""
     for first, attack, trained, *texts in table.rows:
         eps = first or eps
@@ -111,7 +111,7 @@ def test_temperatures_are_fitted_to_the_validation_images_and_used_on_the_test_i
             assert found[*place, str(loss), "ECE at T"] == interval([values["ece"] for values in scaled])
 
 
-def test_without_validation_images_all_but_the_temperatures_is_there(results: Results) -> None:
+def test_without_validation_images_only_the_temperatures_are_missing(results: Results) -> None:
     whole, table = only(results), only(without(results, lambda run, attack: attack == VALIDATION))
     assert set(whole.header) - set(table.header) == {"T", "NLL at T", "ECE at T"}
     assert entries(table).items() < entries(whole).items()
@@ -120,7 +120,7 @@ def test_without_validation_images_all_but_the_temperatures_is_there(results: Re
     assert entries(some)["0", "no attack", "CE", "T"].endswith("(n = 2)")
 
 
-def test_what_is_missing_is_told_from_what_has_no_value(results: Results) -> None:
+def test_missing_records_and_metrics_without_a_value_are_shown_differently(results: Results) -> None:
     right = Record(np.arange(10), np.eye(10, dtype=np.float32))
     nearly = {key: right if key[1] == NONE and key[0].loss == HR else r for key, r in results.records.items()}
     found = entries(only(without(replace(results, records=nearly), lambda run, a: a.eps == 0.25 and run.loss == HR)))
@@ -130,7 +130,7 @@ def test_what_is_missing_is_told_from_what_has_no_value(results: Results) -> Non
     assert "±" in found["0.25", "exact", "CE", "AUROC"]
 
 
-def test_of_several_alphas_the_one_nearest_the_papers_is_shown() -> None:
+def test_the_table_shows_the_alpha_nearest_to_the_papers() -> None:
     alphas = replace(GRID, losses=(CE, LossSpec("hr", 3.0), HR), attacks=ALPHA_ATTACKS)
     table = only(results := made(alphas))
     assert {row[2] for row in table.rows} == {"CE", "HR(1.6)", "HR(1.6) - CE"}
@@ -170,7 +170,7 @@ def test_files_hold_every_metric_of_every_network(results: Results, tmp_path: Pa
 
 
 def judged(before: list[float], after: list[float], *, sure: float = 0.02) -> str:
-    """The sentence on no attack, of an HR that is by so much over-confident, seed by seed; CE is so by 0.1."""
+    """Return the sentences on no attack, for given over-confidences of HR by seed; that of CE is 0.1."""
     grid = replace(GRID, attacks=(NONE, VALIDATION))
 
     def record(run: RunSpec, attack: AttackSpec) -> Record:
@@ -192,32 +192,39 @@ UNDER = [-0.03, -0.02, -0.04]
 @pytest.mark.parametrize(
     ("before", "after", "differs", "left"),
     [
-        (MORE, MORE, "more over-confident", "the temperatures do not take it away"),
-        (LESS, LESS, "less over-confident", "the temperatures do not take it away"),
-        (MORE, SAME, "more over-confident", "undecided whether the temperatures leave any of it"),
-        (MORE, LESS, "more over-confident", "the temperatures reverse it"),
-        (SAME, SAME, "undecided", "undecided, as without the temperatures"),
-        (SAME, MORE, "undecided", "more over-confident only with them"),
+        (MORE, MORE, "more over-confident", "does not remove"),
+        (LESS, LESS, "less over-confident", "does not remove"),
+        (MORE, SAME, "more over-confident", "undecided"),
+        (MORE, LESS, "more over-confident", "reverses"),
+        (SAME, SAME, "undecided", "undecided"),
+        (SAME, MORE, "undecided", "more over-confident"),
     ],
 )
-def test_only_whole_intervals_decide(before: list[float], after: list[float], differs: str, left: str) -> None:
+def test_a_difference_is_decided_only_if_its_interval_excludes_0(
+    before: list[float], after: list[float], differs: str, left: str
+) -> None:
     text = judged(before, after)
     gain = interval([value - 0.1 for value in before], "+")
-    assert f"{gain} ({differs})" in text
-    assert text.endswith(f"{interval([value - 0.1 for value in after], '+')} ({left}).")
+    before_scaling, after_scaling = text.split("With temperature scaling")
+    assert gain in before_scaling
+    assert before_scaling.rstrip(" .)").endswith(differs)
+    assert interval([value - 0.1 for value in after], "+") in after_scaling
+    assert left in after_scaling.rpartition("(")[2]
 
 
-def test_each_network_is_judged_by_what_its_confidence_is_above_its_accuracy() -> None:
+def test_over_confidence_is_confidence_minus_accuracy() -> None:
     text = judged(UNDER, [])
     assert f"{interval(UNDER, '+')} for HR(1.6) (under-confident)" in text
     assert "+0.100 ± 0.000 for CE (over-confident)" in text
     assert "for HR(1.6) (undecided)" in judged([-0.1, 0.1, 0.05], [])
-    assert "HR(1.6) is less uncertain than CE, +0.020 ± 0.000" in judged(MORE, [])
-    assert "HR(1.6) is more uncertain than CE, -0.020 ± 0.000" in judged(MORE, [], sure=-0.02)
+    for sure, verdict in ((0.02, "less uncertain"), (-0.02, "more uncertain")):
+        text = judged(MORE, [], sure=sure)
+        assert verdict in text
+        assert f"{sure:+.3f} ± 0.000" in text
     assert "temperature" not in judged(MORE, [])
 
 
-def test_one_seed_decides_nothing(results: Results) -> None:
+def test_one_seed_is_undecided(results: Results) -> None:
     texts = sentences(Selection(without(results, lambda run, attack: run.seed > 0), DATASET))
     assert len(texts) == 2
     assert not any(word in text for text in texts for word in ("±", "over-confident"))
@@ -232,7 +239,7 @@ def drawn(results: Results) -> Picture:
 
 
 def pooled(results: Results, loss: LossSpec, attack: AttackSpec, *, scaled: bool) -> np.ndarray:
-    """Number of images, share of right ones and mean confidence in every bin, of all seeds, by a loop over images."""
+    """Return number of images, accuracy and mean confidence of each bin, over all seeds, by a loop over images."""
     bins = np.zeros((3, 15))
     for run in results.runs(DATASET, loss):
         record = results.records[run, attack]
@@ -269,11 +276,11 @@ def test_diagrams_draw_the_bins_of_all_seeds(results: Results) -> None:
 
 
 def column(axes: list) -> tuple[list, list]:
-    """Axes of a figure of four diagrams: the diagrams, and the histograms under them."""
+    """Return the diagrams, and the histograms under them, of a figure with four diagrams."""
     return axes[0:2] + axes[4:6], axes[2:4] + axes[6:8]
 
 
-def test_a_diagram_has_what_there_is(results: Results) -> None:
+def test_a_diagram_shows_the_records_that_exist(results: Results) -> None:
     def drop(run: RunSpec, attack: AttackSpec) -> bool:
         return attack == VALIDATION or attack.eps > 0 or run.loss == HR
 

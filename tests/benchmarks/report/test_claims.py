@@ -1,4 +1,4 @@
-"""Effects are what a hand would make of the records, and verdicts follow from where their intervals lie."""
+"""Claims: effects agree with values computed by hand, and verdicts follow from the intervals."""
 
 import math
 from collections.abc import Callable
@@ -18,7 +18,7 @@ from benchmarks.report.claims import CLAIMS, claims, claims_table, overall
 GRID = grids.mnist_short()
 CE, HR = GRID.losses
 ALPHA = grids.alpha_digits()
-# Which side of 0 an effect is on, and the verdict on a claim that it is above.
+# The side of 0 on which an effect is, and the verdict on the claim that it is above 0.
 SIDES = pytest.mark.parametrize(("side", "verdict"), [(1, "supported"), (-1, "contradicted")])
 
 
@@ -27,12 +27,12 @@ def named(found: pd.DataFrame, *names: str) -> list[Any]:
 
 
 def on(dataset: str) -> Grid:
-    """The grid of MNIST on data of another name."""
+    """Return the grid of MNIST for a data set with another name."""
     return replace(GRID, recipes=((dataset, GRID.recipes[0][1]),))
 
 
 def accuracies(share: Callable[[RunSpec, AttackSpec], float]) -> Callable[[RunSpec, AttackSpec], int]:
-    """As shares, with what every seed brings to all of its entries."""
+    """Return accuracies as numbers of images, with an effect of the seed that is common to all entries."""
     return lambda run, attack: round(made_up.N * (share(run, attack) + 0.05 * run.seed))
 
 
@@ -41,7 +41,7 @@ def noise(run: RunSpec) -> float:
     return 0.018 + 0.001 * run.seed
 
 
-def test_c1_and_c2_by_hand() -> None:
+def test_effects_of_c1_and_c2_agree_with_values_computed_by_hand() -> None:
     def share(run: RunSpec, attack: AttackSpec) -> float:
         losses = [None, "ce", "hr", "clipped-ce", "clipped-hr", "torch-ce"]
         more = 0.01 * (1 + losses.index(attack.loss)) + attack.eps / 10 + 0.001 * run.seed**2
@@ -60,7 +60,7 @@ def test_c1_and_c2_by_hand() -> None:
     squares = 0.001 * np.arange(5) ** 2
     half_width = scipy.stats.t.ppf(0.975, 4) * scipy.stats.sem(squares)
     for claim, effect in zip(rows, expected, strict=True):
-        # Mean of the squares: 6. What a seed brings to both, 0.05 of its number, is in neither mean nor width.
+        # The mean of the squares is 6. The common effect of a seed, 0.05 times its number, cancels in mean and width.
         assert (claim.effect, claim.half_width_95) == pytest.approx((effect + 0.006, half_width))
         assert (claim.pairs, claim.seeds, claim.dataset, claim.verdict) == (5, "0 1 2 3 4", "mnist", "supported")
 
@@ -116,7 +116,7 @@ def test_c4_counts_epochs_to_the_accuracy_that_both_reach() -> None:
 
 
 @pytest.mark.parametrize(("more", "verdict"), [(3, "contradicted"), (0, "undecided")])
-def test_c4_is_contradicted_where_hr_is_slower_and_open_where_it_is_as_fast(more: int, verdict: str) -> None:
+def test_c4_is_contradicted_if_hr_is_slower_and_undecided_if_it_is_as_fast(more: int, verdict: str) -> None:
     def validation(run: RunSpec) -> list[float]:
         return curve(8 + run.seed + (more if run.loss == HR else 0), 0.9)
 
@@ -124,7 +124,7 @@ def test_c4_is_contradicted_where_hr_is_slower_and_open_where_it_is_as_fast(more
     assert (claim.effect, claim.half_width_95, claim.verdict) == (-more, 0, verdict)
 
 
-def test_c4_leaves_out_pairs_that_are_not_trained_to_their_end() -> None:
+def test_c4_skips_pairs_with_an_unfinished_run() -> None:
     def validation(run: RunSpec) -> list[float]:
         full = curve(9 if run.loss == CE else 4, 0.9)
         return full[:19] if (run.loss, run.seed) == (HR, 1) else [] if (run.loss, run.seed) == (CE, 2) else full
@@ -134,9 +134,9 @@ def test_c4_leaves_out_pairs_that_are_not_trained_to_their_end() -> None:
 
 
 @SIDES
-def test_c5_by_hand(side: int, verdict: str) -> None:
+def test_effects_of_c5_agree_with_values_computed_by_hand(side: int, verdict: str) -> None:
     def uncertainty(run: RunSpec, attack: AttackSpec) -> float:
-        # CE less HR is this at eps 0.1, in norms twice as much; and the other way about elsewhere.
+        # At eps 0.1 the difference CE - HR has this sign and, in the norm, twice this size; otherwise the other sign.
         less = {"ce": 1.0, "clipped-ce": 2.0}.get(attack.loss, -1.0) * (1 if attack.eps == 0.1 else -1)
         return 0.2 + 0.01 * run.seed + (side * less * noise(run) if run.loss == CE else 0)
 
@@ -147,8 +147,8 @@ def test_c5_by_hand(side: int, verdict: str) -> None:
 
 
 def test_c6_compares_on_test_images_with_the_alpha_chosen_on_validation_in_the_same_protocol() -> None:
-    # By units, which here tell the protocols apart, and eps: the alpha that is best on validation, and what alpha 1.6
-    # loses to it on test.
+    # By units (which differ between the protocols) and eps: the alpha that is best on validation, and the loss of test
+    # accuracy of alpha 1.6 compared with it.
     best = {("range", 0.0): (2.0, 0.005), ("range", 0.1): (3.0, 0.02), ("range", 0.25): (1.6, 0.0)}
     best |= {("data", 0.1): (1.8, 0.03), ("data", 0.25): (2.5, 0.001)}
 
@@ -156,7 +156,7 @@ def test_c6_compares_on_test_images_with_the_alpha_chosen_on_validation_in_the_s
         chosen, loses = best[attack.units, attack.eps]
         if attack.split == "validation":
             return 0.5 if run.loss.alpha == chosen else 0.4
-        # Another alpha is better on test: that must play no part.
+        # Another alpha is better on test images, which must have no influence.
         return 0.6 + (0.1 if run.loss.alpha == 4 else loses if run.loss.alpha == chosen else 0) + 1e-4 * run.seed
 
     found = named(claims(made_up.results(ALPHA, accuracies(share))), "C6")
@@ -185,7 +185,7 @@ def test_c6_needs_alphas_to_choose_from_and_1_6_among_them() -> None:
 )
 def test_c7_is_a_ratio_within_a_margin(more: float, verdict: str) -> None:
     def seconds(run: RunSpec) -> float:
-        # Of runs that take 1, 2, ... seconds with CE; a spread of the ratio by 0.001 a seed.
+        # Runs take 1, 2, ... seconds with CE; the ratio increases by 0.001 per seed.
         ratio = 1 if run.loss == CE else 1 + more + 0.001 * (run.seed - 2)
         return (1 + run.seed) * ratio
 
@@ -203,7 +203,7 @@ def test_c7_needs_the_seconds_of_both() -> None:
     assert (claim.seeds, claim.effect, claim.half_width_95) == ("1 2 4", 1, 0)
 
 
-def test_of_several_alphas_the_papers_is_judged_and_of_plain_losses_alone() -> None:
+def test_claims_use_the_alpha_of_the_paper_and_losses_without_defences() -> None:
     def share(run: RunSpec, attack: AttackSpec) -> float:
         return {None: 0.3, 1.6: 0.4, 3.0: 0.1}[run.loss.alpha]
 
@@ -221,7 +221,7 @@ def test_of_several_alphas_the_papers_is_judged_and_of_plain_losses_alone() -> N
 
 
 @pytest.mark.parametrize("losses", [(CE,), (HR,), (CE, LossSpec("hr", 1.6, label_smoothing=0.1))])
-def test_a_grid_without_a_pair_of_plain_losses_has_no_claims(losses: tuple[LossSpec, ...]) -> None:
+def test_a_grid_without_ce_or_hr_without_defence_has_no_claims(losses: tuple[LossSpec, ...]) -> None:
     assert claims(made_up.results(replace(GRID, losses=losses))).empty
 
 
@@ -231,13 +231,13 @@ def test_only_pairs_of_seeds_count() -> None:
 
     found = claims(made_up.results(GRID, made=made))
     assert {(claim.seeds, claim.pairs) for claim in named(found, "C1", "C2", "C5")} == {("1 3", 2)}
-    # C3 is about one network: all of its seeds are pairs.
+    # C3 compares two attacks on one network, so every seed is a pair.
     assert {claim.seeds for claim in named(found, "C3")} == {"0 1 3", "1 3 4"}
 
 
 @pytest.mark.parametrize("seeds", [0, 1])
 @pytest.mark.parametrize("name", ["paper", "alpha-digits", "strong-svhn-grey", "hardening-digits"])
-def test_fewer_than_two_seeds_decide_nothing(name: str, seeds: int) -> None:
+def test_fewer_than_two_seeds_are_undecided(name: str, seeds: int) -> None:
     grid = grids.get(name)
     results = made_up.results(
         grid,
@@ -253,7 +253,7 @@ def test_fewer_than_two_seeds_decide_nothing(name: str, seeds: int) -> None:
     assert ("not yet" in claims_table(found).markdown()) == (not seeds)
 
 
-def test_c2_is_judged_in_the_worst_case_by_hand() -> None:
+def test_c2_in_the_worst_case_agrees_with_values_computed_by_hand() -> None:
     grid = grids.strong_svhn_grey()
     places = {attack.key(): place for place, attack in enumerate(a for a in grid.attacks if a.name == "worst-case")}
 
@@ -271,9 +271,9 @@ def test_c2_is_judged_in_the_worst_case_by_hand() -> None:
         assert claim.verdict == verdict
     overall_rows = [(line[2], line[-2]) for line in claims_table(found).rows if line[1] == "all"]
     assert overall_rows == [
-        ("every row, exact", "supported"),
-        ("every row, paper", "supported"),
-        ("every row, worst case", "contradicted"),
+        ("all rows, exact", "supported"),
+        ("all rows, paper", "supported"),
+        ("all rows, worst case", "contradicted"),
     ]
 
 
@@ -308,7 +308,7 @@ def test_a_claim_is_supported_only_by_all_of_its_judged_rows(verdicts: list[str]
         )
 
 
-def test_the_table_holds_every_claim_and_names_its_seeds_and_its_margins() -> None:
+def test_the_table_has_every_claim_and_names_the_seeds_and_the_margins() -> None:
     both = tuple(dict.fromkeys([*ALPHA.attacks, *GRID.attacks]))
     grid = replace(ALPHA, attacks=both, seeds=(0, 1, 7))
     found = claims(made_up.results(grid, validation=lambda run: curve(3, 0.9, run.recipe.epochs)))
@@ -318,7 +318,7 @@ def test_the_table_holds_every_claim_and_names_its_seeds_and_its_margins() -> No
     expected = [(name, protocol) for name in ("C2", "C3", "C5", "C6") for protocol in ("exact", "paper")]
     for line, (name, protocol) in zip(of_protocols, expected, strict=True):
         rows = found[(found.claim == name) & found["where"].str.endswith(f", {protocol}")]
-        assert line == ("", "all", f"every row, {protocol}", "", "", overall(rows.verdict), "")
+        assert line == ("", "all", f"all rows, {protocol}", "", "", overall(rows.verdict), "")
     assert len(table.rows) == 7 + len(of_protocols) + len(found)
     notes = " ".join(table.notes)
-    assert all(text in notes for text in ("the seeds 0, 1, 7,", "not corrected", "-0.01", "+0.05", "99%"))
+    assert all(text in notes for text in ("0, 1, 7", "not corrected", "-0.01", "+0.05", "99%"))

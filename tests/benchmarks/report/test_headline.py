@@ -1,4 +1,4 @@
-"""The answer follows its rules, quotes the cells' numbers, and says nothing where nothing was measured."""
+"""Headline: the verdict follows its rules, quotes the numbers of the cells, and is missing without measurements."""
 
 import re
 from collections.abc import Callable
@@ -15,22 +15,23 @@ from benchmarks.report.results import Results
 from benchmarks.report.selection import Selection
 
 STRONG = grids.strong_digits()
-# The worst case of CE, of 100,000 images; with the two classes of made-up results, guessing is right on half of them.
-LEFT = {0.1: 70_000, 0.15: 60_000, 0.2: 45_000, 0.25: 40_000}
+# Images that CE classifies correctly in the worst case, of 100,000. Synthetic results have two classes, so random
+# guessing is right on half of the images.
+WORST_OF_CE = {0.1: 70_000, 0.15: 60_000, 0.2: 45_000, 0.25: 40_000}
 Gain = Callable[[RunSpec, AttackSpec], int]
 
 
-def made(gain: Gain, grid: Grid = STRONG, **options: object) -> Headline | None:
-    """Results in which HR has so many more images right than CE, which has other numbers for every seed."""
+def headline_of_gain(gain: Gain, grid: Grid = STRONG, **options: object) -> Headline | None:
+    """Return the headline of results in which HR classifies more images correctly than CE by a given number."""
 
     def correct(run: RunSpec, attack: AttackSpec) -> int:
-        base = LEFT.get(attack.eps, 90_000) if attack.name == "worst-case" else 80_000
+        base = WORST_OF_CE.get(attack.eps, 90_000) if attack.name == "worst-case" else 80_000
         return base + 100 * run.seed + (gain(run, attack) if run.loss == HR else 0)
 
-    return made_headline(made_up.results(grid, correct, zero=zeros, **options))
+    return headline_of(made_up.results(grid, correct, zero=zeros, **options))
 
 
-def made_headline(results: Results) -> Headline | None:
+def headline_of(results: Results) -> Headline | None:
     return headline(Selection(results, results.datasets[0]))
 
 
@@ -40,7 +41,7 @@ def zeros(run: RunSpec, attack: AttackSpec) -> int:
 
 
 def in_worst_case(by_eps: Callable[[float], int], spread: int = 5) -> Gain:
-    """A gain by eps in the worst case, with a spread over the seeds, and one at the paper's eps in its protocol."""
+    """Return a gain by eps in the worst case, with a spread over the seeds, and a gain in the paper protocol."""
 
     def gain(run: RunSpec, attack: AttackSpec) -> int:
         if attack.name != "worst-case":
@@ -62,47 +63,47 @@ def in_worst_case(by_eps: Callable[[float], int], spread: int = 5) -> Gain:
         (in_worst_case(lambda eps: 12_000 if eps == 0.25 else 0, spread=12_000), "no gain"),
     ],
 )
-def test_only_whole_intervals_count(gain: Gain, conclusion: str) -> None:
-    assert answer(made(gain)).conclusion == conclusion
+def test_the_conclusion_counts_only_intervals_that_exclude_0(gain: Gain, conclusion: str) -> None:
+    assert answer(headline_of_gain(gain)).conclusion == conclusion
 
 
-def test_one_seed_decides_nothing() -> None:
-    found = answer(made(in_worst_case(lambda eps: 20_000), replace(STRONG, seeds=(0,))))
-    assert found.conclusion == "undecided"
-    assert "±" not in str(found)
+def test_one_seed_is_undecided_and_has_no_interval() -> None:
+    result = answer(headline_of_gain(in_worst_case(lambda eps: 20_000), replace(STRONG, seeds=(0,))))
+    assert result.conclusion == "undecided"
+    assert "±" not in str(result)
 
 
 @pytest.mark.parametrize("name", ["svhn", "alpha-digits", "mnist-short"])
-def test_without_a_worst_case_nothing_is_said_of_robustness(name: str) -> None:
-    found = made(in_worst_case(lambda eps: 20_000), grids.get(name))
-    assert answer(found).conclusion == "not measured"
-    assert WORST not in {row[1] for row in headline_table(found).rows}
+def test_without_a_worst_case_robustness_is_not_measured(name: str) -> None:
+    summary = headline_of_gain(in_worst_case(lambda eps: 20_000), grids.get(name))
+    assert answer(summary).conclusion == "not measured"
+    assert WORST not in {row[1] for row in headline_table(summary).rows}
 
 
-def test_a_worst_case_that_is_still_to_come_is_not_there() -> None:
+def test_without_records_of_the_worst_case_of_hr_robustness_is_not_measured() -> None:
     gain = in_worst_case(lambda eps: 20_000)
-    found = made(gain, made=lambda run, attack: attack.name != "worst-case" or run.loss == CE)
-    assert answer(found).conclusion == "not measured"
+    summary = headline_of_gain(gain, made=lambda run, attack: attack.name != "worst-case" or run.loss == CE)
+    assert answer(summary).conclusion == "not measured"
 
 
-def test_nothing_is_said_of_nothing() -> None:
+def test_without_records_of_both_losses_there_is_no_verdict_and_no_table() -> None:
     gain = in_worst_case(lambda eps: 0)
-    for found in (
-        made(gain, made=lambda run, attack: False),
-        made(gain, made=lambda run, attack: run.loss == CE),
-        made(gain, replace(STRONG, losses=(CE,))),
+    for summary in (
+        headline_of_gain(gain, made=lambda run, attack: False),
+        headline_of_gain(gain, made=lambda run, attack: run.loss == CE),
+        headline_of_gain(gain, replace(STRONG, losses=(CE,))),
     ):
-        assert answer(found).conclusion == "nothing"
-        assert headline_table(found) is None
+        assert answer(summary).conclusion == "nothing"
+        assert headline_table(summary) is None
 
 
-def test_the_numbers_are_those_of_the_cells() -> None:
-    found = made(in_worst_case(lambda eps: 3, spread=500))
-    text, table = str(answer(found)), headline_table(found)
-    # Of LEFT, 45,000 are nearest to a half; the paper's protocol is kindest to HR at 0.25.
+def test_text_and_table_have_the_numbers_of_the_cells() -> None:
+    summary = headline_of_gain(in_worst_case(lambda eps: 3, spread=500))
+    text, table = str(answer(summary)), headline_table(summary)
+    # At eps 0.2 the worst case of CE, 45,000, is nearest to a half; at 0.25 HR gains most in the paper protocol.
     worst = next(a for a in STRONG.attacks if (a.name, a.eps) == ("worst-case", 0.2))
-    cells = [str(found.selection.cell(loss, worst).accuracy) for loss in (CE, HR)]
-    gain = found.selection.cell(HR, worst).gain
+    cells = [str(summary.selection.cell(loss, worst).accuracy) for loss in (CE, HR)]
+    gain = summary.selection.cell(HR, worst).gain
     difference = f"{gain.mean:+.3f} ± {gain.half_width:.3f}"
     for number in (*cells, difference, "5 seeds", "95%", "all 4 eps", "+0.150 ± 0.000", "eps 0.25", "48.3%", "0.4%"):
         assert number in text
@@ -115,33 +116,33 @@ def test_the_numbers_are_those_of_the_cells() -> None:
 
 
 def named(rows: tuple[tuple[str, ...], ...]) -> list[tuple[str, str]]:
-    """The first two entries of every row, the first from the row above where it is empty."""
+    """Return the first two entries of every row; an empty first entry is replaced by that of the row above."""
     eps = ""
     return [(eps := row[0] or eps, row[1]) for row in rows]
 
 
-def test_all_attacks_of_a_strength_are_on_the_same_images_where_the_grid_has_them() -> None:
+def test_all_attacks_of_an_eps_use_the_images_of_the_worst_case_if_the_grid_has_them() -> None:
     def correct(run: RunSpec, attack: AttackSpec) -> int:
         if attack.images == 0:
             return 10_000 + run.seed  # the accuracy on all images
         return (50_000 if attack.eps == 0.2 else 20_000) + run.seed
 
-    table = headline_table(made_headline(made_up.results(grids.strong_mnist(), correct)))
+    table = headline_table(headline_of(made_up.results(grids.strong_mnist(), correct)))
     rows = dict(zip(named(table.rows), table.rows, strict=True))
     assert [rows["0.2", name][2].split()[0] for name in (PAPER, EXACT, WORST)] == ["0.500"] * 3
 
 
-def test_eps_in_other_units_than_the_range_is_shown_with_them() -> None:
-    table = headline_table(made(in_worst_case(lambda eps: 0), grids.strong_svhn_grey()))
+def test_eps_in_units_of_the_input_is_shown_with_its_units() -> None:
+    table = headline_table(headline_of_gain(in_worst_case(lambda eps: 0), grids.strong_svhn_grey()))
     assert "0.25/255" in {row[0] for row in table.rows}
 
 
-def test_what_hr_adds_to_a_defence_is_counted() -> None:
+def test_comparisons_with_defences_are_counted() -> None:
     def correct(run: RunSpec, attack: AttackSpec) -> int:
         hardening = run.loss.hardening
         above = run.loss.name == "hr" and hardening is not None and hardening.name == "noise"
         return 50_000 + 100 * run.seed + above * (1000 + run.seed)
 
-    text = str(answer(made_headline(made_up.results(grids.hardening_digits(), correct))))
-    # At two eps: three alphas each of noise, of Madry and of TRADES at one beta, and one alpha at two betas more.
+    text = str(answer(headline_of(made_up.results(grids.hardening_digits(), correct))))
+    # At two eps: three alphas with noise, with Madry and with TRADES at one beta, and one alpha at two more betas.
     assert re.search(r"in 6 of 22 comparisons\D*0\D*16\D", text)

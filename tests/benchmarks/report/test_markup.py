@@ -1,4 +1,4 @@
-"""Every form of a table holds the same text, and none lets that text be taken for markup."""
+"""Forms of a table: all have the same text, and none interprets the text as markup."""
 
 import io
 import re
@@ -18,13 +18,13 @@ TABLE = Table(
 EMPTY = Table("None", ("a", "b"), (), ())
 
 
-def test_sections_begin_where_the_first_entry_is_not_empty() -> None:
+def test_a_row_with_a_first_entry_begins_a_section() -> None:
     assert [len(section) for section in TABLE.sections] == [2, 1]
     headless = Table("", ("a",), (("",), ("x",)), ())
     assert headless.sections == [[("",)], [("x",)]]
 
 
-def test_markdown() -> None:
+def test_markdown_has_title_rows_and_notes() -> None:
     lines = TABLE.markdown().splitlines()
     assert lines[0] == "**A title of 100% & <b>more</b>**"
     assert lines[2:7] == [
@@ -37,7 +37,7 @@ def test_markdown() -> None:
     assert lines[-3:] == [TABLE.notes[0], "", TABLE.notes[1]]
 
 
-def test_latex_escapes_what_it_would_take_for_commands() -> None:
+def test_latex_escapes_special_characters() -> None:
     lines = TABLE.latex().splitlines()
     assert r"\caption{A title of 100\% \& \textless{}b\textgreater{}more\textless{}/b\textgreater{}}" in lines
     assert r"eps & a\textbar{}b\_c & d \\" in lines
@@ -67,17 +67,17 @@ def test_latex_is_balanced_and_every_row_has_all_columns(table: Table) -> None:
     assert [text.count(rule) for rule in (r"\toprule", r"\bottomrule")] == [1, 1]
 
 
-def test_latex_parts_sections_by_rules_only_where_one_has_several_rows() -> None:
+def test_latex_separates_sections_by_rules_only_if_one_has_several_rows() -> None:
     assert TABLE.latex().count(r"\midrule") == 2
     single = Table("", ("a",), (("1",), ("2",), ("3",)), ())
     assert single.latex().count(r"\midrule") == 1
 
 
-def test_html_holds_the_text_and_nothing_of_it_is_a_tag() -> None:
+def test_html_has_the_text_and_interprets_none_of_it_as_a_tag() -> None:
     reader = Reader(TABLE.html())
     assert reader.of("caption") == [TABLE.title]
     assert reader.of("th") == [*TABLE.header, "0", "1"]
-    # An interval is broken before its ±, and not after it.
+    # A line break is possible before ±, and not after it.
     assert reader.of("td") == ["first", "0.5 ±\N{NO-BREAK SPACE}0.1†", "x < y & z", "-0.25", "[red]#1", ""]
     assert len(reader.of("tr")) == 4
     assert {tag for tag, _ in reader.tags} <= {"table", "caption", "thead", "tbody", "tr", "th", "td"}

@@ -41,7 +41,7 @@ def test_the_page_is_whole_and_readable(browser: Browser, digits_report: Report,
     assert all(text in seen.text for text in (COMMAND, "CE trained, CE attack", "on a day"))
 
 
-def test_every_link_leads_to_a_file_or_a_part_of_the_page(browser: Browser, digits_report: Report) -> None:
+def test_every_link_points_to_a_file_or_a_part_of_the_page(browser: Browser, digits_report: Report) -> None:
     with opened(browser, digits_report.file, java_script_enabled=False) as shown:
         links = [link.get_attribute("href") for link in shown.locator("a").all()]
         for part in [link[1:] for link in links if link.startswith("#")]:
@@ -72,7 +72,7 @@ def test_the_list_of_grids_has_each_with_its_verdict(browser: Browser, digits_re
         assert shown.title() == "HR loss: grid digits"
 
 
-def test_hostile_text_stays_text(browser: Browser, tmp_path: Path) -> None:
+def test_markup_in_texts_is_escaped(browser: Browser, tmp_path: Path) -> None:
     figure = Figure(figsize=(2, 2))
     figure.subplots().set_title(HOSTILE[:20])
     table = Table(HOSTILE, (HOSTILE,), ((HOSTILE,),), (HOSTILE,))
@@ -104,7 +104,7 @@ def test_hostile_text_stays_text(browser: Browser, tmp_path: Path) -> None:
     assert seen.text.count(HOSTILE) >= 2
 
 
-def test_the_policy_stops_what_escaping_might_have_missed(
+def test_the_content_security_policy_blocks_injected_scripts_and_images(
     browser: Browser, digits_report: Report, tmp_path: Path
 ) -> None:
     smuggled = (
@@ -121,14 +121,14 @@ def test_the_policy_stops_what_escaping_might_have_missed(
         assert shown.locator("th button").count() > 10, "the page's own script is run"
 
 
-def test_a_script_changed_by_a_letter_is_not_run(browser: Browser, digits_report: Report, tmp_path: Path) -> None:
+def test_a_modified_script_is_not_run(browser: Browser, digits_report: Report, tmp_path: Path) -> None:
     changed = digits_report.file.read_text().replace('"use strict";', '"use strict"; ')
     (tmp_path / "page.html").write_text(changed, encoding="utf-8")
     with opened(browser, tmp_path / "page.html") as shown:
         assert shown.locator("th button").count() == 0
 
 
-def test_the_page_asks_for_nothing_else(digits_report: Report) -> None:
+def test_the_page_loads_no_other_resource(digits_report: Report) -> None:
     document = digits_report.file.read_text()
     found = Reader(document)
     sources = [a[name] for _, a in found.tags for name in ("src", "srcset", "action", "data") if name in a]
@@ -146,7 +146,7 @@ def test_the_page_asks_for_nothing_else(digits_report: Report) -> None:
         assert all(reference.startswith(("#", "data:image/png")) for reference in references)
 
 
-def test_nothing_to_show_is_still_a_page(browser: Browser, tmp_path: Path) -> None:
+def test_a_report_without_records_has_a_page(browser: Browser, tmp_path: Path) -> None:
     nothing = made_up.results(grids.digits(), made=lambda run, attack: False, seconds=lambda run: 0)
     seen = look(browser, export.write(nothing, tmp_path / "report", command=COMMAND), 400)
     assert seen.problems == []

@@ -1,4 +1,4 @@
-"""Reading a page: what is seen first, found by its list of sections, sorted, filtered and downloaded."""
+"""Use of a page in a browser: first screen, navigation, sorting, filtering and downloads."""
 
 import csv
 import io
@@ -29,7 +29,7 @@ def rows_of(table: Locator) -> list[list[str]]:
 
 
 def filled(table: Table) -> list[list[str]]:
-    """The rows, with what heads a section before each."""
+    """Return the rows, with the first entry of a section in each of its rows."""
     return [[section[0][0], *row[1:]] for section in table.sections for row in section]
 
 
@@ -39,7 +39,7 @@ def downloaded(shown: Page, button: Locator) -> tuple[str, bytes]:
     return download.value.suggested_filename, Path(download.value.path()).read_bytes()
 
 
-def test_the_first_screen_holds_the_verdict_and_the_whole_headline_table(
+def test_the_first_screen_shows_the_verdict_and_the_whole_headline_table(
     browser: Browser, strong_report: Report
 ) -> None:
     with opened(browser, strong_report.file) as shown:
@@ -90,7 +90,7 @@ def test_sections_are_listed_beside_the_page_or_folded_above_it(
     with opened(browser, strong_report.file, java_script_enabled=scripts) as shown:
         link = shown.locator("nav a", has_text="Gradient masking")
         assert link.bounding_box()["width"] > 0
-        table = table_of(shown, "Masked gradients")
+        table = table_of(shown, "Gradient masking")
         assert not table.evaluate(SHOWN)
         link.click()
         assert table.evaluate(SHOWN)
@@ -103,7 +103,7 @@ def test_sections_are_listed_beside_the_page_or_folded_above_it(
         assert link.evaluate(SHOWN)
 
 
-def test_without_a_script_all_is_there_and_nothing_waits_for_one(
+def test_without_a_script_all_content_is_shown_and_there_are_no_buttons(
     browser: Browser, strong_report: Report, claimed: Table
 ) -> None:
     with opened(browser, strong_report.file, java_script_enabled=False) as shown:
@@ -114,7 +114,7 @@ def test_without_a_script_all_is_there_and_nothing_waits_for_one(
             assert table.evaluate(SHOWN)
 
 
-def test_a_click_on_a_header_sorts_up_then_down_then_not_at_all(
+def test_clicks_on_a_header_sort_ascending_then_descending_then_restore_the_order(
     browser: Browser, strong_report: Report, claimed: Table
 ) -> None:
     with opened(browser, strong_report.file) as shown:
@@ -138,7 +138,7 @@ def test_a_click_on_a_header_sorts_up_then_down_then_not_at_all(
         assert table.locator("tbody").count() == sections > 1
 
 
-def test_rows_are_filtered_by_what_is_typed_and_downloaded_as_shown(
+def test_rows_are_filtered_by_typed_text_and_downloaded_as_shown(
     browser: Browser, strong_report: Report, claimed: Table
 ) -> None:
     with opened(browser, strong_report.file) as shown:

@@ -1,4 +1,4 @@
-"""Means, intervals, paired differences and verdicts against hand-made ones and scipy, and coverage by simulation."""
+"""Statistics: comparison with values computed by hand and with scipy, and coverage by simulation."""
 
 import math
 
@@ -16,7 +16,7 @@ from benchmarks.report.statistics import (
 )
 
 
-def test_five_seeds_by_hand() -> None:
+def test_intervals_of_five_seeds_agree_with_values_computed_by_hand() -> None:
     # Mean 3, standard deviation sqrt(2.5), Student's t for 4 degrees of freedom at 97.5%: 2.7764451.
     expected = (3, pytest.approx(2.7764451051977987 * math.sqrt(2.5 / 5), rel=1e-12), 5)
     interval = mean_interval([1, 2, 3, 4, 5])
@@ -36,19 +36,19 @@ def test_five_seeds_by_hand() -> None:
         ([-1e-4, -1e-4], "0.000 ± 0.000", "+0.000 ± 0.000"),
     ],
 )
-def test_an_interval_as_text(values: list[float], text: str, signed: str) -> None:
+def test_intervals_are_formatted_with_and_without_sign(values: list[float], text: str, signed: str) -> None:
     interval = mean_interval(values)
     assert (str(interval), f"{interval:+z.3f}", interval.n) == (text, signed, len(values))
     assert math.isnan(interval.half_width) == (len(values) < 2)
 
 
 @pytest.mark.parametrize("values", [[0.5, math.nan], [math.inf]])
-def test_values_without_a_mean_are_refused(values: list[float]) -> None:
+def test_values_that_are_not_finite_are_rejected(values: list[float]) -> None:
     with pytest.raises(ValueError, match="inf" if len(values) == 1 else "nan"):
         mean_interval(values)
 
 
-def test_only_seeds_that_both_have_are_pairs() -> None:
+def test_only_common_seeds_are_paired() -> None:
     interval = paired_interval({0: 1.0, 1: 5.0, 7: math.nan}, {1: 2.0, 0: 0.0, 8: -100.0})
     # Differences 1 and 3: mean 2, standard error 1, and the t of one degree of freedom is tan(0.475 pi), which scipy
     # 1.13 gives to ten digits.
@@ -59,7 +59,7 @@ def test_only_seeds_that_both_have_are_pairs() -> None:
     assert (single.mean, single.n) == (0.25, 1)
 
 
-def test_pairs_as_scipy_has_them() -> None:
+def test_paired_intervals_agree_with_scipy() -> None:
     first, second = np.random.default_rng(1).normal(size=(2, 6))
     interval = paired_interval(dict(enumerate(first)), dict(enumerate(second)))
     low, high = scipy.stats.ttest_rel(first, second).confidence_interval(0.95)
@@ -68,7 +68,7 @@ def test_pairs_as_scipy_has_them() -> None:
 
 
 @pytest.mark.parametrize("correlation", [0.0, 0.9])
-def test_a_paired_interval_holds_the_difference_95_times_in_a_hundred(correlation: float) -> None:
+def test_paired_intervals_have_a_coverage_of_95_percent(correlation: float) -> None:
     covariance = [[1.0, correlation], [correlation, 1.0]]
     draws = np.random.default_rng(2).multivariate_normal([0.7, 0.4], covariance, size=(1000, 5))
     intervals = [paired_interval(dict(enumerate(a)), dict(enumerate(b))) for a, b in draws.transpose(0, 2, 1)]
@@ -110,7 +110,7 @@ def test_the_verdict_follows_from_the_interval(
     assert judge(Interval(mean, half_width, 5), sign=sign, margin=margin) == verdict
 
 
-def test_distance_to_identity_by_hand() -> None:
+def test_distance_to_identity_agrees_with_values_computed_by_hand() -> None:
     # I - C has the entries 0.1, -0.2, -0.1, 0.2: squares 0.01 + 0.04 + 0.01 + 0.04.
     assert distance_to_identity(np.array([[0.9, 0.2], [0.1, 0.8]])) == pytest.approx(math.sqrt(0.1))
     assert distance_to_identity(np.eye(10)) == 0
@@ -120,9 +120,7 @@ def test_distance_to_identity_by_hand() -> None:
 
 @pytest.mark.parametrize("margin", [0.0, 0.01])
 @pytest.mark.parametrize("sign", [1, -1])
-def test_the_seeds_to_decide_are_the_fewest_whose_interval_of_the_same_spread_is_decided(
-    sign: int, margin: float
-) -> None:
+def test_seeds_to_decide_is_the_smallest_number_with_a_decided_interval(sign: int, margin: float) -> None:
     values = [0.04, -0.03, 0.05, -0.01, 0.0]
     effect = mean_interval(values)
     assert judge(effect, sign=sign, margin=margin) == "undecided"
@@ -140,7 +138,7 @@ def test_the_seeds_to_decide_are_the_fewest_whose_interval_of_the_same_spread_is
         assert not decided(int(n) - 1)
 
 
-def test_what_is_decided_claims_nothing_or_has_no_spread_takes_no_number_of_seeds() -> None:
+def test_seeds_to_decide_is_nan_without_an_undecided_claim_and_infinite_if_no_number_suffices() -> None:
     effect = mean_interval([0.02, -0.01, 0.03])
     assert np.isnan(seeds_to_decide(mean_interval([1.0, 1.1, 0.9])))
     assert np.isnan(seeds_to_decide(effect, sign=0))

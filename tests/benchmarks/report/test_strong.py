@@ -1,4 +1,4 @@
-"""The table of strong attacks holds the records' accuracies and paired differences, by hand."""
+"""Table of strong attacks: accuracies and paired differences, compared with values computed by hand."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -16,7 +16,7 @@ from benchmarks.report.selection import strong_attacks
 GRID = replace(grids.strong_digits(), seeds=(0, 1))
 
 
-# What HR keeps more than CE, of N images: a number of its own for each column, in the table's order.
+# Images that HR classifies correctly in addition to those of CE: another number for each column, in the table's order.
 GAINS = {
     ("fgm", "clipped-ce"): 10_000,
     ("fgm", "ce"): 3_000,
@@ -25,12 +25,12 @@ GAINS = {
 
 
 def correct(run: RunSpec, attack: AttackSpec) -> int:
-    """Of N images: less as eps grows, more with the seed, and with HR."""
+    """Return a number of correct images that decreases with eps, and is larger with the seed and for HR."""
     gain = GAINS.get((attack.name, attack.loss), 0) if run.loss == protocols.HR else 0
     return 40_000 - round(40_000 * attack.eps) + 2_000 * run.seed + gain
 
 
-def test_rows_are_the_accuracies_and_what_hr_gains() -> None:
+def test_rows_are_the_accuracies_and_the_gains_of_hr() -> None:
     made = made_up.results(GRID, correct, zero=lambda run, attack: 200 * (attack.loss == "clipped-ce"))
     (table,) = tables(made, "strong")
     assert table.header == (
@@ -56,13 +56,13 @@ def test_rows_are_the_accuracies_and_what_hr_gains() -> None:
     assert not any("†" in note for note in tables(made_up.results(GRID, correct), "strong")[0].notes)
 
 
-def test_hardened_networks_have_a_table_of_their_own() -> None:
+def test_grids_with_defences_have_another_table() -> None:
     plain, noisy = (protocols.hardened(kind, (1.6,)) for kind in (None, Hardening("noise", 0.1)))
     assert tables(made_up.results(replace(GRID, losses=plain)), "strong")
     assert not tables(made_up.results(replace(GRID, losses=(*plain, noisy[0]))), "strong")
 
 
-def test_what_is_missing_is_said() -> None:
+def test_missing_records_are_shown() -> None:
     made = made_up.results(GRID, correct, made=lambda run, attack: run.seed == 0 and attack.name != "worst-case")
     ce, hr, gain = tables(made, "strong")[0].rows[:3]
     assert ce[2] == "0.360 (n = 1)"
@@ -75,13 +75,13 @@ def test_attacks_on_other_images_or_in_other_units_are_not_compared() -> None:
     assert strong_attacks(replace(GRID, attacks=(*GRID.attacks, *others))) == strong_attacks(GRID)
 
 
-def test_a_worst_case_that_has_nothing_beside_it_is_left_to_table_1() -> None:
+def test_an_eps_with_a_worst_case_only_is_shown_in_table_1_only() -> None:
     grid = grids.strong_cifar10()
     assert protocols.worst_case(0.25, 1000, 50) in grid.attacks
     assert tuple(strong_attacks(grid)) == protocols.STRONG_EPS_OF_PHOTOGRAPHS
 
 
-def test_files_say_what_broke_what(tmp_path: Path) -> None:
+def test_files_count_the_adversarial_examples_by_attack(tmp_path: Path) -> None:
     made = made_up.results(GRID, correct)
     broken = {"no attack": 3, "AutoPGD on CE": 5}
     records = {
@@ -96,7 +96,7 @@ def test_files_say_what_broke_what(tmp_path: Path) -> None:
     assert (cells.images == 360).sum() == 2 * (1 + 4 * 3), "a report on masked gradients is no accuracy"
 
 
-def test_what_each_attack_found_is_counted_over_the_seeds_in_its_order() -> None:
+def test_adversarial_examples_are_summed_over_the_seeds_in_the_order_of_the_attacks() -> None:
     grid = replace(grids.strong_svhn_grey(), seeds=(0, 1))
     found = {"no attack": 3, "AutoPGD on CE": 5, "Square": 0}
     made = made_up.results(grid, lambda run, attack: 40 + run.seed + (run.loss == protocols.HR))
@@ -105,7 +105,7 @@ def test_what_each_attack_found_is_counted_over_the_seeds_in_its_order() -> None
         for key, record in made.records.items()
     }
     (table,) = tables(replace(made, records=records), "broken_by")
-    assert table.header == ("eps", "trained", "images", "no attack", "AutoPGD on CE", "Square", "left")
+    assert table.header == ("eps", "trained", "images", "no attack", "AutoPGD on CE", "Square", "robust")
     assert [row[0] for row in table.rows[::2]] == [
         "0.1/255",
         "0.25/255",

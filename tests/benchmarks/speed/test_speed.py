@@ -1,4 +1,4 @@
-"""What `speed` measures is what it says: no timing is asserted, but everything around them is."""
+"""The command `speed`: statistics, memory, reference attacks, tables and files; no timing is asserted."""
 
 import re
 import sys
@@ -48,7 +48,7 @@ SEPARATORS = r"[\s,\[\]|]+"
 
 
 def test_readings_are_medians_and_quartiles() -> None:
-    """Of four values the quartiles lie a quarter from the second and from the third."""
+    """The quartiles of 1, 2, 3 and 4 are 1.75 and 3.25, by linear interpolation."""
     read = frame(
         [reading("c", "a", SECONDS, [4.0, 1.0, 3.0, 2.0]), reading("c", "b", SECONDS, (), note="not installed")]
     )
@@ -60,7 +60,7 @@ def test_readings_are_medians_and_quartiles() -> None:
 
 
 def test_ratio_is_taken_within_each_round() -> None:
-    """The ratios are 2, 3 and 1; that of the medians would be 4 / 3."""
+    """The ratios of the rounds are 2, 3 and 1, with median 2; the ratio of the medians would be 4 / 3."""
     times = {"a": [2.0, 9.0, 4.0], "b": [1.0, 3.0, 4.0]}
     *_, ratio = (r for r in timed_readings("c", times, {"a": ("b", "absent")}) if r["quantity"] == RATIO)
     assert (ratio["contender"], ratio["against"]) == ("a", "b")
@@ -68,37 +68,38 @@ def test_ratio_is_taken_within_each_round() -> None:
 
 
 def calls_of(rounds: int, seconds: float, least: int = 3) -> list[tuple[str, int]]:
-    made: list[tuple[str, int]] = []
-    calls = {name: (lambda i, name=name: made.append((name, i))) for name in "abc"}
+    """Return the contender and the round of every call."""
+    calls_made: list[tuple[str, int]] = []
+    calls = {name: (lambda i, name=name: calls_made.append((name, i))) for name in "abc"}
     times = interleaved(calls, Settings(Path(), seconds=2 * seconds), rounds=rounds, share=0.5, least=least, warm=False)
-    assert {len(taken) for taken in times.values()} == {len(made) // 3}
-    assert all(value >= 0 for taken in times.values() for value in taken)
-    return made
+    assert {len(seconds) for seconds in times.values()} == {len(calls_made) // 3}
+    assert all(value >= 0 for seconds in times.values() for value in seconds)
+    return calls_made
 
 
 def test_contenders_take_turns_and_another_is_first_in_each_round() -> None:
-    made = calls_of(rounds=4, seconds=60)
-    assert [name for name, _ in made] == [*"abc", *"bca", *"cab", *"abc"]
-    assert [i for _, i in made] == [0] * 3 + [1] * 3 + [2] * 3 + [3] * 3
+    calls = calls_of(rounds=4, seconds=60)
+    assert [name for name, _ in calls] == [*"abc", *"bca", *"cab", *"abc"]
+    assert [i for _, i in calls] == [0] * 3 + [1] * 3 + [2] * 3 + [3] * 3
 
 
-def test_rounds_end_with_the_time_but_there_are_some() -> None:
+def test_no_round_starts_after_the_time_limit_except_the_first_three() -> None:
     assert len(calls_of(rounds=50, seconds=0)) == 3 * 3
     assert len(calls_of(rounds=2, seconds=0)) == 3 * 2
 
 
-def test_quick_calls_are_repeated_until_they_fill_a_sample() -> None:
-    """A call of no length is called often in the single round."""
-    made: list[int] = []
-    interleaved({"a": made.append}, Settings(Path()), rounds=1)
-    assert len(made) > 10
+def test_fast_calls_are_repeated_until_they_fill_a_sample() -> None:
+    """A call that takes almost no time is repeated often within a single round."""
+    calls: list[int] = []
+    interleaved({"a": calls.append}, Settings(Path()), rounds=1)
+    assert len(calls) > 10
 
 
 # --------------------------------------------------------------------------------------------------------------- memory
 
 
-def test_peak_of_a_known_pattern() -> None:
-    """1 MB, and 2 MB that are gone when half a MB comes: 3 MB."""
+def test_peak_memory_of_a_known_sequence_of_allocations() -> None:
+    """1 MB and 2 MB; half a MB comes after the release of 2 MB, so the peak is 3 MB."""
 
     def pattern() -> list[torch.Tensor]:
         first, second = (torch.empty(size, dtype=torch.uint8) for size in (1_000_000, 2_000_000))
@@ -110,7 +111,7 @@ def test_peak_of_a_known_pattern() -> None:
     assert peak_bytes(lambda: None, CPU) == 0
 
 
-def test_release_of_what_is_older_does_not_count() -> None:
+def test_release_of_memory_allocated_before_the_call_is_ignored() -> None:
     older = [torch.empty(5_000_000, dtype=torch.uint8)]
 
     def pattern() -> torch.Tensor:
@@ -121,19 +122,19 @@ def test_release_of_what_is_older_does_not_count() -> None:
 
 
 def peak_of(loss: losses.Loss, size: tuple[int, int]) -> float:
-    """In units of the logits."""
+    """Return the peak memory of a loss and its gradient, in units of the logits."""
     logits, target = losses.Workload(size).example(CPU)
     call = losses.step(loss, logits, target)
     call()
     return peak_bytes(call, CPU) / (4 * logits.numel())
 
 
-def test_loss_of_a_large_batch_takes_hardly_more_than_the_gradient() -> None:
+def test_loss_of_a_large_batch_needs_little_more_memory_than_the_gradient() -> None:
     assert 1 <= peak_of(HRLoss(), (4096, 4000)) <= 1.2
 
 
 @pytest.mark.parametrize("size", [(4096, 10), (256, 400)])
-def test_loss_of_a_small_batch_takes_about_what_cross_entropy_does(size: tuple[int, int]) -> None:
+def test_loss_of_a_small_batch_needs_about_the_memory_of_cross_entropy(size: tuple[int, int]) -> None:
     assert 2 <= peak_of(HRLoss(), size) <= 1.1 * peak_of(nn.CrossEntropyLoss(), size)
 
 
@@ -141,17 +142,17 @@ def test_loss_of_a_small_batch_takes_about_what_cross_entropy_does(size: tuple[i
 
 
 @pytest.mark.parametrize("size", [(7, 3), (128, 10), (20, 1000)])
-def test_plain_composition_is_the_hr_loss(size: tuple[int, int]) -> None:
+def test_plain_implementation_has_the_value_and_gradient_of_the_hr_loss(size: tuple[int, int]) -> None:
     logits, target = losses.Workload(size).example(CPU)
-    plain, own = losses.plain_hr(logits, target), HRLoss()(logits, target)
-    torch.testing.assert_close(plain, own, rtol=1e-6, atol=1e-6)
-    by_plain, by_own = (torch.autograd.grad(value, logits)[0] for value in (plain, own))
-    torch.testing.assert_close(by_plain, by_own, rtol=1e-4, atol=1e-7)
+    plain, hr = losses.plain_hr(logits, target), HRLoss()(logits, target)
+    torch.testing.assert_close(plain, hr, rtol=1e-6, atol=1e-6)
+    plain_gradient, hr_gradient = (torch.autograd.grad(value, logits)[0] for value in (plain, hr))
+    torch.testing.assert_close(plain_gradient, hr_gradient, rtol=1e-4, atol=1e-7)
 
 
 @pytest.fixture
 def subject(network: nn.Module, digits: Any) -> Subject:
-    """The trained network and 60 digits, not all of which it has right."""
+    """Return the trained network and 60 digits, of which it misclassifies some."""
     return Subject("digits", network, digits.x_test[:60], digits.y_test[:60], 0.1, 0.02, 60)
 
 
@@ -165,41 +166,41 @@ KINDS = [
 
 @pytest.mark.parametrize("name", LOSSES)
 @pytest.mark.parametrize("kind", KINDS, ids=str)
-def test_loops_by_hand_make_the_images_of_art(subject: Subject, kind: AttackKind, name: str) -> None:
+def test_reference_loops_give_the_same_images_as_art(subject: Subject, kind: AttackKind, name: str) -> None:
     classifier = HRClassifier(subject.network, LOSSES[name](), (1, 8, 8), 10, clip_values=(0.0, 1.0), device_type="cpu")
     with seeded(0):
         attack = attacks.build(art.attacks.evasion, kind, classifier, subject)
-        own = attacks.seeded(attack, subject, 3)
+        of_art = attacks.seeded(attack, subject, 3)
         by_hand = attacks.by_hand(kind, subject.network, subject, LOSSES[name](reduction="none"))
-        np.testing.assert_allclose(attacks.seeded(by_hand, subject, 3), own, rtol=0, atol=1e-6)
-    assert np.abs(own - subject.images).max() > 0.09
+        np.testing.assert_allclose(attacks.seeded(by_hand, subject, 3), of_art, rtol=0, atol=1e-6)
+    assert np.abs(of_art - subject.images).max() > 0.09
 
 
 class Rippled(nn.Module):
-    """A loss of many hills: most steps lead over the next one, and down."""
+    """Loss with many local maxima, so that most steps of an attack decrease it."""
 
     def forward(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         index = labels if labels.ndim == 1 else labels.argmax(1)
         return 2 + torch.sin(20 * nn.functional.cross_entropy(logits, index, reduction="none"))
 
 
-def test_auto_pgd_by_hand_goes_back_where_that_of_art_does(subject: Subject) -> None:
-    """To the best point, which may be the start; with it goes the point before."""
+def test_reference_auto_pgd_restarts_from_the_best_iterate_as_art_does(subject: Subject) -> None:
+    """The best iterate may be the start; the momentum then uses the iterate before it."""
     options = {"clip_values": (0.0, 1.0), "device_type": "cpu", "attack_loss": Rippled()}
     classifier = HRClassifier(subject.network, HRLoss(), (1, 8, 8), 10, **options)
     kind = AttackKind("AutoPGD", 30)
     with seeded(0):
         attack = attacks.build(art.attacks.evasion, kind, classifier, subject)
-        own = attacks.seeded(attack, subject, 0)
+        of_art = attacks.seeded(attack, subject, 0)
         by_hand = attacks.by_hand(kind, subject.network, subject, Rippled())
-        np.testing.assert_allclose(attacks.seeded(by_hand, subject, 0), own, rtol=0, atol=1e-6)
+        np.testing.assert_allclose(attacks.seeded(by_hand, subject, 0), of_art, rtol=0, atol=1e-6)
 
 
 def test_differences_are_the_largest_and_the_share_above_a_millionth() -> None:
     def images(*values: float) -> np.ndarray:
         return np.array(values, dtype=np.float32).reshape(-1, 1, 1, 2)
 
-    made = {
+    adversarial = {
         (attacks.ART["CE"], 0): images(0.0, 0.5),
         (attacks.ART["CE"], 1): images(0.25, 1.0),
         ("Foolbox, CE", 0): images(0.0, 0.5 + 1e-5),
@@ -207,7 +208,7 @@ def test_differences_are_the_largest_and_the_share_above_a_millionth() -> None:
         (attacks.ART["HR"], 0): images(0.0, 0.0),
         (attacks.OURS["HR"], 0): images(5e-7, 0.0),
     }
-    values = {(r["contender"], r["quantity"]): r["median"] for r in attacks.differences("c", made)}
+    values = {(r["contender"], r["quantity"]): r["median"] for r in attacks.differences("c", adversarial)}
     assert values == {
         ("Foolbox, CE", "largest difference"): 0.5,
         ("Foolbox, CE", "share of pixels apart"): 0.5,
@@ -217,7 +218,9 @@ def test_differences_are_the_largest_and_the_share_above_a_millionth() -> None:
 
 
 @pytest.mark.parametrize("library", [FOOLBOX, TORCHATTACKS])
-def test_missing_library_says_so(library: str, subject: Subject, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_library_is_reported_in_the_table(
+    library: str, subject: Subject, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setitem(sys.modules, library.lower(), None)
     assert library_attack(library, AttackKind("PGD", 3), subject, subject.network) == MISSING
     readings = attacks.measure(AttackKind("FGM", 1), subject, Settings(Path(), quick=True))
@@ -235,25 +238,27 @@ def test_libraries_make_the_same_images_without_a_random_start(
         pytest.skip(f"needs {library}")
     attack = library_attack(library, kind, subject, subject.network)
     assert not isinstance(attack, str)
-    found = attack(torch.from_numpy(subject.images), torch.from_numpy(subject.labels))
+    adversarial = attack(torch.from_numpy(subject.images), torch.from_numpy(subject.labels))
     by_hand = attacks.by_hand(kind, subject.network, subject, nn.CrossEntropyLoss(reduction="none"))
     if library == FOOLBOX:
         assert library_attack(library, AttackKind("AutoPGD", 3), subject, subject.network) == LACKING
-    np.testing.assert_allclose(found.detach().numpy(), by_hand(subject.images, subject.labels), rtol=0, atol=1e-6)
+    np.testing.assert_allclose(adversarial.detach().numpy(), by_hand(subject.images, subject.labels), rtol=0, atol=1e-6)
 
 
-def test_library_that_fails_says_so(subject: Subject, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_library_that_raises_an_error_is_reported_with_its_type(
+    subject: Subject, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def failing(*args: Any) -> torch.Tensor:
         raise RuntimeError("no")
 
     monkeypatch.setattr(attacks, "library_attack", lambda *args: failing)
-    found = attacks.contenders(AttackKind("FGM", 1), subject, CPU)
-    assert found[f"{FOOLBOX}, CE"] == "fails: RuntimeError"
+    contenders = attacks.contenders(AttackKind("FGM", 1), subject, CPU)
+    assert contenders[f"{FOOLBOX}, CE"] == "fails: RuntimeError"
 
 
 @pytest.mark.parametrize("workload", [*losses.HARD, *losses.OTHERS], ids=str)
 def test_losses_are_compared_with_the_same_options(workload: losses.Workload) -> None:
-    """Both take the weight, the smoothing and the labels of the case; "plain" is the same loss as HR."""
+    """Both losses have the weight, the smoothing and the labels of the case; "plain" is the same loss as HR."""
     small = replace(workload, shape=(8, min(workload.shape[1], 20), *(3 for _ in workload.shape[2:])))
     logits, target = small.example(CPU)
     both = losses.eager(small, CPU)
@@ -276,16 +281,16 @@ def test_training_steps_begin_with_the_same_weights() -> None:
 # ------------------------------------------------------------------------------------------------- subjects and machine
 
 
-def test_digits_stand_in_for_missing_data_and_the_table_says_so(tmp_path: Path) -> None:
+def test_digits_replace_missing_data_sets_with_a_note_under_the_table(tmp_path: Path) -> None:
     lenet, resnet = subjects(Settings(tmp_path))
     assert (lenet.name, resnet.name) == ("LeNet, digits", "ResNet-8, digits")
-    assert lenet.note.startswith("Digits (8 x 8 pixels) stand in for mnist: ")
+    assert "mnist" in lenet.note
     assert lenet.images.shape == (256, 1, 8, 8)
     readings = attacks.measure(AttackKind("FGM", 1), replace(lenet, batch=16), Settings(tmp_path, quick=True))
     assert lenet.note in attacks.tables(frame(readings))[0].notes
 
 
-def test_images_that_are_right_come_first_and_gradients_are_not_saturated(tmp_path: Path) -> None:
+def test_correctly_classified_images_come_first_and_gradients_are_not_saturated(tmp_path: Path) -> None:
     for subject in subjects(Settings(tmp_path)):
         x, y = torch.from_numpy(subject.images).requires_grad_(), torch.from_numpy(subject.labels)
         logits = subject.network(x)
@@ -300,7 +305,7 @@ def test_images_that_are_right_come_first_and_gradients_are_not_saturated(tmp_pa
 
 
 def test_entries_of_a_table() -> None:
-    """Three digits, other units, what was measured once, what was not, and why."""
+    """Entries have three digits, other units, no quartiles for one value, and the reason for a missing value."""
     readings = [
         reading("c", "a", SECONDS, [1.0, 2.0, 3.0]),
         reading("c", "a", RATIO, [0.5], "b"),
@@ -318,14 +323,14 @@ def test_entries_of_a_table() -> None:
     assert table.notes[:2] == ("remarked", "noted")
 
 
-def test_growth_is_drawn_as_it_was_read() -> None:
+def test_growth_figure_draws_the_readings() -> None:
     readings = [
         reading(case, name, SECONDS, [k * x / 1e3, k * x / 1e3, k * x / 2e3], x=x)
         for case in ("classes", "steps")
         for k, name in enumerate(("CE, eager", "HR, eager"), start=1)
         for x in (10.0, 100.0)
     ]
-    picture = growth.picture(frame(readings), "growth", "how cost grows", "milliseconds", 1e3)
+    picture = growth.picture(frame(readings), "growth", "growth of the cost", "milliseconds", 1e3)
     panels = picture.figure.axes
     assert [axes.get_xlabel() for axes in panels] == ["classes", "steps"]
     for axes in panels:
@@ -338,40 +343,41 @@ def test_growth_is_drawn_as_it_was_read() -> None:
 # ------------------------------------------------------------------------------------------------------------ all of it
 
 
-def kept(folder: Path, part: str) -> pd.DataFrame:
-    """The readings of a part, as they were measured."""
+def stored_readings(folder: Path, part: str) -> pd.DataFrame:
+    """Return the readings of a part from its CSV file."""
     readings = pd.read_csv(folder / f"{part}.csv", dtype={"against": str, "note": str})
     return readings.fillna({"against": "", "note": ""})
 
 
 def kinds(readings: pd.DataFrame) -> set[tuple[str, ...]]:
-    """What is measured of whom, but for libraries that are not here."""
+    """Return the contenders with their quantities and references, without libraries that are not installed."""
     absent = [name for name, library in attacks.LIBRARIES.items() if find_spec(library.lower()) is None]
-    own = readings[~readings.contender.isin(absent)]
-    return set(own[["contender", "quantity", "against"]].itertuples(index=False, name=None))
+    present = readings[~readings.contender.isin(absent)]
+    return set(present[["contender", "quantity", "against"]].itertuples(index=False, name=None))
 
 
-# The ways of training several networks are of interest on a GPU.
+# The part "ways" is of interest on a GPU only.
 PUBLISHED_PARTS = [part for part in PARTS if part != "ways"]
 
 
 @pytest.mark.parametrize("part", PUBLISHED_PARTS)
-def test_published_pages_are_those_of_the_published_readings(part: str) -> None:
-    """Word for word, and number for number as far as six digits give three."""
+def test_published_pages_agree_with_the_published_readings(part: str) -> None:
+    """Texts are equal, and numbers as far as the six digits of the CSV files determine three."""
     page = (PUBLISHED / f"{part}.md").read_text().splitlines()
-    for table in PARTS[part].tables(kept(PUBLISHED, part)):
-        made = table.markdown().splitlines()
-        first = page.index(made[0])
-        for line, made_line in zip(page[first:], made, strict=False):
-            for word, made_word in zip(re.split(SEPARATORS, line), re.split(SEPARATORS, made_line), strict=True):
+    for table in PARTS[part].tables(stored_readings(PUBLISHED, part)):
+        expected = table.markdown().splitlines()
+        first = page.index(expected[0])
+        for line, expected_line in zip(page[first:], expected, strict=False):
+            pairs = zip(re.split(SEPARATORS, line), re.split(SEPARATORS, expected_line), strict=True)
+            for word, expected_word in pairs:
                 with suppress(ValueError):
-                    word, made_word = float(word), pytest.approx(float(made_word), rel=0.005)
-                assert word == made_word
+                    word, expected_word = float(word), pytest.approx(float(expected_word), rel=0.005)
+                assert word == expected_word
 
 
 @pytest.mark.slow
-def test_quick_run_writes_all(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    with torch.compiler.set_stance("force_eager"):  # compiling takes longer than all the rest
+def test_quick_run_writes_the_files_of_all_parts(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with torch.compiler.set_stance("force_eager"):  # compiling takes longer than everything else
         assert main(["speed", "--quick", "--output", str(tmp_path), "--data-dir", str(tmp_path)]) == 0
     written = {path.name for path in tmp_path.iterdir()}
     assert written == {f"{part}.{end}" for part in PARTS for end in ("md", "csv")} | {
@@ -381,7 +387,7 @@ def test_quick_run_writes_all(tmp_path: Path, capsys: pytest.CaptureFixture[str]
         "training-growth.svg",
     }
     for part in PARTS:
-        page, readings = (tmp_path / f"{part}.md").read_text(), kept(tmp_path, part)
+        page, readings = (tmp_path / f"{part}.md").read_text(), stored_readings(tmp_path, part)
         assert f"Made by `python -m benchmarks speed --quick --output {tmp_path} " in page
         assert f"--part {part}`." in page
         assert "Machine: " in page
@@ -390,8 +396,8 @@ def test_quick_run_writes_all(tmp_path: Path, capsys: pytest.CaptureFixture[str]
         for case in readings["case"].unique():
             assert f"| {case} |" in page
         if part in PUBLISHED_PARTS:
-            assert kinds(readings) == kinds(kept(PUBLISHED, part))
-    attack_readings = kept(tmp_path, "attacks")
+            assert kinds(readings) == kinds(stored_readings(PUBLISHED, part))
+    attack_readings = stored_readings(tmp_path, "attacks")
     loops = attack_readings[attack_readings.contender.str.startswith(("loop", "art_hrloss"))]
     assert loops.query("quantity == 'largest difference'")["median"].max() <= 1e-6
     with Image.open(tmp_path / "growth.png") as image:
@@ -399,7 +405,7 @@ def test_quick_run_writes_all(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     assert "Written: " in capsys.readouterr().out
 
 
-def test_interrupted_run_keeps_what_is_finished(
+def test_interrupted_run_writes_finished_parts_and_unfinished_readings(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def interrupt() -> list[dict[str, Any]]:
@@ -418,7 +424,7 @@ def test_interrupted_run_keeps_what_is_finished(
     assert f"  {command} --part half never\n" in capsys.readouterr().out
 
 
-def test_case_that_fails_leaves_the_others_and_is_told(
+def test_a_failed_case_is_reported_and_the_others_are_measured(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def fail() -> list[dict[str, Any]]:

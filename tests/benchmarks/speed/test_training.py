@@ -1,4 +1,4 @@
-"""The contenders of the part "training" train the same network alike, and what is shown is what was measured."""
+"""Part "training" of the speed benchmark: all contenders do the same training, and the readings are correct."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -34,18 +34,16 @@ def subject(settings: Settings) -> TrainingSubject:
     return digits
 
 
-def same(weights: dict[str, torch.Tensor], others: dict[str, torch.Tensor]) -> bool:
-    return weights.keys() == others.keys() and all(torch.equal(weights[name], others[name]) for name in weights)
+def same(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> bool:
+    return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
 
 
 # --------------------------------------------------------------------------------------------------- the ways to train
 
 
 @pytest.mark.parametrize("loss", [CE, HR], ids=str)
-def test_whole_run_ends_in_the_weights_of_the_bare_loop(
-    subject: TrainingSubject, loss: LossSpec, tmp_path: Path
-) -> None:
-    """Same weights at first, same order, same steps: to the last bit with one optimizer, and as often as is asked."""
+def test_whole_run_gives_the_weights_of_the_bare_loop(subject: TrainingSubject, loss: LossSpec, tmp_path: Path) -> None:
+    """Initial weights, order and steps are the same, so the weights agree to the bit, in every repetition."""
     start = Start(subject, loss)
     start.training.optimizer = build_optimizer(subject.recipe, start.training.model)
     before = start.fresh()[0].state_dict()
@@ -62,7 +60,7 @@ def test_whole_run_ends_in_the_weights_of_the_bare_loop(
 
 
 def steps_of(train: Callable[[Start], nn.Module], start: Start) -> list[int]:
-    """The sizes of the batches that the network is trained on."""
+    """Return the sizes of the batches of a training."""
     sizes: list[int] = []
     start.loss.register_forward_hook(lambda module, inputs, output: sizes.append(len(inputs[0])))
     network = train(start)
@@ -71,22 +69,26 @@ def steps_of(train: Callable[[Start], nn.Module], start: Start) -> list[int]:
 
 
 @pytest.mark.parametrize("train", [bare_loop, loader_loop, art_fit])
-def test_every_contender_makes_the_same_steps(train: Callable[[Start], nn.Module], subject: TrainingSubject) -> None:
+def test_every_contender_has_the_same_number_and_sizes_of_batches(
+    train: Callable[[Start], nn.Module], subject: TrainingSubject
+) -> None:
     """6 batches of 50 and one of 14 make the 314 training images, in each of two epochs."""
     assert steps_of(train, Start(subject, CE)) == 2 * [*[50] * 6, 14]
     assert subject.images == 2 * 314
 
 
-def test_where_the_order_cannot_matter_all_end_in_the_same_weights(subject: TrainingSubject) -> None:
-    """All images in one batch, twice: DataLoader and ART draw orders of their own, and only sums are rounded apart."""
+def test_all_contenders_give_the_same_weights_if_the_order_of_images_has_no_effect(subject: TrainingSubject) -> None:
+    """There is a single batch, so the orders of DataLoader and ART change only the rounding of sums."""
     start = Start(replace(subject, recipe=replace(subject.recipe, batch_size=314)), CE)
     bare = bare_loop(start).state_dict()
     for train in (loader_loop, art_fit):
         torch.testing.assert_close(dict(train(start).state_dict()), dict(bare))
 
 
-def test_larger_data_are_cut_to_a_share(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Three parts, each a tenth, and on a GPU all; what is not there is told."""
+def test_large_data_sets_are_cut_to_a_share_on_a_cpu_and_missing_ones_are_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each split has a tenth of its images on a CPU, and all of them on a GPU."""
     generator = np.random.default_rng(0)
     sizes = {"train": 300, "test": 70}
     arrays = {f"x_{part}": generator.integers(0, 256, (n, 28, 28), np.uint8) for part, n in sizes.items()}
@@ -99,7 +101,7 @@ def test_larger_data_are_cut_to_a_share(tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.setitem(subjects.EPOCHS, "small", 3)
     for device, sizes_left in ((CPU, [20, 10, 7]), (torch.device("cuda"), [200, 100, 70])):
         digits, small = training_subjects(Settings(tmp_path, seconds=20, device=device))
-        assert digits.note.startswith("Without none, nothing: ")
+        assert "none, nothing" in digits.note
         assert [len(part) for part in (small.data.train, small.data.validation, small.data.test)] == sizes_left
         assert small.images == 3 * sizes_left[0]
         assert small.recipe.device == ("cpu" if device == CPU else "gpu")
@@ -108,7 +110,7 @@ def test_larger_data_are_cut_to_a_share(tmp_path: Path, monkeypatch: pytest.Monk
 # ---------------------------------------------------------------------------------------------------------- throughput
 
 
-def test_throughput_is_images_over_seconds_and_its_ratio_that_of_the_bare_loop(subject: TrainingSubject) -> None:
+def test_throughput_is_images_per_second_and_its_ratio_is_to_the_bare_loop(subject: TrainingSubject) -> None:
     """628 images in 2 s, 4 s; the bare loop in 1 s, 3 s, so that the ratios are 1/2 and 3/4."""
     times = {training.BARE["HR"]: [1.0, 3.0], training.OURS["HR"]: [2.0, 4.0]}
     readings = frame(training.throughputs("digits", times, subject))
@@ -122,7 +124,7 @@ def test_throughput_is_images_over_seconds_and_its_ratio_that_of_the_bare_loop(s
 # --------------------------------------------------------------------------------------------------------------- Fig. 1
 
 
-def test_share_of_the_attacks_is_that_of_all_times_in_the_whole_training() -> None:
+def test_share_of_the_attacks_counts_every_repetition_during_training() -> None:
     """The digits' recipe attacks 5 times in 50 epochs: 5 x 2 s beside 50 x 0.2 s."""
     (recipe,) = training.recipes("digits").values()
     assert training.share(recipe, 2.0, 0.2) == pytest.approx(0.5)
@@ -133,7 +135,7 @@ def test_share_of_the_attacks_is_that_of_all_times_in_the_whole_training() -> No
 # --------------------------------------------------------------------------------------------------------------- growth
 
 
-def test_pool_does_every_run_and_tells_of_failures(tmp_path: Path) -> None:
+def test_pool_finishes_every_run_and_raises_an_error_for_failed_ones(tmp_path: Path) -> None:
     runs = [RunSpec("digits", replace(DIGITS, epochs=1), loss, seed=0) for loss in (CE, HR)]
     attacks = (AttackSpec("none"),)
     store = Store(growth.pooled(1, runs, attacks, tmp_path, tmp_path))
@@ -147,7 +149,7 @@ def test_worker_counts(cpus: int, counts: list[int]) -> None:
     assert growth.worker_counts(cpus) == counts
 
 
-def test_line_through_the_epochs() -> None:
+def test_fixed_time_and_time_per_epoch_are_fitted() -> None:
     """0.5 s and 2 s an epoch."""
     readings = [reading(growth.BY_EPOCHS, "a", SECONDS, [0.5 + 2 * x], x=x) for x in (1, 2, 5)]
     assert growth.fixed_and_each(frame(readings), "a") == pytest.approx((0.5, 2.0))
