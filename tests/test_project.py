@@ -47,6 +47,20 @@ def test_the_version_and_the_address_are_those_of_setup_cfg() -> None:
     assert all(link.startswith(f"{metadata['url']}/") for link in links)
 
 
+def test_files_and_names_of_contributing_exist() -> None:
+    text = (ROOT / "CONTRIBUTING.md").read_text()
+    sources = [path for folder in ("art_hrloss", "benchmarks", "tests") for path in (ROOT / folder).rglob("*.py")]
+    paths = [path.relative_to(ROOT).as_posix() for path in sources]
+    files = set(re.findall(r"`([\w./]+\.py)`", text))
+    assert len(files) > 20
+    missing = {file for file in files if not any(f"/{path}".endswith(f"/{file}") for path in paths)}
+    assert missing - {"tests/attacks/test_NAME.py"} == set()
+    links = re.findall(r"\]\((?!http)([^)#]+)", text)
+    assert [link for link in links if not (ROOT / link).exists()] == []
+    code = set(re.findall(r"\w+", "\n".join(path.read_text() for path in sources)))
+    assert set(re.findall(r"`(\w+)`", text)) - code - {"gpu", "pypi"} == set()
+
+
 def test_readme_example_runs_and_its_attack_bites(capsys) -> None:
     scope: dict = {}
     for example in re.findall(r"```python\n(.*?)```", README, re.DOTALL):
