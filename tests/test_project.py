@@ -58,7 +58,7 @@ def test_files_and_names_of_contributing_exist() -> None:
     links = re.findall(r"\]\((?!http)([^)#]+)", text)
     assert [link for link in links if not (ROOT / link).exists()] == []
     code = set(re.findall(r"\w+", "\n".join(path.read_text() for path in sources)))
-    assert set(re.findall(r"`(\w+)`", text)) - code - {"gpu", "pypi"} == set()
+    assert set(re.findall(r"`(\w+)`", text)) - code - {"pypi"} == set()
 
 
 def test_readme_example_runs_and_its_attack_bites(capsys) -> None:
