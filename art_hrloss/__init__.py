@@ -8,6 +8,9 @@ The HR loss, conditional entropy plus a Renyi divergence, for the Adversarial Ro
 * :func:`error_bounds`: Proposition 1 for a classifier; more in :mod:`art_hrloss.bounds`
 """
 
+from contextlib import suppress as _suppress
+from importlib import metadata as _metadata
+
 from art_hrloss.attacks import (
     AutoProjectedGradientDescent,
     FastGradientMethod,
@@ -43,3 +46,6 @@ __all__ = [
     "seeded",
     "worst_case",
 ]
+
+with _suppress(_metadata.PackageNotFoundError):  # a clone on Python's path that is not installed
+    __version__ = _metadata.version("art_hrloss")

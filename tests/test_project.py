@@ -1,80 +1,64 @@
-"""What the README and the metadata say is so."""
+"""README's example, the dependencies that are declared, and the version."""
 
 import ast
 import configparser
 import re
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
-import pytest
+import art_hrloss
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
 
 
-def modules(tree: str) -> Iterator[str]:
-    """The modules that README lists under a package, by their dotted names, in its order."""
-    folder = ""
-    for indent, name, ending in re.findall(r"^( +)(\w+)(\.py|/)", tree, re.MULTILINE):
-        if ending == "/":
-            folder = name
-        else:
-            yield name if indent == "  " else f"{folder}.{name}"
-
-
-# Data flow one way: a module or package imports only from itself and those above it.
-HOUSE = re.findall(r"^  (\w+)(?:\.py|/)", README.split("benchmarks/        ")[1].split("\ntests/")[0], re.MULTILINE)
-
-
-def imports(path: Path) -> set[str]:
-    """All modules that a file imports, wherever in it."""
-    found = set()
+def libraries(path: Path) -> set[str]:
+    """Return the top-level packages that a file imports anywhere, without the standard library."""
+    names: set[str] = set()
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
-            found |= {name.name for name in node.names}
+            names |= {name.name for name in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module:
-            found |= {node.module} | {f"{node.module}.{name.name}" for name in node.names}
-    return found
+            names.add(node.module)
+    return {name.split(".")[0] for name in names} - set(sys.stdlib_module_names)
 
 
-def test_readme_lists_every_module() -> None:
-    parts = {p.stem for p in (ROOT / "benchmarks").glob("*.py")} | {
-        p.parent.name for p in (ROOT / "benchmarks").glob("*/*.py")
-    }
-    assert sorted(HOUSE) == sorted(parts - {"__init__"})
-    listed = modules(README.split("art_hrloss/        ")[1].split("benchmarks/")[0])
-    files = [p.relative_to(ROOT / "art_hrloss").with_suffix("") for p in (ROOT / "art_hrloss").rglob("*.py")]
-    assert sorted(listed) == sorted(".".join(file.parts) for file in files if file.name != "__init__")
-
-
-@pytest.mark.parametrize("part", HOUSE)
-def test_a_part_of_the_benchmarks_imports_only_those_above_it(part: str) -> None:
-    root = ROOT / "benchmarks"
-    files = [root / f"{part}.py"] if (root / f"{part}.py").exists() else (root / part).rglob("*.py")
-    used = {name.split(".")[1] for file in files for name in imports(file) if name.startswith("benchmarks.")}
-    assert not used & set(HOUSE[HOUSE.index(part) + 1 :])
-
-
-def test_the_plugin_knows_nothing_of_the_benchmarks_and_needs_only_what_it_names() -> None:
-    used = {name.split(".")[0] for p in (ROOT / "art_hrloss").rglob("*.py") for name in imports(p)}
-    # pandas is for who asks for a DataFrame, and imported there; Triton comes with torch, where that has CUDA.
-    ours = {"art", "art_hrloss", "numpy", "pandas", "scipy", "torch", "tqdm", "triton"}
-    assert used - set(sys.stdlib_module_names) == ours
+def test_the_plugin_imports_the_libraries_that_it_declares() -> None:
+    # pandas is imported only to return a DataFrame; Triton comes with torch, where that has CUDA.
+    allowed = {"art", "art_hrloss", "numpy", "pandas", "scipy", "torch", "tqdm", "triton"}
+    assert set().union(*map(libraries, (ROOT / "art_hrloss").rglob("*.py"))) == allowed
 
 
 def test_the_mathematics_needs_torch_alone() -> None:
     for module in ("_numerics", "_functional", "_module"):
-        used = {name.split(".")[0] for name in imports(ROOT / f"art_hrloss/losses/{module}.py")}
-        assert used - set(sys.stdlib_module_names) <= {"art_hrloss", "torch"}
+        assert libraries(ROOT / f"art_hrloss/losses/{module}.py") <= {"art_hrloss", "torch"}
 
 
-def test_one_version_everywhere() -> None:
-    metadata = configparser.ConfigParser()
-    metadata.read(ROOT / "setup.cfg")
-    version = metadata["metadata"]["version"]
-    assert f"version: {version}\n" in (ROOT / "CITATION.cff").read_text()
-    assert re.search(r"^## (\S+)", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE).group(1) == version
+def test_the_version_and_the_address_are_those_of_setup_cfg() -> None:
+    parser = configparser.ConfigParser()
+    parser.read(ROOT / "setup.cfg")
+    metadata = parser["metadata"]
+    assert art_hrloss.__version__ == metadata["version"]
+    assert f"version: {metadata['version']}\n" in (ROOT / "CITATION.cff").read_text()
+    changelog = (ROOT / "CHANGELOG.md").read_text()
+    assert re.search(r"^## \[([\d.]+)\]", changelog, re.MULTILINE).group(1) == metadata["version"]
+    links = re.findall(r"^\[[\w.]+\]: (\S+)", changelog, re.MULTILINE)
+    assert links
+    assert all(link.startswith(f"{metadata['url']}/") for link in links)
+
+
+def test_files_and_names_of_contributing_exist() -> None:
+    text = (ROOT / "CONTRIBUTING.md").read_text()
+    sources = [path for folder in ("art_hrloss", "benchmarks", "tests") for path in (ROOT / folder).rglob("*.py")]
+    paths = [path.relative_to(ROOT).as_posix() for path in sources]
+    files = set(re.findall(r"`([\w./]+\.py)`", text))
+    assert len(files) > 20
+    missing = {file for file in files if not any(f"/{path}".endswith(f"/{file}") for path in paths)}
+    assert missing - {"tests/attacks/test_NAME.py"} == set()
+    links = re.findall(r"\]\((?!http)([^)#]+)", text)
+    assert [link for link in links if not (ROOT / link).exists()] == []
+    code = set(re.findall(r"\w+", "\n".join(path.read_text() for path in sources)))
+    assert set(re.findall(r"`(\w+)`", text)) - code - {"pypi"} == set()
 
 
 def test_readme_example_runs_and_its_attack_bites(capsys) -> None:

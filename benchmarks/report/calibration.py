@@ -121,7 +121,9 @@ def calibration_frame(results: Results) -> pd.DataFrame:
     names = ["dataset", "trained", "seed", "protocol", "eps", "units"]
     keys = tuple(attack.key() for attack in ce_attacks(results.grid.attacks))
     accuracy = where(results.trained, key=keys, metric="accuracy")
-    whole = pd.concat([accuracy, results.calibration])[[*names, "metric", "value"]]
+    # pandas 2 would take the columns' types from an empty frame.
+    parts = [frame for frame in (accuracy, results.calibration) if len(frame)]
+    whole = pd.concat(parts or [accuracy])[[*names, "metric", "value"]]
     wide = whole.pivot_table(index=names, columns="metric", values="value", sort=False)
     return wide.reset_index()
 
