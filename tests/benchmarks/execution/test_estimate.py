@@ -167,4 +167,4 @@ def test_a_failed_probe_does_not_stop_the_runs(
 
     monkeypatch.setattr(estimate, "probe", no_memory)
     assert main(["run", "--grid", studies.SMALL, "--seeds", "1", "--workers", "1", "--store", str(tmp_path)]) == 0
-    assert "Estimated: unknown (the estimate failed: no memory)." in capsys.readouterr().out
+    assert "Estimated time: unknown (the estimate failed: no memory)." in capsys.readouterr().out
