@@ -60,8 +60,8 @@ def shown(states: list[RunStatus], width: int = 80) -> str:
 
 
 def listing(root: Path) -> dict[Path, tuple[int, int]]:
-    found = (path for path in (root, *root.rglob("*")) if path.name != ".lock")
-    return {path: (path.stat().st_mtime_ns, path.stat().st_size) for path in found}
+    paths = (path for path in (root, *root.rglob("*")) if path.name != ".lock")
+    return {path: (path.stat().st_mtime_ns, path.stat().st_size) for path in paths}
 
 
 def test_in_a_missing_store_all_runs_are_missing_and_no_folder_is_created(store: Store) -> None:
