@@ -25,7 +25,7 @@ from art_hrloss import HRLoss
 from benchmarks import models, recipes
 from benchmarks.config import DATA_DIR
 from benchmarks.data import Dataset, load
-from benchmarks.store._atomic import write_bytes
+from benchmarks.store import write_bytes
 from benchmarks.training import accuracy, build_optimizer, train_epoch
 
 RECIPES = {"digits": recipes.DIGITS, "mnist": recipes.MNIST_SHORT, "cifar10": recipes.CIFAR10_SHORT}

@@ -29,9 +29,7 @@ from benchmarks.config import ConfigError, Grid
 from benchmarks.execution import available_cpus
 from benchmarks.references import did_you_mean
 from benchmarks.report.markup import Table
-from benchmarks.store import Store, StoreError, write_bytes, write_json
-from benchmarks.store._atomic import expect_writable, read_json
-from benchmarks.store._schema import versions
+from benchmarks.store import Store, StoreError, expect_writable, read_json, versions, write_bytes, write_json
 
 ROOT = Path(__file__).parents[1]
 # Seconds that an interrupted stage has to store its state, and the minimum remaining seconds to start a stage.

@@ -3,11 +3,11 @@
 import os
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 from rich.console import Console
 
-from benchmarks.cli._grid_options import changed
+from benchmarks.cli._grid_options import changed, default
 from benchmarks.config import DATA_DIR, ConfigError
 
 
@@ -29,8 +29,8 @@ class AutoAttack:
     """Folder for autoattack.md, autoattack.csv, autoattack-attacks.csv and the results behind them."""
     data_dir: Path = DATA_DIR
     """Folder of the data sets, the same as for `run`."""
-    images: int | None = None
-    """Number of test images. None: 360 for the digits, 1000 for the other data sets."""
+    images: Annotated[int | None, default("360 of the digits, 1000 of other data")] = None
+    """Number of test images."""
     eps: tuple[float, ...] = ()
     """Maximum changes of a pixel, such as 0.1 0.2; each value gives a row. Empty: one value for each network."""
     max_iter: int = 100

@@ -9,7 +9,7 @@ from rich.console import Console
 from benchmarks.certified import measuring, publishing
 from benchmarks.config import ConfigError
 from benchmarks.execution import available_cpus, load_data
-from benchmarks.store._atomic import expect_writable
+from benchmarks.store import expect_writable
 
 if TYPE_CHECKING:
     from benchmarks.cli._commands import Certify

@@ -13,7 +13,7 @@ from rich.table import Table
 
 from benchmarks import grids
 from benchmarks.cli._autoattack import AutoAttack
-from benchmarks.cli._grid_options import GridOptions, changed
+from benchmarks.cli._grid_options import GridOptions, changed, default
 from benchmarks.cli._readings import Readings
 from benchmarks.config import DATA_DIR, ConfigError
 
@@ -28,18 +28,18 @@ class Run(GridOptions):
     """Folder of the data sets: torchvision's files or NAME.npz."""
     download: bool = False
     """Download missing data sets of torchvision into the data folder."""
-    workers: int | None = None
-    """Number of worker processes. None: the number of processors divided by the threads of a run; 1 on a GPU."""
-    together: int | None = None
-    """Number of runs of one recipe that a worker trains together. None: 10 on a GPU, 1 on the CPU."""
+    workers: Annotated[int | None, default("1 on a GPU, else processors / threads")] = None
+    """Number of worker processes."""
+    together: Annotated[int | None, default("10 on a GPU, else 1")] = None
+    """Number of runs of one recipe that a worker trains together."""
     scheduler: str | None = None
     """Address of a Dask scheduler, such as tcp://127.0.0.1:8786. Its workers execute the runs."""
     tls_ca: Path | None = None
-    """For tls:// addresses: PEM file with the certificates of trusted authorities."""
+    """PEM file of trusted authorities, for tls:// addresses."""
     tls_cert: Path | None = None
-    """For tls:// addresses: PEM file with the client's certificate."""
+    """PEM file of the client's certificate, for tls:// addresses."""
     tls_key: Path | None = None
-    """For tls:// addresses: PEM file with the client's private key."""
+    """PEM file of the client's private key, for tls:// addresses."""
 
     def __call__(self, console: Console) -> int:
         """Run the grid and return the exit status."""
@@ -228,20 +228,20 @@ class Certify:
     """Folder of the trained networks, the same as for `run`. Each finished measurement is stored there."""
     output: Path = Path("hrloss-certified")
     """Folder for certified-DATASET.md, .csv, .png and .svg."""
-    seeds: int | None = None
-    """Number of seeds (0, 1, ...). None: 5 for the digits, 2 for MNIST."""
-    images: int | None = None
-    """Number of test images in L-infinity, from the first. None: all 360 of the digits, 100 of MNIST."""
+    seeds: Annotated[int | None, default("5 for the digits, 2 for MNIST")] = None
+    """Number of seeds: 0, 1, ..."""
+    images: Annotated[int | None, default("all 360 of the digits, 100 of MNIST")] = None
+    """Number of test images in L-infinity, from the first."""
     smoothed_images: int = 100
     """Number of test images in norm 2, from the first."""
     max_iter: int = 100
     """Number of steps of each white-box attack."""
     square_iter: int = 1000
     """Number of queries per image of the Square attack."""
-    epochs: int | None = None
-    """Number of training epochs. None: the grid's."""
-    workers: int | None = None
-    """Number of worker processes. None: the number of processors."""
+    epochs: Annotated[int | None, default("the grid's")] = None
+    """Number of training epochs."""
+    workers: Annotated[int | None, default("the number of processors")] = None
+    """Number of worker processes."""
     data_dir: Path = DATA_DIR
     """Folder of the data sets, the same as for `run`."""
 

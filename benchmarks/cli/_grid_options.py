@@ -4,10 +4,17 @@ import re
 import shlex
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
+
+import tyro
 
 from benchmarks import grids
 from benchmarks.config import ConfigError, Grid, Recipe
+
+
+def default(text: str) -> Any:
+    """Return the annotation of an option whose default is None, with the text that its help shows as the default."""
+    return tyro.conf.arg(help_behavior_hint=f"(default: {text})")
 
 
 @dataclass(frozen=True)
@@ -24,25 +31,25 @@ class GridOptions:
     PACKAGE.MODULE:NAME."""
     store: Path = Path("hrloss-store")
     """Folder of results. Results that it already has are not computed again."""
-    dataset: str | None = None
-    """One of the grid's data sets; or, for a grid with one data set, a replacement: a name, or a function that returns
-    x_train, y_train, x_test, y_test, as FILE.py:NAME. None: the grid's."""
-    seeds: int | None = None
-    """Number of seeds (0, 1, ...). None: the grid's five seeds."""
-    epochs: int | None = None
-    """Number of training epochs; the epochs of learning rate drops do not change. None: the grid's."""
-    alpha: float | None = None
-    """Alpha of the HR loss. None: the grid's."""
-    batch_size: int | None = None
-    """Number of images per training step. None: the grid's."""
-    validation_size: int | None = None
-    """Number of training images that are held out for validation. None: the grid's."""
-    threads: int | None = None
-    """Number of CPU threads of each run. None: the grid's, 1 in the built-in grids."""
-    device: Literal["cpu", "gpu"] | None = None
-    """Device for training and attacks. None: the grid's, cpu in the built-in grids."""
-    precision: Literal["float32", "tf32"] | None = None
-    """Precision of matrix products in training on a GPU. None: the grid's, float32 in the built-in grids."""
+    dataset: Annotated[str | None, default("the grid's")] = None
+    """One of the grid's data sets, or, if it has one, another: a name, or FILE.py:NAME, a function that returns
+    x_train, y_train, x_test, y_test."""
+    seeds: Annotated[int | None, default("the grid's")] = None
+    """Number of seeds: 0, 1, ..."""
+    epochs: Annotated[int | None, default("the grid's")] = None
+    """Number of epochs; the epochs of learning rate drops do not change."""
+    alpha: Annotated[float | None, default("the grid's")] = None
+    """Alpha of the HR loss."""
+    batch_size: Annotated[int | None, default("the grid's")] = None
+    """Number of images per training step."""
+    validation_size: Annotated[int | None, default("the grid's")] = None
+    """Number of validation images, held out from training."""
+    threads: Annotated[int | None, default("the grid's")] = None
+    """Number of CPU threads of each run."""
+    device: Annotated[Literal["cpu", "gpu"] | None, default("the grid's")] = None
+    """Device for training and attacks."""
+    precision: Annotated[Literal["float32", "tf32"] | None, default("the grid's")] = None
+    """Precision of matrix products in training on a GPU."""
 
     def resolve(self) -> Grid:
         """

@@ -3,11 +3,11 @@
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 from rich.console import Console
 
-from benchmarks.cli._grid_options import GridOptions, changed
+from benchmarks.cli._grid_options import GridOptions, changed, default
 
 
 @dataclass(frozen=True)
@@ -20,15 +20,15 @@ class Readings:
     """Folder of results, the same as for `run`."""
     output: Path = Path("hrloss-readings")
     """Folder for readings.md and readings.csv."""
-    seeds: int | None = None
+    seeds: Annotated[int | None, default("the grid's")] = None
     """Number of seeds, the same as for `run`."""
-    epochs: int | None = None
+    epochs: Annotated[int | None, default("the grid's")] = None
     """Number of epochs, the same as for `run`."""
-    validation_size: int | None = None
+    validation_size: Annotated[int | None, default("the grid's")] = None
     """Number of validation images, the same as for `run`."""
-    device: Literal["cpu", "gpu"] | None = None
+    device: Annotated[Literal["cpu", "gpu"] | None, default("the grid's")] = None
     """Device, the same as for `run`."""
-    precision: Literal["float32", "tf32"] | None = None
+    precision: Annotated[Literal["float32", "tf32"] | None, default("the grid's")] = None
     """Precision of matrix products, the same as for `run`."""
 
     def __call__(self, console: Console) -> int:

@@ -41,7 +41,7 @@ def probe(job: Job, together: int = 1) -> Seconds:
 
     The time of an epoch is extrapolated from a few batches of training and validation. It includes storing the state,
     and the attacks of the curve at the recipe's interval. A network that is trained already is attacked without further
-    training. Nothing is stored, and torch's global random generator is restored.
+    training. Nothing is stored, and global random generators are restored.
 
     :param job: The job.
     :param together: The number of runs that are trained together, among which the time of an epoch is divided.

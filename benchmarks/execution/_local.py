@@ -24,8 +24,8 @@ from benchmarks.config import Grid, Recipe, RunSpec
 from benchmarks.execution._checks import try_user_code
 from benchmarks.execution._dask import ClusterError
 from benchmarks.execution._jobs import LOCK_TIMEOUT, Group, Job, Outcome, WorkerDiedError, execute_together, load_data
-from benchmarks.store import DamagedError, Store, StoreError
-from benchmarks.store._atomic import expect_writable, writing
+from benchmarks.store import DamagedError, Store, StoreError, expect_writable
+from benchmarks.store._atomic import writing
 from benchmarks.training import can_be_recorded
 
 # Modules that the server of worker processes imports once. torch imports torch._dynamo with the first optimizer, which

@@ -29,10 +29,10 @@ def train(run: RunSpec, data: Dataset, store: Store) -> None:
     than storing a state, an interruption loses at most an epoch or 30 seconds, whichever is longer.
 
     A row of the learning curve has epoch (from 1), lr, train_loss (mean over the batches, in nats), train_accuracy and
-    validation_accuracy. The first two metrics are measured during the epoch; in adversarial training they are measured
-    after it, on clean images. At the recipe's interval a row also has the attacks of Fig. 1: attacks, the accuracies
-    under each attack, and bounds, see :meth:`Record.bounds`. The log has the seconds of each epoch, with and without
-    its evaluation.
+    validation_accuracy. train_loss and train_accuracy are measured during the epoch; in adversarial training they are
+    measured after it, on clean images. At the recipe's interval a row also has the results of Fig. 1: attacks, the
+    accuracy under each attack, and bounds, see :meth:`benchmarks.record.Record.bounds`. The log has the seconds of each
+    epoch, with and without its evaluation.
 
     :param run: The run; the caller must hold its lock.
     :param data: The run's data set.

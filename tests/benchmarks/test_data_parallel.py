@@ -34,12 +34,12 @@ def test_two_processes_give_the_same_network_as_one(
     assert ran.returncode == 0, ran.stderr
     model = train(Options(dataset="digits", epochs=2), torch.device("cpu"))
     # The output of the first process, without the seconds.
-    said, own = (
+    lines, expected_lines = (
         re.findall(r"epoch (\d): loss ([\d.]+) nats, validation accuracy ([\d.]+)", text)
         for text in (ran.stdout, capsys.readouterr().out)
     )
-    assert len(said) == len(own) == 2
-    for (_, loss, right), (_, own_loss, own_right) in zip(said, own, strict=True):
+    assert len(lines) == len(expected_lines) == 2
+    for (_, loss, right), (_, own_loss, own_right) in zip(lines, expected_lines, strict=True):
         assert float(loss) == pytest.approx(float(own_loss), abs=2e-4)
         assert float(right) == pytest.approx(float(own_right), abs=0.006)  # one image of 180
     trained = torch.load(weights, weights_only=True)

@@ -546,8 +546,8 @@ def test_splits_are_attacked_at_their_true_labels(trained: Store, digits: Datase
     images = digits.test.tensors(CPU)[0].numpy()
     wrong = Split(digits.test.images, (digits.test.labels + 1) % 10)
     attacked = attacks.build(ATTACKS[1], classifier, batch_size=100).generate(images, wrong.labels)
-    kept = (classifier.predict(attacked).argmax(1) == digits.test.labels).mean()
-    assert kept > evaluation.measure(ATTACKS[1], classifier, digits.test).accuracy
+    robust = (classifier.predict(attacked).argmax(1) == digits.test.labels).mean()
+    assert robust > evaluation.measure(ATTACKS[1], classifier, digits.test).accuracy
 
 
 def test_zero_gradients_are_those_of_the_attack_loss(scaled: HRClassifier, digits: Dataset) -> None:

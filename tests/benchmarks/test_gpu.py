@@ -33,16 +33,16 @@ def code(text: str) -> list[str]:
 class PlanOfStages(Plan):
     """Plan with given stages."""
 
-    made: Mapping[str, Stage]
+    stage_map: Mapping[str, Stage]
 
     def stages(self) -> dict[str, Stage]:
-        return dict(self.made)
+        return dict(self.stage_map)
 
 
 def plan(folder: Path, **stages: Stage) -> Plan:
-    made = PlanOfStages(folder, folder, "cpu", True, {})
-    object.__setattr__(made, "made", stages)
-    return made
+    stages_plan = PlanOfStages(folder, folder, "cpu", True, {})
+    object.__setattr__(stages_plan, "stage_map", stages)
+    return stages_plan
 
 
 def states(folder: Path) -> dict[str, str]:
@@ -114,7 +114,7 @@ def test_a_grid_that_the_deadline_stops_is_resumed(tmp_path: Path) -> None:
     """The stage is the command run, and the summary also shows unfinished runs."""
     options = GridOptions(studies.SMALL, tmp_path / "store", seeds=1, epochs=100_000)
     grid = {"paper": (f"{options.resuming} --workers 1", options.resolve())}
-    run, kept = options.resolve().runs()[0], Store(tmp_path / "store")
+    run, store = options.resolve().runs()[0], Store(tmp_path / "store")
     counts = [0]
     for _ in range(2):
         for seconds in (12, 30, 120):  # several limits, because the start takes long on a busy machine
@@ -122,13 +122,13 @@ def test_a_grid_that_the_deadline_stops_is_resumed(tmp_path: Path) -> None:
                 gpu.run(Plan(tmp_path, tmp_path, "cpu", True, grid), ("paper",), (gpu.GRACE + seconds) / 60, CONSOLE)
                 == 1
             )
-            if len(kept.curve(run)) > counts[-1]:
+            if len(store.curve(run)) > counts[-1]:
                 break
         assert states(tmp_path)["paper"].startswith("stopped after ")
-        counts.append(len(kept.curve(run)))
+        counts.append(len(store.curve(run)))
         assert f"| {run} | {counts[-1]} of 100000 |" in (tmp_path / "summary.md").read_text()
     assert 0 < counts[1] < counts[2]
-    first_epochs = {entry["from_epoch"] for entry in kept.log_entries(run) if entry["event"] == "training"}
+    first_epochs = {entry["from_epoch"] for entry in store.log_entries(run) if entry["event"] == "training"}
     assert first_epochs == {1, counts[1] + 1}
 
 

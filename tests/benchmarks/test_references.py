@@ -190,16 +190,20 @@ def test_references_are_shown_without_their_folders(file: Path) -> None:
 
 @pytest.mark.parametrize("kind", ["smoothing", "margin", "steps", "source", "loss", "names"])
 def test_options_that_a_reference_does_not_support_are_refused(kind: str, file: Path) -> None:
-    own, run = f"{file}:build", run_of(file)
+    user_loss, run = f"{file}:build", run_of(file)
     other = copied(file, "other", "other.py")
     refused = {
-        "smoothing": lambda: LossSpec(own, label_smoothing=0.1),
+        "smoothing": lambda: LossSpec(user_loss, label_smoothing=0.1),
         "margin": lambda: replace(run, loss=LossSpec("ce", margin=1.0)),
-        "steps": lambda: AttackSpec(own, steps=3),
-        "source": lambda: AttackSpec(own, source=1),
-        "loss": lambda: AttackSpec(own, "mse"),
+        "steps": lambda: AttackSpec(user_loss, steps=3),
+        "source": lambda: AttackSpec(user_loss, source=1),
+        "loss": lambda: AttackSpec(user_loss, "mse"),
         "names": lambda: Grid(
-            "a", (("digits", run.recipe),), (LossSpec(own), LossSpec(f"{other}:build")), (0,), (AttackSpec("none"),)
+            "a",
+            (("digits", run.recipe),),
+            (LossSpec(user_loss), LossSpec(f"{other}:build")),
+            (0,),
+            (AttackSpec("none"),),
         ),
     }
     with pytest.raises(ConfigError, match=kind):

@@ -36,13 +36,13 @@ class Attack:
 
 def prepared(tmp_path: Path, source: str, **parts: object) -> None:
     (tmp_path / "mine.py").write_text(source)
-    own = f"{tmp_path}/mine.py:"
+    prefix = f"{tmp_path}/mine.py:"
     grid = Grid(
         "mine",
-        ((DATASET, replace(RECIPE, model=own + "build") if "build" in source else RECIPE),),
-        (CE, LossSpec(own + "Loss")) if "Loss" in source else (CE,),
+        ((DATASET, replace(RECIPE, model=prefix + "build") if "build" in source else RECIPE),),
+        (CE, LossSpec(prefix + "Loss")) if "Loss" in source else (CE,),
         (0,),
-        (AttackSpec("none"), *([AttackSpec(own + "Attack", eps=0.1)] if "Attack" in source else [])),
+        (AttackSpec("none"), *([AttackSpec(prefix + "Attack", eps=0.1)] if "Attack" in source else [])),
     )
     prepare(grid, Store(tmp_path / "store"), data_dir=tmp_path, download=False)
 

@@ -67,9 +67,9 @@ def test_probed_attacks_start_from_correctly_classified_images(tmp_path: Path, m
     records: list[Record] = []
 
     def recording(specs, *args):
-        found = list(measure_all(specs, *args))
-        records.extend(record for _, record in found)
-        return found
+        results = list(measure_all(specs, *args))
+        records.extend(record for _, record in results)
+        return results
 
     monkeypatch.setattr(estimate, "measure_all", recording)
     probe(job_of(CE_0, tmp_path, (AttackSpec("none"), AttackSpec("none", split="validation"))))
@@ -140,8 +140,8 @@ def test_timings_take_precedence_over_estimates(tmp_path: Path) -> None:
     store = Store(tmp_path)
     with store.lock(CE_0):
         store.log(CE_0, "epoch", epoch=1, training=7.0, seconds=7.0)
-    found = status(GRID, store, costs={run: {"epoch": 1.0} for run in GRID.runs()})
-    assert [state.seconds_left for state in found] == [CE_0.recipe.epochs * 7.0] * 4
+    states = status(GRID, store, costs={run: {"epoch": 1.0} for run in GRID.runs()})
+    assert [state.seconds_left for state in states] == [CE_0.recipe.epochs * 7.0] * 4
 
 
 def test_the_command_prints_an_estimate_before_it_starts_and_the_time_left_after_each_run(
@@ -167,4 +167,4 @@ def test_a_failed_probe_does_not_stop_the_runs(
 
     monkeypatch.setattr(estimate, "probe", no_memory)
     assert main(["run", "--grid", studies.SMALL, "--seeds", "1", "--workers", "1", "--store", str(tmp_path)]) == 0
-    assert "Estimated: unknown (the estimate failed: no memory)." in capsys.readouterr().out
+    assert "Estimated time: unknown (the estimate failed: no memory)." in capsys.readouterr().out

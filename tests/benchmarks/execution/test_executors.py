@@ -316,8 +316,12 @@ def certificates(tmp_path_factory) -> dict[str, list[Path]]:
     folder = tmp_path_factory.mktemp("tls")
     files: dict[str, list[Path]] = {}
     for name in ("ours", "theirs"):
-        made = Security.temporary()
-        for part, text in (("ca", made.tls_ca_file), ("cert", made.tls_client_cert), ("key", made.tls_client_key)):
+        credentials = Security.temporary()
+        for part, text in (
+            ("ca", credentials.tls_ca_file),
+            ("cert", credentials.tls_client_cert),
+            ("key", credentials.tls_client_key),
+        ):
             (folder / f"{name}-{part}.pem").write_text(text)
             files.setdefault(name, []).append(folder / f"{name}-{part}.pem")
     return files
@@ -519,15 +523,15 @@ def started(*arguments: str) -> Iterator[psutil.Process]:
 
 
 def test_a_lost_scheduler_raises_a_cluster_error(reference: Path, tmp_path: Path) -> None:
-    found = tmp_path / "scheduler.json"
-    local = ("--host", "127.0.0.1", "--dashboard-address", "127.0.0.1:0", "--scheduler-file", str(found))
+    scheduler_file = tmp_path / "scheduler.json"
+    local = ("--host", "127.0.0.1", "--dashboard-address", "127.0.0.1:0", "--scheduler-file", str(scheduler_file))
     with (
         started("scheduler", "--port", "0", *local) as scheduler,
         started("worker", *local, "--nworkers", "1", "--nthreads", "1") as workers,
     ):
-        eventually(found.exists, "the scheduler's address")
-        eventually(lambda: found.read_text().endswith("}"), "the whole of it")
-        cluster = Cluster(json.loads(found.read_text())["address"])
+        eventually(scheduler_file.exists, "the scheduler's address")
+        eventually(lambda: scheduler_file.read_text().endswith("}"), "the whole of it")
+        cluster = Cluster(json.loads(scheduler_file.read_text())["address"])
         do(RUNS[:2], tmp_path, cluster.executor)
         assert listening(scheduler) == listening(workers) == {"127.0.0.1"}
         assert files(tmp_path, RUNS[:2]) == files(reference, RUNS[:2])

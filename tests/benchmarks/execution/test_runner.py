@@ -171,9 +171,9 @@ def test_a_pool_gives_the_same_transfer_attacks_as_one_process(tmp_path: Path) -
     for name, workers in (("pool", 2), ("one", 1)):
         jobs = [worker.Job(run, (TRANSFER,), tmp_path / name, tmp_path) for run in GRID.runs()[:2]]
         assert executors.run_all(jobs, lambda workers=workers: executors.local(workers), lambda *_: None) == 0
-    kept = files(tmp_path / "pool")
-    assert kept == files(tmp_path / "one")
-    assert len({name.split("/")[1] for name in kept}) == 3
+    stored = files(tmp_path / "pool")
+    assert stored == files(tmp_path / "one")
+    assert len({name.split("/")[1] for name in stored}) == 3
 
 
 def test_a_source_network_with_damaged_weights_is_reported_and_trained_again(tmp_path: Path) -> None:

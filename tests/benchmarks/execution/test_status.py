@@ -60,8 +60,8 @@ def shown(states: list[RunStatus], width: int = 80) -> str:
 
 
 def listing(root: Path) -> dict[Path, tuple[int, int]]:
-    found = (path for path in (root, *root.rglob("*")) if path.name != ".lock")
-    return {path: (path.stat().st_mtime_ns, path.stat().st_size) for path in found}
+    paths = (path for path in (root, *root.rglob("*")) if path.name != ".lock")
+    return {path: (path.stat().st_mtime_ns, path.stat().st_size) for path in paths}
 
 
 def test_in_a_missing_store_all_runs_are_missing_and_no_folder_is_created(store: Store) -> None:
@@ -268,11 +268,11 @@ def test_the_table_has_one_line_per_run_at_80_columns(store: Store) -> None:
     lines = [line.strip() for line in text.splitlines()]
     assert set(lines.pop(1)) == {"─"}
     assert lines == [
-        "run                       state     epochs   records   accuracy      left",
+        "run                       state     epochs   records   accuracy   time left",
         "digits, CE, seed 0        done         4/4       2/2      0.988",
-        "digits, HR(1.6), seed 0   running      3/4       0/2      0.500    12 min",
-        "digits, CE, seed 1        failed       1/4       0/2              unknown",
-        "digits, HR(1.6), seed 1   missing      0/4       0/2              unknown",
+        "digits, HR(1.6), seed 0   running      3/4       0/2      0.500      12 min",
+        "digits, CE, seed 1        failed       1/4       0/2                unknown",
+        "digits, HR(1.6), seed 1   missing      0/4       0/2                unknown",
         "digits, CE, seed 1: benchmarks.training.TrainingError: the loss [x] became nan",
     ]
     long = [replace(state, run=replace(state.run, recipe=replace(RECIPE, epochs=1000))) for state in states]

@@ -282,8 +282,8 @@ def test_another_process_resumes_the_run_of_a_killed_process(start, long: Path, 
     assert sorted(set(epochs)) == epochs, "no epoch is repeated"
     # The first may have been stopped between an epoch's curve and its state.
     assert logged(store, LONG, "training")[1]["from_epoch"] >= 2
-    kept = files(tmp_path)
-    assert kept == {name: data for name, data in files(long).items() if name in kept}
+    stored = files(tmp_path)
+    assert stored == {name: data for name, data in files(long).items() if name in stored}
     assert store.is_done(LONG, job.attacks)
 
 

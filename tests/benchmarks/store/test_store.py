@@ -77,11 +77,11 @@ def test_a_run_with_other_data_of_the_same_name_is_refused(store: Store) -> None
 
 def test_the_specification_of_a_run_is_stored(store: Store) -> None:
     store.open(RUN, "data")
-    kept = json.loads((store.folder(RUN) / "spec.json").read_text())
-    assert kept["data"] == "data"
-    assert kept["run"]["recipe"] == {"model": "small-cnn", "epochs": 3, "batch_size": 5, "lr": 0.1}
-    assert (kept["run"]["loss"], kept["run"]["seed"]) == ({"name": "ce"}, 0)
-    assert set(kept["made_with"]) == {"python", "art_hrloss", "torch", "adversarial-robustness-toolbox", "numpy"}
+    spec = json.loads((store.folder(RUN) / "spec.json").read_text())
+    assert spec["data"] == "data"
+    assert spec["run"]["recipe"] == {"model": "small-cnn", "epochs": 3, "batch_size": 5, "lr": 0.1}
+    assert (spec["run"]["loss"], spec["run"]["seed"]) == ({"name": "ce"}, 0)
+    assert set(spec["made_with"]) == {"python", "art_hrloss", "torch", "adversarial-robustness-toolbox", "numpy"}
 
 
 def test_an_old_error_is_deleted_when_the_run_starts_again(store: Store) -> None:

@@ -165,11 +165,11 @@ def test_the_step_size_of_madry_training_is_two_and_a_half_eps_divided_by_the_st
 def test_a_step_of_trades_minimises_the_loss_plus_beta_times_the_divergence(
     few: Dataset, monkeypatch, loss: str
 ) -> None:
-    made, generate = [], ProjectedGradientDescentPyTorch.generate
+    adversarial, generate = [], ProjectedGradientDescentPyTorch.generate
 
     def noted(self, x, y=None, **kwargs):
         attacked = generate(self, x, y=y, **kwargs)
-        made.append((x.copy(), y, attacked))
+        adversarial.append((x.copy(), y, attacked))
         return attacked
 
     monkeypatch.setattr(ProjectedGradientDescentPyTorch, "generate", noted)
@@ -178,7 +178,7 @@ def test_a_step_of_trades_minimises_the_loss_plus_beta_times_the_divergence(
     classifier = evaluation.as_classifier(Whole(model), run, few, torch.optim.SGD(model.parameters(), lr=0.5))
     images, labels = few.train.tensors(CPU)
     adversarial_epoch(TRADES, classifier, images, labels, 100, seed=0)
-    ((x, y, attacked),) = made
+    ((x, y, attacked),) = adversarial
     assert 0.05 < np.abs(attacked - x).max() <= 0.1 + 1e-6
     target = torch.tensor(y.argmax(1) if y.ndim == 2 else y)
     log_p, log_q = (oracle(torch.tensor(part)).double().log_softmax(1) for part in (x, attacked))
