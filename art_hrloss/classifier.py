@@ -30,7 +30,7 @@ class HRClassifier(AnyInputClassifier):
     a subclass to change the loss or the gradients of attacks; register an observer with :meth:`observed_by`.
 
     Beyond PyTorchClassifier: labels may have any usual form and are checked; images may have any real dtype, networks
-    any floating precision; attacks do not change parameter gradients or modes; :meth:`load` reads the files of `save`.
+    any floating precision; attacks do not change parameter gradients or modes; `load` reads the files of `save`.
 
     >>> import numpy as np, torch
     >>> from art_hrloss import HRClassifier, HRLoss
