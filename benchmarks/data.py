@@ -165,9 +165,8 @@ def _unsplit(name: str, data_dir: Path, *, download: bool, split_seed: int) -> t
 def _hold_out(split: Split, size: int, seed: int) -> tuple[Split, Split]:
     """Divide a split at random; return the remaining examples and the `size` examples that are held out."""
     held_out, remaining = np.split(np.random.default_rng(seed).permutation(len(split)), [size])
-    return Split(split.images[remaining], split.labels[remaining]), Split(
-        split.images[held_out], split.labels[held_out]
-    )
+    rest, drawn = (Split(split.images[indices], split.labels[indices]) for indices in (remaining, held_out))
+    return rest, drawn
 
 
 def _digits(split_seed: int) -> tuple[Split, Split]:
