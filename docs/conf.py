@@ -37,7 +37,7 @@ myst_heading_anchors = 3
 autodoc_member_order = "bysource"
 autodoc_typehints = "description"
 autodoc_typehints_description_target = "documented"
-autodoc_class_signature = "separated"
+autoclass_content = "both"
 autodoc_default_options = {"show-inheritance": True}
 copybutton_exclude = ".linenos, .gp, .go"
 
@@ -88,15 +88,17 @@ def published(name: str) -> str:
             path = os.path.relpath(file, DOCS / "results")
             shown = f"![{text}]({path})" if text else f"```{{include}} {path}\n:relative-images:\n```"
             parts.append(f"## {heading}\n\n{shown}")
-    files = [f"- {{download}}`{file.name} <{os.path.relpath(file, DOCS / 'results')}>`" for file in folder.glob("*.csv")]
+    files = [
+        f"- {{download}}`{file.name} <{os.path.relpath(file, DOCS / 'results')}>`" for file in folder.glob("*.csv")
+    ]
     return "\n\n".join([*parts, "## Files\n\n" + "\n".join(sorted(files))])
 
 
 def first_table(name: str) -> str:
-    """Return the first table of a Markdown file of benchmarks/results, without its links."""
+    """Return the first table of a Markdown file of benchmarks/results, without its links, and the command below it."""
     text = re.sub(r"\[([^\]]*)\]\([^)]*\)", r"\1", (RESULTS / name).read_text())
-    table = re.search(r"(?:^\|.*\n)+", text, re.MULTILINE)
-    return table[0] if table else ""
+    parts = re.search(r"(?:^\|.*\n)+", text, re.MULTILINE), re.search(r"^Made by .*", text, re.MULTILINE)
+    return "\n".join(part[0] for part in parts if part)
 
 
 def grids_table(_: str) -> str:
@@ -153,7 +155,9 @@ def resolve_alias(app: Any, env: Any, node: Any, content: Any) -> Any:
 
 def hide_private_bases(app: Any, name: str, obj: type, options: Any, bases: list[Any]) -> None:
     """Show in place of a private base class the base classes that it has itself."""
-    while private := [base for base in bases if "art_hrloss" in base.__module__ and base.__name__ not in public_names()]:
+    while private := [
+        base for base in bases if "art_hrloss" in base.__module__ and base.__name__ not in public_names()
+    ]:
         bases[:] = [each for base in bases for each in (base.__bases__ if base in private else (base,))]
     bases[:] = [base for base in dict.fromkeys(bases) if base is not object] or [object]
 
