@@ -107,7 +107,8 @@ def grids_table(_: str) -> str:
 
     rows = [("grid", "what it is", "trainings", "cost"), ("---",) * 4]
     for name, build in grids.GRIDS.items():
-        rows.append((f"`{name}`", summary(build.__doc__), str(len(build().runs())), grids.COSTS[name].replace(" ", "\u00a0")))
+        cost = grids.COSTS[name].replace(" ", "\u00a0")  # a number and its unit stay on one line
+        rows.append((f"`{name}`", summary(build.__doc__), str(len(build().runs())), cost))
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
 
