@@ -95,9 +95,10 @@ def published(name: str) -> str:
 
 
 def first_table(name: str) -> str:
-    """Return the first table of a Markdown file of benchmarks/results, without its links, and the command below it."""
+    """Return the first table of a Markdown file of benchmarks/results with its footnote and command, without links."""
     text = re.sub(r"\[([^\]]*)\]\([^)]*\)", r"\1", (RESULTS / name).read_text())
-    parts = re.search(r"(?:^\|.*\n)+", text, re.MULTILINE), re.search(r"^Made by .*", text, re.MULTILINE)
+    table = r"(?:^\|.*\n)+(?:\n\\\*(?:.+\n)+)?"  # a footnote begins with an escaped star
+    parts = re.search(table, text, re.MULTILINE), re.search(r"^Made by .*", text, re.MULTILINE)
     return "\n".join(part[0] for part in parts if part)
 
 
