@@ -311,12 +311,12 @@ def test_a_report_names_the_number_of_incomplete_runs(pool_store: Path, capsys) 
         (["run", "--dataset", "../x"], "expected a grid's name of letters"),
         (["run", "--grid", "paper", "--dataset", "digits"], "expected dataset to be one of ['mnist', 'cifar10', "),
         (["run", "--workers", "2", "--scheduler", "tcp://127.0.0.1:1"], "expected either --workers or --scheduler"),
-        (["run", "--tls-ca", "ca.pem"], "expected --scheduler with --tls-ca"),
+        (["run", "--tls-ca", "ca.pem"], "expected --scheduler together with --tls-ca"),
         (["report", "--grid", ""], "but got ''"),
         (["status", "--grid", "mnits"], "expected grid to be one of"),
         (
             ["report"],
-            "hrloss-store has no results of grid digits: to compute them, run `python -m benchmarks run --grid",
+            "hrloss-store has no results of the grid digits: to compute them, run `python -m benchmarks run --grid",
         ),
     ],
     ids=[
