@@ -99,3 +99,9 @@ def test_the_reference_lists_every_public_name(package: object) -> None:
 def test_pages_that_are_tested_elsewhere_and_files_that_pages_show_exist() -> None:
     assert all((DOCS.parent / test).is_file() and page in PAGES for page, test in TESTED_ELSEWHERE.items())
     assert {path.name for path in (DOCS / "examples").iterdir() if path.suffix == ".py"} == {"digits_classifier.py"}
+
+
+def test_the_files_that_the_architecture_names_exist() -> None:
+    paths = set(re.findall(r"`((?:art_hrloss|benchmarks|tests)/[\w/.]+)`", PAGES["architecture.md"]))
+    assert len(paths) > 10
+    assert [path for path in sorted(paths) if not (DOCS.parent / path).exists()] == []
