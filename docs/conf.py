@@ -25,7 +25,7 @@ extensions = [
     "myst_nb",
     "sphinx_copybutton",
 ]
-exclude_patterns = ["_build", "examples"]
+exclude_patterns = ["_build", "examples", "jupyter_execute"]
 html_theme = "furo"
 html_title = f"art_hrloss {version}"
 html_static_path = ["_static"]

@@ -1,4 +1,5 @@
-"""Tests of the HR loss in ART's own classifier and trainers, on real digits.
+"""
+Tests of the HR loss in ART's own classifier and trainers, on real digits.
 
 benchmarks/compatibility measures whether each attack of ART follows the loss; its tests test that table.
 """

@@ -36,7 +36,7 @@ def test_modes_of_each_module_are_restored_after_an_exception(mixed):
 @pytest.mark.parametrize("training", [False, True])
 @pytest.mark.parametrize("backward", [False, True])
 def test_a_recurrent_layer_runs_backward_in_training_mode_without_dropout(mixed, training, backward):
-    """cuDNN has no backward pass of recurrent layers in evaluation mode."""
+    """The library cuDNN has no backward pass of recurrent layers in evaluation mode."""
     with in_mode(mixed, training, backward=backward):
         assert mixed[0].training == mixed[1].training == training
         assert mixed[2].training == (training or backward)

@@ -48,7 +48,8 @@ class FeasibleSet:
             bound = beside(change, self.eps)
             change.clamp_(-bound, bound)
         elif isinstance(self.eps, np.ndarray):
-            change = ProjectedGradientDescentPyTorch._projection(change, self.eps, self.norm)
+            # ART has no public projection for an eps per image.
+            change = ProjectedGradientDescentPyTorch._projection(change, self.eps, self.norm)  # noqa: SLF001
         else:
             rows = change.flatten(1)
             size = torch.linalg.vector_norm(rows, ord=self.norm, dim=1, keepdim=True)

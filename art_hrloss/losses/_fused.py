@@ -41,7 +41,7 @@ def _is_recorded() -> bool:
     """Return True while torch.export, jit.trace or make_fx records a program, which must not contain the function."""
     if torch.compiler.is_compiling():
         # torch.compile of older releases turns torch.compiler.is_exporting() into True also when it does not export.
-        return torch.compiler._is_exporting_flag or not _TRACES_PLANS
+        return torch.compiler._is_exporting_flag or not _TRACES_PLANS  # noqa: SLF001
     recorder = sys.modules.get("torch.fx.experimental.proxy_tensor")
     tracing: bool = torch.jit.is_tracing()  # type: ignore[attr-defined,no-untyped-call]
     return tracing or (recorder is not None and recorder.get_proxy_mode() is not None)

@@ -179,7 +179,7 @@ def test_worst_cases_of_published_defences_are_those_of_the_records(folder: str)
     worst = test_records(folder).query("attack == 'worst-case'")
     checked = 0
     for row in rows(RESULTS / folder / "hardening.md"):
-        defence = row["hardening"]
+        defence = row.get("defence") or row["hardening"]  # the older edition calls it hardening
         names = (row["trained"], f"{row['trained']}, {defence}")
         trained = next(name for name in reversed(names) if name in set(worst.trained))
         for column, text in row.items():

@@ -1,4 +1,5 @@
-"""Reference implementation of the paper's equations in loops over examples and classes, to test the package.
+"""
+Reference implementation of the paper's equations in loops over examples and classes, to test the package.
 
 Picot, Piantanida, Messina, Labeau, "Modelling the Uncertainty of a Deep Neural Network Enhances its Adversarial
 Robustness", GRETSI 2019. The functions are neither fast nor differentiable, and need no stable formulas: decimals with
@@ -96,7 +97,8 @@ def renyi_divergence(p: Sequence[float], q: Sequence[float], alpha: float) -> De
 
 @exactly
 def hr_loss(logits: Any, target: Any, alpha: float, reduction: str = "batch", **options: Any) -> Any:
-    """Return the HR loss of logits (n, M) and labels (n,) or label distributions (n, M).
+    """
+    Return the HR loss of logits (n, M) and labels (n,) or label distributions (n, M).
 
     "batch" is eq. (3) for the joint distribution p_XY(i, k) proportional to w_k p_ik, without ignored examples.
     "none" is eq. (3) of each example times its mass u_i = sum_k w_k p_ik. "sum" is the sum of these values, "mean" is
@@ -123,7 +125,8 @@ def cross_entropy(logits: Any, target: Any, **options: Any) -> Decimal:
 
 @exactly
 def gradient(logits: Any, labels: Sequence[int], alpha: float) -> list[Row]:
-    """Return the closed form of the gradient of eq. (3) by the logits, for hard labels y.
+    """
+    Return the closed form of the gradient of eq. (3) by the logits, for hard labels y.
 
     dL/dz_i = (1/n) [- q_i (log q_i + H_i)] + w_i (q_i - onehot(y_i)), where w_i is q_i,y_i^(1-alpha) over its sum.
     """
@@ -208,7 +211,7 @@ def fano_inverse(h: float, classes: int, relative_change: float = 0.0) -> Decima
 
 @exactly
 def beta(classes: int) -> Decimal:
-    """Return beta(M) of eq. (10)."""
+    """Return the constant beta of eq. (10) for M classes."""
     return _beta(classes)
 
 
