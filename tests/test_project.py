@@ -67,8 +67,7 @@ def test_readme_example_runs_and_its_attack_bites(capsys) -> None:
         exec(compile(example, "README.md", "exec"), scope)
     clean = (scope["classifier"].predict(scope["images"][1500:]).argmax(1) == scope["labels"][1500:]).mean()
     shown = capsys.readouterr().out
-    assert f"P_e, the error probability             {1 - clean:.4g}\n" in shown
-    accuracies = [float(value) for value in re.findall(r"gradients: ([\d.]+)", shown)]
+    accuracies = [float(value) for value in re.findall(r"gradient: ([\d.]+)", shown)]
     assert clean > 0.85
     assert len(accuracies) == 2
     assert max(accuracies) < clean - 0.2
