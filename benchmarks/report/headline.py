@@ -11,7 +11,7 @@ from benchmarks.report.markup import Table
 from benchmarks.report.notes import LOSSES, over_seeds
 from benchmarks.report.results import attacks
 from benchmarks.report.selection import MAIN, STRONG, Cell, Selection, hardening_attacks
-from benchmarks.report.statistics import Interval, judge
+from benchmarks.report.statistics import Interval, corrected, judge
 
 CLEAN, ZEROS, (PAPER, EXACT, WORST) = "no attack", "zero gradients", MAIN
 NOTES = {
@@ -136,7 +136,8 @@ def answer(summary: Headline | None) -> Answer:
     Return the verdict on robustness, by rules that are fixed before the results are known.
 
     Robust accuracy is the accuracy in the worst case; without a worst case there is no verdict on robustness. A
-    difference is decided if its whole interval is on one side of 0, and undecided with fewer than two seeds. The
+    difference is decided if its whole interval, corrected for the number of eps, is on one side of 0, and undecided
+    with fewer than two seeds. The
     text quotes two eps: the one at which the worst case of CE is nearest 1/2 (this choice does not depend on the
     difference), and the one with the largest gain of HR in the paper protocol. If no eps has a decided difference, the
     verdict is "not robust" if the worst case of HR is below random guessing at the second of these eps.
@@ -204,8 +205,10 @@ def headline_table(summary: Headline | None) -> Table | None:
 def _worst_case(summary: Headline, informative: Row) -> tuple[Conclusion, str, str]:
     """Return the conclusion, its verdict, and the sentences with its numbers."""
     gains = [row.hr.gain for row in summary.measured(WORST)]
-    verdicts = [judge(gain) for gain in gains]
-    above, below, total = verdicts.count("supported"), verdicts.count("contradicted"), len(verdicts)
+    total = len(gains)
+    # With several eps, one interval in twenty would exclude 0 by chance: the verdict corrects for their number.
+    verdicts = [judge(corrected(gain, total)) for gain in gains]
+    above, below = verdicts.count("supported"), verdicts.count("contradicted")
     conclusion: Conclusion = "no gain"
     if all(math.isnan(gain.half_width) for gain in gains):
         conclusion = "undecided"
@@ -216,9 +219,9 @@ def _worst_case(summary: Headline, informative: Row) -> tuple[Conclusion, str, s
     decided, undecided = above + below, total - above - below
     where = f" at {decided} of {total} eps" if conclusion in ("more", "less") and undecided else ""
     count = f"{'all ' if undecided == total else f'{undecided} of '}{total} eps"
-    end = f" The difference is undecided at {count}." if undecided else ""
-    if informative.undecided:
-        end = f" {_reason(informative)}{f'; it is undecided at {count}' if undecided > 1 else ''}."
+    end = f" The difference is undecided at {count}, corrected for {total} comparisons." if undecided else ""
+    if judge(corrected(informative.hr.gain, total)) == "undecided":
+        end = f" {_reason(informative, total)}{f'; it is undecided at {count}' if undecided > 1 else ''}."
     return conclusion, f"{VERDICTS[conclusion]}{where}", f"{_numbers(summary, informative)}{end}"
 
 
@@ -242,9 +245,12 @@ def _numbers(summary: Headline, row: Row) -> str:
     )
 
 
-def _reason(row: Row) -> str:
+def _reason(row: Row, comparisons: int = 1) -> str:
     """Return why the difference of a row is undecided."""
     reason = "There is no interval" if math.isnan(row.hr.gain.half_width) else "The interval contains 0"
+    if not row.undecided:
+        half_width = corrected(row.hr.gain, comparisons).half_width
+        reason = f"Corrected for {comparisons} comparisons (Bonferroni) it is ± {half_width:.3f} and contains 0"
     return f"{reason}, so this difference is undecided"
 
 

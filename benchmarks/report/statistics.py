@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import Literal
 
@@ -55,9 +55,9 @@ def mean_interval(values: Sequence[float]) -> Interval:
 
 
 @cache
-def _quantile(freedom: int) -> float:
-    """Return the 97.5% quantile of Student's t; cached, because it takes scipy as long as all else."""
-    return float(scipy.stats.t.ppf(0.975, freedom))
+def _quantile(freedom: int, error: float = 0.05) -> float:
+    """Return Student's t that |t| exceeds with a probability; cached, because it takes scipy as long as all else."""
+    return float(scipy.stats.t.ppf(1 - error / 2, freedom))
 
 
 def paired_interval(first: Mapping[int, float], second: Mapping[int, float]) -> Interval:
@@ -72,6 +72,21 @@ def paired_interval(first: Mapping[int, float], second: Mapping[int, float]) -> 
     :raises ValueError: If a value of a common seed is not finite.
     """
     return mean_interval([value - second[seed] for seed, value in first.items() if seed in second])
+
+
+def corrected(effect: Interval, comparisons: int) -> Interval:
+    """
+    Return an effect with its interval widened for a number of comparisons (Bonferroni).
+
+    Without any true effect, at least one of so many widened intervals excludes 0 with a probability of at most 5%.
+
+    :param effect: The effect with its 95% interval; returned unchanged with fewer than two seeds.
+    :param comparisons: Number of effects that are judged together, at least 1.
+    """
+    if effect.n < 2:
+        return effect
+    wider = _quantile(effect.n - 1, 0.05 / comparisons) / _quantile(effect.n - 1)
+    return replace(effect, half_width=effect.half_width * wider)
 
 
 def judge(effect: Interval, *, sign: int = 1, margin: float = 0.0) -> Verdict:

@@ -13,6 +13,7 @@ from benchmarks.protocols import CE, HR
 from benchmarks.report.headline import EXACT, PAPER, WORST, ZEROS, Headline, answer, headline, headline_table
 from benchmarks.report.results import Results
 from benchmarks.report.selection import Selection
+from benchmarks.report.statistics import corrected, judge
 
 STRONG = grids.strong_digits()
 # Images that CE classifies correctly in the worst case, of 100,000. Synthetic results have two classes, so random
@@ -65,6 +66,17 @@ def in_worst_case(by_eps: Callable[[float], int], spread: int = 5) -> Gain:
 )
 def test_the_conclusion_counts_only_intervals_that_exclude_0(gain: Gain, conclusion: str) -> None:
     assert answer(headline_of_gain(gain)).conclusion == conclusion
+
+
+def test_the_conclusion_is_corrected_for_the_number_of_eps() -> None:
+    # At eps 0.2 the mean is 3.5 standard errors from 0: more than Student's t for one comparison, 2.8, less than for
+    # four, 4.3.
+    gain = in_worst_case(lambda eps: 111 if eps == 0.2 else 0, spread=45)
+    summary = headline_of_gain(gain)
+    assert judge(summary.informative.hr.gain) == "supported"
+    assert answer(summary).conclusion == "not robust"
+    wide = corrected(summary.informative.hr.gain, 4)
+    assert f"± {wide.half_width:.3f}" in answer(summary).evidence
 
 
 def test_one_seed_is_undecided_and_has_no_interval() -> None:

@@ -8,6 +8,7 @@ import scipy.stats
 
 from benchmarks.report.statistics import (
     Interval,
+    corrected,
     distance_to_identity,
     judge,
     mean_interval,
@@ -108,6 +109,18 @@ def test_the_verdict_follows_from_the_interval(
     mean: float, half_width: float, sign: int, margin: float, verdict: str
 ) -> None:
     assert judge(Interval(mean, half_width, 5), sign=sign, margin=margin) == verdict
+
+
+@pytest.mark.parametrize("comparisons", [1, 4, 20])
+def test_a_corrected_interval_is_that_of_a_smaller_error_probability(comparisons: int) -> None:
+    values = [0.04, -0.03, 0.05, -0.01, 0.0]
+    interval = corrected(mean_interval(values), comparisons)
+    expected = scipy.stats.t.interval(1 - 0.05 / comparisons, 4, np.mean(values), scipy.stats.sem(values))
+    assert (interval.mean - interval.half_width, interval.mean + interval.half_width) == pytest.approx(expected)
+
+
+def test_one_seed_has_no_interval_to_correct() -> None:
+    assert np.isnan(corrected(mean_interval([0.5]), 4).half_width)
 
 
 def test_distance_to_identity_agrees_with_values_computed_by_hand() -> None:
