@@ -21,13 +21,16 @@ NOTES = (
     "own code, version standard (APGD-CE, APGD-T, FAB-T, Square), from the package pyautoattack. worst case: "
     "art_hrloss.worst_case with the default ensemble; settings: the steps of its attacks and the queries per image of "
     "Square. AutoAttack only, worst case only: the number of images that only this evaluation misclassifies. Both "
-    "attack the same first test images with their true labels, L-infinity norm, in batches of 250, with the same seed, "
+    "attack the same first test images with their true labels, L-infinity norm, in batches of 250, with the same seed "
+    "of their random starts (0, or that in settings; the network is always that of seed 0), "
     "and each attack only the images that the attacks before it did not misclassify. An adversarial example counts if "
     "it is within eps of the image and in [0, 1], and the network in evaluation mode misclassifies it.",
     "Mpasses: millions of images that pass through the network; a forward and a backward pass count as one each, and "
     "clean predictions and checks are included. ratio: passes of the worst case divided by those of AutoAttack. CPU s: "
     "CPU seconds of the process, on one thread. They are longer if other processes use the machine; the number of "
-    "passes does not depend on that.",
+    "passes does not depend on that. Most of the difference comes from Square: that of the worst case ends after a "
+    "tenth of its queries, at least 500, in a row without a further adversarial example, AutoAttack's after all of "
+    "them.",
 )
 ATTACK_NOTES = (
     "Each evaluation runs its attacks in this order. attacked: the images that no attack before it has misclassified. "
