@@ -43,13 +43,13 @@ class GridOptions:
     batch_size: Annotated[int | None, default("the grid's")] = None
     """Number of images per training step."""
     validation_size: Annotated[int | None, default("the grid's")] = None
-    """Number of validation images, held out from training."""
+    """Training images that are held out."""
     threads: Annotated[int | None, default("the grid's")] = None
     """Number of CPU threads of each run."""
     device: Annotated[Literal["cpu", "gpu"] | None, default("the grid's")] = None
     """Device for training and attacks."""
     precision: Annotated[Literal["float32", "tf32"] | None, default("the grid's")] = None
-    """Precision of matrix products in training on a GPU."""
+    """Precision of training on a GPU."""
 
     def resolve(self) -> Grid:
         """
