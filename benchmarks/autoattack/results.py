@@ -13,8 +13,7 @@ import pandas as pd
 from benchmarks.autoattack.measuring import AUTOATTACK, WORST_CASE, Cost, Evaluation, Measured, Stage
 from benchmarks.autoattack.networks import Case, cases
 from benchmarks.report.markup import Table
-from benchmarks.store import StoreError, write_bytes, write_json
-from benchmarks.store._atomic import DamagedError, read_json
+from benchmarks.store import DamagedError, StoreError, read_json, write_bytes, write_json
 
 NOTES = (
     "clean, AutoAttack and worst case: clean accuracy, and robust accuracy as a share of the images. AutoAttack: its "

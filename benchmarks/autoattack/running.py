@@ -19,8 +19,7 @@ from benchmarks.autoattack.measuring import (
 )
 from benchmarks.autoattack.networks import Case, classifier
 from benchmarks.execution import load_data
-from benchmarks.store import Store, versions
-from benchmarks.store._atomic import expect_writable
+from benchmarks.store import Store, expect_writable, versions
 
 
 def run(

@@ -25,8 +25,8 @@ from benchmarks.config import RunSpec
 from benchmarks.data import Dataset
 from benchmarks.evaluation import trained_classifier
 from benchmarks.execution import Job, Outcome
-from benchmarks.store import DamagedError, Store, StoreError, write_json
-from benchmarks.store._atomic import expect_writable, read_json, set_aside
+from benchmarks.store import DamagedError, Store, StoreError, expect_writable, read_json, write_json
+from benchmarks.store._atomic import set_aside
 
 # The grids of the CE- and HR-trained networks, and of the adversarially trained one, by data set.
 GRIDS = {

@@ -7,7 +7,7 @@ from typing import Annotated, ClassVar
 
 from rich.console import Console
 
-from benchmarks.cli._grid_options import changed, default
+from benchmarks.cli._grid_options import changed, default, expect_at_least
 from benchmarks.config import DATA_DIR, ConfigError
 
 
@@ -46,11 +46,8 @@ class AutoAttack:
         from benchmarks.autoattack.measuring import WORST_CASE, Evaluation
         from benchmarks.store import Store
 
-        minima = {"images": 1, "max_iter": 1, "square_iter": 0, "seeds": 1}
-        for name, minimum in minima.items():
-            value = getattr(self, name)
-            if value is not None and value < minimum:
-                raise ConfigError(f"expected {name} to be at least {minimum}, but got {value}")
+        expect_at_least(self, 1, "images", "max_iter", "seeds")
+        expect_at_least(self, 0, "square_iter")
         if not all(0 < eps <= 1 for eps in self.eps):
             raise ConfigError(f"expected eps above 0 and at most 1, but got {self.eps}")
         store, output, data_dir = (Path(os.path.expanduser(path)) for path in (self.store, self.output, self.data_dir))

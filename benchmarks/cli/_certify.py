@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 
 from benchmarks.certified import measuring, publishing
+from benchmarks.cli._grid_options import expect_at_least
 from benchmarks.config import ConfigError
 from benchmarks.execution import available_cpus, load_data
 from benchmarks.store import expect_writable
@@ -17,10 +18,8 @@ if TYPE_CHECKING:
 
 def certify(options: "Certify", console: Console) -> int:
     """Compute the missing bounds, write table and figure, and return the exit status."""
-    counts = ("seeds", "images", "smoothed_images", "max_iter", "epochs", "workers")
-    for name, minimum in {**dict.fromkeys(counts, 1), "square_iter": 0}.items():
-        if (value := getattr(options, name)) is not None and value < minimum:
-            raise ConfigError(f"expected {name.replace('_', '-')} to be at least {minimum}, but got {value}")
+    expect_at_least(options, 1, "seeds", "images", "smoothed_images", "max_iter", "epochs", "workers")
+    expect_at_least(options, 0, "square_iter")
     store, output, data_dir = (
         Path(os.path.expanduser(folder)).absolute() for folder in (options.store, options.output, options.data_dir)
     )

@@ -58,8 +58,7 @@ class GridOptions:
         :raises ConfigError: If there is no such grid, or if a value is out of range.
         """
         grid = grids.get(self.grid)
-        if self.seeds is not None and self.seeds < 1:
-            raise ConfigError(f"expected seeds to be at least 1, but got {self.seeds}")
+        expect_at_least(self, 1, "seeds")
         overrides: dict[str, Any] = dict(self._overrides())
         recipe_fields = {field.name for field in fields(Recipe)}
         recipe_overrides = {name: value for name, value in overrides.items() if name in recipe_fields}
@@ -111,6 +110,17 @@ class GridOptions:
             "precision",
         )
         return [(name, value) for name in names if (value := getattr(self, name)) is not None]
+
+
+def expect_at_least(command: object, minimum: int, *names: str) -> None:
+    """
+    Check the named numbers of a command; None, which stands for a default, passes.
+
+    :raises ConfigError: If a number is below the minimum.
+    """
+    for name in names:
+        if (value := getattr(command, name)) is not None and value < minimum:
+            raise ConfigError(f"expected {name} to be at least {minimum}, but got {value}")
 
 
 def changed(command: object, *names: str) -> str:

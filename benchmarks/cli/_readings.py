@@ -15,6 +15,7 @@ class Readings:
     """Compare readings of the paper's CIFAR-10 recipe (run --grid benchmarks.readings:NAME) with its Table 1."""
 
     NEEDS: ClassVar = ("benchmarks.readings",)
+    OVERRIDES: ClassVar = ("seeds", "epochs", "validation_size", "device", "precision")
 
     store: Path = Path("hrloss-store")
     """Folder of results, the same as for `run`."""
@@ -36,8 +37,7 @@ class Readings:
         from benchmarks import readings
         from benchmarks.cli._report import store_of
 
-        names = ("seeds", "epochs", "validation_size", "device", "precision")
-        overrides = {name: getattr(self, name) for name in names}
+        overrides = {name: getattr(self, name) for name in self.OVERRIDES}
         grids = {
             name: GridOptions(f"{readings.__name__}:{build.__name__}", self.store, **overrides)
             for name, build in readings.READINGS.items()
@@ -51,8 +51,7 @@ class Readings:
     @property
     def command(self) -> str:
         """The command that reproduces the table, without paths, for display below it."""
-        names = ("seeds", "epochs", "validation_size", "device", "precision")
-        return f"python -m benchmarks readings{changed(self, *names)}"
+        return f"python -m benchmarks readings{changed(self, *self.OVERRIDES)}"
 
     @property
     def resuming(self) -> str:

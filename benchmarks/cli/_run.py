@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 
 from benchmarks import execution
+from benchmarks.cli._grid_options import expect_at_least
 from benchmarks.cli._report import store_of, write_report
 from benchmarks.config import ConfigError, Grid, RunSpec
 from benchmarks.execution import Cluster, ClusterError, Job, Seconds, following
@@ -117,9 +118,7 @@ def _cluster(options: "Run") -> Cluster | None:
         raise ConfigError(
             "expected --scheduler together with --tls-ca, --tls-cert and --tls-key, but got no --scheduler"
         )
-    for name in ("together", "workers"):
-        if (value := getattr(options, name)) is not None and value < 1:
-            raise ConfigError(f"expected {name} to be at least 1, but got {value}")
+    expect_at_least(options, 1, "together", "workers")
     if options.workers is not None and options.scheduler is not None:
         raise ConfigError("expected either --workers or --scheduler, which has its own workers, but got both")
     return None if options.scheduler is None else Cluster(options.scheduler, *files)

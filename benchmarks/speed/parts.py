@@ -21,8 +21,7 @@ from benchmarks.report.drawing import Picture, save
 from benchmarks.report.markup import Table
 from benchmarks.speed import attacks, growth, losses, training, ways
 from benchmarks.speed.measuring import Reading, Settings, frame
-from benchmarks.store import write_bytes
-from benchmarks.store._atomic import expect_writable
+from benchmarks.store import expect_writable, write_bytes
 
 # Load per core above which the machine is reported as busy.
 BUSY = 0.3

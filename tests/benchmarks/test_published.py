@@ -34,7 +34,7 @@ def rows(path: Path) -> Iterator[dict[str, str]]:
         yield dict(zip(header, [first, *row[1:]], strict=True))
 
 
-def test_records(folder: str) -> pd.DataFrame:
+def records_on_test_images(folder: str) -> pd.DataFrame:
     """Records on test images with their accuracy."""
     records = frame(folder, "records.csv")
     records = records[records.split == "test"]
@@ -44,9 +44,6 @@ def test_records(folder: str) -> pd.DataFrame:
         zero=pd.to_numeric(records.zero_gradient, errors="coerce"),
         share=records.eps / records.units.map({"data": range_of_pixels, "range": 1}),
     )
-
-
-test_records.__test__ = False  # a helper
 
 
 def interval(values: pd.Series) -> str:
@@ -88,7 +85,7 @@ def gain(records: pd.DataFrame, hr: str, ce: str) -> pd.Series:
 
 @pytest.mark.parametrize("folder", folders("table_1.md"))
 def test_every_entry_of_a_published_table_1_is_that_of_its_records(folder: str) -> None:
-    records, checked = test_records(folder), 0
+    records, checked = records_on_test_images(folder), 0
     whole = records[records.images == 0]
     for row in rows(RESULTS / folder / "table_1.md"):
         protocol, eps = row["protocol"], float(row["eps"])  # in the units of its protocol
@@ -116,7 +113,7 @@ def test_every_entry_of_a_published_table_1_is_that_of_its_records(folder: str) 
 
 @pytest.mark.parametrize("folder", folders("strong.md"))
 def test_every_worst_case_of_a_published_table_is_that_of_its_records(folder: str) -> None:
-    records = test_records(folder)
+    records = records_on_test_images(folder)
     worst = records[(records.attack == "worst-case") & (records.units == "range")]
     checked = 0
     for row in rows(RESULTS / folder / "strong.md"):
@@ -131,7 +128,7 @@ def test_every_worst_case_of_a_published_table_is_that_of_its_records(folder: st
 
 @pytest.mark.parametrize("folder", folders("broken_by.csv"))
 def test_misclassified_images_are_divided_among_the_attacks_that_found_them(folder: str) -> None:
-    records = test_records(folder)
+    records = records_on_test_images(folder)
     keys = ["trained", "seed", "eps", "units"]
     lost = frame(folder, "broken_by.csv").groupby(keys).broken.sum()
     worst = records[records.attack == "worst-case"].set_index(keys)
@@ -155,7 +152,7 @@ def test_every_published_verdict_follows_from_its_effect(folder: str) -> None:
 
 @pytest.mark.parametrize("folder", folders("claims.csv"))
 def test_published_effects_on_accuracy_are_those_of_the_records(folder: str) -> None:
-    records, checked = test_records(folder), 0
+    records, checked = records_on_test_images(folder), 0
     claims = frame(folder, "claims.csv")
     for row in claims[claims.claim.isin(["C1", "C2"]) & (claims.effect != "")].itertuples():
         hr, *where = row.where.split(", ")
@@ -176,7 +173,7 @@ def test_published_effects_on_accuracy_are_those_of_the_records(folder: str) -> 
 
 @pytest.mark.parametrize("folder", folders("hardening.md"))
 def test_worst_cases_of_published_defences_are_those_of_the_records(folder: str) -> None:
-    worst = test_records(folder).query("attack == 'worst-case'")
+    worst = records_on_test_images(folder).query("attack == 'worst-case'")
     checked = 0
     for row in rows(RESULTS / folder / "hardening.md"):
         defence = row.get("defence") or row["hardening"]  # the older edition calls it hardening
@@ -191,7 +188,7 @@ def test_worst_cases_of_published_defences_are_those_of_the_records(folder: str)
 
 @pytest.mark.parametrize("folder", folders("headline.md"))
 def test_a_published_headline_is_that_of_its_records(folder: str) -> None:
-    records, checked = test_records(folder), 0
+    records, checked = records_on_test_images(folder), 0
     worst = records[(records.attack == "worst-case") & (records.units == "range")]
     attacks = {
         "no attack": records[records.attack == "none"],
