@@ -15,10 +15,9 @@ from art_hrloss import (
 )
 from art_hrloss.attacks import SquareAttack, ensemble, transfer
 from benchmarks.config import AttackSpec, ConfigError
+from benchmarks.protocols import QUERIES_PER_STEP
 from benchmarks.references import Reference
 
-# Queries of the ensemble's Square attack per step of its other attacks: 1000 queries for 50 steps.
-QUERIES_PER_STEP = 20
 # Tolerance for float32 rounding in the adversarial images of a user's attack.
 ROUNDING = 1e-6
 # Name of the source network in the ensemble. It is stored in records.

@@ -9,6 +9,8 @@ CE = LossSpec("ce")
 HR = LossSpec("hr", alpha=1.6)
 
 EPS = (0.1, 0.25)
+# Queries of the worst case's Square attack per step of its other attacks: 1000 queries for 50 steps.
+QUERIES_PER_STEP = 20
 
 
 def exact(loss: Literal["ce", "hr"], eps: float, split: SplitName = "test") -> AttackSpec:

@@ -9,6 +9,7 @@ from importlib.metadata import version as version_of
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 from sphinx.util.nodes import make_refnode
 
 DOCS = Path(__file__).parent
@@ -102,6 +103,25 @@ def first_table(name: str) -> str:
     return "\n".join(part[0] for part in parts if part)
 
 
+def claims_table(folders: str) -> str:
+    """Return the verdicts on the paper's claims in the claims.csv of several folders, one column per data set."""
+    from benchmarks.report.claims import CLAIMS, overall
+
+    frames = {name: pd.read_csv(RESULTS / name / "claims.csv", keep_default_na=False) for name in folders.split()}
+    judged = pd.concat([frame.assign(folder=name) for name, frame in frames.items()])
+    lines = [("claim", "under", *(f"[{frame.dataset[0]}](results/{name}.md)" for name, frame in frames.items()))]
+    lines.append(("---",) * len(lines[0]))
+    for (claim, protocol), rows in judged.groupby(["claim", "protocol"], sort=False):
+        cells = []
+        for name in frames:
+            verdicts = rows[rows.folder == name].verdict
+            counts = ", ".join(f"{count} {verdict}" for verdict, count in verdicts.value_counts().items())
+            one = verdicts.nunique() == 1
+            cells.append("" if verdicts.empty else overall(verdicts) + f" ({len(verdicts) if one else counts})")
+        lines.append((f"{claim}: {CLAIMS[claim][0]}", protocol, *cells))
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
 def grids_table(_: str) -> str:
     """Return a table of the grids, their trainings and their cost."""
     from benchmarks import grids
@@ -128,7 +148,13 @@ def summary(docstring: str | None) -> str:
     return re.sub(r":\w+:`~?([^`]*)`", r"`\1`", paragraph).replace("|", r"\|").replace("``", "`")
 
 
-GENERATED = {"published": published, "first-table": first_table, "grids": grids_table, "modules": modules_table}
+GENERATED = {
+    "published": published,
+    "first-table": first_table,
+    "claims": claims_table,
+    "grids": grids_table,
+    "modules": modules_table,
+}
 
 
 def insert_generated(app: Any, page: str, source: list[str]) -> None:

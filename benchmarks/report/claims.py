@@ -82,12 +82,18 @@ def claims_table(measurements: pd.DataFrame) -> Table:
         judged = [name for name in (*PROTOCOLS, WORST) if name in by_protocol]
         rows += [("", "all", f"all rows, {name}", "", "", by_protocol[name], "") for name in judged]
         for row in measured.itertuples():
-            effect = f"{Interval(row.effect, row.half_width_95, row.pairs):+z.3f}"
+            effect = _text(Interval(row.effect, row.half_width_95, row.pairs))
             needed = {math.inf: "over 1000"}.get(row.seeds_to_decide, f"{row.seeds_to_decide:.0f}".replace("nan", ""))
             rows.append(("", row.dataset, row.where, effect, str(row.pairs), row.verdict, needed))
     seeds = sorted({int(seed) for text in measurements.seeds for seed in text.split()})
     header = ("claim", "data", "network and attack", "effect", "pairs", "verdict", "seeds to decide")
     return Table("The paper's claims", header, tuple(rows), _notes(seeds))
+
+
+def _text(effect: Interval) -> str:
+    """Return an effect as text to three decimals; in scientific notation if that would leave only zeros."""
+    small = effect.mean != 0 and max(abs(effect.mean), effect.half_width) < 0.0005
+    return f"{effect:{'+.1e' if small else '+z.3f'}}"
 
 
 def _notes(seeds: list[int]) -> tuple[str, ...]:

@@ -131,7 +131,7 @@ class Report:
             "calibration": calibration_frame(results),
             "bounds": bounds_frame(results.bounds),
             "diagnostics": results.flags,
-            "claims": self.claims.drop(columns="protocol"),
+            "claims": self.claims,
         }
         frames |= {name: frame for name, frame in numbers.items() if name in self.tables}
         texts = {f"{name}.csv": frame.to_csv(index=False, float_format="%.6g") for name, frame in frames.items()}

@@ -8,7 +8,7 @@ from typing import Literal
 from benchmarks.config import AttackSpec, LossSpec
 from benchmarks.protocols import eps_text, protocol
 from benchmarks.report.markup import Table
-from benchmarks.report.notes import LOSSES, over_seeds
+from benchmarks.report.notes import LOSSES, over_seeds, training, worst_case
 from benchmarks.report.results import attacks
 from benchmarks.report.selection import MAIN, STRONG, Cell, Selection, hardening_attacks
 from benchmarks.report.statistics import Interval, corrected, judge
@@ -19,8 +19,6 @@ NOTES = {
     ZEROS: f'Zero gradients: the share of images on which the gradient of "{PAPER}" is exactly 0, so that FGSM does '
     "not change them.",
     EXACT: f"{EXACT}: FGSM with the exact gradient of cross-entropy.",
-    WORST: "Worst case: an image counts as correct only if it is classified correctly under every attack of an "
-    "ensemble of strong attacks.",
 }
 WHERE = {EXACT: "along the exact gradient", WORST: "in the worst case"}
 Conclusion = Literal["more", "less", "mixed", "not robust", "no gain", "undecided", "not measured", "nothing"]
@@ -187,7 +185,8 @@ def headline_table(summary: Headline | None) -> Table | None:
                 rows.append(("", ZEROS, *(_share(cell) for cell in (row.ce, row.hr)), ""))
     fewer = f" (in the worst case the first {min(images)})" if len(images) > 1 else ""
     counts = f"{max(images, default=0)} test images{fewer}"
-    shown = [NOTES[name] for name in NOTES if any(name == row[1] for row in rows)]
+    explained = {**NOTES, WORST: worst_case(selection)}
+    shown = [note for kind, note in explained.items() if any(kind == row[1] for row in rows)]
     notes = [
         f"Data: {selection.dataset}, {counts}; L-infinity norm. Accuracy: the share of images that are classified "
         f"correctly. {over_seeds(selection.grid)} Columns: the loss that the networks are trained with; {LOSSES} "
@@ -197,6 +196,7 @@ def headline_table(summary: Headline | None) -> Table | None:
         names = {"ce": summary.ce, "hr": summary.hr, "where": WHERE[WORST if summary.measured(WORST) else EXACT]}
         choice = " and where ".join(text.format(**names) for text, row in reasons.items() if row)
         notes.append(f"This table shows {len(quoted)} of {len(summary.rows)} eps: where {choice}.")
+    notes.append(training(selection.recipe))
     header = ("eps", "attack", str(summary.ce), str(summary.hr), f"{summary.hr} - {summary.ce}, paired")
     title = f"Test accuracy on {selection.dataset}, from no attack to the worst case"
     return Table(title, header, tuple(rows), tuple(notes))

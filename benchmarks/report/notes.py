@@ -4,9 +4,11 @@ from collections.abc import Sequence
 
 import pandas as pd
 
-from benchmarks.config import AttackSpec, Grid, Reference
+from benchmarks.config import AttackSpec, Grid, Recipe, Reference
+from benchmarks.protocols import QUERIES_PER_STEP
 from benchmarks.record import CONFIDENCE_BINS, LABEL_NOISE, LOWER_ALPHA, UPPER_ALPHA
-from benchmarks.report.selection import Selection, where
+from benchmarks.report.results import attacks
+from benchmarks.report.selection import Selection
 
 # An entry with a larger share of input gradients that are exactly 0 is marked: FGSM leaves those images unchanged, and
 # part of the accuracy is then a failure of the attack.
@@ -15,6 +17,7 @@ ZERO_GRADIENTS = (
     f"† On more than {ZERO_GRADIENT_LIMIT:.1%} of the images the gradient is exactly 0, and FGSM does not change them. "
     "This accuracy overstates robustness: compare it with that under FGSM with the exact gradient."
 )
+OPTIMIZERS = {"sgd": "SGD", "adam": "Adam"}
 LOSSES = "CE is cross-entropy; HR(a) is the HR loss with alpha = a."
 PROTOCOLS = (
     "exact: FGSM with the exact gradient of the loss, eps as a share of the pixel range. paper: FGSM with the gradient "
@@ -49,6 +52,7 @@ def table_1(selection: Selection, cells: pd.DataFrame, labels: set[str], worst: 
         "printed": "printed: the numbers that the paper prints; we did not measure them.",
     }
     images = ", ".join(f"the first {n}" if n else "all" for n in sorted(set(worst.images)))
+    on_images = [f"{worst_case(selection)} On {images} of the test images, at the eps of its row."]
     return (
         f"Data: {selection.dataset}, {cells.n.max()} test images. Entries: accuracy, the share of images that are "
         f"classified correctly. {over_seeds(selection.grid)} Columns: the loss that the networks are trained with, and "
@@ -56,8 +60,9 @@ def table_1(selection: Selection, cells: pd.DataFrame, labels: set[str], worst: 
         "whose input gradient is exactly 0.",
         *(note for label, note in by_label.items() if label in labels),
         "FGSM is a weak attack: these accuracies are upper bounds on robust accuracy, and no evidence of robustness.",
-        *([f"{worst_case(worst.source)} On {images} of the test images, at the eps of its row."] if len(worst) else []),
+        *(on_images if len(worst) else []),
         *zero_gradients(cells),
+        training(selection.recipe),
     )
 
 
@@ -143,13 +148,13 @@ def strong(selection: Selection, cells: pd.DataFrame) -> tuple[str, ...]:
     }
     steps = cells.groupby("protocol").steps.max()
     parts = "; ".join(text.format(steps[name]) for name, text in settings.items() if name in steps)
-    worst = worst_case(where(cells, protocol="worst case").source)
     return (
         f"{_data(selection, cells)} Rows: the loss that the networks are trained with; {LOSSES} A row with a minus "
         "sign is the difference of two losses, paired over the seeds.",
-        f"{parts}. {worst}" if parts else worst,
+        f"{parts}. {worst_case(selection)}" if parts else worst_case(selection),
         STRONG_PROTOCOLS,
         *zero_gradients(cells),
+        training(selection.recipe),
     )
 
 
@@ -162,7 +167,7 @@ def defences(selection: Selection, cells: pd.DataFrame) -> tuple[str, ...]:
         "predictions on clean and on adversarial images, with ART's trainer. The losses differ in size, so the same "
         "beta gives the divergence less weight beside a larger loss.",
     }
-    losses, worst = selection.grid.losses, worst_case(where(cells, protocol="worst case").source)
+    losses = selection.grid.losses
     applied = [loss.hardening for loss in losses if loss.hardening is not None]
     steps = " or ".join(str(steps) for steps in sorted({defence.steps for defence in applied if defence.steps}))
     margins = " or ".join(f"{margin:g}" for margin in sorted({loss.margin for loss in losses if loss.margin}))
@@ -181,9 +186,10 @@ def defences(selection: Selection, cells: pd.DataFrame) -> tuple[str, ...]:
         f"margin {margins}: after training, the logits are multiplied by a constant that makes this the median margin "
         "of the validation images. This changes no prediction: an accuracy under attack above that of the same network "
         "without it is a failure of the attack.": bool(margins),
-        f"{STRONG_PROTOCOLS} {worst}": True,
+        f"{STRONG_PROTOCOLS} {worst_case(selection)}": True,
     }
-    return *(note for note, applies in notes.items() if applies), *zero_gradients(cells)
+    shown = [note for note, applies in notes.items() if applies]
+    return *shown, *zero_gradients(cells), training(selection.recipe)
 
 
 def _data(selection: Selection, cells: pd.DataFrame) -> str:
@@ -195,13 +201,30 @@ def _data(selection: Selection, cells: pd.DataFrame) -> str:
     )
 
 
-def worst_case(sources: pd.Series) -> str:
-    """Return a sentence on the ensemble of the worst case; its sources are the networks of transfer attacks."""
-    transfer = "a transfer attack from another network, " if sources.notna().any() else ""
+def worst_case(selection: Selection) -> str:
+    """Return a sentence on the ensemble of the worst case and its budget."""
+    known = attacks(selection.grid.attacks, "worst case")
+    steps = [attack.steps for attack in known]
+    budget, queries = (" or ".join(map(str, sorted({per * n for n in steps}))) for per in (1, QUERIES_PER_STEP))
+    transfer = "a transfer attack from another network, " if any(attack.source is not None for attack in known) else ""
     return (
         "Worst case: the share of images that are classified correctly under every attack of the ensemble of "
-        f"art_hrloss: Auto-PGD with CE, with HR and towards each other class, {transfer}and Square, a black-box attack "
-        "that uses no gradients."
+        f"art_hrloss: Auto-PGD with CE, with HR and towards each other class, at most {budget} steps each, {transfer}"
+        f"and Square, a black-box attack that uses no gradients, at most {queries} queries per image."
+    )
+
+
+def training(recipe: Recipe) -> str:
+    """Return a sentence on the recipe by which the networks are trained."""
+    drops = "".join(f", times {factor:g} from epoch {start + 1}" for start, factor in recipe.lr_drops)
+    momentum = f", momentum {recipe.momentum:g}" if recipe.momentum else ""
+    penalty = f", L2 penalty {recipe.l2:g}" if recipe.l2 else ""
+    scale = f" Pixels in [0, {recipe.input_scale:g}]." if recipe.input_scale != 1 else ""
+    mean = " The training images' mean is subtracted." if recipe.subtract_pixel_mean else ""
+    return (
+        f"Training: network {recipe.model}, {recipe.epochs} epochs of {OPTIMIZERS[recipe.optimizer]} in batches of "
+        f"{recipe.batch_size}, learning rate {recipe.lr:g}{drops}{momentum}{penalty}. No augmentation.{scale}{mean} "
+        f"{recipe.validation_size} training images are held out for validation."
     )
 
 

@@ -27,7 +27,7 @@ from benchmarks import attacks, data, evaluation, models
 from benchmarks.config import AttackSpec, LossSpec, Recipe, RunSpec
 from benchmarks.data import Dataset, Split
 from benchmarks.losses import attack_loss
-from benchmarks.protocols import BOUNDED, FIGURE_1_ATTACKS, protocol
+from benchmarks.protocols import BOUNDED, FIGURE_1_ATTACKS, QUERIES_PER_STEP, protocol
 from benchmarks.record import Record
 from benchmarks.references import refer
 from benchmarks.store import Store
@@ -611,7 +611,7 @@ def test_the_worst_case_uses_the_ensemble_of_the_package(fresh: Store, digits: D
         images,
         labels,
         eps=0.1,
-        attacks=ensemble(classifier, eps=0.1, max_iter=5, square_iter=5 * attacks.QUERIES_PER_STEP, batch_size=250),
+        attacks=ensemble(classifier, eps=0.1, max_iter=5, square_iter=5 * QUERIES_PER_STEP, batch_size=250),
         verbose=False,
     )
     record = evaluation.measure(spec, classifier, digits.test)

@@ -308,6 +308,24 @@ def test_a_claim_is_supported_only_by_all_of_its_judged_rows(verdicts: list[str]
         )
 
 
+@pytest.mark.parametrize(
+    ("effect", "half_width", "text"),
+    [
+        (-0.00016, 0.00031, "-1.6e-04 ± 3.1e-04"),
+        (0.0004, float("nan"), "+4.0e-04"),
+        (0.0004, 0.0005, "+0.000 ± 0.001"),
+        (0.0005, 0.0001, "+0.001 ± 0.000"),
+        (0.0, 0.0, "+0.000 ± 0.000"),
+    ],
+)
+def test_an_effect_that_three_decimals_would_show_as_zero_keeps_its_sign(
+    effect: float, half_width: float, text: str
+) -> None:
+    found = pd.DataFrame({"claim": ["C3"], "dataset": "mnist", "where": "here", "protocol": "", "verdict": "undecided"})
+    found = found.assign(effect=effect, half_width_95=half_width, pairs=2, seeds="0 1", seeds_to_decide=7.0)
+    assert claims_table(found).rows[1][3] == text
+
+
 def test_the_table_has_every_claim_and_names_the_seeds_and_the_margins() -> None:
     both = tuple(dict.fromkeys([*ALPHA.attacks, *GRID.attacks]))
     grid = replace(ALPHA, attacks=both, seeds=(0, 1, 7))

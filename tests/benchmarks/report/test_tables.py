@@ -2,6 +2,7 @@
 
 import io
 import math
+import re
 from dataclasses import replace
 
 import numpy as np
@@ -12,9 +13,10 @@ from testing import made_up
 
 from benchmarks import grids, protocols
 from benchmarks.config import AttackSpec, Grid, Hardening, LossSpec, RunSpec
+from benchmarks.protocols import QUERIES_PER_STEP
 from benchmarks.report.export import Report
 from benchmarks.report.markup import Table
-from benchmarks.report.results import Results
+from benchmarks.report.results import Results, attacks
 from benchmarks.report.selection import Selection, confusion_attacks
 
 GRID = grids.mnist_short()
@@ -202,6 +204,17 @@ def test_table_1_shows_the_worst_case_in_the_row_of_the_protocol_with_its_units(
     assert seen == [(eps, label) for eps in ("0.1", "0.25") for label in protocols_with]
     (note,) = (note for note in table.notes if note.startswith("Worst case"))
     assert ", ".join(f"the first {n}" for n in sorted(first.values())) in note
+
+
+def test_the_notes_have_the_numbers_of_the_recipe_and_of_the_worst_case() -> None:
+    grid = grids.strong_cifar10()
+    (_, recipe), (worst, *_) = grid.recipes[0], attacks(grid.attacks, "worst case")
+    numbers = {recipe.epochs, recipe.batch_size, recipe.lr, recipe.l2, recipe.validation_size}
+    numbers |= {number for start, factor in recipe.lr_drops for number in (start + 1, factor)}
+    budget = {worst.steps, worst.steps * QUERIES_PER_STEP}
+    for beginning, expected in (("Training", numbers), ("Worst case", budget)):
+        (note,) = (note for note in only(made_up.results(grid), "strong").notes if note.startswith(beginning))
+        assert {f"{number:g}" for number in expected} <= set(re.findall(r"\d[\d.e-]*\d|\d", note)), note
 
 
 def test_a_worst_case_without_records_is_shown_as_missing() -> None:
