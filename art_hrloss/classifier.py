@@ -26,8 +26,9 @@ class HRClassifier(AnyInputClassifier):
     adversarial image does not depend on the batch size or on the order of the images. `fit`, and all trainers of ART,
     use `loss`.
 
-    All attacks, of ART and of :mod:`art_hrloss.attacks`, evaluate the network through :meth:`evaluate`. Override it in
-    a subclass to change the loss or the gradients of attacks; register an observer with :meth:`observed_by`.
+    The attacks of :mod:`art_hrloss.attacks`, and ART's attacks along the loss of the classifier, evaluate the network
+    through :meth:`evaluate`. Override it in a subclass to change their loss or their gradients; register an observer
+    with :meth:`observed_by`. ART's attacks with class gradients or an objective of their own do not call it.
 
     Beyond PyTorchClassifier: labels may have any usual form and are checked; images may have any real dtype, networks
     any floating precision; attacks do not change parameter gradients or modes; `load` reads the files of `save`.
@@ -294,5 +295,5 @@ def _check_methods(classifier: PyTorchClassifier) -> None:
         if method not in (getattr(PyTorchClassifier, name), getattr(HRClassifier, name)):
             raise TypeError(
                 f"expected a classifier with ART's or HRClassifier's {name}, but got {type(classifier).__name__}, with "
-                "an override that attacks would bypass: override HRClassifier.evaluate, which every attack calls"
+                "an override that attacks would bypass: override HRClassifier.evaluate, which they call"
             )

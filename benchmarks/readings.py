@@ -1,8 +1,8 @@
 """
-The CIFAR-10 networks of the paper, read in other ways where it leaves them open: which is nearest to its Table 1?
+Readings of the paper's CIFAR-10 recipe, which leaves details open, compared with its Table 1.
 
-Each reading is a grid of one's own, such as `python -m benchmarks run --grid benchmarks.readings:no_weight_decay`; with
-the same options and store, `python -m benchmarks readings` puts all that are there beside the printed figures.
+Each reading is a grid: `python -m benchmarks run --grid benchmarks.readings:no_weight_decay`. With the same options and
+store, `python -m benchmarks readings` shows the results of all readings beside the printed numbers.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -23,7 +23,7 @@ from benchmarks.report.results import load
 from benchmarks.report.selection import Selection
 from benchmarks.store import Store, write_bytes
 
-# What the paper prints, and its figures by training loss and attack.
+# The attacks whose accuracies the paper prints, and the printed accuracies by training loss and attack.
 COMPARED = (AttackSpec("none"), *(paper("ce", eps) for eps in EPS))
 PRINTED = {
     (loss, attack): PAPER_TABLE_1["cifar10"][attack.eps][PAPER_COLUMNS.index((str(loss), "CE"))]
@@ -38,27 +38,27 @@ ATTACKS = (
 
 
 def as_keras() -> Grid:
-    """ResNet-8 of version 1 as in Keras's example: l2 of 1e-4, its batch normalisation, the mean subtracted."""
+    """ResNet-8 of version 1 as in Keras's example: L2 penalty of 1e-4, Keras's batch norm, the mean subtracted."""
     return _reading("as-keras")
 
 
 def no_weight_decay() -> Grid:
-    """Without the l2 penalty, so that nothing holds the weights, and with them the margins."""
+    """ResNet-8 without the L2 penalty, which would keep weights and margins small."""
     return _reading("no-weight-decay", l2=0.0)
 
 
 def version_2() -> Grid:
-    """ResNet-11 of version 2, which Keras's example has as well: n = 1 in 9n + 2 layers."""
+    """ResNet-11 of version 2, the other network of Keras's example: n = 1 in 9n + 2 layers."""
     return _reading("version-2", model="resnet-v2")
 
 
 def version_2_no_weight_decay() -> Grid:
-    """Version 2 without the l2 penalty."""
+    """ResNet-11 of version 2 without the L2 penalty."""
     return _reading("version-2-no-weight-decay", model="resnet-v2", l2=0.0)
 
 
 def mean_not_subtracted() -> Grid:
-    """Without the mean of the training images subtracted."""
+    """ResNet-8 whose input is not reduced by the mean of the training images."""
     return _reading("mean-not-subtracted", subtract_pixel_mean=False)
 
 
@@ -82,7 +82,7 @@ def _reading(name: str, **changes: object) -> Grid:
 
 def readings_table(selections: Mapping[str, Selection]) -> tuple[Table, pd.DataFrame]:
     """
-    Return the table of the readings, the printed figures first, and its numbers.
+    Return the table of the readings, with the printed numbers first, and its numbers as a frame.
 
     :param selections: The results of each reading, by its name.
     """
@@ -106,7 +106,7 @@ def readings_table(selections: Mapping[str, Selection]) -> tuple[Table, pd.DataF
             row = {"reading": name, "trained": str(loss), "attack": attack.key(), "zero_gradient": cell.zero_gradient}
             numbers.append(row | dict(zip(("accuracy", "half_width_95", "seeds"), astuple(cell.accuracy), strict=True)))
     protocols = [f"{name}, eps {eps:g}" for name in ("paper", "not clipped", "exact") for eps in EPS]
-    header = ("reading", "trained", "no attack", *protocols[:2], "gradients of 0", *protocols[2:], "from printed")
+    header = ("reading", "trained", "no attack", *protocols[:2], "zero gradients", *protocols[2:], "distance")
     table = Table("Readings of the paper's CIFAR-10", header, tuple(rows), _notes(selections, distances))
     return table, pd.DataFrame(numbers)
 
@@ -115,25 +115,26 @@ def _notes(selections: Mapping[str, Selection], distances: Mapping[str, float]) 
     one = next(iter(selections.values()))
     nearest = min(distances, key=distances.__getitem__, default="none yet")
     return (
-        f"CIFAR-10: {50_000 - one.recipe.validation_size} training images, {one.recipe.epochs} epochs, 10,000 test "
-        f"images. {over_seeds(one.grid)} FGSM by the CE loss. gradients of 0: the share of images whose gradient in "
-        "the paper protocol is exactly 0, which it leaves as they are. not clipped: the same attack, but images may "
-        "leave the range of a pixel. exact: along the exact gradient.",
+        f"Data: CIFAR-10, {50_000 - one.recipe.validation_size} training images, {one.recipe.epochs} epochs, 10,000 "
+        f"test images. Entries: accuracy, the share of images that are classified correctly. {over_seeds(one.grid)} "
+        "The attack is FGSM with the CE loss. zero gradients: the share of images whose gradient in the paper protocol "
+        "is exactly 0, so that FGSM does not change them. not clipped: as paper, but adversarial images are not "
+        "clipped to the pixel range. exact: FGSM with the exact gradient, eps as a share of the pixel range.",
         *(f"{name}: {' '.join(str(READINGS[name].__doc__).split())}" for name in distances),
-        "Batch normalisation is Keras's in all of them: its momentum and its epsilon.",
-        "from printed: the mean distance of the six figures without attack and in the paper protocol from the printed "
-        f"ones. Nearest: {nearest}. It is a reading, and not what the authors are known to have done.",
+        "All readings have the momentum and the epsilon of Keras's batch norm.",
+        "distance: the mean absolute difference from the six printed numbers, without attack and in the paper "
+        f"protocol. The smallest distance has the reading: {nearest}. Nothing says that the authors did the same.",
     )
 
 
 def publish(made: Sequence[tuple[str, Grid, str]], store: Store, folder: Path, command: str) -> Table:
     """
-    Write readings.md and readings.csv, of the readings that are in the store; return the table.
+    Write readings.md and readings.csv for the readings that have results, and return the table.
 
-    :param made: Of each reading its name, its grid and the command that makes its results.
-    :param store: The results.
-    :param folder: Takes the two files.
-    :param command: The command that makes the table.
+    :param made: The name, the grid and the command of each reading.
+    :param store: The store of the results.
+    :param folder: The folder for the two files.
+    :param command: The command that writes the table; it is printed under it.
     :raises StoreError: If the folder cannot be written.
     """
     table, numbers = readings_table({name: Selection(load(grid, store), "cifar10") for name, grid, _ in made})

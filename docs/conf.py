@@ -1,6 +1,5 @@
 """Settings of the documentation, built by `sphinx-build -W -b html docs docs/_build`."""
 
-import ast
 import logging
 import os
 import re
@@ -133,15 +132,6 @@ def grids_table(_: str) -> str:
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
 
-def modules_table(package: str) -> str:
-    """Return a table of the modules of a package, each with the first paragraph of its docstring."""
-    rows = []
-    for file in sorted((DOCS.parent / package).rglob("*.py"), key=lambda file: (file.parent, file.name)):
-        name = str(file.relative_to(DOCS.parent / package)).replace("__init__.py", "")
-        rows.append(f"| `{name}` | {summary(ast.get_docstring(ast.parse(file.read_text())))} |")
-    return "\n".join(["| module | content |", "| --- | --- |", *rows[1:]])
-
-
 def summary(docstring: str | None) -> str:
     """Return the first paragraph of a docstring as Markdown on one line."""
     paragraph = " ".join((docstring or "").strip().split("\n\n")[0].split())
@@ -153,7 +143,6 @@ GENERATED = {
     "first-table": first_table,
     "claims": claims_table,
     "grids": grids_table,
-    "modules": modules_table,
 }
 
 

@@ -26,8 +26,8 @@ VERDICTS: Mapping[Conclusion, str] = {
     "more": "HR training made these networks more robust",
     "less": "HR training made these networks less robust",
     "mixed": "HR training made these networks more robust at some eps and less robust at others",
-    "not robust": "HR training did not make these networks robust",
-    "no gain": "No gain in robustness from HR training was found",
+    "not robust": "The HR-trained networks are not robust, and no gain over CE is shown",
+    "no gain": "No gain in robustness from HR training is shown",
     "undecided": "It is undecided whether HR training made these networks more robust",
 }
 
@@ -165,8 +165,8 @@ def headline_table(summary: Headline | None) -> Table | None:
     """
     if summary is None:
         return None
-    reasons = {"the accuracy of {ce} is nearest 1/2 {where}": summary.informative}
-    reasons |= {"the gain of {hr} over {ce} in the paper protocol is largest": summary.largest_paper_gain}
+    reasons = {"at which the accuracy of {ce} {where} is nearest 1/2": summary.informative}
+    reasons |= {"with the largest gain of {hr} over {ce} in the paper protocol": summary.largest_paper_gain}
     quoted = {row.eps for row in reasons.values() if row}
     if not quoted:
         return None
@@ -189,13 +189,15 @@ def headline_table(summary: Headline | None) -> Table | None:
     shown = [note for kind, note in explained.items() if any(kind == row[1] for row in rows)]
     notes = [
         f"Data: {selection.dataset}, {counts}; L-infinity norm. Accuracy: the share of images that are classified "
-        f"correctly. {over_seeds(selection.grid)} Columns: the loss that the networks are trained with; {LOSSES} "
-        f"{summary.hr} - {summary.ce}: the difference of the accuracies, paired over the seeds. {' '.join(shown)}"
+        f"correctly. {over_seeds(selection.grid)} The intervals are not corrected for the number of rows. "
+        f"Columns: the loss that the networks are trained with; {LOSSES} {summary.hr} - {summary.ce}: the difference "
+        "of the accuracies, paired over the seeds; a seed determines the initial weights and the order of the images.",
+        *shown,
     ]
     if len(summary.rows) > len(quoted):
         names = {"ce": summary.ce, "hr": summary.hr, "where": WHERE[WORST if summary.measured(WORST) else EXACT]}
-        choice = " and where ".join(text.format(**names) for text, row in reasons.items() if row)
-        notes.append(f"This table shows {len(quoted)} of {len(summary.rows)} eps: where {choice}.")
+        choice = ", and that ".join(text.format(**names) for text, row in reasons.items() if row)
+        notes.append(f"This table shows {len(quoted)} of the eps {', '.join(summary.rows)}: that {choice}.")
     notes.append(training(selection.recipe))
     header = ("eps", "attack", str(summary.ce), str(summary.hr), f"{summary.hr} - {summary.ce}, paired")
     title = f"Test accuracy on {selection.dataset}, from no attack to the worst case"
@@ -260,9 +262,9 @@ def _paper_protocol(summary: Headline) -> str:
     if row is None:
         return ""
     text = (
-        f"In the paper protocol the difference is largest at eps {row.eps}: {row.gain}{' (undecided)' * row.undecided}."
-        f" The gradient of this attack is exactly 0 on {_share(row.hr)} of the images for {summary.hr} and on "
-        f"{_share(row.ce)} for {summary.ce}."
+        "In the paper protocol (FGSM along a loss of clipped probabilities) the difference is largest at eps "
+        f"{row.eps}: {row.gain}{' (undecided)' * row.undecided}. There the gradient is exactly 0, so that FGSM changes "
+        f"nothing, on {_share(row.hr)} of the images for {summary.hr} and on {_share(row.ce)} for {summary.ce}."
     )
     by_kind = summary.rows[row.eps]
     gains = [(by_kind[kind].gain, where) for kind, where in WHERE.items() if kind in by_kind]

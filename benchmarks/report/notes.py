@@ -209,8 +209,9 @@ def worst_case(selection: Selection) -> str:
     transfer = "a transfer attack from another network, " if any(attack.source is not None for attack in known) else ""
     return (
         "Worst case: the share of images that are classified correctly under every attack of the ensemble of "
-        f"art_hrloss: Auto-PGD with CE, with HR and towards each other class, at most {budget} steps each, {transfer}"
-        f"and Square, a black-box attack that uses no gradients, at most {queries} queries per image."
+        f"art_hrloss: Auto-PGD along CE and along the HR loss, targeted Auto-PGD to each of the 9 likeliest wrong "
+        f"classes, at most {budget} steps each, {transfer}and Square, a black-box attack that uses no gradients, at "
+        f"most {queries} queries per image. It is an upper bound on robust accuracy."
     )
 
 
