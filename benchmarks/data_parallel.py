@@ -10,6 +10,7 @@ rounding. With batch normalisation they differ, because each process normalises 
 
 import io
 import os
+import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -24,7 +25,7 @@ from torch.nn.parallel import DistributedDataParallel
 from art_hrloss import HRLoss
 from benchmarks import models, recipes
 from benchmarks.config import DATA_DIR
-from benchmarks.data import Dataset, load
+from benchmarks.data import DataError, Dataset, load
 from benchmarks.store import write_bytes
 from benchmarks.training import accuracy, build_optimizer, train_epoch
 
@@ -63,6 +64,9 @@ def train(options: Options, device: torch.device) -> nn.Module:
     recipe = RECIPES[options.dataset]
     recipe = replace(recipe, epochs=options.epochs or recipe.epochs)
     first = dist.get_rank() == 0
+    if first:
+        processes = f"{dist.get_world_size()} process{'es' * (dist.get_world_size() > 1)}"
+        print(f"training on {options.dataset}, {recipe.epochs} epochs, {processes}, {device.type}", flush=True)
     data = _read(options, recipe.validation_size, first=first)
     model = models.build_for(recipe, data, seed=options.seed).to(device)
     parallel = DistributedDataParallel(model)
@@ -102,8 +106,14 @@ def _read(options: Options, validation_size: int, *, first: bool) -> Dataset:
     def read(*, download: bool) -> Dataset:
         return load(options.dataset, data_dir=options.data_dir, download=download, validation_size=validation_size)
 
-    data = read(download=options.download) if first else None
-    dist.barrier()
+    data, problem = None, [""]
+    try:
+        data = read(download=options.download) if first else None
+    except DataError as error:  # all processes raise it: the others would wait for the first one
+        problem = [str(error)]
+    dist.broadcast_object_list(problem)
+    if problem[0]:
+        raise DataError(problem[0])
     return data or read(download=False)
 
 
@@ -121,6 +131,8 @@ def main() -> None:
             content = io.BytesIO()
             torch.save(model.state_dict(), content)
             write_bytes(options.weights, content.getvalue())
+    except DataError as error:
+        sys.exit(f"Error: {error}" if dist.get_rank() == 0 else 2)
     finally:
         dist.destroy_process_group()
 

@@ -207,7 +207,7 @@ class Gpu:
         """The command, which resumes the run."""
         quick = " --quick" if self.quick else ""
         return f"python -m benchmarks gpu{changed(self, 'stage')}{quick}" + changed(
-            self, "output", "minutes", "data_dir", "device"
+            self, "output", "minutes", "data_dir", "device", "pack"
         )
 
 

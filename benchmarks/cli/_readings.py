@@ -43,9 +43,10 @@ class Readings:
             for name, build in readings.READINGS.items()
         }
         resolved = [(name, options.resolve(), options.command) for name, options in grids.items()]
-        store = store_of(next(iter(grids.values())))
-        table = readings.publish(resolved, store, Path(os.path.expanduser(self.output)), self.command)
+        store, folder = store_of(next(iter(grids.values()))), Path(os.path.expanduser(self.output))
+        table = readings.publish(resolved, store, folder, self.command)
         console.print(table.rich())
+        console.print(f"Files: readings.md and readings.csv in {folder}", soft_wrap=True)
         return 0
 
     @property

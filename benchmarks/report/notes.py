@@ -217,13 +217,14 @@ def worst_case(selection: Selection) -> str:
 
 def training(recipe: Recipe) -> str:
     """Return a sentence on the recipe by which the networks are trained."""
+    epochs = f"{recipe.epochs} epoch{'s' * (recipe.epochs > 1)}"
     drops = "".join(f", times {factor:g} from epoch {start + 1}" for start, factor in recipe.lr_drops)
     momentum = f", momentum {recipe.momentum:g}" if recipe.momentum else ""
     penalty = f", L2 penalty {recipe.l2:g}" if recipe.l2 else ""
     scale = f" Pixels in [0, {recipe.input_scale:g}]." if recipe.input_scale != 1 else ""
     mean = " The training images' mean is subtracted." if recipe.subtract_pixel_mean else ""
     return (
-        f"Training: network {recipe.model}, {recipe.epochs} epochs of {OPTIMIZERS[recipe.optimizer]} in batches of "
+        f"Training: network {recipe.model}, {epochs} of {OPTIMIZERS[recipe.optimizer]} in batches of "
         f"{recipe.batch_size}, learning rate {recipe.lr:g}{drops}{momentum}{penalty}. No augmentation.{scale}{mean} "
         f"{recipe.validation_size} training images are held out for validation."
     )

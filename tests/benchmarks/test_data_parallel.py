@@ -23,14 +23,28 @@ def alone(tmp_path: Path) -> None:
     dist.destroy_process_group()
 
 
+LAUNCHER = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+
+
+def run(*options: str) -> subprocess.CompletedProcess[str]:
+    """Run the training in two processes."""
+    command = [*LAUNCHER, "-m", "benchmarks.data_parallel", *options]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
+
+
+def test_missing_data_end_both_processes_with_one_message(tmp_path: Path) -> None:
+    ran = run("--dataset", "mnist", "--data-dir", str(tmp_path))
+    assert ran.returncode != 0
+    assert ran.stderr.count("Error: mnist: expected") == 1
+    assert "DataError" not in ran.stderr
+    assert "Connection closed" not in ran.stderr
+
+
 def test_two_processes_give_the_same_network_as_one(
     alone: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     weights = tmp_path / "weights.pt"
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    options = ["--dataset", "digits", "--epochs", "2", "--weights", str(weights)]
-    command = [*launcher, "-m", "benchmarks.data_parallel", *options]
-    ran = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
+    ran = run("--dataset", "digits", "--epochs", "2", "--weights", str(weights))
     assert ran.returncode == 0, ran.stderr
     model = train(Options(dataset="digits", epochs=2), torch.device("cpu"))
     # The output of the first process, without the seconds.

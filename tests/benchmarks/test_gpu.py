@@ -17,6 +17,7 @@ from testing import studies
 from benchmarks import gpu
 from benchmarks.__main__ import main
 from benchmarks.cli import GridOptions
+from benchmarks.cli._commands import Gpu
 from benchmarks.gpu import Plan, Stage
 from benchmarks.speed import losses
 from benchmarks.speed.measuring import Settings, frame, interleaved, peak_bytes
@@ -151,6 +152,12 @@ def test_a_quick_run_on_the_cpu_completes_all_stages(tmp_path: Path) -> None:
         assert shown in summary
     assert "| digits, CE, seed 0 | 1 of 1 |" in summary
     assert list(tmp_path.glob("store/reports/digits-*/*.html"))
+
+
+def test_an_interrupted_packing_is_resumed_by_packing() -> None:
+    assert Gpu(pack=Path("parts"), data_dir=Path("mine")).resuming == (
+        "python -m benchmarks gpu --data-dir mine --pack parts"
+    )
 
 
 def test_invalid_options_are_refused_before_any_stage(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
