@@ -71,7 +71,7 @@ def _estimate(
     states, by_run = execution.status(grid, store), {job.run: job for job in jobs}
     source = "from the times of other runs"
     costs: dict[RunSpec, Seconds] = {}
-    console.print("Estimating the time, which takes up to a minute: a few batches and attacked images are timed.")
+    console.print("Estimating the time: a few batches of training and a few attacked images are timed.", soft_wrap=True)
     try:
         costs = execution.costs(states, by_run.__getitem__, executor, at_once=workers or 1, together=together)
     except ClusterError:

@@ -19,6 +19,7 @@ from typing import Any
 import joblib
 import torch
 from filelock import Timeout
+from tqdm import tqdm
 
 from benchmarks.config import Grid, Recipe, RunSpec
 from benchmarks.execution._checks import try_user_code
@@ -140,6 +141,8 @@ def _one_process() -> ProcessPoolExecutor:
 
 def _initialize_worker() -> None:
     _block_interrupts()  # again, because other code may have started the server without blocking them
+    # The default lock of tqdm's bars is a semaphore, which a terminated worker would leave behind with a warning.
+    tqdm.set_lock(threading.RLock())
     # A killed parent cannot end its workers, and they would wait forever for its next job. So they watch the parent.
     parent = multiprocessing.parent_process()
     assert parent is not None

@@ -229,6 +229,20 @@ def test_a_run_whose_worker_died_is_retried_and_fails_only_if_it_kills_every_wor
     assert starts[0] == 1 < starts[1]
 
 
+def test_an_interrupted_pool_whose_workers_have_shown_progress_ends_without_a_warning() -> None:
+    script = (
+        "from benchmarks.execution._local import local\n"
+        "if __name__ == '__main__':\n"
+        "    with local(2) as pool:\n"
+        "        pool.submit(exec, 'from tqdm import tqdm; list(tqdm(range(2), disable=False))').result()\n"
+        "        raise KeyboardInterrupt\n"
+    )
+    ended = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, timeout=PATIENCE)
+    assert "KeyboardInterrupt" in ended.stderr
+    assert "2/2" in ended.stderr, "a bar was shown"
+    assert "resource_tracker" not in ended.stderr
+
+
 def test_a_pool_survives_the_death_of_a_process_and_ends_with_an_interrupt() -> None:
     def use(pool: Executor) -> None:
         long = pool.submit(time.sleep, 10 * PATIENCE)
