@@ -27,9 +27,9 @@ NOTES = (
     "Mpasses: millions of images that pass through the network; a forward and a backward pass count as one each, and "
     "clean predictions and checks are included. ratio: passes of the worst case divided by those of AutoAttack. CPU s: "
     "CPU seconds of the process, on one thread. They are longer if other processes use the machine; the number of "
-    "passes does not depend on that. Most of the difference comes from Square: that of the worst case ends after a "
-    "tenth of its queries, at least 500, in a row without a further adversarial example, AutoAttack's after all of "
-    "them.",
+    "passes does not depend on that. Most of the difference comes from Square, which in the worst case ends after a "
+    "tenth of its queries, at least 500, in a row without a further adversarial example, and in AutoAttack after all "
+    "of them; and from FAB-T, which the ensemble does not have.",
 )
 ATTACK_NOTES = (
     "Each evaluation runs its attacks in this order. attacked: the images that no attack before it has misclassified. "

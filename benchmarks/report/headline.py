@@ -26,7 +26,7 @@ VERDICTS: Mapping[Conclusion, str] = {
     "more": "HR training made these networks more robust",
     "less": "HR training made these networks less robust",
     "mixed": "HR training made these networks more robust at some eps and less robust at others",
-    "not robust": "The HR-trained networks are not robust, and no gain over CE is shown",
+    "not robust": "At eps {eps} the HR-trained networks are not robust, and no gain over CE is shown at any eps",
     "no gain": "No gain in robustness from HR training is shown",
     "undecided": "It is undecided whether HR training made these networks more robust",
 }
@@ -224,7 +224,8 @@ def _worst_case(summary: Headline, informative: Row) -> tuple[Conclusion, str, s
     end = f" The difference is undecided at {count}, corrected for {total} comparisons." if undecided else ""
     if judge(corrected(informative.hr.gain, total)) == "undecided":
         end = f" {_reason(informative, total)}{f'; it is undecided at {count}' if undecided > 1 else ''}."
-    return conclusion, f"{VERDICTS[conclusion]}{where}", f"{_numbers(summary, informative)}{end}"
+    verdict = VERDICTS[conclusion].format(eps=summary.largest_paper_gain.eps if summary.largest_paper_gain else "")
+    return conclusion, f"{verdict}{where}", f"{_numbers(summary, informative)}{end}"
 
 
 def _below_guessing(summary: Headline, row: Row) -> Interval | None:
