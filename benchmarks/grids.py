@@ -277,7 +277,7 @@ COSTS = {
     "alpha-digits": "2 min",
     "strong-digits": "4 min",
     "strong-mnist": "2 h",
-    "strong-cifar10": "95 min",
+    "strong-cifar10": "1 h",
     "strong-svhn-grey": "2 h",
     "hardening-digits": "50 min",
     "hardening-mnist": "4 h",

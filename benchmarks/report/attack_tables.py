@@ -19,6 +19,7 @@ from benchmarks.report.selection import (
     where,
     without_hardening,
 )
+from benchmarks.report.statistics import judge
 from benchmarks.report.tables import entries, in_order, pivot, table
 
 # Prefix of the metrics that count an ensemble's adversarial examples by attack.
@@ -88,6 +89,25 @@ def hardening_table(selection: Selection) -> Table | None:
     columns = [c for name in names.values() for c in (name, f"{name}, minus CE") if c in set(rows.column)]
     title = f"Defences on {selection.dataset}: test accuracy"
     return table(title, pivot(rows, ["defence", "trained"], columns), notes.defences(selection, cells))
+
+
+def defence_counts(selection: Selection) -> str:
+    """Return how often HR is above or below CE when both are trained with a defence; empty for a grid without one."""
+    gains = [
+        selection.cell(loss, attack).gain
+        for loss in selection.grid.losses
+        for (_, name), attack in hardening_attacks(selection.grid).items()
+        if loss.hardening is not None and loss.name == "hr" and name == "worst case"
+    ]
+    verdicts = [judge(gain) for gain in gains if gain.n]
+    above, below = verdicts.count("supported"), verdicts.count("contradicted")
+    if not verdicts:
+        return ""
+    return (
+        f"With a defence, HR is more robust than CE in the worst case in {above} of {len(verdicts)} comparisons, less "
+        f"robust in {below}, and undecided in {len(verdicts) - above - below}. The intervals are not corrected for "
+        "the number of comparisons."
+    )
 
 
 def own_attacks_table(selection: Selection) -> Table | None:

@@ -7,10 +7,11 @@ from typing import Literal
 
 from benchmarks.config import AttackSpec, LossSpec
 from benchmarks.protocols import eps_text, protocol
+from benchmarks.report.attack_tables import defence_counts
 from benchmarks.report.markup import Table
 from benchmarks.report.notes import LOSSES, over_seeds, training, worst_case
 from benchmarks.report.results import attacks
-from benchmarks.report.selection import MAIN, STRONG, Cell, Selection, hardening_attacks
+from benchmarks.report.selection import MAIN, STRONG, Cell, Selection
 from benchmarks.report.statistics import Interval, corrected, judge
 
 CLEAN, ZEROS, (PAPER, EXACT, WORST) = "no attack", "zero gradients", MAIN
@@ -100,6 +101,12 @@ class Headline:
         rows = self.measured(PAPER)
         return max([row for row in rows if row.papers] or rows, key=lambda row: row.hr.gain.mean, default=None)
 
+    @property
+    def among(self) -> str:
+        """Words after the eps of the largest paper gain: " among the paper's eps" if it is larger at another eps."""
+        largest = max(self.measured(PAPER), key=lambda row: row.hr.gain.mean, default=None)
+        return " among the paper's eps" * (largest != self.largest_paper_gain)
+
 
 def headline(selection: Selection) -> Headline | None:
     """
@@ -135,10 +142,10 @@ def answer(summary: Headline | None) -> Answer:
 
     Robust accuracy is the accuracy in the worst case; without a worst case there is no verdict on robustness. A
     difference is decided if its whole interval, corrected for the number of eps, is on one side of 0, and undecided
-    with fewer than two seeds. The
-    text quotes two eps: the one at which the worst case of CE is nearest 1/2 (this choice does not depend on the
-    difference), and the one with the largest gain of HR in the paper protocol. If no eps has a decided difference, the
-    verdict is "not robust" if the worst case of HR is below random guessing at the second of these eps.
+    with fewer than two seeds. The text quotes two eps: the one at which the worst case of CE is nearest 1/2 (this
+    choice does not depend on the difference), and the one with the largest gain of HR in the paper protocol. If no
+    eps has a decided difference, the verdict is "not robust" if the worst case of HR is below random guessing at the
+    second of these eps.
     """
     if summary is None:
         return Answer("nothing", "No verdict: this grid does not train with both CE and HR")
@@ -153,7 +160,7 @@ def answer(summary: Headline | None) -> Answer:
         verdict = "Robustness is not measured " + ("yet: the worst case is missing" if planned else "by this grid")
         evidence = "" if planned else "The grid has no worst case, and FGSM alone is a weak attack. "
         evidence += f"{_numbers(summary, row)}{f' {_reason(row)}.' * row.undecided}"
-    parts = (evidence, _paper_protocol(summary), _defences(summary.selection))
+    parts = (evidence, _paper_protocol(summary), defence_counts(summary.selection))
     return Answer(conclusion, verdict, " ".join(filter(None, parts)))
 
 
@@ -166,7 +173,8 @@ def headline_table(summary: Headline | None) -> Table | None:
     if summary is None:
         return None
     reasons = {"at which the accuracy of {ce} {where} is nearest 1/2": summary.informative}
-    reasons |= {"with the largest gain of {hr} over {ce} in the paper protocol": summary.largest_paper_gain}
+    paper = f"with the largest gain of {{hr}} over {{ce}} in the paper protocol{summary.among}"
+    reasons[paper] = summary.largest_paper_gain
     quoted = {row.eps for row in reasons.values() if row}
     if not quoted:
         return None
@@ -206,8 +214,8 @@ def headline_table(summary: Headline | None) -> Table | None:
 
 def _worst_case(summary: Headline, informative: Row) -> tuple[Conclusion, str, str]:
     """Return the conclusion, its verdict, and the sentences with its numbers."""
-    gains = [row.hr.gain for row in summary.measured(WORST)]
-    total = len(gains)
+    rows = summary.measured(WORST)
+    gains, total = [row.hr.gain for row in rows], len(rows)
     # With several eps, one interval in twenty would exclude 0 by chance: the verdict corrects for their number.
     verdicts = [judge(corrected(gain, total)) for gain in gains]
     above, below = verdicts.count("supported"), verdicts.count("contradicted")
@@ -218,12 +226,16 @@ def _worst_case(summary: Headline, informative: Row) -> tuple[Conclusion, str, s
         conclusion = "mixed" if above and below else "more" if above else "less"
     elif summary.largest_paper_gain and _below_guessing(summary, summary.largest_paper_gain):
         conclusion = "not robust"
-    decided, undecided = above + below, total - above - below
-    where = f" at {decided} of {total} eps" if conclusion in ("more", "less") and undecided else ""
+    undecided = total - above - below
+    eps = ", ".join(row.eps for row, verdict in zip(rows, verdicts, strict=True) if verdict != "undecided")
+    where = f" at eps {eps}" if conclusion in ("more", "less") and undecided else ""
     count = f"{'all ' if undecided == total else f'{undecided} of '}{total} eps"
     end = f" The difference is undecided at {count}, corrected for {total} comparisons." if undecided else ""
     if judge(corrected(informative.hr.gain, total)) == "undecided":
         end = f" {_reason(informative, total)}{f'; it is undecided at {count}' if undecided > 1 else ''}."
+    clean = summary.rows[informative.eps].get(CLEAN)
+    if clean and clean.gain and (above or below):  # robustness may be bought with accuracy
+        end += f" Without attack the difference is {clean.gain}{' (undecided)' * clean.undecided}."
     verdict = VERDICTS[conclusion].format(eps=summary.largest_paper_gain.eps if summary.largest_paper_gain else "")
     return conclusion, f"{verdict}{where}", f"{_numbers(summary, informative)}{end}"
 
@@ -264,8 +276,9 @@ def _paper_protocol(summary: Headline) -> str:
         return ""
     text = (
         "In the paper protocol (FGSM along a loss of clipped probabilities) the difference is largest at eps "
-        f"{row.eps}: {row.gain}{' (undecided)' * row.undecided}. There the gradient is exactly 0, so that FGSM changes "
-        f"nothing, on {_share(row.hr)} of the images for {summary.hr} and on {_share(row.ce)} for {summary.ce}."
+        f"{row.eps}{summary.among}: {row.gain}{' (undecided)' * row.undecided}. There the gradient is exactly 0, so "
+        f"that FGSM changes nothing, on {_share(row.hr)} of the images for {summary.hr} and on {_share(row.ce)} for "
+        f"{summary.ce}."
     )
     by_kind = summary.rows[row.eps]
     gains = [(by_kind[kind].gain, where) for kind, where in WHERE.items() if kind in by_kind]
@@ -274,25 +287,6 @@ def _paper_protocol(summary: Headline) -> str:
     if accuracy := _below_guessing(summary, row):
         text += f" There the worst case of {summary.hr} is {accuracy}, below random guessing."
     return text
-
-
-def _defences(selection: Selection) -> str:
-    """Return how often HR is above or below CE when both are trained with a defence; empty for a grid without one."""
-    gains = [
-        selection.cell(loss, attack).gain
-        for loss in selection.grid.losses
-        for (_, name), attack in hardening_attacks(selection.grid).items()
-        if loss.hardening is not None and loss.name == "hr" and name == "worst case"
-    ]
-    verdicts = [judge(gain) for gain in gains if gain.n]
-    above, below = verdicts.count("supported"), verdicts.count("contradicted")
-    if not verdicts:
-        return ""
-    return (
-        f"With a defence, HR is more robust than CE in the worst case in {above} of {len(verdicts)} comparisons, less "
-        f"robust in {below}, and undecided in {len(verdicts) - above - below}. The intervals are not corrected for "
-        "the number of comparisons."
-    )
 
 
 def _share(cell: Cell) -> str:

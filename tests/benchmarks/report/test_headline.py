@@ -79,6 +79,31 @@ def test_the_conclusion_is_corrected_for_the_number_of_eps() -> None:
     assert f"± {wide.half_width:.3f}" in answer(summary).evidence
 
 
+def test_a_decided_difference_is_quoted_with_its_eps_and_with_the_difference_without_attack() -> None:
+    def gain(run: RunSpec, attack: AttackSpec) -> int:
+        worst = in_worst_case(lambda eps: 1000 if eps in (0.1, 0.2) else 0)
+        return -3000 if attack.name == "none" else worst(run, attack)
+
+    result = answer(headline_of_gain(gain))
+    assert result.verdict.endswith("at eps 0.1, 0.2")
+    assert "-0.030 ± 0.000" in result.evidence
+    undecided = answer(headline_of_gain(lambda run, attack: -3000 if attack.name == "none" else 0))
+    assert "-0.030" not in str(undecided)
+
+
+def test_the_largest_gain_in_the_paper_protocol_is_limited_to_the_papers_eps_and_the_text_says_so() -> None:
+    def larger_at(eps: float) -> Gain:
+        paper = {0.1: 5_000, 0.25: 15_000, eps: 20_000}
+        return lambda run, attack: paper.get(attack.eps, 0) if attack.loss == "clipped-ce" else 0
+
+    among = "among the paper's eps"
+    for eps, quoted, limited in ((0.15, "0.25", True), (0.1, "0.1", False)):
+        summary = headline_of_gain(larger_at(eps))
+        assert summary.largest_paper_gain.eps == quoted
+        for text in (str(answer(summary)), "".join(headline_table(summary).notes)):
+            assert (among in text) == limited
+
+
 def test_one_seed_is_undecided_and_has_no_interval() -> None:
     result = answer(headline_of_gain(in_worst_case(lambda eps: 20_000), replace(STRONG, seeds=(0,))))
     assert result.conclusion == "undecided"
