@@ -44,8 +44,8 @@ CONFIDENT: Mapping[Verdict, str] = {
     "undecided": "undecided",
 }
 DIFFERENCE: Mapping[Verdict, str] = {
-    "supported": "HR is more over-confident",
-    "contradicted": "HR is less over-confident",
+    "supported": "higher for HR",
+    "contradicted": "lower for HR",
     "undecided": "undecided",
 }
 # Bins with fewer images have no dot: their accuracy is too uncertain.

@@ -192,12 +192,12 @@ UNDER = [-0.03, -0.02, -0.04]
 @pytest.mark.parametrize(
     ("before", "after", "differs", "left"),
     [
-        (MORE, MORE, "more over-confident", "does not remove"),
-        (LESS, LESS, "less over-confident", "does not remove"),
-        (MORE, SAME, "more over-confident", "undecided"),
-        (MORE, LESS, "more over-confident", "reverses"),
+        (MORE, MORE, "higher for HR", "does not remove"),
+        (LESS, LESS, "lower for HR", "does not remove"),
+        (MORE, SAME, "higher for HR", "undecided"),
+        (MORE, LESS, "higher for HR", "reverses"),
         (SAME, SAME, "undecided", "undecided"),
-        (SAME, MORE, "undecided", "more over-confident"),
+        (SAME, MORE, "undecided", "higher for HR"),
     ],
 )
 def test_a_difference_is_decided_only_if_its_interval_excludes_0(
