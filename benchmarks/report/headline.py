@@ -24,12 +24,12 @@ NOTES = {
 WHERE = {EXACT: "along the exact gradient", WORST: "in the worst case"}
 Conclusion = Literal["more", "less", "mixed", "not robust", "no gain", "undecided", "not measured", "nothing"]
 VERDICTS: Mapping[Conclusion, str] = {
-    "more": "HR training made these networks more robust",
-    "less": "HR training made these networks less robust",
-    "mixed": "HR training made these networks more robust at some eps and less robust at others",
+    "more": "Networks trained with HR are more accurate in the worst case",
+    "less": "Networks trained with HR are less accurate in the worst case",
+    "mixed": "Networks trained with HR are more accurate in the worst case at some eps and less accurate at others",
     "not robust": "At eps {eps} the HR-trained networks are not robust, and no gain over CE is shown at any eps",
     "no gain": "No gain in robustness from HR training is shown",
-    "undecided": "It is undecided whether HR training made these networks more robust",
+    "undecided": "It is undecided whether networks trained with HR are more accurate in the worst case",
 }
 
 
