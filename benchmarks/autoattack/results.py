@@ -12,6 +12,7 @@ import pandas as pd
 
 from benchmarks.autoattack.measuring import AUTOATTACK, WORST_CASE, Cost, Evaluation, Measured, Stage
 from benchmarks.autoattack.networks import Case, cases
+from benchmarks.protocols import eps_text
 from benchmarks.report.markup import Table
 from benchmarks.store import DamagedError, StoreError, read_json, write_bytes, write_json
 
@@ -192,7 +193,7 @@ def comparison(both: Sequence[Pair]) -> Table:
     rows = []
     for pair in both:
         row, costs = pair.row, (pair.autoattack.measured.cost, pair.worst_case.measured.cost)
-        shown = [f"{row['dataset']}, {row['network']}", f"{row['eps']:.3g}", row["settings"], str(row["images"])]
+        shown = [f"{row['dataset']}, {row['network']}", eps_text(row["eps"]), row["settings"], str(row["images"])]
         shown += [f"{row[name]:.3f}" for name in accuracies]
         shown += [str(row["found by AutoAttack only"]), str(row["found by worst case only"])]
         shown += [f"{cost.passes / 1e6:.3f}" for cost in costs] + [f"{row['passes ratio']:.2f}"]
@@ -209,7 +210,7 @@ def summary(both: Sequence[Pair]) -> list[str]:
         rows = [pair.row for pair in both if pair.row["settings"] == settings]
         weaker = [row for row in rows if row["worst case"] > row["AutoAttack"]]
         stronger = [row for row in rows if row["worst case"] < row["AutoAttack"]]
-        named = "; ".join(f"{row['dataset']}, {row['network']} at eps {row['eps']:.3g}" for row in weaker)
+        named = "; ".join(f"{row['dataset']}, {row['network']} at eps {eps_text(row['eps'])}" for row in weaker)
         ratios = [row["passes ratio"] for row in rows]
         third = sum(ratio <= 1 / 3 for ratio in ratios)
         rejected = sum(row["rejected, AutoAttack"] + row["rejected, worst case"] for row in rows)
@@ -259,7 +260,7 @@ def attacks(both: Sequence[Pair]) -> Table:
     for pair in both:
         for row in _stages(pair):
             passes = (row["forward"] + row["backward"]) / 1e3
-            shown = [row["network"], f"{row['eps']:.3g}", row["evaluation"], row["attack"], str(row["attacked"])]
+            shown = [row["network"], eps_text(row["eps"]), row["evaluation"], row["attack"], str(row["attacked"])]
             shown += [str(row["found"]), f"{passes:.1f}", f"{row['CPU seconds']:.1f}"]
             # A dict without values drops duplicates: several settings share the rows of AutoAttack.
             rows[(*shown, f"{row['found per CPU second']:.2g}")] = None

@@ -19,6 +19,7 @@ from benchmarks.autoattack.measuring import (
 )
 from benchmarks.autoattack.networks import Case, classifier
 from benchmarks.execution import load_data
+from benchmarks.protocols import eps_text
 from benchmarks.store import Store, expect_writable, versions
 
 
@@ -54,7 +55,7 @@ def run(
     head = [f"Made by `{command}`.", f"Versions: {made_with}."]
     tables = []
     for number, case in enumerate(cases, start=1):
-        title = f"{number}/{len(cases)} {case.name}, eps {case.eps:.3g}, the first {case.images} images"
+        title = f"{number}/{len(cases)} {case.name}, eps {eps_text(case.eps)}, the first {case.images} images"
         started = time.perf_counter()
         if not store.is_trained(case.run):
             console.print(f"{title}: training {case.run}", soft_wrap=True)
